@@ -1,0 +1,66 @@
+package joblet
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kind says what sort of failure an error is, for programs. Package
+// internal/wire translates kinds to gRPC codes and back at the edge; an error
+// without a kind is internal.
+type Kind uint8
+
+// The kinds of failure.
+const (
+	Internal           Kind = iota // ours: the operator's log has the detail
+	InvalidArgument                // the request can never work
+	NotFound                       // no such job, runtime, …
+	AlreadyExists                  // the name is taken
+	FailedPrecondition             // not in the state that this needs
+	PermissionDenied               // the caller may not
+	ResourceExhausted              // a limit or a full disk
+	Unavailable                    // try again: the daemon is stopping, …
+	Unimplemented                  // known, not built
+	CommandNotFound                // the job's command does not exist (status 127)
+	NotExecutable                  // it exists and cannot be executed (status 126)
+)
+
+var kindNames = [...]string{
+	"internal", "invalid argument", "not found", "already exists", "failed precondition",
+	"permission denied", "resource exhausted", "unavailable", "unimplemented",
+	"command not found", "not executable",
+}
+
+// String returns the kind in words.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// Error is a failure with a Kind. Its text is Err's alone: the kind is for
+// programs.
+type Error struct {
+	Kind Kind
+	Err  error
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Err.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Errorf returns an *Error of the given kind; format may hold %w.
+func Errorf(kind Kind, format string, args ...any) error {
+	return &Error{Kind: kind, Err: fmt.Errorf(format, args...)}
+}
+
+// KindOf returns the kind of the first *Error in err's chain, or Internal.
+func KindOf(err error) Kind {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Kind
+	}
+	return Internal
+}

@@ -1,0 +1,3 @@
+module github.com/joblet/joblet
+
+go 1.26

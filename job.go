@@ -1,0 +1,89 @@
+package joblet
+
+import (
+	"crypto/rand"
+	"fmt"
+	"time"
+)
+
+// Job is a job's record: what was asked and what became of it.
+type Job struct {
+	ID      string // UUID in its canonical form
+	Spec    Spec
+	Owner   string // who submitted it: "uid:0", or a certificate's name
+	State   State
+	Created time.Time // accepted
+	Started time.Time // the command ran from then on; zero before
+	Ended   time.Time // zero while it has not ended
+
+	// Exit says how PID 1 ended; nil while it runs and when it never ran.
+	Exit *Exit
+	// Reason says in words why the state is FAILED, TIMEOUT or LOST when the
+	// exit status does not; empty otherwise.
+	Reason string
+
+	// PID is PID 1 as the host numbers it; 0 before the start. After the end it
+	// is history: the number may belong to another process.
+	PID int
+	// IDBase is the first of the job's 65,536 subordinate uids and gids on the
+	// host.
+	IDBase uint32
+	// LogBytes is how many bytes of output the job has written, as far as the
+	// record knows: exact once it has ended.
+	LogBytes int64
+}
+
+// Exit is how a process ended: with a code, or by a signal.
+type Exit struct {
+	Code   int `json:"code"`             // exit code, 0 to 255; 0 when a signal ended it
+	Signal int `json:"signal,omitempty"` // the signal that ended it, or 0
+}
+
+// Status returns what a shell would show in $?: the code, or 128 plus the
+// signal's number.
+func (e Exit) Status() int {
+	if e.Signal != 0 {
+		return 128 + e.Signal
+	}
+	return e.Code
+}
+
+// The exit statuses that rnx gives for a job beside the job's own
+// (docker-run(1) and timeout(1) use the same).
+const (
+	StatusTimeout       = 124 // the job's time was up
+	StatusFailure       = 125 // Joblet failed, not the job
+	StatusNotExecutable = 126
+	StatusNotFound      = 127
+)
+
+// NewID returns a random (version 4) UUID.
+func NewID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails: crypto/rand ends the process instead
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[0:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}
+
+// ShortID returns the first eight characters of an id, which tables show and
+// which is the job's host name.
+func ShortID(id string) string { return id[:min(8, len(id))] }
+
+// ValidID reports whether id is a UUID in the form that NewID gives.
+func ValidID(id string) bool {
+	if len(id) != 36 {
+		return false
+	}
+	for i := range len(id) {
+		c := id[i]
+		if i == 8 || i == 13 || i == 18 || i == 23 {
+			if c != '-' {
+				return false
+			}
+		} else if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,186 @@
+package joblet
+
+import (
+	"maps"
+	"path"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Bounds on what a Spec may hold. execve(2) takes at most 128 KiB in one
+// string and, with the usual 8 MiB stack, 2 MiB in all; both are checked here
+// so that the user reads a sentence and not E2BIG.
+const (
+	MaxArgs       = 65536                // arguments, the command included
+	MaxStringLen  = 128*1024 - 1         // bytes in one argument or one NAME=value
+	MaxArgEnvSize = 2*1024*1024 - 4096*8 // bytes of all arguments and the environment
+	MaxNameLen    = 63
+	MaxPathLen    = 4095
+	MaxTimeout    = 10 * 365 * 24 * time.Hour
+)
+
+// DefaultWorkDir is where a job starts when it does not say.
+const DefaultWorkDir = "/work"
+
+// Spec is what a user wishes to run. Names in it are names; the daemon turns
+// them into facts.
+type Spec struct {
+	Command string   `json:"command"`
+	Args    []string `json:"args,omitempty"`
+	Name    string   `json:"name,omitempty"`    // a label of the user's; need not be unique
+	Runtime string   `json:"runtime,omitempty"` // empty: the host's own programs, read-only
+	WorkDir string   `json:"workdir,omitempty"` // absolute, in the job; empty: DefaultWorkDir
+
+	Env map[string]string `json:"env,omitempty"`
+	// SecretEnv is part of the job's environment and of nothing else: it is
+	// never stored or shown. Redacted keeps its names.
+	SecretEnv map[string]string `json:"secret_env,omitempty"`
+
+	Timeout time.Duration `json:"timeout,omitempty"` // 0: none
+	Init    bool          `json:"init,omitempty"`    // a small reaper as PID 1, the command as its child
+}
+
+// Mask stands for a secret's value in everything that is stored or shown.
+const Mask = "***"
+
+// Redacted returns a copy whose secrets' values are masked.
+func (s Spec) Redacted() Spec {
+	s.SecretEnv = maps.Clone(s.SecretEnv)
+	for k := range s.SecretEnv {
+		s.SecretEnv[k] = Mask
+	}
+	return s
+}
+
+// CommandLine returns the command with its arguments as a shell would take
+// them, for people to read.
+func (s Spec) CommandLine() string {
+	var b strings.Builder
+	b.WriteString(shellQuote(s.Command))
+	for _, a := range s.Args {
+		b.WriteByte(' ')
+		b.WriteString(shellQuote(a))
+	}
+	return b.String()
+}
+
+func shellQuote(s string) string {
+	safe := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("%+,-./:=@_", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !safe(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// Validate reports the first thing in s that can never work.
+func (s Spec) Validate() error {
+	if s.Command == "" {
+		return Errorf(InvalidArgument, "no command given")
+	}
+	if len(s.Args) >= MaxArgs {
+		return Errorf(InvalidArgument, "%d arguments: at most %d are possible", len(s.Args), MaxArgs-1)
+	}
+	size := 0
+	for i, a := range slices.Concat([]string{s.Command}, s.Args) {
+		if err := validString(a); err != nil {
+			return Errorf(InvalidArgument, "argument %d: %w", i, err)
+		}
+		size += len(a) + 1
+	}
+	for _, env := range []map[string]string{s.Env, s.SecretEnv} {
+		for name, value := range env {
+			if err := ValidEnvName(name); err != nil {
+				return err
+			}
+			if err := validString(name + "=" + value); err != nil {
+				return Errorf(InvalidArgument, "environment variable %s: %w", name, err)
+			}
+			size += len(name) + len(value) + 2
+		}
+	}
+	if size > MaxArgEnvSize {
+		return Errorf(InvalidArgument, "arguments and environment take %d bytes: at most %d are possible; pass large data in a file", size, MaxArgEnvSize)
+	}
+	if s.Name != "" {
+		if err := ValidName("job name", s.Name); err != nil {
+			return err
+		}
+	}
+	if s.Runtime != "" {
+		if err := ValidName("runtime name", s.Runtime); err != nil {
+			return err
+		}
+	}
+	if s.WorkDir != "" {
+		if err := ValidPath("workdir", s.WorkDir); err != nil {
+			return err
+		}
+	}
+	if s.Timeout < 0 || s.Timeout > MaxTimeout {
+		return Errorf(InvalidArgument, "timeout %v: must be between 0 (none) and %v", s.Timeout, MaxTimeout)
+	}
+	return nil
+}
+
+func validString(s string) error {
+	if i := strings.IndexByte(s, 0); i >= 0 {
+		return Errorf(InvalidArgument, "holds a NUL byte at offset %d", i)
+	}
+	if len(s) > MaxStringLen {
+		return Errorf(InvalidArgument, "%d bytes long: at most %d are possible; pass large data in a file", len(s), MaxStringLen)
+	}
+	return nil
+}
+
+// ValidEnvName reports whether name may name an environment variable:
+// [A-Za-z_][A-Za-z0-9_]*.
+func ValidEnvName(name string) error {
+	for i, r := range name {
+		if r != '_' && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (i == 0 || r < '0' || r > '9') {
+			return Errorf(InvalidArgument, "environment variable name %.100q: only letters, digits and _ are allowed, and no digit first", name)
+		}
+	}
+	if name == "" {
+		return Errorf(InvalidArgument, "environment variable without a name")
+	}
+	return nil
+}
+
+// ValidName reports whether name may name a job, a runtime or another object
+// that becomes a file name: letters, digits, '.', '_' and '-', at most
+// MaxNameLen, starting with a letter or digit. what names it in the error.
+func ValidName(what, name string) error {
+	if name == "" {
+		return Errorf(InvalidArgument, "%s is empty", what)
+	}
+	if len(name) > MaxNameLen {
+		return Errorf(InvalidArgument, "%s %.20q… is %d bytes long: at most %d are possible", what, name, len(name), MaxNameLen)
+	}
+	for i := range len(name) {
+		c := name[i]
+		alnum := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
+		if !alnum && (i == 0 || c != '.' && c != '_' && c != '-') {
+			return Errorf(InvalidArgument, "%s %q: only letters, digits, '.', '_' and '-' are allowed, and a letter or digit first", what, name)
+		}
+	}
+	return nil
+}
+
+// ValidPath reports whether p is an absolute, clean path of usable length:
+// without "..", so that it stays inside whatever root it is taken in.
+func ValidPath(what, p string) error {
+	switch {
+	case len(p) > MaxPathLen:
+		return Errorf(InvalidArgument, "%s is %d bytes long: at most %d are possible", what, len(p), MaxPathLen)
+	case strings.IndexByte(p, 0) >= 0:
+		return Errorf(InvalidArgument, "%s %q holds a NUL byte", what, p)
+	case !path.IsAbs(p):
+		return Errorf(InvalidArgument, "%s %q: must be an absolute path in the job, such as %s", what, p, DefaultWorkDir)
+	case slices.Contains(strings.Split(p, "/"), ".."):
+		return Errorf(InvalidArgument, "%s %q: must not hold \"..\"", what, p)
+	}
+	return nil
+}
