@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Bounds on what a Spec may hold. execve(2) takes at most 128 KiB in one
@@ -128,6 +129,9 @@ func (s Spec) Validate() error {
 func validString(s string) error {
 	if i := strings.IndexByte(s, 0); i >= 0 {
 		return Errorf(InvalidArgument, "holds a NUL byte at offset %d", i)
+	}
+	if !utf8.ValidString(s) {
+		return Errorf(InvalidArgument, "is not valid UTF-8; pass binary data in a file")
 	}
 	if len(s) > MaxStringLen {
 		return Errorf(InvalidArgument, "%d bytes long: at most %d are possible; pass large data in a file", len(s), MaxStringLen)

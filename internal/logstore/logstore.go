@@ -1,4 +1,21 @@
-// Package logstore keeps a job's output: an append-only file of the very bytes and a small index beside it.
+// Package logstore keeps a job's output. In the job's directory,
+//
+//	log      holds the bytes of both streams exactly as written, in order of arrival
+//	log.idx  says, in records of fixed size, which bytes came from which stream and when
+//
+// A [Writer], one per log and in the job's monitor, writes data first and then
+// its index record: the record publishes the bytes. Any number of [Reader]s,
+// each with an offset of its own, read what is published; package follow waits
+// for more. An offset counts the bytes of both streams and never changes its
+// meaning, also when a size limit removes the oldest bytes.
+//
+// A writer that is killed between data and record loses nothing: once it is
+// known to be gone, a Reader gives the bytes behind the last record as well.
+// The same holds for a damaged index: whatever it says, the bytes of log are
+// delivered in order and once, as Stdout where their stream is not known.
+//
+// The package is linked into the monitor, so it imports little; what waits and
+// watches lives in package follow.
 package logstore
 
 import "time"
@@ -12,10 +29,13 @@ const (
 	Stderr Stream = 2
 )
 
-// Chunk is a piece of output of one stream.
+// Chunk is a piece of output of one stream. A Chunk with Dropped set has no
+// Data: it stands for bytes that the log's size limit removed before they were
+// read.
 type Chunk struct {
-	Offset int64 // of its first byte, counted over both streams
-	Stream Stream
-	Time   time.Time // when the job's monitor read it
-	Data   []byte
+	Offset  int64 // of its first byte, counted over both streams
+	Stream  Stream
+	Time    time.Time // when the job's monitor read it
+	Data    []byte
+	Dropped int64 // bytes missing right before Offset, counted over both streams
 }

@@ -1,0 +1,9 @@
+# The work is done by the scripts, which need no make.
+.PHONY: demo build cross test bench
+demo:  ; @scripts/demo
+build: ; @scripts/build
+cross: ; @scripts/build all
+test:  ; @scripts/test
+bench: build
+	@scripts/install-peers.sh
+	@go run ./bench

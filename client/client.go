@@ -1,0 +1,311 @@
+// Package client talks to a joblet daemon.
+//
+//	c, err := client.Dial(ctx, client.DefaultHost)
+//	if err != nil {
+//		return err
+//	}
+//	defer c.Close()
+//	for event, err := range c.RunAttached(ctx, joblet.Spec{Command: "ps", Args: []string{"aux"}}) {
+//		if err != nil {
+//			return err
+//		}
+//		switch e := event.(type) {
+//		case client.Output:
+//			os.Stdout.Write(e.Data)
+//		case client.Ended:
+//			fmt.Println(e.Job.State)
+//		}
+//	}
+//
+// Errors of the daemon are [*joblet.Error] with the kind that it gave them.
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/wire"
+)
+
+// DefaultHost is where a daemon listens that was not told otherwise.
+const DefaultHost = "unix:///run/joblet/joblet.sock"
+
+// maxMessage is the API's limit on one message.
+const maxMessage = 128 << 20
+
+// window is how many bytes of output may be under way unread. gRPC's 64 KiB
+// would cost a round trip for each chunk of a flood.
+const window = 4 << 20
+
+// Client is a connection to one daemon. Its methods may be called at the same
+// time. A broken connection is made again by the next call.
+type Client struct {
+	conn     *grpc.ClientConn
+	jobs     api.JobServiceClient
+	runtimes api.RuntimeServiceClient
+	monitor  api.MonitoringServiceClient
+}
+
+// Dial connects to the daemon at host: "unix:///path/of/socket". A daemon that
+// does not answer is an Unavailable error, whose chain holds the error of
+// connect(2).
+func Dial(ctx context.Context, host string) (*Client, error) {
+	path, err := SocketPath(host)
+	if err != nil {
+		return nil, err
+	}
+	var dialer net.Dialer
+	dial := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) }
+	// The first connection is made here, and handed to gRPC, for a clear error.
+	first, err := dial(ctx)
+	if err != nil {
+		kind := joblet.Unavailable
+		if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
+			kind = joblet.PermissionDenied
+		}
+		return nil, joblet.Errorf(kind, "connect to the daemon: %w", err)
+	}
+	handOver := handOver{conn: first}
+	conn, err := grpc.NewClient("passthrough:///"+path,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			if c := handOver.take(); c != nil {
+				return c, nil
+			}
+			return dial(ctx)
+		}),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's peers know each other by SO_PEERCRED
+		grpc.WithAuthority("joblet"),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(),
+		grpc.WithDisableRetry(), // a job must not be started twice
+		grpc.WithIdleTimeout(0),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
+	)
+	if err != nil {
+		first.Close()
+		return nil, fmt.Errorf("connect to the daemon: %w", err)
+	}
+	return &Client{
+		conn:     conn,
+		jobs:     api.NewJobServiceClient(conn),
+		runtimes: api.NewRuntimeServiceClient(conn),
+		monitor:  api.NewMonitoringServiceClient(conn),
+	}, nil
+}
+
+// SocketPath returns the path in a "unix://" host.
+func SocketPath(host string) (string, error) {
+	scheme, rest, ok := strings.Cut(host, "://")
+	switch {
+	case !ok:
+		return "", joblet.Errorf(joblet.InvalidArgument, "host %q: must look like %s", host, DefaultHost)
+	case scheme != "unix":
+		return "", joblet.Errorf(joblet.Unimplemented, "host %q: this version speaks to unix sockets only, such as %s", host, DefaultHost)
+	}
+	return rest, joblet.ValidPath("host's path", rest)
+}
+
+// handOver holds a connection until the one who takes it.
+type handOver struct {
+	mu   sync.Mutex
+	conn net.Conn
+}
+
+func (h *handOver) take() net.Conn {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	c := h.conn
+	h.conn = nil
+	return c
+}
+
+// Close ends the connection. Jobs go on.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// Run starts a job and returns once its command runs.
+func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) {
+	r, err := wire.SpecToProto(spec)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	out, err := c.jobs.RunJob(ctx, r)
+	return job(out.GetJob(), err)
+}
+
+// Stream says where a job wrote its bytes.
+type Stream uint8
+
+// The two streams of a job.
+const (
+	Stdout Stream = 1
+	Stderr Stream = 2
+)
+
+// Event is something that happened to a job: [Started], [Output], [Gap] or
+// [Ended].
+type Event interface{ isEvent() }
+
+// Started says that the job's command runs.
+type Started struct{ Job joblet.Job }
+
+// Output is a piece of what the job wrote, byte for byte.
+type Output struct {
+	Stream Stream
+	Offset int64 // of its first byte, counted over both streams
+	Time   time.Time
+	Data   []byte
+}
+
+// Gap is output that is lost: so many bytes at this offset.
+type Gap struct{ Offset, Length int64 }
+
+// Ended is the last event: the job as it is then.
+type Ended struct{ Job joblet.Job }
+
+func (Started) isEvent() {}
+func (Output) isEvent()  {}
+func (Gap) isEvent()     {}
+func (Ended) isEvent()   {}
+
+// RunAttached starts a job and follows it to its end. A job that could not be
+// started is an error before any event. An error, or leaving the loop, cuts the
+// call but not the job: Follow takes it up again.
+func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		r, err := wire.SpecToProto(spec)
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.jobs.RunJobAttached(ctx, r)
+		events(stream, err, yield)
+	}
+}
+
+// Follow returns the output of the job that ref names, as opt wishes, and then
+// its end.
+func (c *Client) Follow(ctx context.Context, ref string, opt joblet.LogOptions) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.jobs.FollowJob(ctx, wire.FollowToProto(ref, opt))
+		events(stream, err, yield)
+	}
+}
+
+func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield func(Event, error) bool) {
+	for err == nil {
+		var p *api.JobEvent
+		if p, err = stream.Recv(); err != nil {
+			break
+		}
+		var e Event
+		switch p := p.GetEvent().(type) {
+		case *api.JobEvent_Output:
+			o := p.Output
+			e = Output{Stream: Stream(o.GetStream()), Offset: o.GetOffset(), Time: time.Unix(0, o.GetTimeNs()), Data: o.GetData()}
+		case *api.JobEvent_Gap:
+			e = Gap{Offset: p.Gap.GetOffset(), Length: p.Gap.GetLength()}
+		case *api.JobEvent_Started:
+			var j joblet.Job
+			if j, err = wire.JobFromProto(p.Started); err == nil {
+				e = Started{Job: j}
+			}
+		case *api.JobEvent_Ended:
+			var j joblet.Job
+			if j, err = wire.JobFromProto(p.Ended); err == nil {
+				yield(Ended{Job: j}, nil)
+				return
+			}
+		}
+		if e != nil && !yield(e, nil) {
+			return
+		}
+	}
+	if errors.Is(err, io.EOF) {
+		err = joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the job's end")
+	}
+	yield(nil, wire.ErrorFromStatus(err))
+}
+
+// Job returns the job that ref names: an id, an unambiguous prefix of one, or a
+// name.
+func (c *Client) Job(ctx context.Context, ref string) (joblet.Job, error) {
+	out, err := c.jobs.GetJobStatus(ctx, &api.GetJobStatusRequest{Uuid: ref})
+	if err != nil {
+		return joblet.Job{}, wire.ErrorFromStatus(err)
+	}
+	return wire.JobFromProto(out)
+}
+
+// Jobs lists the jobs that pass f, newest first.
+func (c *Client) Jobs(ctx context.Context, f joblet.Filter) iter.Seq2[joblet.Job, error] {
+	return func(yield func(joblet.Job, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.jobs.QueryJobs(ctx, wire.FilterToProto(f))
+		for err == nil {
+			var batch *api.Jobs
+			if batch, err = stream.Recv(); err != nil {
+				break
+			}
+			for _, p := range batch.GetJobs() {
+				j, err := wire.JobFromProto(p)
+				if !yield(j, err) || err != nil {
+					return
+				}
+			}
+		}
+		if !errors.Is(err, io.EOF) {
+			yield(joblet.Job{}, wire.ErrorFromStatus(err))
+		}
+	}
+}
+
+// Stop ends a job and returns it once it has ended.
+func (c *Client) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (joblet.Job, error) {
+	out, err := c.jobs.StopJob(ctx, wire.StopToProto(ref, opt))
+	return job(out.GetJob(), err)
+}
+
+// Signal sends a signal, by its Linux number, to the job's PID 1.
+func (c *Client) Signal(ctx context.Context, ref string, signal int) error {
+	_, err := c.jobs.SignalJob(ctx, &api.SignalJobRequest{Uuid: ref, Signal: int32(signal)})
+	return wire.ErrorFromStatus(err)
+}
+
+// Wait returns the job once it has ended.
+func (c *Client) Wait(ctx context.Context, ref string) (joblet.Job, error) {
+	out, err := c.jobs.WaitJob(ctx, &api.WaitJobRequest{Uuid: ref})
+	return job(out.GetJob(), err)
+}
+
+// Delete removes a job that has ended: its record and its output.
+func (c *Client) Delete(ctx context.Context, ref string) error {
+	_, err := c.jobs.DeleteJob(ctx, &api.DeleteJobRequest{Uuid: ref})
+	return wire.ErrorFromStatus(err)
+}
+
+func job(p *api.Job, err error) (joblet.Job, error) {
+	if err != nil {
+		return joblet.Job{}, wire.ErrorFromStatus(err)
+	}
+	return wire.JobFromProto(p)
+}

@@ -1,0 +1,43 @@
+package joblet_test
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestImports keeps the direction of imports (ARCHITECTURE.md, Packages).
+func TestImports(t *testing.T) {
+	const module = "github.com/joblet/joblet"
+	heavy := []string{"google.golang.org/grpc", "google.golang.org/protobuf", "modernc.org/sqlite"}
+	tests := []struct {
+		pkg    string
+		never  []string
+		reason string
+	}{
+		{".", []string{"golang.org/", "google.golang.org/", "github.com/", module + "/"}, "the words are for everybody"},
+		{"./cmd/joblet-monitor", append(heavy, "os/exec", "net", "crypto/", "log"), "each is paid once per running job"},
+		{"./internal/engine", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
+		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/engine", "modernc.org/"}, "rnx reaches the daemon through client only"},
+	}
+	for _, test := range tests {
+		t.Run(test.pkg, func(t *testing.T) {
+			t.Parallel()
+			out, err := exec.Command("go", "list", "-deps", test.pkg).Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			self := module + strings.TrimPrefix(test.pkg, ".")
+			for dep := range strings.FieldsSeq(string(out)) {
+				for _, bad := range test.never {
+					if dep != self && (dep == bad || strings.HasPrefix(dep, strings.TrimSuffix(bad, "/")+"/")) {
+						t.Errorf("imports %s: %s", dep, test.reason)
+					}
+				}
+			}
+		})
+	}
+}

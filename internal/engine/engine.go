@@ -1,0 +1,615 @@
+// Package engine isolates and runs one process tree at a time: namespaces, id
+// maps, cgroups, the root file system, the start and the end. It is the only
+// package that knows clone flags and cgroups, together with package monitor,
+// which is the other side of it: the program that becomes the job's parent.
+package engine
+
+import (
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/monitor"
+)
+
+//go:embed embed
+var embedded embed.FS
+
+// Config says where an Engine keeps what a reboot may forget.
+type Config struct {
+	RunDir string
+	// Spares is how many boxes are kept ready: a box costs milliseconds to
+	// build and a new job gets a ready one.
+	Spares int
+	Log    *slog.Logger
+}
+
+// Sizes of what a job can write to; they count as its memory.
+const (
+	DefaultDiskBytes = 1 << 30
+	DefaultShmBytes  = 64 << 20
+)
+
+// Engine starts jobs.
+type Engine struct {
+	cfg     Config
+	monitor *os.File // the sealed memfd
+	null    *os.File
+	groups  *hierarchy
+	ids     idRanges
+	newRoot string
+	devDir  string
+	etc     hostEtcCopy
+
+	spares  chan *Box
+	refill  chan struct{}
+	stop    context.CancelFunc
+	stopped sync.WaitGroup
+}
+
+// Open prepares the host: directories, the monitor's program, cgroups. It
+// touches no job of a former daemon; Adopt and Release do.
+func Open(cfg Config) (*Engine, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	e := &Engine{
+		cfg:     cfg,
+		ids:     idRanges{used: map[uint32]bool{}},
+		newRoot: filepath.Join(cfg.RunDir, "newroot"),
+		devDir:  filepath.Join(cfg.RunDir, "dev"),
+		spares:  make(chan *Box, cfg.Spares),
+		refill:  make(chan struct{}, 1),
+	}
+	for _, dir := range []string{cfg.RunDir, e.newRoot} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, fmt.Errorf("make the run directory: %w", err)
+		}
+	}
+	if err := os.MkdirAll(e.jobsDir(), 0o700); err != nil {
+		return nil, fmt.Errorf("make the run directory: %w", err)
+	}
+	if err := e.makeDev(); err != nil {
+		return nil, err
+	}
+	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
+	if err := e.clearEtc(); err != nil {
+		return nil, err
+	}
+	var err error
+	if e.groups, err = openHierarchy(groupName(cfg.RunDir)); err != nil {
+		return nil, err
+	}
+	if e.monitor, err = loadMonitor(); err != nil {
+		return nil, err
+	}
+	if e.null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// StartSpares begins to keep boxes ready.
+func (e *Engine) StartSpares() {
+	ctx, cancel := context.WithCancel(context.Background())
+	e.stop = cancel
+	if e.cfg.Spares > 0 {
+		e.stopped.Go(func() { e.keepSpares(ctx) })
+		e.refill <- struct{}{}
+	}
+}
+
+// Close gives up the spare boxes. Running jobs go on.
+func (e *Engine) Close() error {
+	if e.stop != nil {
+		e.stop()
+		e.stopped.Wait()
+	}
+	for {
+		select {
+		case b := <-e.spares:
+			b.discard()
+			continue
+		default:
+		}
+		break
+	}
+	return errors.Join(e.monitor.Close(), e.null.Close())
+}
+
+// RemoveAll removes what Open made on the host. It fails, harmlessly, as long
+// as there are jobs.
+func (e *Engine) RemoveAll() error {
+	var errs []error
+	dirs := []string{e.groups.v2}
+	for _, dir := range e.groups.v1 {
+		dirs = append(dirs, dir)
+	}
+	for _, dir := range dirs {
+		if err := unix.Rmdir(dir); dir != "" && err != nil && err != unix.ENOENT {
+			errs = append(errs, &os.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) jobsDir() string         { return filepath.Join(e.cfg.RunDir, "jobs") }
+func (e *Engine) runDir(id string) string { return filepath.Join(e.jobsDir(), id) }
+
+// loadMonitor puts the monitor's program into a sealed memfd: there is no file
+// to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
+// wrong.
+func loadMonitor() (*os.File, error) {
+	program, err := embedded.ReadFile("embed/joblet-monitor")
+	if err != nil {
+		return nil, errors.New("this joblet was built without its monitor: build it with make build")
+	}
+	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("joblet-monitor", flags|unix.MFD_EXEC)
+	if err == unix.EINVAL { // before Linux 6.3
+		fd, err = unix.MemfdCreate("joblet-monitor", flags)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a memfd for the monitor: %w", err)
+	}
+	// Beyond the descriptors that a new monitor's own take the place of.
+	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64)
+	unix.Close(fd)
+	if err != nil {
+		return nil, fmt.Errorf("move the monitor's memfd: %w", err)
+	}
+	f := os.NewFile(uintptr(high), "joblet-monitor")
+	if _, err := f.Write(program); err != nil {
+		return nil, errors.Join(fmt.Errorf("fill the monitor's memfd: %w", err), f.Close())
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		return nil, errors.Join(fmt.Errorf("seal the monitor's memfd: %w", err), f.Close())
+	}
+	return f, nil
+}
+
+// makeDev makes the directory that every job has as /dev, read-only. The nodes
+// work there although the run directory may be mounted nodev, because a
+// monitor clears that on the copy it gives to the job.
+func (e *Engine) makeDev() error {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	for _, dir := range []string{e.devDir, filepath.Join(e.devDir, "pts"), filepath.Join(e.devDir, "shm")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make /dev for jobs: %w", err)
+		}
+	}
+	for name, minor := range map[string]uint32{"null": 3, "zero": 5, "full": 7, "random": 8, "urandom": 9, "tty": 0} {
+		major := uint32(1)
+		if name == "tty" {
+			major = 5
+		}
+		err := unix.Mknod(filepath.Join(e.devDir, name), unix.S_IFCHR|0o666, int(unix.Mkdev(major, minor)))
+		if err != nil && err != unix.EEXIST {
+			return fmt.Errorf("make /dev/%s for jobs: %w", name, err)
+		}
+	}
+	for name, target := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+		"ptmx": "pts/ptmx",
+	} {
+		if err := os.Symlink(target, filepath.Join(e.devDir, name)); err != nil && !errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("make /dev/%s for jobs: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Run is what the job's monitor is told; see NewRun.
+type Run = monitor.Run
+
+// StepWorkDir is the step of a StartError that a wrong working directory
+// causes.
+const StepWorkDir = monitor.StepWorkDir
+
+// NewRun returns a Run with a view and the limits on privileges that every job
+// has; the caller fills in the rest.
+func NewRun(v View) *Run {
+	filter := DefaultSyscallFilter()
+	return &Run{
+		Trees: v.Trees, Links: v.Links, Files: v.Files,
+		Filter:       unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(filter)*int(unsafe.Sizeof(filter[0]))),
+		FilterFlags:  SyscallFilterFlags,
+		Capabilities: defaultCapabilities,
+		Rlimits:      []monitor.Rlimit{{Resource: unix.RLIMIT_CORE, Value: 0}},
+	}
+}
+
+// defaultCapabilities are what a job's root may do in its own user namespace:
+// own, read and change files and processes of its own ids, and listen on low
+// ports. Nothing here reaches beyond the namespace (capabilities(7)).
+const defaultCapabilities = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
+	1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_BIND_SERVICE |
+	1<<unix.CAP_SYS_CHROOT
+
+// clearEtc removes the copies of /etc of former daemons, unless jobs of theirs
+// may still use them.
+func (e *Engine) clearEtc() error {
+	boxes, err := e.Boxes()
+	if err != nil {
+		return err
+	}
+	if len(boxes) == 0 {
+		if err := os.RemoveAll(e.etc.parent); err != nil {
+			return fmt.Errorf("remove old copies of /etc: %w", err)
+		}
+	}
+	if err := os.MkdirAll(e.etc.parent, 0o755); err != nil {
+		return fmt.Errorf("make the run directory: %w", err)
+	}
+	return nil
+}
+
+// Box is a job's box, built and waiting for its command.
+type Box struct {
+	ID     string
+	IDBase uint32
+
+	engine *Engine
+	group  *cgroup
+	conn   *os.File // control connection
+	proc   *os.Process
+}
+
+// boxState is what a later daemon must know of a box; it lies in the box's run
+// directory.
+type boxState struct {
+	IDBase uint32 `json:"id_base"`
+}
+
+const boxName = "box.json"
+
+// Take returns a box, ready or newly built.
+func (e *Engine) Take() (*Box, error) {
+	select {
+	case b := <-e.spares:
+		return b, nil
+	default:
+		return e.build()
+	}
+}
+
+// Refill lets the engine build a spare box for one that was taken. The caller
+// says when, because building one beside a job that starts would slow that
+// down.
+func (e *Engine) Refill() {
+	select {
+	case e.refill <- struct{}{}:
+	default:
+	}
+}
+
+func (e *Engine) keepSpares(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.refill:
+		}
+		for len(e.spares) < cap(e.spares) && ctx.Err() == nil {
+			b, err := e.build()
+			if err != nil {
+				e.cfg.Log.Warn("no spare box could be built; the next job says why", "error", err)
+				break
+			}
+			e.spares <- b // this goroutine alone sends, and there is room
+		}
+	}
+}
+
+// build makes a box: its id, id range, cgroups, run directory and monitor.
+func (e *Engine) build() (_ *Box, err error) {
+	b := &Box{ID: joblet.NewID(), engine: e}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("build a box: %w", err), e.Release(b.ID, b.IDBase))
+		}
+	}()
+	if b.IDBase, err = e.ids.take(); err != nil {
+		return nil, err
+	}
+	dir := e.runDir(b.ID)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	state, err := json.Marshal(boxState{IDBase: b.IDBase})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, boxName), state, 0o600); err != nil {
+		return nil, err
+	}
+	if b.group, err = e.groups.create(b.ID); err != nil {
+		return nil, err
+	}
+	if err := b.startMonitor(dir); err != nil {
+		return nil, err
+	}
+	box := monitor.Box{
+		Hostname: joblet.ShortID(b.ID), IDBase: b.IDBase, IDCount: IDCount,
+		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: DefaultDiskBytes, ShmBytes: DefaultShmBytes,
+	}
+	if b.group.v2 != "" {
+		box.CgroupDir = filepath.Join(b.group.v2, jobGroup)
+	}
+	for _, dir := range b.group.v1 {
+		box.TaskFiles = append(box.TaskFiles, filepath.Join(dir, "tasks"))
+	}
+	if err := monitor.WriteMessage(b.conn, monitor.Request{Box: &box}); err != nil {
+		b.discard()
+		return nil, fmt.Errorf("send the box to the monitor: %w", err)
+	}
+	return b, nil
+}
+
+// startMonitor starts the monitor, in the box's cgroup.
+func (b *Box) startMonitor(dir string) error {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "monitor")
+	defer theirs.Close()
+	_ = unix.SetNonblock(pair[0], true) // so that os.File waits in the poller
+	b.conn = os.NewFile(uintptr(pair[0]), "control")
+	listener, err := listen(dir)
+	if err != nil {
+		return errors.Join(err, b.conn.Close())
+	}
+	defer listener.Close()
+
+	attr := &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"GOMAXPROCS=1", "GODEBUG=madvdontneed=1"},
+		Files: []*os.File{b.engine.null, b.engine.null, os.Stderr, theirs, listener},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if b.group.v2 != "" {
+		dir, err := os.Open(filepath.Join(b.group.v2, "monitor"))
+		if err != nil {
+			return errors.Join(err, b.conn.Close())
+		}
+		defer dir.Close()
+		attr.Sys.UseCgroupFD = true
+		attr.Sys.CgroupFD = int(dir.Fd())
+	}
+	path := "/proc/self/fd/" + strconv.Itoa(int(b.engine.monitor.Fd()))
+	b.proc, err = os.StartProcess(path, []string{"joblet-monitor", b.ID}, attr)
+	if err != nil {
+		return errors.Join(fmt.Errorf("start the monitor: %w", err), b.conn.Close())
+	}
+	// The monitor is this process's child as long as both live: somebody must
+	// take its status. What it has to say comes over the connection.
+	go func() { _, _ = b.proc.Wait() }()
+	return nil
+}
+
+// listen makes the socket on which a later daemon finds the monitor. It goes
+// through a descriptor of the directory because a socket's path may have 107
+// bytes only (unix(7)).
+func listen(dir string) (*os.File, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	f := os.NewFile(uintptr(fd), monitor.SocketName)
+	if err := unix.Bind(fd, socketAddr(d)); err != nil {
+		return nil, errors.Join(os.NewSyscallError("bind", err), f.Close())
+	}
+	if err := unix.Listen(fd, 8); err != nil {
+		return nil, errors.Join(os.NewSyscallError("listen", err), f.Close())
+	}
+	return f, nil
+}
+
+func socketAddr(dir *os.File) *unix.SockaddrUnix {
+	return &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + monitor.SocketName}
+}
+
+// discard gives up a box that has no job.
+func (b *Box) discard() {
+	_ = b.conn.Close() // the monitor ends, and its first process with it
+	if err := b.engine.Release(b.ID, b.IDBase); err != nil {
+		b.engine.cfg.Log.Warn("release a spare box", "box", b.ID, "error", err)
+	}
+}
+
+// StartError says at which step a job could not be started.
+type StartError struct {
+	Failure monitor.Failure
+}
+
+func (e *StartError) Error() string { return e.Failure.Text }
+
+func (e *StartError) Unwrap() error {
+	if e.Failure.Errno == 0 {
+		return nil
+	}
+	return e.Failure.Errno
+}
+
+// Start runs a job in the box and returns once its command runs. An error means
+// that nothing of it is left but the box's directories, which Release removes.
+func (b *Box) Start(run *monitor.Run) (*Process, error) {
+	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run}); err != nil {
+		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", err), b.conn.Close())
+	}
+	p := &Process{ID: b.ID, IDBase: b.IDBase, conn: b.conn, done: make(chan struct{})}
+	if err := p.greet(); err != nil {
+		return nil, errors.Join(err, b.conn.Close())
+	}
+	go p.listen()
+	return p, nil
+}
+
+// Process is a running job.
+type Process struct {
+	ID      string
+	IDBase  uint32
+	PID     int // PID 1 of the job as the host numbers it
+	Started time.Time
+
+	conn *os.File
+	send sync.Mutex // one document at a time
+	done chan struct{}
+	end  *monitor.Record // set before done is closed; nil: the monitor died
+}
+
+func (p *Process) greet() error {
+	var ev monitor.Event
+	switch err := monitor.ReadMessage(p.conn, &ev); {
+	case err != nil:
+		return fmt.Errorf("the job's monitor ended before it could start the job: %w", err)
+	case ev.Failed != nil:
+		return &StartError{*ev.Failed}
+	case ev.Started == nil:
+		return errors.New("unexpected answer from the job's monitor")
+	}
+	p.PID = ev.Started.PID
+	p.Started = time.Unix(0, ev.Started.UnixNanos)
+	return nil
+}
+
+// listen waits for the end: of the job, or of its monitor.
+func (p *Process) listen() {
+	defer close(p.done)
+	defer p.conn.Close()
+	for {
+		var ev monitor.Event
+		if err := monitor.ReadMessage(p.conn, &ev); err != nil {
+			return
+		}
+		if ev.Ended != nil {
+			p.end = ev.Ended
+			return
+		}
+	}
+}
+
+// Done is closed when the job has ended, or its monitor.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// End returns how the job ended, once Done is closed; nil says that its
+// monitor died without a word.
+func (p *Process) End() *monitor.Record { return p.end }
+
+// Signal sends a signal to PID 1.
+func (p *Process) Signal(sig syscall.Signal) error {
+	return p.request(monitor.Request{Signal: int(sig)})
+}
+
+// Stop begins to end the job: the signal, then after the grace period SIGKILL.
+func (p *Process) Stop(sig syscall.Signal, grace time.Duration) error {
+	return p.request(monitor.Request{Stop: &monitor.Stop{Signal: int(sig), GraceNanos: int64(grace)}})
+}
+
+func (p *Process) request(req monitor.Request) error {
+	p.send.Lock()
+	defer p.send.Unlock()
+	if err := monitor.WriteMessage(p.conn, req); err != nil {
+		return joblet.Errorf(joblet.FailedPrecondition, "the job has ended: %w", err)
+	}
+	return nil
+}
+
+// Boxes returns the ids of all boxes that have a run directory: those of this
+// daemon, and what former ones left.
+func (e *Engine) Boxes() ([]string, error) {
+	entries, err := os.ReadDir(e.jobsDir())
+	if err != nil {
+		return nil, fmt.Errorf("list the jobs' run directories: %w", err)
+	}
+	var ids []string
+	for _, entry := range entries {
+		if joblet.ValidID(entry.Name()) {
+			ids = append(ids, entry.Name())
+		}
+	}
+	return ids, nil
+}
+
+// Adopt finds the running job of a former daemon. The error is fs.ErrNotExist
+// or ECONNREFUSED when it has no monitor any more.
+func (e *Engine) Adopt(id string) (*Process, error) {
+	dir, err := os.Open(e.runDir(id))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Connect(fd, socketAddr(dir)); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("connect", err)
+	}
+	_ = unix.SetNonblock(fd, true)
+	base := e.BoxIDBase(id)
+	p := &Process{ID: id, IDBase: base, conn: os.NewFile(uintptr(fd), "control"), done: make(chan struct{})}
+	_ = p.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	if err := p.greet(); err != nil {
+		return nil, errors.Join(err, p.conn.Close())
+	}
+	_ = p.conn.SetReadDeadline(time.Time{})
+	e.ids.claim(base)
+	go p.listen()
+	return p, nil
+}
+
+// BoxIDBase returns the id range of a box that a former daemon made, or 0 if
+// that is unknown.
+func (e *Engine) BoxIDBase(id string) uint32 {
+	var state boxState
+	data, err := os.ReadFile(filepath.Join(e.runDir(id), boxName))
+	if err != nil || json.Unmarshal(data, &state) != nil {
+		return 0
+	}
+	return state.IDBase
+}
+
+// releaseTimeout bounds how long processes that were killed may take to go.
+const releaseTimeout = 10 * time.Second
+
+// Release ends whatever is left of a box and removes its cgroups, run directory
+// and claim on ids. It may be called at any time and any number of times; what
+// is gone already is no error. A failed start, a normal end and the recovery
+// after a crash all end here.
+func (e *Engine) Release(id string, base uint32) error {
+	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
+	defer cancel()
+	group := e.groups.cgroup(id)
+	err := errors.Join(group.kill(), group.remove(ctx), os.RemoveAll(e.runDir(id)))
+	if err != nil {
+		return fmt.Errorf("release what is left of box %s: %w", id, err)
+	}
+	if base != 0 { // only now: nothing of the job exists that could have these ids
+		e.ids.giveBack(base)
+	}
+	return nil
+}

@@ -1,0 +1,727 @@
+package monitor
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/logstore"
+)
+
+// setupTimeout bounds the second half of the set-up: it takes a millisecond,
+// and is only ever slow when something it needs hangs, such as a network file
+// system below a runtime.
+const setupTimeout = 30 * time.Second
+
+// Main is the monitor's life. It returns its exit status.
+func Main() int {
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-monitor\x00")[0])), 0, 0, 0)
+	unix.CloseOnExec(ControlFD)
+	unix.CloseOnExec(ListenFD)
+	m := &monitor{conns: []*conn{{fd: ControlFD}}, listen: ListenFD}
+	if err := m.run(); err != nil {
+		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		return 1
+	}
+	return 0
+}
+
+type monitor struct {
+	conns  []*conn
+	listen int
+
+	shared      *arena
+	programs    [2]*program
+	child       int // PID 1 as the host numbers it
+	pidfd       int
+	goSocket    int    // our end
+	statusRead  int    // end of file: the command runs, or the set-up has failed
+	output      [2]int // read ends of stdout and stderr; -1 once at their end
+	writeEnds   [2]int
+	userns      int
+	log         *logstore.Writer
+	dir         int // the job's directory
+	recordFD    int // ExitName+".tmp" in it
+	renamed     bool
+	started     Started
+	record      Record
+	deadline    time.Time // of the run; zero: none
+	grace       time.Duration
+	killAt      time.Time // after a stop or the deadline; zero: not yet
+	syncAt      time.Time // output waits for fsync until then; zero: none does
+	retryLogAt  time.Time // the disk was full: output waits in the pipes until then
+	logGiveUpAt time.Time // once the job has ended
+}
+
+// conn is a connection to a daemon.
+type conn struct{ fd int }
+
+func (c *conn) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(c.fd, p)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, err
+		case n == 0:
+			return 0, io.EOF
+		default:
+			return n, nil
+		}
+	}
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	written := 0
+	for written < len(p) {
+		n, err := unix.SendmsgN(c.fd, p[written:], nil, nil, unix.MSG_NOSIGNAL)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return written, err
+		}
+		written += n
+	}
+	return written, nil
+}
+
+func (m *monitor) run() error {
+	daemon := m.conns[0]
+	var req Request
+	if err := ReadMessage(daemon, &req); err != nil || req.Box == nil {
+		return errors.Join(errors.New("no box on the control socket"), err)
+	}
+	boxErr := m.buildBox(req.Box)
+	if boxErr == nil {
+		req = Request{}
+		if err := ReadMessage(daemon, &req); err != nil || req.Run == nil {
+			m.killChild() // not needed: the daemon stops, or is gone
+			return nil
+		}
+		boxErr = m.startJob(req.Run)
+	}
+	if boxErr != nil {
+		m.killChild()
+		return WriteMessage(daemon, Event{Failed: m.failure(boxErr)})
+	}
+	m.tell(Event{Started: &m.started})
+	m.watch()
+	m.finish()
+	return nil
+}
+
+func (m *monitor) failure(err error) *Failure {
+	f := &Failure{Text: err.Error()}
+	if se, ok := errors.AsType[*stepError](err); ok {
+		f.Step, f.Errno = se.step, se.errno
+		f.IsExec = m.shared != nil && m.shared.execBegan != 0
+	}
+	return f
+}
+
+// buildBox clones the first process and has it work through boxProgram.
+func (m *monitor) buildBox(box *Box) error {
+	shared, programs, err := newArena()
+	if err != nil {
+		return err
+	}
+	m.shared, m.programs = shared, programs
+	if len(box.TaskFiles) > maxTasks {
+		return &stepError{"enter cgroups", unix.E2BIG}
+	}
+	for i, name := range box.TaskFiles {
+		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return step("open "+name, err)
+		}
+		defer unix.Close(fd)
+		shared.slots[slotTask+i] = uintptr(fd)
+	}
+	dev, err := openTree(Tree{Source: box.DevDir}, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, -1)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	shared.slots[slotDev] = uintptr(dev)
+
+	args := cloneArgs{
+		flags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
+			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_PIDFD,
+		pidfd:      uint64(uintptr(unsafe.Pointer(&m.pidfd))),
+		exitSignal: uint64(syscall.SIGCHLD),
+	}
+	if box.CgroupDir != "" {
+		fd, err := unix.Open(box.CgroupDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return step("open "+box.CgroupDir, err)
+		}
+		defer unix.Close(fd)
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(fd)
+	}
+
+	for i := range m.output {
+		var pipe [2]int
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+			return step("make a pipe", err)
+		}
+		_ = unix.SetNonblock(pipe[0], true)
+		// So that the job may open /dev/stdout, which leads to the pipe's inode.
+		if err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase)); err != nil {
+			return step("give the job its pipe", err)
+		}
+		m.output[i], m.writeEnds[i] = pipe[0], pipe[1]
+	}
+	sockets, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return step("make the go socket", err)
+	}
+	var status [2]int
+	if err := unix.Pipe2(status[:], unix.O_CLOEXEC); err != nil {
+		return step("make the status pipe", err)
+	}
+	m.goSocket, m.statusRead = sockets[0], status[0]
+
+	shared.iov = unix.Iovec{Base: &shared.goByte, Len: 1}
+	shared.msg = unix.Msghdr{Iov: &shared.iov, Iovlen: 1, Control: &shared.control[0]}
+	p := programs[0]
+	p.call("close the monitor's end", unix.SYS_CLOSE, uintptr(sockets[0]))
+	boxProgram(p, box)
+	if p.full {
+		return &stepError{"write the set-up program", unix.E2BIG}
+	}
+	var pidfd int32
+	args.pidfd = uint64(uintptr(unsafe.Pointer(&pidfd)))
+	if m.child, err = shared.fork(&args, sockets[1], status[1]); err != nil {
+		return err
+	}
+	m.pidfd = int(pidfd)
+	unix.Close(sockets[1])
+	unix.Close(status[1])
+	for _, fd := range m.writeEnds {
+		unix.Close(fd)
+	}
+	if err := m.mapIDs(box); err != nil {
+		return err
+	}
+	return m.letGo(nil)
+}
+
+// mapIDs writes the maps of the child's user namespace. setgroups stays
+// allowed: the maps are written by a privileged process (user_namespaces(7)).
+func (m *monitor) mapIDs(box *Box) error {
+	proc := "/proc/" + itoa(int64(m.child)) + "/"
+	line := "0 " + itoa(int64(box.IDBase)) + " " + itoa(int64(box.IDCount))
+	for _, name := range []string{"uid_map", "gid_map"} {
+		fd, err := unix.Open(proc+name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return step("open "+name, err)
+		}
+		_, err = unix.Write(fd, []byte(line))
+		unix.Close(fd)
+		if err != nil {
+			return step("write "+name+" ("+line+")", err)
+		}
+	}
+	fd, err := unix.Open(proc+"ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open the user namespace", err)
+	}
+	m.userns = fd
+	return nil
+}
+
+// letGo sends the byte that the first process waits for.
+func (m *monitor) letGo(fds []int) error {
+	var rights []byte
+	if len(fds) > 0 {
+		rights = unix.UnixRights(fds...)
+	}
+	if _, err := unix.SendmsgN(m.goSocket, []byte{1}, rights, nil, unix.MSG_NOSIGNAL); err != nil {
+		if setup := m.setupError(); setup != nil {
+			return setup // it is gone, and this is why
+		}
+		return step("tell the first process to go on", err)
+	}
+	return nil
+}
+
+// openTree opens a detached copy of the mounts at a directory (open_tree(2))
+// that has the given attributes throughout. A tree is never writable by a job:
+// its files keep host ids there when idmapping works.
+func openTree(t Tree, attrs uint64, userns int) (int, error) {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, t.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	if err != nil {
+		return -1, step("open "+t.Source, err)
+	}
+	attr := unix.MountAttr{Attr_set: attrs, Attr_clr: unix.MOUNT_ATTR_NODEV &^ attrs, Propagation: unix.MS_PRIVATE}
+	if t.IDMap && userns >= 0 {
+		attr.Attr_set |= unix.MOUNT_ATTR_IDMAP
+		attr.Userns_fd = uint64(userns)
+		if err = unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err == nil {
+			return fd, nil
+		}
+		// The file system knows no idmapped mounts (EINVAL): the job sees the
+		// owners as nobody, and reads what everybody may read.
+		attr.Attr_set &^= unix.MOUNT_ATTR_IDMAP
+		attr.Userns_fd = 0
+	}
+	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
+		unix.Close(fd)
+		return -1, step("restrict "+t.Source, err)
+	}
+	return fd, nil
+}
+
+// startJob has the first process work through jobProgram and waits for the
+// end of that: the command runs, or an error.
+func (m *monitor) startJob(run *Run) error {
+	m.grace = time.Duration(run.GraceNanos)
+	dir, err := unix.Open(run.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open "+run.Dir, err)
+	}
+	m.dir = dir
+	if m.log, err = logstore.Create(dir, logstore.Options{MaxBytes: run.LogMaxBytes}); err != nil {
+		return step("create the log in "+run.Dir, err)
+	}
+	if err := m.reserveRecord(); err != nil {
+		return err
+	}
+	if len(run.Trees) > maxTrees {
+		return &stepError{"attach trees", unix.E2BIG}
+	}
+	trees := make([]int, 0, len(run.Trees))
+	defer func() {
+		for _, fd := range trees {
+			unix.Close(fd)
+		}
+	}()
+	for _, t := range run.Trees {
+		fd, err := openTree(t, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, m.userns)
+		if err != nil {
+			return err
+		}
+		trees = append(trees, fd)
+	}
+	jobProgram(m.programs[1], run, m.writeEnds[0], m.writeEnds[1])
+	if m.programs[1].full {
+		return &stepError{"pass the arguments and the environment", unix.E2BIG}
+	}
+	if err := m.letGo(trees); err != nil {
+		return err
+	}
+	if err := m.awaitExec(); err != nil {
+		return err
+	}
+	now := time.Now()
+	m.started = Started{PID: m.child, UnixNanos: now.UnixNano()}
+	m.record.StartedNanos = now.UnixNano()
+	if run.TimeoutNanos > 0 {
+		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
+	}
+	unix.Close(m.goSocket)
+	unix.Close(m.userns)
+	return nil
+}
+
+// awaitExec waits for the end of file that closing the status pipe on execve
+// gives.
+func (m *monitor) awaitExec() error {
+	fds := []unix.PollFd{{Fd: int32(m.statusRead), Events: unix.POLLIN}}
+	for deadline := time.Now().Add(setupTimeout); ; {
+		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if n == 0 {
+			return step("set the job up within "+setupTimeout.String(), unix.ETIMEDOUT)
+		}
+		break
+	}
+	unix.Close(m.statusRead)
+	return m.setupError()
+}
+
+// setupError says how the set-up failed, or nil if the last step was reached
+// and did not fail.
+func (m *monitor) setupError() error {
+	a := m.shared
+	if a.failedOp != 0 {
+		o := a.ops[a.failedIn][a.failedOp-1]
+		return &stepError{m.programs[a.failedIn].names[o.name], syscall.Errno(a.errno)}
+	}
+	if a.execBegan == 0 {
+		return &stepError{"set the job up: its first process was killed", unix.ECHILD}
+	}
+	return nil
+}
+
+func step(what string, err error) error {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
+		return &stepError{what, errno}
+	}
+	return errors.Join(errors.New(what), err)
+}
+
+func (m *monitor) killChild() {
+	if m.child == 0 {
+		return
+	}
+	_ = unix.Kill(m.child, unix.SIGKILL) // not reaped yet, so the number is still its own
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(m.child, &ws, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// tell sends an event to every daemon; those that do not take it are dropped.
+func (m *monitor) tell(e Event) {
+	kept := m.conns[:0]
+	for _, c := range m.conns {
+		if err := WriteMessage(c, e); err != nil {
+			unix.Close(c.fd)
+			continue
+		}
+		kept = append(kept, c)
+	}
+	m.conns = kept
+}
+
+// watch is the loop of a running job. It returns when PID 1 has ended, which
+// means that the kernel has killed and reaped whatever else was in its
+// namespace (pid_namespaces(7)), and all output is in the log.
+func (m *monitor) watch() {
+	const fixed = 4
+	ended := false
+	for !ended || !m.logDone() {
+		now := time.Now()
+		m.checkTimes(now)
+		logWaits := now.Before(m.retryLogAt)
+		fds := make([]unix.PollFd, fixed, fixed+maxConns)
+		fds[0] = unix.PollFd{Fd: int32(m.pidfd), Events: unix.POLLIN}
+		fds[1] = unix.PollFd{Fd: int32(m.listen), Events: unix.POLLIN}
+		for i, fd := range m.output {
+			fds[2+i] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+			if logWaits {
+				fds[2+i].Fd = -1
+			}
+		}
+		if ended {
+			fds[0].Fd = -1
+		}
+		for _, c := range m.conns {
+			fds = append(fds, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
+		}
+		if _, err := unix.Poll(fds, m.pollTimeout(now)); err != nil && err != unix.EINTR {
+			return // no descriptor of ours can be bad
+		}
+		if !logWaits || ended {
+			for i := range m.output {
+				if fds[2+i].Revents != 0 || ended || fds[0].Revents != 0 {
+					m.drain(i)
+				}
+			}
+		}
+		m.syncLog(now)
+		if fds[0].Revents != 0 {
+			m.reap()
+			ended = true
+			m.logGiveUpAt = time.Now().Add(logPatience)
+			for i := range m.output {
+				m.drain(i) // what was written last; nobody is left who could write more
+			}
+		}
+		m.serve(fds[fixed:])
+		if fds[1].Revents != 0 {
+			m.accept()
+		}
+	}
+}
+
+const (
+	maxConns = 8
+	// syncDelay bounds how old output may be that a crash of the host loses.
+	syncDelay = time.Second
+	// logRetry is how often a full disk is tried again.
+	logRetry = 100 * time.Millisecond
+	// logPatience is how long an ended job's last output, at most two pipes
+	// full, waits for room on a full disk before it is given up and the record
+	// says so.
+	logPatience = time.Minute
+)
+
+func (m *monitor) pollTimeout(now time.Time) int {
+	next := time.Time{}
+	for _, t := range []time.Time{m.deadline, m.killAt, m.retryLogAt, m.syncAt} {
+		if t.After(now) && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	if next.IsZero() {
+		return -1
+	}
+	return int(min(next.Sub(now).Milliseconds()+1, 1<<30))
+}
+
+// checkTimes acts on the times that have come.
+func (m *monitor) checkTimes(now time.Time) {
+	if !m.deadline.IsZero() && !now.Before(m.deadline) {
+		m.deadline = time.Time{}
+		m.stop(CauseTimeout, syscall.SIGTERM, m.grace)
+	}
+	if !m.killAt.IsZero() && !now.Before(m.killAt) {
+		m.signal(syscall.SIGKILL)
+		m.killAt = now.Add(time.Second) // never needed twice; harmless
+	}
+}
+
+// stop begins the end of the job: the signal now, SIGKILL after the grace
+// period. A PID 1 that does not handle the signal never gets it (the kernel
+// spares a namespace's init the default actions: pid_namespaces(7)), so there
+// is nothing to wait for.
+func (m *monitor) stop(cause Cause, sig syscall.Signal, grace time.Duration) {
+	if m.record.Cause == "" {
+		m.record.Cause = cause
+	}
+	if grace <= 0 || !m.handles(sig) {
+		sig = syscall.SIGKILL
+		grace = time.Second
+	}
+	m.signal(sig)
+	if at := time.Now().Add(grace); m.killAt.IsZero() || at.Before(m.killAt) {
+		m.killAt = at
+	}
+}
+
+// handles reports whether PID 1 catches sig or waits for it (SigCgt and SigBlk
+// in proc_pid_status(5)).
+func (m *monitor) handles(sig syscall.Signal) bool {
+	status, err := os.ReadFile("/proc/" + itoa(int64(m.child)) + "/status")
+	if err != nil {
+		return true
+	}
+	mask := statusMask(status, "SigCgt:\t") | statusMask(status, "SigBlk:\t")
+	return mask&(1<<(sig-1)) != 0
+}
+
+func statusMask(status []byte, field string) (mask uint64) {
+	for i := 0; i+len(field) <= len(status); i++ {
+		if string(status[i:i+len(field)]) != field {
+			continue
+		}
+		for _, c := range status[i+len(field):] {
+			switch {
+			case c >= '0' && c <= '9':
+				mask = mask<<4 | uint64(c-'0')
+			case c >= 'a' && c <= 'f':
+				mask = mask<<4 | uint64(c-'a'+10)
+			default:
+				return mask
+			}
+		}
+	}
+	return mask
+}
+
+func (m *monitor) signal(sig syscall.Signal) {
+	_ = unix.PidfdSendSignal(m.pidfd, sig, nil, 0) // ESRCH: it has ended, and poll tells
+}
+
+// drain moves what a pipe holds into the log. Until a full disk has room again
+// the bytes stay in the pipe and the job waits: nothing that it could write is
+// lost.
+func (m *monitor) drain(i int) {
+	stream := [2]logstore.Stream{logstore.Stdout, logstore.Stderr}[i]
+	for m.output[i] >= 0 {
+		n, err := m.log.Drain(m.output[i], stream, time.Now())
+		switch {
+		case err == nil && n == 0:
+			return
+		case err == nil:
+			m.retryLogAt = time.Time{}
+		case errors.Is(err, io.EOF):
+			unix.Close(m.output[i])
+			m.output[i] = -1
+		default:
+			m.retryLogAt = time.Now().Add(logRetry)
+			if !m.logGiveUpAt.IsZero() && time.Now().After(m.logGiveUpAt) {
+				m.record.LogError = "the last output was lost: " + err.Error()
+				unix.Close(m.output[i])
+				m.output[i] = -1
+			}
+			return
+		}
+	}
+}
+
+// syncLog makes output survive a crash of the host, a second after it came.
+func (m *monitor) syncLog(now time.Time) {
+	switch {
+	case !m.log.Dirty():
+	case m.syncAt.IsZero():
+		m.syncAt = now.Add(syncDelay)
+	case !now.Before(m.syncAt):
+		m.syncAt = time.Time{}
+		if err := m.log.Sync(); err != nil {
+			m.syncAt = now.Add(syncDelay)
+		}
+	}
+}
+
+func (m *monitor) logDone() bool { return m.output[0] < 0 && m.output[1] < 0 }
+
+// reap takes PID 1's exit status.
+func (m *monitor) reap() {
+	var ws unix.WaitStatus
+	for {
+		if _, err := unix.Wait4(m.child, &ws, 0, nil); err != unix.EINTR {
+			break
+		}
+	}
+	if a := m.shared; a.reaped != 0 {
+		ws = unix.WaitStatus(a.status)
+	}
+	if ws.Signaled() {
+		m.record.Signal = int(ws.Signal())
+	} else {
+		m.record.Code = ws.ExitStatus()
+	}
+	m.record.EndedNanos = time.Now().UnixNano()
+	m.deadline, m.killAt = time.Time{}, time.Time{}
+}
+
+// serve reads the requests that have come.
+func (m *monitor) serve(fds []unix.PollFd) {
+	kept := m.conns[:0]
+	for i, c := range m.conns {
+		if i < len(fds) && fds[i].Revents != 0 {
+			var req Request
+			if err := ReadMessage(c, &req); err != nil {
+				unix.Close(c.fd) // the daemon is gone; another will come
+				continue
+			}
+			m.handle(&req)
+		}
+		kept = append(kept, c)
+	}
+	m.conns = kept
+}
+
+func (m *monitor) handle(req *Request) {
+	if req.Signal > 0 {
+		m.signal(syscall.Signal(req.Signal))
+	}
+	if s := req.Stop; s != nil {
+		m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
+	}
+}
+
+// accept takes a later daemon's connection and greets it.
+func (m *monitor) accept() {
+	fd, _, err := unix.Accept4(m.listen, unix.SOCK_CLOEXEC)
+	if err != nil {
+		return
+	}
+	// Only root can reach the socket; a request that stops half-way must not
+	// stop the job's output, though.
+	timeout := unix.Timeval{Sec: 1}
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
+	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
+	c := &conn{fd: fd}
+	if len(m.conns) == maxConns || WriteMessage(c, Event{Started: &m.started}) != nil {
+		unix.Close(fd)
+		return
+	}
+	m.conns = append(m.conns, c)
+}
+
+// reserveRecord makes room for the exit record before there is a job, so that
+// a full disk cannot keep it from being written.
+func (m *monitor) reserveRecord() error {
+	fd, err := unix.Openat(m.dir, ExitName+".tmp", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return step("create the exit record", err)
+	}
+	m.recordFD = fd
+	if err := unix.Fallocate(fd, 0, 0, recordSize); err != nil && err != unix.EOPNOTSUPP {
+		return step("reserve room for the exit record", err)
+	}
+	return nil
+}
+
+// recordSize is more than a Record takes as JSON.
+const recordSize = 4096
+
+// finish closes the log, makes the record durable, and tells.
+func (m *monitor) finish() {
+	m.record.LogBytes = m.log.Size()
+	for _, fd := range m.output {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	if err := m.endLog(); err != nil && m.record.LogError == "" {
+		m.record.LogError = "close the log: " + err.Error()
+	}
+	for {
+		err := m.writeRecord()
+		if err == nil {
+			break
+		}
+		if errors.Is(err, unix.ENOENT) {
+			break // somebody has removed the job's directory: nobody waits for a record
+		}
+		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		time.Sleep(time.Second) // the job is over; its record is all that is left to do
+	}
+	m.tell(Event{Ended: &m.record})
+}
+
+// endLog completes the log and makes it durable. An empty one needs no fsync:
+// the exit record says that it is empty.
+func (m *monitor) endLog() error {
+	err := m.log.End(time.Now())
+	if m.log.Size() > 0 {
+		err = errors.Join(err, m.log.Sync())
+	}
+	return errors.Join(err, m.log.Close())
+}
+
+// writeRecord writes the exit record into the reserved file and renames it.
+// Rename before fsync: a reader takes an incomplete record for none, and one
+// fsync then commits both (the second, of the directory, says so to file
+// systems other than ext4).
+func (m *monitor) writeRecord() error {
+	body, err := json.Marshal(m.record)
+	if err != nil {
+		return err
+	}
+	if _, err := unix.Pwrite(m.recordFD, body, 0); err != nil {
+		return step("write the exit record", err)
+	}
+	if err := unix.Ftruncate(m.recordFD, int64(len(body))); err != nil {
+		return step("write the exit record", err)
+	}
+	if !m.renamed {
+		if err := unix.Renameat(m.dir, ExitName+".tmp", m.dir, ExitName); err != nil {
+			return step("rename the exit record", err)
+		}
+		m.renamed = true
+	}
+	for _, fd := range []int{m.recordFD, m.dir} {
+		if err := unix.Fsync(fd); err != nil {
+			return step("sync the exit record", err)
+		}
+	}
+	return nil
+}

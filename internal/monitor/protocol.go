@@ -1,0 +1,218 @@
+// Package monitor is the keeper of one job: a small program of its own (see
+// cmd/joblet-monitor) that builds the job's box, becomes the parent of its
+// PID 1, moves its output into the log, and writes down how it ended. It
+// outlives the daemon: whatever happens to that, the job's output and exit
+// status end up in the job's directory.
+//
+// # Theory of operation
+//
+// The daemon starts a monitor ahead of time, with a Box on its control
+// descriptor: the things that are known before there is a job. The monitor
+// clones the job's first process into new namespaces and its cgroup. That
+// process is a copy of the monitor with a single thread, in which no Go code
+// may run but one loop: it works through a table of raw system calls (a
+// program, see program.go) that the monitor has written into memory that both
+// share. So the set-up needs no second Go runtime, takes no process number in
+// the job's PID namespace, and each step that fails has a name.
+//
+//	monitor                                first process
+//	  clone3 ────────────────────────────────► joins the cgroup v1 hierarchies
+//	  writes uid_map, gid_map
+//	  "go" ──────────────────────────────────► becomes uid 0; hostname, lo, /proc, /dev, pivot_root
+//	  … waits for the daemon's Run …            … waits …
+//	  opens the trees, idmaps them
+//	  writes the second program
+//	  "go" + descriptors of the trees ───────► attaches them; workdir, descriptors, capabilities, seccomp
+//	  ◄── end of file on the status pipe ─────  execve: PID 1 is the user's command
+//
+// From then on the monitor is one poll(2) loop over the job's pipes, its
+// pidfd, a timer and the control connections.
+//
+// The control socket is a byte stream of JSON documents, each behind its
+// length (4 bytes, big endian). Descriptor 3 is the connection to the daemon
+// that started the monitor; descriptor 4 listens on monitor.sock in the job's
+// run directory, where a later daemon finds it. End of file on a connection
+// means to the daemon that the monitor is gone, and to a monitor that has no
+// job yet, that it is not needed.
+package monitor
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"io"
+	"syscall"
+)
+
+// Descriptors that a monitor inherits.
+const (
+	ControlFD = 3 // connection to the daemon
+	ListenFD  = 4 // listening socket for later daemons; SocketName in the run directory
+)
+
+// Names of the files in a job's directories.
+const (
+	SocketName = "monitor.sock" // in its run directory
+	ExitName   = "exit.json"    // in its state directory: Record
+)
+
+// maxMessage bounds a document on the control socket. The largest is a Run
+// with all arguments and variables that execve(2) can take, as JSON.
+const maxMessage = 16 << 20
+
+// Box is what a monitor needs to build the job's box before the job is known.
+type Box struct {
+	Hostname string `json:"hostname"`
+	IDBase   uint32 `json:"id_base"` // first of the subordinate ids
+	IDCount  uint32 `json:"id_count"`
+
+	// CgroupDir is the job's cgroup in the v2 hierarchy, entered at clone;
+	// TaskFiles are the tasks files of its cgroups in v1 hierarchies, which the
+	// first process enters before anything else.
+	CgroupDir string   `json:"cgroup_dir,omitempty"`
+	TaskFiles []string `json:"task_files,omitempty"`
+
+	NewRoot   string `json:"new_root"` // an empty directory to build the root on; unchanged on the host
+	DevDir    string `json:"dev_dir"`  // a directory with the device nodes of every job
+	DiskBytes int64  `json:"disk_bytes"`
+	ShmBytes  int64  `json:"shm_bytes"`
+}
+
+// Run is one job for a Box.
+type Run struct {
+	Dir string `json:"dir"` // the job's directory on the host: log and exit record
+
+	Trees []Tree `json:"trees"`
+	Links []Link `json:"links,omitempty"`
+	Files []File `json:"files,omitempty"`
+
+	Command string   `json:"command"`
+	Args    []string `json:"args,omitempty"`
+	Env     []string `json:"env,omitempty"`
+	Path    string   `json:"path"` // where Command is looked for, as in $PATH
+	WorkDir string   `json:"workdir"`
+	Init    bool     `json:"init,omitempty"`
+
+	Filter       []byte   `json:"filter,omitempty"` // seccomp program: struct sock_filter, in the host's byte order
+	FilterFlags  uint32   `json:"filter_flags,omitempty"`
+	Capabilities uint64   `json:"capabilities"` // kept in the bounding, permitted and effective sets
+	Rlimits      []Rlimit `json:"rlimits,omitempty"`
+
+	TimeoutNanos int64 `json:"timeout_nanos,omitempty"`
+	GraceNanos   int64 `json:"grace_nanos"` // between the signal and the kill when the time is up
+	LogMaxBytes  int64 `json:"log_max_bytes,omitempty"`
+}
+
+// Tree is a directory or file of the host that the job sees read-only.
+type Tree struct {
+	Source string `json:"source"`
+	Target string `json:"target"` // in the job; missing parents are made
+	IDMap  bool   `json:"idmap,omitempty"`
+	File   bool   `json:"file,omitempty"`
+}
+
+// Link is a symbolic link in the job's root.
+type Link struct {
+	Path   string `json:"path"`
+	Target string `json:"target"`
+}
+
+// File is a small file in the job's root.
+type File struct {
+	Path string `json:"path"`
+	Text string `json:"text"`
+}
+
+// Rlimit is one resource limit, soft and hard alike.
+type Rlimit struct {
+	Resource int    `json:"resource"`
+	Value    uint64 `json:"value"`
+}
+
+// Request is what a daemon asks of a monitor.
+type Request struct {
+	Box    *Box  `json:"box,omitempty"`
+	Run    *Run  `json:"run,omitempty"`
+	Signal int   `json:"signal,omitempty"` // send to PID 1
+	Stop   *Stop `json:"stop,omitempty"`
+}
+
+// Stop ends the job: signal, grace, kill.
+type Stop struct {
+	Signal     int   `json:"signal"`
+	GraceNanos int64 `json:"grace_nanos"`
+}
+
+// Event is what a monitor tells every daemon that is connected.
+type Event struct {
+	Started *Started `json:"started,omitempty"` // also the greeting to a daemon that connects later
+	Failed  *Failure `json:"failed,omitempty"`
+	Ended   *Record  `json:"ended,omitempty"` // after the record is on disk
+}
+
+// Started says that the command runs.
+type Started struct {
+	PID       int   `json:"pid"` // PID 1 as the host numbers it
+	UnixNanos int64 `json:"unix_nanos"`
+}
+
+// StepWorkDir is the Failure.Step of a working directory that can't be entered.
+const StepWorkDir = "enter the working directory"
+
+// Failure says that the command could not be started, and at which step.
+type Failure struct {
+	Step   string        `json:"step"`
+	Errno  syscall.Errno `json:"errno"`
+	Text   string        `json:"text"`
+	IsExec bool          `json:"is_exec,omitempty"` // it was execve itself
+}
+
+// Record is how a job ended: the content of ExitName.
+type Record struct {
+	Code         int    `json:"code"`             // exit code of PID 1; 0 when a signal ended it
+	Signal       int    `json:"signal,omitempty"` // the signal that ended PID 1, or 0
+	Cause        Cause  `json:"cause,omitempty"`
+	StartedNanos int64  `json:"started_nanos"`
+	EndedNanos   int64  `json:"ended_nanos"`
+	LogBytes     int64  `json:"log_bytes"`
+	LogError     string `json:"log_error,omitempty"` // output was lost, and why
+}
+
+// Cause is why a job ended when that was not its own doing.
+type Cause string
+
+// Causes.
+const (
+	CauseStop    Cause = "stop"
+	CauseTimeout Cause = "timeout"
+)
+
+// WriteMessage sends v as one document.
+func WriteMessage(w io.Writer, v any) error {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	msg := make([]byte, 4, 4+len(body))
+	binary.BigEndian.PutUint32(msg, uint32(len(body)))
+	_, err = w.Write(append(msg, body...))
+	return err
+}
+
+// ReadMessage receives one document into v. It returns io.EOF when the other
+// side closed the connection between two documents.
+func ReadMessage(r io.Reader, v any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > maxMessage {
+		return errors.New("control message too large")
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return errors.Join(io.ErrUnexpectedEOF, err)
+	}
+	return json.Unmarshal(body, v)
+}

@@ -1,0 +1,361 @@
+package monitor
+
+import (
+	"path"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Slots that programs use.
+const (
+	slotSocket = iota + 1 // the first process's end of the go socket
+	slotStatus            // write end of the status pipe
+	slotDev               // the tree for /dev
+	slotLo                // a socket to bring the loopback interface up
+	slotStdin
+	slotTask  = 12 // the tasks files of the v1 hierarchies
+	slotTree  = 20 // the job's trees
+	maxTasks  = slotTree - slotTask
+	maxTrees  = maxSlots - slotTree
+	ttyGroup  = 5  // Debian's and everybody's gid of tty, for devpts
+	lastSig   = 64 // _NSIG, signal(7)
+	maxCap    = 63
+	pathSlash = "/"
+)
+
+// boxProgram is the first half of the set-up, which needs no job: it ends with
+// the process in its own empty root, waiting.
+func boxProgram(p *program, box *Box) {
+	enterCgroups(p, box)
+	p.add("wait for the id maps", op{kind: opReceive})
+	mountRoot(p, box)
+	becomeRoot(p)
+	nameHost(p, box)
+	bringLoopbackUp(p)
+	buildRoot(p)
+	mountProc(p)
+	mountDev(p, box)
+	leaveHost(p)
+	p.add("wait for the job", op{kind: opReceive, save: slotTree})
+}
+
+// jobProgram is the second half: it ends in execve. out and err are the write
+// ends of the job's pipes.
+func jobProgram(p *program, run *Run, out, err int) {
+	attachTrees(p, run)
+	enterWorkDir(p, run)
+	connectOutput(p, out, err)
+	resetSignals(p)
+	limitResources(p, run)
+	dropPrivileges(p, run)
+	executeCommand(p, run)
+}
+
+// enterCgroups joins the cgroups of v1 hierarchies; clone3 itself has put the
+// process into that of the v2 hierarchy. Writing 0 to tasks moves the writing
+// thread and spares the lock over all thread groups that a pid in cgroup.procs
+// takes, which stalls for 10 ms after idle.
+func enterCgroups(p *program, box *Box) {
+	zero := p.str("0")
+	for i := range box.TaskFiles {
+		p.call("enter cgroup "+box.TaskFiles[i], unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
+		p.call("close tasks", unix.SYS_CLOSE, uintptr(slotTask+i)).slot(0)
+	}
+	// From inside, so that the root of the namespace is the job's cgroup and
+	// not the monitor's (cgroup_namespaces(7)).
+	p.call("unshare the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+}
+
+// mountRoot mounts the job's root, a private tmpfs of limited size, and enters
+// it. The process still has the host's ids then, without privileges there, and
+// so finds its way to directories that only the host's root may enter.
+func mountRoot(p *program, box *Box) {
+	// nr_inodes bounds what empty files cost: a tmpfs inode takes about 1 KiB of
+	// kernel memory that size does not count.
+	p.call("mount the root file system", unix.SYS_MOUNT, p.str("joblet"), p.str(box.NewRoot), p.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV,
+		p.str("mode=0755,uid=0,gid=0,size="+itoa(box.DiskBytes)+",nr_inodes="+itoa(max(box.DiskBytes/4096, 4096))))
+	p.call("enter the root file system", unix.SYS_CHDIR, p.str(box.NewRoot))
+}
+
+// becomeRoot makes the process uid and gid 0 of its user namespace, now that
+// the monitor has written the maps.
+func becomeRoot(p *program) {
+	p.call("setgroups", unix.SYS_SETGROUPS, 0, 0)
+	p.call("setresgid", unix.SYS_SETRESGID, 0, 0, 0)
+	p.call("setresuid", unix.SYS_SETRESUID, 0, 0, 0)
+	dieWithMonitor(p)
+}
+
+// dieWithMonitor has the kernel kill the process when the monitor ends. A
+// change of ids clears it (prctl(2)), so it is set after each.
+func dieWithMonitor(p *program) {
+	p.call("prctl PR_SET_PDEATHSIG", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL))
+}
+
+func nameHost(p *program, box *Box) {
+	p.call("sethostname", unix.SYS_SETHOSTNAME, p.str(box.Hostname), uintptr(len(box.Hostname)))
+}
+
+func bringLoopbackUp(p *program) {
+	var ifr struct { // struct ifreq (netdevice(7))
+		name  [unix.IFNAMSIZ]byte
+		flags uint16
+		_     [22]byte
+	}
+	copy(ifr.name[:], "lo")
+	ifr.flags = unix.IFF_UP | unix.IFF_RUNNING
+	p.call("open a socket for lo", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0).into(slotLo)
+	p.call("bring lo up", unix.SYS_IOCTL, slotLo, unix.SIOCSIFFLAGS, put(p, ifr)).slot(0)
+	p.call("close the socket for lo", unix.SYS_CLOSE, slotLo).slot(0)
+}
+
+func (p *program) mount(source, target, fstype string, flags uintptr, data string) {
+	p.call("mount "+fstype+" on "+pathSlash+target, unix.SYS_MOUNT, p.str(source), p.str(target), p.str(fstype), flags, p.str(data))
+}
+
+func (p *program) mkdir(dir string, mode uintptr) *op {
+	return p.call("mkdir "+dir, unix.SYS_MKDIRAT, atFDCWD, p.str(dir), mode)
+}
+
+// buildRoot makes the directories of the job's root: the places where the job
+// may write, and where trees are attached later.
+func buildRoot(p *program) {
+	p.call("umask", unix.SYS_UMASK, 0)
+	for _, d := range []struct {
+		name string
+		mode uintptr
+	}{
+		{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
+		{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
+		{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
+	} {
+		p.mkdir(d.name, d.mode)
+	}
+	p.call("symlink var/run", unix.SYS_SYMLINKAT, p.str("/run"), atFDCWD, p.str("var/run"))
+}
+
+// procMasked are places in /proc that tell of the host or change it. Most of
+// them want privileges in the initial user namespace, which no job has; hiding
+// them is the second wall. (Compare the "maskedPaths" and "readonlyPaths" of
+// the OCI runtime specification.)
+var procMasked = []string{"kcore", "keys", "key-users", "timer_list", "sched_debug", "kallsyms", "sysrq-trigger"}
+
+var procReadOnly = []string{"sys", "irq", "bus", "fs"}
+
+// mountProc mounts the proc of the new PID namespace, while the host's is
+// still there: the kernel grants a user namespace a new one only if it sees a
+// whole one (mount_too_revealing in fs/namespace.c).
+func mountProc(p *program) {
+	p.mount("proc", "proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+}
+
+// maskProc hides or freezes the places above. It needs /dev/null, so it comes
+// after mountDev.
+func maskProc(p *program) {
+	null := p.str("dev/null")
+	for _, name := range procMasked {
+		p.call("mask /proc/"+name, unix.SYS_MOUNT, null, p.str("proc/"+name), 0, unix.MS_BIND).may(allowAll) // absent: nothing to hide
+	}
+	for _, name := range procReadOnly {
+		dir := p.str("proc/" + name)
+		p.call("bind /proc/"+name, unix.SYS_MOUNT, dir, dir, 0, unix.MS_BIND|unix.MS_REC).may(allowAll)
+		p.call("freeze /proc/"+name, unix.SYS_MOUNT, 0, dir, 0,
+			unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0).may(allowAll)
+	}
+}
+
+// mountDev attaches the device nodes that the daemon keeps for all jobs (a
+// user namespace can't make any: mknod(2)), and the job's own terminals and
+// shared memory in them.
+func mountDev(p *program, box *Box) {
+	p.call("attach /dev", unix.SYS_MOVE_MOUNT, slotDev, p.str(""), atFDCWD, p.str("dev"), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
+	p.call("close the tree of /dev", unix.SYS_CLOSE, slotDev).slot(0)
+	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
+	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
+		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(max(box.ShmBytes/4096, 4096)))
+	maskProc(p)
+}
+
+// leaveHost makes the new root the root and lets go of the host's file
+// systems. With both arguments of pivot_root the same directory, the old root
+// lies on top of the new one, and umount takes it away (pivot_root(2)).
+func leaveHost(p *program) {
+	dot := p.str(".")
+	p.call("pivot_root", unix.SYS_PIVOT_ROOT, dot, dot)
+	p.call("detach the host's root", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
+	p.call("enter the new root", unix.SYS_CHDIR, p.str(pathSlash))
+}
+
+// attachTrees puts the job's read-only trees in their places. The monitor has
+// opened them and sent their descriptors, which wait in the slots from
+// slotTree on, in order.
+func attachTrees(p *program, run *Run) {
+	for i, t := range run.Trees {
+		target := relative(t.Target)
+		p.parents(target)
+		if t.File {
+			p.file(target, "")
+		} else {
+			p.mkdir(target, 0o755).may(allowExist)
+		}
+		p.call("attach "+t.Target, unix.SYS_MOVE_MOUNT, uintptr(slotTree+i), p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
+	}
+	for _, l := range run.Links {
+		p.parents(relative(l.Path))
+		p.call("symlink "+l.Path, unix.SYS_SYMLINKAT, p.str(l.Target), atFDCWD, p.str(relative(l.Path)))
+	}
+	for _, f := range run.Files {
+		p.parents(relative(f.Path))
+		p.file(relative(f.Path), f.Text)
+	}
+}
+
+// relative returns an absolute path of the job as seen from its root, which is
+// the working directory of the set-up.
+func relative(target string) string { return strings.TrimPrefix(path.Clean(target), pathSlash) }
+
+func (p *program) parents(target string) {
+	for i, c := range target {
+		if c == '/' {
+			p.mkdir(target[:i], 0o755).may(allowExist)
+		}
+	}
+}
+
+func (p *program) file(name, text string) {
+	p.call("create /"+name, unix.SYS_OPENAT, atFDCWD, p.str(name), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644).into(slotStdin)
+	if text != "" {
+		p.call("write /"+name, unix.SYS_WRITE, slotStdin, p.str(text), uintptr(len(text))).slot(0)
+	}
+	p.call("close /"+name, unix.SYS_CLOSE, slotStdin).slot(0)
+}
+
+// enterWorkDir makes the working directory where it can, and enters it.
+func enterWorkDir(p *program, run *Run) {
+	dir := path.Clean(run.WorkDir)
+	for i, c := range dir {
+		if c == '/' && i > 0 {
+			p.mkdir(dir[:i], 0o755).may(allowAll)
+		}
+	}
+	p.mkdir(dir, 0o755).may(allowAll) // chdir reports what is wrong with it
+	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(dir))
+	p.call("umask", unix.SYS_UMASK, 0o022)
+}
+
+func connectOutput(p *program, out, err int) {
+	p.call("open /dev/null", unix.SYS_OPENAT, atFDCWD, p.str("/dev/null"), unix.O_RDONLY|unix.O_CLOEXEC, 0).into(slotStdin)
+	p.call("connect standard input", unix.SYS_DUP3, slotStdin, 0, 0).slot(0)
+	p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
+	p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
+	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
+	p.call("setsid", unix.SYS_SETSID)
+}
+
+// resetSignals gives the command what a login would: default actions, nothing
+// blocked. (The Go runtime has handlers for all signals; execve would reset
+// those, but not what is ignored.)
+func resetSignals(p *program) {
+	deflt := p.alloc(32) // struct kernel_sigaction: SIG_DFL, no flags
+	for sig := uintptr(1); sig <= lastSig; sig++ {
+		if s := syscall.Signal(sig); s != syscall.SIGKILL && s != syscall.SIGSTOP {
+			p.call("rt_sigaction", unix.SYS_RT_SIGACTION, sig, deflt, 0, 8)
+		}
+	}
+}
+
+func limitResources(p *program, run *Run) {
+	for _, l := range run.Rlimits {
+		p.call("prlimit "+itoa(int64(l.Resource)), unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), put(p, unix.Rlimit{Cur: l.Value, Max: l.Value}), 0)
+	}
+}
+
+// dropPrivileges leaves the command the capabilities in run, none of them
+// ambient or inheritable, and no way to gain more.
+func dropPrivileges(p *program, run *Run) {
+	// A keyring of its own instead of the one of whoever started the daemon;
+	// ENOSYS where the kernel has no keys.
+	p.call("join a new session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).may(allowAll)
+	for c := range uintptr(maxCap + 1) {
+		if run.Capabilities&(1<<c) == 0 {
+			p.call("drop from the bounding set", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c).may(allowAll) // EINVAL beyond the kernel's last
+		}
+	}
+	header := put(p, unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
+	low, high := uint32(run.Capabilities), uint32(run.Capabilities>>32)
+	data := put(p, [2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}})
+	p.call("capset", unix.SYS_CAPSET, header, data)
+	p.call("prctl PR_SET_NO_NEW_PRIVS", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	dieWithMonitor(p)
+	if len(run.Filter) > 0 {
+		code := p.alloc(len(run.Filter))
+		if !p.full {
+			copy(unsafe.Slice((*byte)(pointer(code)), len(run.Filter)), run.Filter)
+		}
+		prog := put(p, struct {
+			n    uint16
+			code uintptr
+		}{uint16(len(run.Filter) / int(unsafe.Sizeof(unix.SockFilter{}))), code})
+		p.call("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(run.FilterFlags), prog)
+	}
+}
+
+func executeCommand(p *program, run *Run) {
+	a := p.shared
+	if run.Init {
+		// The reaper waits for signals instead of handling them, so they stay
+		// blocked in it.
+		a.sigset = ^uint64(0)
+		p.add("start the reaper", op{kind: opReaper})
+		p.call("setsid", unix.SYS_SETSID)
+	}
+	none := p.alloc(8)
+	p.call("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)
+	a.argv = p.pointers(append([]string{run.Command}, run.Args...))
+	a.envp = p.pointers(run.Env)
+	for _, c := range candidates(run) {
+		if a.nexec == len(a.exec) {
+			break
+		}
+		a.exec[a.nexec].path = p.str(c)
+		a.nexec++
+	}
+	p.add("execute "+run.Command, op{kind: opExec})
+}
+
+// candidates returns the paths that the command may have, as execvp(3) looks
+// for it; all are absolute, as the command sees its own name.
+func candidates(run *Run) []string {
+	if strings.Contains(run.Command, pathSlash) {
+		if !path.IsAbs(run.Command) {
+			return []string{path.Join(run.WorkDir, run.Command)}
+		}
+		return []string{run.Command}
+	}
+	var list []string
+	for dir := range strings.SplitSeq(run.Path, ":") {
+		if !path.IsAbs(dir) {
+			dir = path.Join(run.WorkDir, dir) // an empty element is the working directory
+		}
+		list = append(list, path.Join(dir, run.Command))
+	}
+	return list
+}
+
+func itoa(n int64) string {
+	if n < 0 {
+		return "-" + itoa(-n)
+	}
+	var b [20]byte
+	i := len(b)
+	for {
+		i--
+		b[i] = byte('0' + n%10)
+		if n /= 10; n == 0 {
+			return string(b[i:])
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package server
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+
+	"google.golang.org/grpc"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/wire"
+)
+
+// unary is what every call without a stream passes through.
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
+		resp, err = handler(ctx, req)
+		return err
+	})
+	if err != nil {
+		return nil, err // a handler's half answer is none
+	}
+	return resp, nil
+}
+
+// stream is the same for the others.
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
+		return handler(srv, callStream{ss, ctx})
+	})
+}
+
+type callStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s callStream) Context() context.Context { return s.ctx }
+
+// call decides whether the caller may, runs handle under a context that ends
+// with the daemon, and turns what goes wrong into a status.
+func (s *Server) call(ctx context.Context, method string, handle func(context.Context) error) (err error) {
+	s.activity.begin()
+	defer s.activity.end()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic in a call", "method", method, "panic", p, "stack", string(debug.Stack()))
+			err, _ = wire.ErrorToStatus(joblet.Errorf(joblet.Internal, "internal error: the daemon's log has the detail"))
+		}
+	}()
+	caller := callerOf(ctx)
+	if err = authorize(caller, method); err == nil {
+		err = handle(ctx)
+	}
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil && context.Cause(ctx) == errStopping {
+		err = errStopping
+	}
+	sent, forLog := wire.ErrorToStatus(err)
+	if forLog {
+		s.log.LogAttrs(ctx, slog.LevelError, "call failed",
+			slog.String("method", method), slog.String("caller", caller.name()), slog.Any("error", err))
+	}
+	return sent
+}

@@ -1,0 +1,251 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+
+	"google.golang.org/grpc"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/wire"
+)
+
+const (
+	maxListed = 10_000 // jobs in the one message of ListJobs
+	batchSize = 500    // jobs in one message of QueryJobs
+)
+
+type jobService struct {
+	api.UnimplementedJobServiceServer
+	sup *supervisor.Supervisor
+}
+
+func (s *jobService) run(ctx context.Context, r *api.RunJobRequest) (joblet.Job, error) {
+	spec, err := wire.SpecFromProto(r)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	if err := spec.Validate(); err != nil {
+		return joblet.Job{}, err
+	}
+	return s.sup.Run(ctx, spec, callerOf(ctx).name())
+}
+
+func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.RunJobResponse, error) {
+	job, err := s.run(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &api.RunJobResponse{JobUuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
+}
+
+func (s *jobService) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
+	job, err := s.run(out.Context(), r)
+	if err != nil {
+		return err
+	}
+	if err := out.Send(&api.JobEvent{Event: &api.JobEvent_Started{Started: wire.JobToProto(job)}}); err != nil {
+		return err
+	}
+	return s.follow(job.ID, joblet.LogOptions{Follow: true}, out)
+}
+
+func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
+	opt, err := wire.LogOptionsFromProto(r)
+	if err != nil {
+		return err
+	}
+	return s.follow(r.GetUuid(), opt, out)
+}
+
+func (s *jobService) follow(ref string, opt joblet.LogOptions, out grpc.ServerStreamingServer[api.JobEvent]) error {
+	job, err := s.sup.Follow(out.Context(), ref, opt, func(c logstore.Chunk) error {
+		return out.Send(chunkToProto(c))
+	})
+	if err != nil {
+		return err
+	}
+	return out.Send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: wire.JobToProto(job)}})
+}
+
+// chunkToProto returns a piece of output, or a gap in it, as an event. It refers
+// to c.Data, which Send no longer needs when it returns.
+func chunkToProto(c logstore.Chunk) *api.JobEvent {
+	if c.Dropped > 0 {
+		return &api.JobEvent{Event: &api.JobEvent_Gap{Gap: &api.JobLogGap{Offset: c.Offset, Length: c.Dropped}}}
+	}
+	return &api.JobEvent{Event: &api.JobEvent_Output{Output: &api.JobOutput{
+		Stream: int32(c.Stream), Offset: c.Offset, TimeNs: c.Time.UnixNano(), Data: c.Data,
+	}}}
+}
+
+func (s *jobService) GetJobLogs(r *api.GetJobLogsRequest, out grpc.ServerStreamingServer[api.DataChunk]) error {
+	opt, err := wire.LogOptionsFromProto(r)
+	if err != nil {
+		return err
+	}
+	_, err = s.sup.Follow(out.Context(), r.GetUuid(), opt, func(c logstore.Chunk) error {
+		if len(c.Data) == 0 {
+			return nil // DataChunk has no way to tell a gap
+		}
+		return out.Send(&api.DataChunk{Payload: c.Data})
+	})
+	return err
+}
+
+func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusRequest) (*api.GetJobStatusResponse, error) {
+	job, err := s.sup.Job(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	return wire.StatusToProto(job), nil
+}
+
+func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jobs, error) {
+	jobs, err := s.sup.Jobs(ctx, joblet.Filter{Limit: maxListed})
+	if err != nil {
+		return nil, err
+	}
+	return jobsToProto(jobs), nil
+}
+
+func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer[api.Jobs]) error {
+	f, err := wire.FilterFromProto(r)
+	if err != nil {
+		return err
+	}
+	for left := f.Limit; ; {
+		f.Limit = batchSize
+		if left > 0 {
+			f.Limit = min(left, batchSize)
+		}
+		jobs, err := s.sup.Jobs(out.Context(), f)
+		if err != nil {
+			return err
+		}
+		if len(jobs) > 0 {
+			if err := out.Send(jobsToProto(jobs)); err != nil {
+				return err
+			}
+		}
+		if len(jobs) < f.Limit || left == len(jobs) {
+			return nil
+		}
+		if left > 0 {
+			left -= len(jobs)
+		}
+		f.Before = jobs[len(jobs)-1].ID
+	}
+}
+
+func jobsToProto(jobs []joblet.Job) *api.Jobs {
+	out := &api.Jobs{Jobs: make([]*api.Job, len(jobs))}
+	for i, j := range jobs {
+		out.Jobs[i] = wire.JobToProto(j)
+	}
+	return out
+}
+
+func (s *jobService) StopJob(ctx context.Context, r *api.StopJobRequest) (*api.StopJobResponse, error) {
+	opt, err := wire.StopFromProto(r)
+	if err != nil {
+		return nil, err
+	}
+	job, err := s.sup.Stop(ctx, r.GetUuid(), opt)
+	if err != nil {
+		return nil, err
+	}
+	p := wire.JobToProto(job)
+	return &api.StopJobResponse{Uuid: p.Uuid, Status: p.Status, EndTime: p.EndTime, ExitCode: p.ExitCode, Job: p}, nil
+}
+
+func (s *jobService) CancelJob(ctx context.Context, r *api.CancelJobRequest) (*api.CancelJobResponse, error) {
+	job, err := s.sup.Job(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	if job.State != joblet.Pending && job.State != joblet.Scheduled {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s is %v: only a job that has not started can be canceled", joblet.ShortID(job.ID), job.State)
+	}
+	if job, err = s.sup.Stop(ctx, job.ID, joblet.StopOptions{Grace: -1}); err != nil {
+		return nil, err
+	}
+	return &api.CancelJobResponse{Uuid: job.ID, Status: job.State.String()}, nil
+}
+
+func (s *jobService) SignalJob(ctx context.Context, r *api.SignalJobRequest) (*api.SignalJobResponse, error) {
+	sig, err := wire.SignalFromProto(r)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.sup.Signal(ctx, r.GetUuid(), syscall.Signal(sig)); err != nil {
+		return nil, err
+	}
+	return &api.SignalJobResponse{}, nil
+}
+
+func (s *jobService) WaitJob(ctx context.Context, r *api.WaitJobRequest) (*api.WaitJobResponse, error) {
+	job, err := s.sup.Wait(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	return &api.WaitJobResponse{Job: wire.JobToProto(job)}, nil
+}
+
+func (s *jobService) DeleteJob(ctx context.Context, r *api.DeleteJobRequest) (*api.DeleteJobResponse, error) {
+	if err := s.sup.Delete(ctx, r.GetUuid()); err != nil {
+		return nil, err
+	}
+	return &api.DeleteJobResponse{Uuid: r.GetUuid(), Success: true, Message: "deleted"}, nil
+}
+
+// DeleteAllJobs deletes every job that has ended.
+func (s *jobService) DeleteAllJobs(ctx context.Context, _ *api.DeleteAllJobsRequest) (*api.DeleteAllJobsResponse, error) {
+	out := &api.DeleteAllJobsResponse{Success: true}
+	var ended []string // deleted after the listing, which pages by jobs that exist
+	for f := (joblet.Filter{Limit: batchSize}); ; {
+		jobs, err := s.sup.Jobs(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		for _, j := range jobs {
+			if j.State.Final() {
+				ended = append(ended, j.ID)
+			} else {
+				out.SkippedCount++
+			}
+		}
+		if len(jobs) < batchSize {
+			break
+		}
+		f.Before = jobs[len(jobs)-1].ID
+	}
+	for _, id := range ended {
+		if err := s.sup.Delete(ctx, id); err != nil && joblet.KindOf(err) != joblet.NotFound {
+			return nil, err
+		}
+		out.DeletedCount++
+	}
+	out.Message = fmt.Sprintf("%d jobs deleted, %d have not ended", out.DeletedCount, out.SkippedCount)
+	return out, nil
+}
+
+func (s *jobService) StreamJobMetrics(*api.StreamJobMetricsRequest, grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
+	return errUnbuilt("job metrics")
+}
+
+func (s *jobService) GetJobMetrics(*api.GetJobMetricsRequest, grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
+	return errUnbuilt("job metrics")
+}
+
+func (s *jobService) StreamJobTelematics(*api.StreamJobTelematicsRequest, grpc.ServerStreamingServer[api.TelematicsEvent]) error {
+	return errUnbuilt("telematics")
+}
+
+func (s *jobService) GetJobTelematics(*api.GetJobTelematicsRequest, grpc.ServerStreamingServer[api.TelematicsEvent]) error {
+	return errUnbuilt("telematics")
+}

@@ -1,0 +1,111 @@
+package server
+
+import (
+	"fmt"
+
+	"google.golang.org/grpc/health/grpc_health_v1"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+)
+
+// role is what a caller may do; each includes those before it.
+type role uint8
+
+const (
+	nobody     role = iota
+	reader          // sees everything
+	developer       // runs and ends jobs
+	maintainer      // makes runtimes, networks and volumes
+	admin           // removes them
+)
+
+var roleNames = [...]string{"nobody", "reader", "developer", "maintainer", "admin"}
+
+func (r role) String() string { return roleNames[r] }
+
+// roles says which role a method needs. One that is not listed needs admin; a
+// test walks the services, so that this is a decision each time.
+var roles = map[string]role{
+	api.JobService_RunJob_FullMethodName:              developer,
+	api.JobService_RunJobAttached_FullMethodName:      developer,
+	api.JobService_StopJob_FullMethodName:             developer,
+	api.JobService_CancelJob_FullMethodName:           developer,
+	api.JobService_SignalJob_FullMethodName:           developer,
+	api.JobService_DeleteJob_FullMethodName:           developer,
+	api.JobService_DeleteAllJobs_FullMethodName:       developer,
+	api.JobService_GetJobStatus_FullMethodName:        reader,
+	api.JobService_GetJobLogs_FullMethodName:          reader,
+	api.JobService_FollowJob_FullMethodName:           reader,
+	api.JobService_WaitJob_FullMethodName:             reader,
+	api.JobService_ListJobs_FullMethodName:            reader,
+	api.JobService_QueryJobs_FullMethodName:           reader,
+	api.JobService_StreamJobMetrics_FullMethodName:    reader,
+	api.JobService_GetJobMetrics_FullMethodName:       reader,
+	api.JobService_StreamJobTelematics_FullMethodName: reader,
+	api.JobService_GetJobTelematics_FullMethodName:    reader,
+
+	api.NetworkService_CreateNetwork_FullMethodName: maintainer,
+	api.NetworkService_ListNetworks_FullMethodName:  reader,
+	api.NetworkService_RemoveNetwork_FullMethodName: admin,
+
+	api.VolumeService_CreateVolume_FullMethodName: maintainer,
+	api.VolumeService_ListVolumes_FullMethodName:  reader,
+	api.VolumeService_RemoveVolume_FullMethodName: admin,
+
+	api.MonitoringService_GetSystemStatus_FullMethodName:     reader,
+	api.MonitoringService_StreamSystemMetrics_FullMethodName: reader,
+
+	api.RuntimeService_ListRuntimes_FullMethodName:        reader,
+	api.RuntimeService_GetRuntimeInfo_FullMethodName:      reader,
+	api.RuntimeService_TestRuntime_FullMethodName:         developer,
+	api.RuntimeService_BuildRuntime_FullMethodName:        maintainer,
+	api.RuntimeService_ValidateRuntimeYAML_FullMethodName: maintainer,
+	api.RuntimeService_RemoveRuntime_FullMethodName:       admin,
+
+	grpc_health_v1.Health_Check_FullMethodName:                             reader,
+	grpc_health_v1.Health_List_FullMethodName:                              reader,
+	grpc_health_v1.Health_Watch_FullMethodName:                             reader,
+	reflectionv1.ServerReflection_ServerReflectionInfo_FullMethodName:      reader,
+	reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: reader,
+}
+
+// caller is who makes a call.
+type caller struct {
+	known bool
+	uid   uint32
+	pid   int32
+}
+
+// name is what records and logs call the caller.
+func (c caller) name() string {
+	if !c.known {
+		return "unknown"
+	}
+	return fmt.Sprintf("uid:%d", c.uid)
+}
+
+func (c caller) role() role {
+	if c.known && c.uid == 0 {
+		return admin
+	}
+	return nobody
+}
+
+// authorize returns nil when the caller may call the method.
+func authorize(c caller, method string) error {
+	needs, ok := roles[method]
+	if !ok {
+		needs = admin
+	}
+	switch has := c.role(); {
+	case has >= needs:
+		return nil
+	case has == nobody:
+		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: only root (uid 0) may", c.name())
+	default:
+		return joblet.Errorf(joblet.PermissionDenied, "%s is %v, and this call needs %v", c.name(), has, needs)
+	}
+}

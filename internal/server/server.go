@@ -1,0 +1,129 @@
+// Package server serves the gRPC API: who calls, what they may, and handlers
+// that hand over to the supervisor.
+package server
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/supervisor"
+)
+
+// Bounds on what a caller may send.
+const (
+	maxMessage = 128 << 20 // the API's limit
+	maxHeaders = 64 << 10
+	maxStreams = 10_000 // calls at once on one connection
+)
+
+// window is how many bytes of output may be under way unread on one stream.
+const window = 4 << 20
+
+// handshakeTime bounds how long a connection may take to become one.
+const handshakeTime = 10 * time.Second
+
+// shutdownTime is how long calls under way may take to end when the daemon
+// stops; then they are cut.
+const shutdownTime = 4 * time.Second
+
+var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; jobs go on")
+
+// Server serves one supervisor's jobs.
+type Server struct {
+	log      *slog.Logger
+	grpc     *grpc.Server
+	health   *health.Server
+	activity activity
+	stopping context.Context // done when the daemon stops
+	stop     context.CancelCauseFunc
+}
+
+// New returns a server of sup's jobs that serves nothing yet.
+func New(sup *supervisor.Supervisor, log *slog.Logger) *Server {
+	s := &Server{log: log, health: health.NewServer()}
+	s.activity.last = time.Now()
+	s.stopping, s.stop = context.WithCancelCause(context.Background())
+	s.grpc = grpc.NewServer(
+		grpc.Creds(peerCredentials{}),
+		grpc.UnaryInterceptor(s.unary),
+		grpc.StreamInterceptor(s.stream),
+		grpc.MaxRecvMsgSize(maxMessage),
+		grpc.MaxSendMsgSize(maxMessage),
+		grpc.MaxHeaderListSize(maxHeaders),
+		grpc.MaxConcurrentStreams(maxStreams),
+		grpc.ConnectionTimeout(handshakeTime),
+		grpc.StaticStreamWindowSize(window),
+		grpc.StaticConnWindowSize(window),
+		grpc.SharedWriteBuffer(true),
+	)
+	api.RegisterJobServiceServer(s.grpc, &jobService{sup: sup})
+	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})
+	api.RegisterMonitoringServiceServer(s.grpc, &monitoringService{})
+	api.RegisterNetworkServiceServer(s.grpc, &networkService{})
+	api.RegisterVolumeServiceServer(s.grpc, &volumeService{})
+	healthgrpc.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	return s
+}
+
+// Serve answers the calls that come through l, which it closes, until Shutdown.
+func (s *Server) Serve(l net.Listener) error {
+	err := s.grpc.Serve(l)
+	if errors.Is(err, grpc.ErrServerStopped) {
+		return nil
+	}
+	return err
+}
+
+// Shutdown takes no more calls, ends those that follow or wait, and returns
+// when all are gone: within five seconds.
+func (s *Server) Shutdown() {
+	s.health.Shutdown()
+	s.stop(errStopping)
+	cut := time.AfterFunc(shutdownTime, s.grpc.Stop)
+	defer cut.Stop()
+	s.grpc.GracefulStop()
+}
+
+// Idle reports how long no call has been under way: 0 while one is.
+func (s *Server) Idle() time.Duration { return s.activity.idle() }
+
+// activity counts the calls under way.
+type activity struct {
+	mu    sync.Mutex
+	calls int
+	last  time.Time // when calls became 0
+}
+
+func (a *activity) begin() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls++
+}
+
+func (a *activity) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.calls--
+	a.last = time.Now()
+}
+
+func (a *activity) idle() time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.calls > 0 {
+		return 0
+	}
+	return time.Since(a.last)
+}

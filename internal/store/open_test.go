@@ -1,0 +1,500 @@
+package store
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"zombiezen.com/go/sqlite"
+	"zombiezen.com/go/sqlite/sqlitex"
+
+	"github.com/joblet/joblet"
+)
+
+// crashPath, in the environment, makes the test binary insert into the job
+// records there until it is killed, and say so of each.
+const crashPath = "STORE_TEST_CRASH_PATH"
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(crashPath); path != "" {
+		insertForever(path)
+	}
+	os.Exit(m.Run())
+}
+
+func withSQL(t *testing.T, path string, flags sqlite.OpenFlags, script string) {
+	t.Helper()
+	c, err := sqlite.OpenConn(path, flags)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(sqlitex.ExecuteScript(c, script, nil), c.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
+	records := filepath.Join(t.TempDir(), "joblet.db")
+	s := reopen(t, records)
+	for n := range 200 {
+		job := jobN(n)
+		job.Spec.Args = []string{strings.Repeat("x", 1000)}
+		mustInsert(t, s, job)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	good, err := os.ReadFile(records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := make([]byte, len(good))
+	_, _ = rand.Read(random)
+	damagedAt := func(from, to int) []byte {
+		b := bytes.Clone(good)
+		copy(b[from:to], random)
+		return b
+	}
+	content := func(b []byte) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	script := func(text string) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			content(good)(t, path)
+			withSQL(t, path, sqlite.OpenReadWrite, text)
+		}
+	}
+	for _, tc := range []struct {
+		name string
+		make func(*testing.T, string)
+		want string
+	}{
+		{"random bytes", content(random), "damaged"},
+		{"text", content([]byte("hello\n")), "damaged"},
+		{"long text", content(bytes.Repeat([]byte("hello\n"), 10000)), "damaged"},
+		{"cut in half", content(good[:len(good)/2]), "damaged"},
+		{"header alone", content(good[:100]), "damaged"},
+		{"half a header", content(good[:50]), "damaged"},
+		{"one page", content(good[:4096]), "damaged"},
+		{"schema overwritten", content(damagedAt(100, 4096)), "damaged"},
+		{"all but the header overwritten", content(damagedAt(4096, len(good))), "damaged"},
+		{"no table", script("DROP TABLE job"), "damaged"},
+		{"no index", script("DROP INDEX job_owner"), "damaged"},
+		{"no version", script("PRAGMA user_version = 0"), "another program"},
+		{"newer schema", script("PRAGMA user_version = 99"), "version is 99"},
+		{"another program's", func(t *testing.T, path string) {
+			withSQL(t, path, sqlite.OpenReadWrite|sqlite.OpenCreate, "CREATE TABLE t (a); PRAGMA user_version = 1")
+		}, "another program"},
+		{"directory", func(t *testing.T, path string) {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, "is a directory"},
+		{"fifo", func(t *testing.T, path string) {
+			if err := unix.Mkfifo(path, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "not a regular file"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "joblet.db")
+			tc.make(t, path)
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var before []byte
+			if info.Mode().IsRegular() {
+				if before, err = os.ReadFile(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err = Open(t.Context(), path)
+			wantKind(t, err, joblet.FailedPrecondition, path, tc.want)
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than a line: %q", err)
+			}
+			if before == nil {
+				return
+			}
+			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, before) {
+				t.Errorf("Open changed the file, %v", err)
+			}
+		})
+	}
+
+	missing := filepath.Join(t.TempDir(), "nowhere", "joblet.db")
+	_, err = Open(t.Context(), missing)
+	wantKind(t, err, joblet.FailedPrecondition, missing, "create "+filepath.Dir(missing))
+}
+
+// Damage that Open cannot see is an error of the query that meets it.
+func TestDamageFoundLater(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "joblet.db")
+	s := reopen(t, path)
+	for n := range 500 {
+		mustInsert(t, s, jobN(n))
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for page := info.Size() / 4096 / 4; page < info.Size()/4096*3/4; page++ {
+		if _, err := f.WriteAt(bytes.Repeat([]byte{0xff}, 4096), page*4096); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = f.Close()
+	if s, err = Open(t.Context(), path); err == nil {
+		_, err = s.List(t.Context(), joblet.Filter{})
+		_ = s.Close()
+	}
+	wantKind(t, err, joblet.FailedPrecondition, path, "damaged")
+}
+
+func TestFilesArePrivate(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "joblet.db")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	mustInsert(t, reopen(t, path), jobN(1))
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if info, err := os.Stat(path + suffix); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("joblet.db%s: %v, %v", suffix, info, err)
+		}
+	}
+}
+
+// From every earlier schema, and from an interrupted migration, to one that
+// does not exist yet.
+func TestMigrate(t *testing.T) {
+	t.Parallel()
+	released, err := steps()
+	if err != nil || len(released) == 0 {
+		t.Fatalf("%d steps, %v", len(released), err)
+	}
+	future := append(released, `ALTER TABLE job ADD COLUMN label TEXT NOT NULL DEFAULT 'none'; -- comment`,
+		`CREATE INDEX job_label ON job (label); UPDATE job SET label = 'moved';`)
+	for version := 0; version <= len(released); version++ {
+		t.Run(fmt.Sprint("from ", version), func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "joblet.db")
+			c, err := sqlite.OpenConn(path, sqlite.OpenReadWrite|sqlite.OpenCreate)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := migrate(c, 0, released[:version]); err != nil {
+				t.Fatal(err)
+			}
+			if version > 0 {
+				// A row as the first version wrote it.
+				err := sqlitex.ExecuteScript(c, fmt.Sprintf(`INSERT INTO job (seq, id, state, owner, created, reason, pid, id_base, log_bytes, spec)
+					VALUES (1, '%s', 'RUNNING', 'uid:0', 1, '', 0, 0, 0, '{"command":"true"}')`, jobN(1).ID), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+
+			broken := append(future[:len(future)-1:len(future)-1], "CREATE TABLE half (a); nonsense;")
+			if _, err := open(t.Context(), path, broken); err == nil || !strings.Contains(err.Error(), fmt.Sprint("version ", len(future))) {
+				t.Fatalf("a broken step: %v", err)
+			}
+			s, err := open(t.Context(), path, future)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustInsert(t, s, jobN(2))
+			all, err := s.List(t.Context(), joblet.Filter{})
+			if want := 1 + min(version, 1); err != nil || len(all) != want {
+				t.Errorf("%d jobs, %v, want %d", len(all), err, want)
+			}
+			var moved int64
+			err = s.read(t.Context(), "count", func(c *sqlite.Conn) (err error) {
+				moved, err = pragma(c, "SELECT count(*) FROM job WHERE label = 'moved'")
+				return err
+			})
+			if err != nil || moved != int64(min(version, 1)) {
+				t.Errorf("%d rows moved, %v", moved, err)
+			}
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			_, err = Open(t.Context(), path)
+			wantKind(t, err, joblet.FailedPrecondition, path, "newer joblet")
+		})
+	}
+}
+
+// mountTmpfs mounts a tmpfs of size bytes for the test's duration.
+func mountTmpfs(t *testing.T, size int) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("requires root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+func TestReadOnlyFileSystem(t *testing.T) {
+	t.Parallel()
+	dir := mountTmpfs(t, 1<<20)
+	path := filepath.Join(dir, "joblet.db")
+	remount := func(flags uintptr) {
+		t.Helper()
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|flags, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, existing := range []bool{false, true} {
+		remount(unix.MS_RDONLY)
+		_, err := Open(t.Context(), path)
+		wantKind(t, err, joblet.FailedPrecondition, path, "read-only file system", "choose a state directory")
+		remount(0)
+		if entries, err := os.ReadDir(dir); err != nil || (len(entries) != 0) != existing {
+			t.Errorf("left behind: %v, %v", entries, err)
+		}
+		s, err := Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	dir := mountTmpfs(t, 2<<20)
+	path := filepath.Join(dir, "joblet.db")
+	filler := filepath.Join(dir, "filler")
+	fill := func() {
+		t.Helper()
+		f, err := os.Create(filler)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = f.Close() }()
+		for chunk := make([]byte, 4096); ; {
+			if _, err := f.Write(chunk); errors.Is(err, unix.ENOSPC) {
+				return
+			} else if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+
+	fill()
+	_, err := Open(t.Context(), path)
+	wantKind(t, err, joblet.ResourceExhausted, dir, "free space")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file is left: %v", err)
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+
+	s, err := Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	acknowledged := 0
+	insertUntilFull := func() {
+		t.Helper()
+		for {
+			job := jobN(acknowledged)
+			job.Spec.Args = []string{strings.Repeat("x", 2000)}
+			if err := s.Insert(t.Context(), job); err != nil {
+				wantKind(t, err, joblet.ResourceExhausted, "disk is full", dir)
+				return
+			}
+			acknowledged++
+		}
+	}
+	check := func() {
+		t.Helper()
+		if all, err := s.List(t.Context(), joblet.Filter{}); err != nil || len(all) != acknowledged {
+			t.Errorf("%d jobs, %v, want %d", len(all), err, acknowledged)
+		}
+	}
+	mustInsert(t, s, jobN(acknowledged))
+	acknowledged++
+	for range 3 {
+		fill()
+		insertUntilFull()
+		check()
+		// A batch on the full disk: each has an answer, and only true ones.
+		outcomes := make(chan error)
+		for n := range 20 {
+			job := jobN(1_000_000 + n)
+			job.Spec.Args = []string{strings.Repeat("x", 100_000)}
+			go func() { outcomes <- s.Insert(t.Context(), job) }()
+		}
+		for range 20 {
+			wantKind(t, <-outcomes, joblet.ResourceExhausted)
+		}
+		check()
+		if err := os.Remove(filler); err != nil {
+			t.Fatal(err)
+		}
+		mustInsert(t, s, jobN(acknowledged))
+		acknowledged++
+		check()
+	}
+	for acknowledged > 1 { // what is left must fit for the checkpoint of Close
+		acknowledged--
+		if err := s.Delete(t.Context(), jobN(acknowledged).ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check()
+}
+
+func insertForever(path string) {
+	fail := func(err error) {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	ctx := context.Background()
+	s, err := Open(ctx, path)
+	fail(err)
+	all, err := s.List(ctx, joblet.Filter{Limit: 1})
+	fail(err)
+	first := 0
+	if len(all) > 0 {
+		first = numbers(all)[0] + 1000
+	}
+	for worker := range 4 {
+		go func() {
+			for n := first + worker; ; n += 4 {
+				job := jobN(n)
+				fail(s.Insert(ctx, job))
+				job.State = joblet.Running
+				fail(s.UpdateUnsynced(ctx, job))
+				job.State = joblet.Completed
+				fail(s.Update(ctx, job))
+				if n%5 == 4 {
+					fail(s.Delete(ctx, job.ID))
+				}
+				fmt.Println(n)
+			}
+		}()
+	}
+	select {}
+}
+
+// Killed with -9 in the middle of a stream of changes, again and again: every
+// change that was acknowledged is there.
+func TestKill(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "joblet.db")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	acknowledged := map[int]bool{}
+	for kill := range 12 {
+		cmd := exec.Command(self)
+		cmd.Env = append(os.Environ(), crashPath+"="+path)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		for seen := 0; lines.Scan(); seen++ {
+			var n int
+			if _, err := fmt.Sscanf(lines.Text(), "%d", &n); err != nil {
+				t.Fatal(err)
+			}
+			acknowledged[n] = true
+			if seen == 20+kill*15 { // then read on to what was said before the end
+				if err := cmd.Process.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := cmd.Wait(); err == nil || stderr.Len() > 0 {
+			t.Fatalf("the child: %v: %s", err, stderr.String())
+		}
+
+		if kill%2 == 0 {
+			continue // the next child finds the log as the crash left it
+		}
+		s, err := Open(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for n := range acknowledged {
+			job, err := s.Get(t.Context(), jobN(n).ID)
+			if n%5 == 4 {
+				wantKind(t, err, joblet.NotFound)
+			} else if err != nil || job.State != joblet.Completed {
+				t.Errorf("job %d: %v, %v", n, job.State, err)
+			}
+		}
+		var faults []string
+		err = s.read(t.Context(), "check", func(c *sqlite.Conn) (err error) {
+			faults, err = column(c, nil, (*sqlite.Stmt).ColumnText, "PRAGMA integrity_check")
+			return err
+		})
+		if err != nil || !slices.Equal(faults, []string{"ok"}) {
+			t.Errorf("integrity: %s, %v", faults, err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("12 kills, %d acknowledged jobs", len(acknowledged))
+}

@@ -1,0 +1,160 @@
+package joblet
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	ok := Spec{Command: "bash", Args: []string{"-c", "x"}, Name: "a.b-c_1", Runtime: "python-3.11-ml", WorkDir: "/work", Env: map[string]string{"A_1": "x=y"}}
+	if err := ok.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	many := make(map[string]string)
+	for i := range 40 {
+		many[fmt.Sprintf("V%d", i)] = strings.Repeat("x", 60000)
+	}
+	tests := []struct {
+		name   string
+		change func(s *Spec)
+		want   string
+	}{
+		{"empty command", func(s *Spec) { s.Command = "" }, "no command"},
+		{"NUL in an argument", func(s *Spec) { s.Args = []string{"a", "b\x00c"} }, "argument 2: holds a NUL byte at offset 1"},
+		{"NUL in a variable", func(s *Spec) { s.Env = map[string]string{"A": "\x00"} }, "environment variable A: holds a NUL"},
+		{"argument that is not UTF-8", func(s *Spec) { s.Args = []string{"\xff"} }, "argument 1: is not valid UTF-8"},
+		{"long argument", func(s *Spec) { s.Args = []string{strings.Repeat("x", MaxStringLen+1)} }, "at most"},
+		{"10 MiB in all", func(s *Spec) { s.Args = strings.Fields(strings.Repeat(strings.Repeat("x", 100000)+" ", 100)) }, "arguments and environment take"},
+		{"large environment", func(s *Spec) { s.Env = many }, "arguments and environment take"},
+		{"too many arguments", func(s *Spec) { s.Args = make([]string, MaxArgs) }, "at most"},
+		{"variable without a name", func(s *Spec) { s.Env = map[string]string{"": "x"} }, "without a name"},
+		{"variable with a digit first", func(s *Spec) { s.SecretEnv = map[string]string{"1A": "x"} }, "no digit first"},
+		{"runtime outside", func(s *Spec) { s.Runtime = "../etc" }, "runtime name"},
+		{"name of dots", func(s *Spec) { s.Name = ".." }, "job name"},
+		{"long name", func(s *Spec) { s.Name = strings.Repeat("n", MaxNameLen+1) }, "at most"},
+		{"relative workdir", func(s *Spec) { s.WorkDir = "work" }, "absolute"},
+		{"workdir outside", func(s *Spec) { s.WorkDir = "/work/../.." }, `must not hold ".."`},
+		{"long workdir", func(s *Spec) { s.WorkDir = "/" + strings.Repeat("w", MaxPathLen) }, "at most"},
+		{"negative timeout", func(s *Spec) { s.Timeout = -time.Second }, "timeout"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := ok
+			test.change(&s)
+			err := s.Validate()
+			if err == nil || !strings.Contains(err.Error(), test.want) || KindOf(err) != InvalidArgument {
+				t.Errorf("got %v (%v), want %q", err, KindOf(err), test.want)
+			}
+			if err != nil && len(err.Error()) > 400 {
+				t.Errorf("the error has %d bytes", len(err.Error()))
+			}
+		})
+	}
+}
+
+func TestRedacted(t *testing.T) {
+	t.Parallel()
+	s := Spec{SecretEnv: map[string]string{"TOKEN": "hunter2"}}
+	if got := s.Redacted().SecretEnv["TOKEN"]; got != Mask {
+		t.Errorf("got %q", got)
+	}
+	if s.SecretEnv["TOKEN"] != "hunter2" {
+		t.Error("Redacted changed the original")
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	s := Spec{Command: "bash", Args: []string{"-c", "echo 'x'", ""}}
+	if got, want := s.CommandLine(), `bash -c 'echo '\''x'\''' ''`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+func TestStates(t *testing.T) {
+	t.Parallel()
+	for _, s := range States() {
+		if got, err := ParseState(strings.ToLower(s.String())); err != nil || got != s {
+			t.Errorf("%v: parsed as %v, %v", s, got, err)
+		}
+		if s.Final() != (len(transitions[s]) == 0) {
+			t.Errorf("%v: final %v, but %d states may follow", s, s.Final(), len(transitions[s]))
+		}
+		if s.Final() && s.Alive() {
+			t.Errorf("%v is both final and alive", s)
+		}
+	}
+	// From every state that is not final, a final one can be reached, and the
+	// first state of a job is none of the final ones.
+	reaches := func(s State) bool {
+		seen := map[State]bool{}
+		for todo := []State{s}; len(todo) > 0; todo = todo[1:] {
+			for _, next := range transitions[todo[0]] {
+				if next.Final() {
+					return true
+				}
+				if !seen[next] {
+					seen[next] = true
+					todo = append(todo, next)
+				}
+			}
+		}
+		return false
+	}
+	for _, s := range States() {
+		if !s.Final() && !reaches(s) {
+			t.Errorf("%v never ends", s)
+		}
+		if State(0).MayBecome(s) && s.Final() {
+			t.Errorf("a job can begin as %v", s)
+		}
+	}
+	if _, err := ParseState("NOPE"); KindOf(err) != InvalidArgument {
+		t.Errorf("unknown state: %v", err)
+	}
+}
+
+func TestIDs(t *testing.T) {
+	t.Parallel()
+	a, b := NewID(), NewID()
+	if a == b || !ValidID(a) || len(ShortID(a)) != 8 || a[14] != '4' {
+		t.Errorf("%s %s", a, b)
+	}
+	for _, bad := range []string{"", "x", a[:35], a + "0", strings.ToUpper(a[:35]) + "G", strings.Replace(a, "-", "0", 1), "../" + a[3:]} {
+		if ValidID(bad) {
+			t.Errorf("%q is no id", bad)
+		}
+	}
+}
+
+func TestErrorKind(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("outer: %w", Errorf(NotFound, "inner: %w", fs.ErrNotExist))
+	if KindOf(err) != NotFound || !errors.Is(err, fs.ErrNotExist) || err.Error() != "outer: inner: file does not exist" {
+		t.Errorf("%v, kind %v", err, KindOf(err))
+	}
+	if KindOf(errors.New("x")) != Internal {
+		t.Error("an error without a kind is internal")
+	}
+}
+
+func FuzzValidate(f *testing.F) {
+	f.Add("bash", "-c", "A", "/work", "name")
+	f.Add("", "\x00", "1", "../x", "..")
+	f.Fuzz(func(t *testing.T, command, arg, env, dir, name string) {
+		s := Spec{Command: command, Args: []string{arg}, Env: map[string]string{env: arg}, WorkDir: dir, Name: name, Runtime: name}
+		if s.Validate() != nil {
+			return
+		}
+		if strings.ContainsAny(name, "/\x00") || strings.HasPrefix(name, ".") || strings.Contains(command+arg+env, "\x00") ||
+			strings.Contains(env, "=") || strings.Contains("/"+dir+"/", "/../") {
+			t.Errorf("accepted %+v", s)
+		}
+	})
+}

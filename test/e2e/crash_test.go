@@ -1,0 +1,276 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestDaemonKilled: jobs go on without the daemon, and the next one has their
+// complete output and statuses.
+func TestDaemonKilled(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const n = 20
+	var ids []string
+	for i := range n {
+		ids = append(ids, strings.TrimSpace(d.must(t, "-d", "bash", "-c",
+			fmt.Sprintf("for k in $(seq 30); do echo job %d line $k; sleep 0.05; done; echo end >&2; exit %d", i, i))))
+	}
+	d.kill(t)
+	// Half of them end while no daemon runs, the others under the next one.
+	time.Sleep(time.Second)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	for i, id := range ids {
+		var want strings.Builder
+		for k := range 30 {
+			fmt.Fprintf(&want, "job %d line %d\n", i, k+1)
+		}
+		if r := d.rnx(t.Context(), "job", "wait", id); r.status != i {
+			t.Errorf("job %d: %v", i, r)
+		}
+		r := d.rnx(t.Context(), "job", "log", id)
+		if r.stdout != want.String() || r.stderr != "end\n" {
+			t.Errorf("job %d: the log is not whole: %v", i, r)
+		}
+	}
+}
+
+// TestDaemonKilledLater: jobs that ended while there was no daemon.
+func TestDaemonKilledLater(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "sleep 0.5; echo alone; exit 3"))
+	d.kill(t)
+	exit := filepath.Join(d.state, "jobs", id, "exit.json")
+	if !eventually(20*time.Second, func() bool { _, err := os.Stat(exit); return err == nil }) {
+		t.Fatal("no exit record")
+	}
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.rnx(t.Context(), "job", "log", "-f", id); r.stdout != "alone\n" {
+		t.Errorf("%v", r)
+	}
+	if r := d.rnx(t.Context(), "job", "wait", id); r.status != 3 {
+		t.Errorf("%v", r)
+	}
+}
+
+// monitorOf returns the pid of a running job's monitor.
+func monitorOf(t *testing.T, id string) int {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		argv, _ := os.ReadFile(dir + "/cmdline")
+		if string(argv) == "joblet-monitor\x00"+id+"\x00" {
+			// Its first process has the same memory until execve, and is gone from here by now.
+			pid, err := strconv.Atoi(filepath.Base(dir))
+			if err == nil {
+				return pid
+			}
+		}
+	}
+	t.Fatalf("job %s has no monitor", id)
+	return 0
+}
+
+// TestMonitorKilled: the job dies with its monitor and is LOST, with a reason.
+func TestMonitorKilled(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	for _, daemonToo := range []bool{false, true} {
+		id := strings.TrimSpace(d.must(t, "-d", "bash", "-c", "echo before; (setsid sleep 97531 &); sleep 97531"))
+		if !eventually(5*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "before\n" }) {
+			t.Fatal("no output")
+		}
+		pid := monitorOf(t, id)
+		if daemonToo {
+			d.kill(t)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if daemonToo {
+			if err := d.start(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := d.rnx(t.Context(), "job", "wait", id); r.status != 125 {
+			t.Errorf("wait: %v", r)
+		}
+		if r := d.rnx(t.Context(), "job", "status", id); !strings.Contains(r.stdout, "LOST") || !strings.Contains(r.stdout, "monitor") {
+			t.Errorf("status: %v", r)
+		}
+		if r := d.rnx(t.Context(), "job", "log", id); r.stdout != "before\n" {
+			t.Errorf("log: %v", r)
+		}
+		if !eventually(5*time.Second, func() bool { return !running("sleep\x0097531\x00") }) {
+			t.Error("processes of the job are left")
+		}
+	}
+}
+
+func running(cmdline string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		if argv, _ := os.ReadFile(f); string(argv) == cmdline {
+			return true
+		}
+	}
+	return false
+}
+
+// TestDaemonStopsGracefully: SIGTERM ends the daemon within 5 s and no job.
+func TestDaemonStopsGracefully(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "sleep 2; echo survived"))
+	follower := d.command(t.Context(), "job", "log", "-f", id)
+	if err := follower.Start(); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err := d.cmd.Wait()
+	d.cmd = nil
+	if took := time.Since(start); err != nil || took > 5*time.Second {
+		t.Errorf("the daemon ended after %v: %v", took, err)
+	}
+	_ = follower.Wait()
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.rnx(t.Context(), "job", "log", "-f", id); r.stdout != "survived\n" {
+		t.Errorf("%v", r)
+	}
+}
+
+func TestDaemonRefusesToStart(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name    string
+		prepare func(t *testing.T, d *daemon)
+		want    string
+	}{
+		{"damaged database", func(t *testing.T, d *daemon) {
+			if err := os.WriteFile(filepath.Join(d.state, "joblet.db"), bytes.Repeat([]byte("rubbish"), 1000), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "joblet.db"},
+		{"read-only file system", func(t *testing.T, d *daemon) {
+			mount(t, d.state, "ro")
+		}, "read-only file system"},
+		{"a file in its place", func(t *testing.T, d *daemon) {
+			if err := os.RemoveAll(d.state); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(d.state, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "not a directory"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run")}
+			if err := os.Mkdir(d.state, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.checkLeaks(t) })
+			test.prepare(t, d)
+			err := d.start()
+			if err == nil {
+				d.stop()
+				t.Fatal("it started")
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("said %q, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// mount mounts a small tmpfs on dir until the test ends.
+func mount(t *testing.T, dir, options string) {
+	t.Helper()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755,size=4m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	if options == "ro" {
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestFullDisk: a new job is refused; a running one waits and loses nothing.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run")}
+	if err := os.Mkdir(d.state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mount(t, d.state, "")
+	t.Cleanup(func() {
+		if d.cmd != nil {
+			d.stop()
+		}
+		d.checkLeaks(t)
+		if t.Failed() {
+			t.Logf("the daemon said:\n%s", d.stderr.String())
+		}
+	})
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "read x < /work/go 2>/dev/null; sleep 1; seq 300000; exit 4"))
+	ballast := filepath.Join(d.state, "ballast")
+	f, err := os.Create(ballast)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = f.Write(make([]byte, 4096))
+	}
+	f.Close()
+	if r := d.job(t, "true"); r.status != 125 || strings.Count(r.stderr, "\n") != 1 || !strings.Contains(r.stderr, "space") {
+		t.Errorf("a job on a full disk: %v", r)
+	}
+	time.Sleep(2 * time.Second) // the job writes more than there is room for
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.rnx(t.Context(), "job", "wait", id); r.status != 4 {
+		t.Errorf("wait: %v", r)
+	}
+	out := d.rnx(t.Context(), "job", "log", id).stdout
+	if lines := strings.Count(out, "\n"); lines != 300000 || !strings.HasSuffix(out, "\n300000\n") {
+		t.Errorf("%d lines of 300000", lines)
+	}
+	if r := d.job(t, "true"); r.status != 0 {
+		t.Errorf("a job once there is room: %v", r)
+	}
+}

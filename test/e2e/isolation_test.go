@@ -1,0 +1,106 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestSeparation has jobs look for the host and for each other.
+func TestSeparation(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("secret"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, script, want string // want: regular expression over stdout
+	}{
+		{"only its own processes", `ls /proc | grep -c '^[0-9]'`, `^[1-5]\n$`},
+		{"no file of the host", `cat ` + secret + ` /etc/shadow /root/.profile /root/.bashrc 2>/dev/null; ls -A /home /root /run /var/log /mnt /boot 2>/dev/null | grep -v -e : -e '^$'`, `^joblet\nlock\n$`},
+		{"network: lo and nothing else", `grep -c : /proc/net/dev; grep -c 'lo:' /proc/net/dev; ping -c1 -W1 127.0.0.1 >/dev/null 2>&1; (echo x > /dev/tcp/10.0.0.1/80) 2>/dev/null || echo unreachable`, `^1\n1\nunreachable\n$`},
+		{"loopback works", `python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); c = socket.create_connection(s.getsockname()); print("ok")'`, `^ok\n$`},
+		{"own name resolves", `python3 -c 'import socket; print(socket.gethostbyname(socket.gethostname()))'`, `^127\.0\.`},
+		{"programs are read-only", `touch /usr/x /etc/passwd /usr/bin/env /dev/x /proc/sys/kernel/hostname 2>&1 | grep -c -e 'Read-only' -e denied -e permitted`, `^[345]\n$`},
+		{"private places are writable", `for d in / /tmp /work /run /home /root /var/tmp /dev/shm; do touch $d/x || echo $d; done`, `^$`},
+		{"devices: the harmless ones", `cd /dev; ls`, `^fd\nfull\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n$`},
+		{"devices work", `head -c 4 /dev/zero | od -An -tx1; head -c 4 /dev/urandom | wc -c; echo x > /dev/null; echo x 2>/dev/null > /dev/full || echo full`, `^ 00 00 00 00\n4\nfull\n$`},
+		{"no new devices", `mknod /tmp/sda b 8 0 2>/dev/null || echo refused`, `^refused\n$`},
+		{"no mounts", `mount -t tmpfs x /tmp 2>/dev/null || echo refused; unshare -U true 2>/dev/null || echo refused`, `^refused\nrefused\n$`},
+		{"descriptors: 0, 1 and 2", `ls /proc/self/fd | tr '\n' ' '`, `^0 1 2 3 $`}, // 3 is ls's own
+		{"no new privileges", `grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status`, `^NoNewPrivs:\t1\nSeccomp:\t2\n$`},
+		{"capabilities", `grep -E '^Cap(Inh|Prm|Bnd|Amb)' /proc/self/status`, `^CapInh:\t0000000000000000\nCapPrm:\t00000000000405fb\nCapBnd:\t00000000000405fb\nCapAmb:\t0000000000000000\n$`},
+		{"signals are at their defaults", `grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status`, `^SigBlk:\t0{16}\nSigIgn:\t0{16}\nSigCgt:\t0{16}\n$`},
+		{"a session of its own, no terminal", `ps -o sid=,tty= -p 1 | tr -s ' '`, `^ 1 \?\n$`},
+		{"the view of cgroups ends at its own", `cut -d: -f3 /proc/self/cgroup | sort -u | grep -v '^/$'; true`, `^$`},
+		{"ids", `id -u; id -g; cut -c1-10 /proc/self/uid_map; awk '{print $1, $3, ($2 >= 1879048192)}' /proc/self/uid_map`, `^0\n0\n.*\n0 65536 1\n$`},
+		{"places in /proc are masked", `for f in kcore keys kallsyms timer_list; do [ ! -s /proc/$f ] || echo $f; done; (echo h > /proc/sysrq-trigger) 2>/dev/null; true`, `^$`},
+		{"the host's root cannot be reached", `ls /proc/1/root/ | grep -c -e '^boot$' -e '^mnt$'; cat /proc/1/mountinfo | grep -c ` + "' / / '", `^0\n`},
+		{"no cores", `ulimit -c`, `^0\n$`},
+		{"umask", `umask`, `^0022\n$`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			r := d.job(t, "bash", "-c", test.script)
+			if !regexp.MustCompile(test.want).MatchString(r.stdout) {
+				t.Errorf("%v\nwant %s", r, test.want)
+			}
+		})
+	}
+}
+
+// TestOwnIDs: two jobs at once have different ids on the host.
+func TestOwnIDs(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	seen := map[string]bool{}
+	for range 3 {
+		id := strings.TrimSpace(d.must(t, "-d", "sleep", "30"))
+		r := d.rnx(t.Context(), "job", "status", "--json", id)
+		m := regexp.MustCompile(`"(?:host_pid|hostPid|pid)": *(\d+)`).FindStringSubmatch(r.stdout)
+		if m == nil {
+			t.Fatalf("no pid in %v", r)
+		}
+		status, err := os.ReadFile("/proc/" + m[1] + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		uid := regexp.MustCompile(`(?m)^Uid:\t(\d+)`).FindStringSubmatch(string(status))[1]
+		if uid == "0" || seen[uid] {
+			t.Errorf("uid %s on the host", uid)
+		}
+		seen[uid] = true
+	}
+}
+
+// TestLimitsHold: the private file systems are bounded, and so is the number of
+// processes.
+func TestLimitsHold(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	out := d.must(t, "bash", "-c", `
+		head -c 70000000 /dev/zero > /dev/shm/x 2>/dev/null || echo shm full; rm /dev/shm/x
+		df -B1 --output=size / | tail -1 | tr -d ' '
+		ulimit -u; cat /sys/fs/cgroup/pids.max 2>/dev/null; true`)
+	if !strings.HasPrefix(out, "shm full\n1073741824\n") {
+		t.Errorf("got %q", out)
+	}
+	r := d.job(t, "python3", "-c", `
+import os, time
+n = 0
+try:
+    while n < 5000:
+        if os.fork() == 0:
+            time.sleep(30); os._exit(0)
+        n += 1
+except OSError as e:
+    print(n, e.errno)
+`)
+	if !regexp.MustCompile(`^40\d\d 11\n$`).MatchString(r.stdout) {
+		t.Errorf("a job can have this many processes: %v", r)
+	}
+}

@@ -1,0 +1,283 @@
+// Package e2e drives the real rnx and the real joblet, as a user does. It needs
+// root, builds both programs itself, and leaves nothing on the host.
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+var (
+	binDir   string // joblet and rnx
+	runtimes string // a directory with python-3.11-ml built in it
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		if os.Getuid() != 0 {
+			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: run scripts/test as root")
+			return 1
+		}
+		dir, err := os.MkdirTemp("", "joblet-e2e-")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o755); err != nil { // tests run rnx as other users too
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		binDir = filepath.Join(dir, "bin")
+		if err := build(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// build builds the daemon with the race detector where there is one, and the
+// runtime that the specification uses. JOBLET_TEST_RUNTIMES names a directory of
+// runtimes to use instead of building one.
+func build(dir string) error {
+	top, err := filepath.Abs("../..")
+	if err != nil {
+		return err
+	}
+	run := func(name string, args ...string) error {
+		cmd := exec.Command(name, args...)
+		cmd.Dir = top
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+		}
+		return nil
+	}
+	if err := run("go", "build", "-tags", "grpcnotrace", "-o", binDir+"/rnx", "./cmd/rnx"); err != nil {
+		return err
+	}
+	args := []string{"build", "-o", binDir + "/joblet"}
+	if os.Getenv("JOBLET_TEST_NORACE") == "" {
+		args = append(args, "-race")
+	}
+	if err := run("go", append(args, "./cmd/joblet")...); err != nil {
+		return err
+	}
+	if runtimes = os.Getenv("JOBLET_TEST_RUNTIMES"); runtimes != "" {
+		return nil
+	}
+	d := &daemon{state: filepath.Join(dir, "build-state"), run: filepath.Join(dir, "build-run")}
+	if err := d.start(); err != nil {
+		return err
+	}
+	defer d.stop()
+	if err := run(binDir+"/rnx", "--host", d.host(), "runtime", "build", "recipes/python-3.11-ml.yaml"); err != nil {
+		return err
+	}
+	runtimes = filepath.Join(d.state, "runtimes")
+	return nil
+}
+
+const runtime = "--runtime=python-3.11-ml"
+
+// daemon is a joblet of a test's own.
+type daemon struct {
+	state, run string
+	args       []string
+	cmd        *exec.Cmd
+	stderr     bytes.Buffer
+}
+
+// newDaemon starts a daemon with directories of its own, stops it when the test
+// ends, and fails the test if anything is left then.
+func newDaemon(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	dir := t.TempDir()
+	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: args}
+	if err := os.MkdirAll(d.state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(runtimes, filepath.Join(d.state, "runtimes")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if d.cmd != nil {
+			d.stop()
+		}
+		if t.Failed() {
+			t.Logf("the daemon said:\n%s", d.stderr.String())
+		}
+		d.checkLeaks(t)
+	})
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func (d *daemon) host() string { return "unix://" + d.run + "/joblet.sock" }
+
+// start starts the daemon and waits until it says that it is ready.
+func (d *daemon) start() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	d.cmd = exec.Command(binDir+"/joblet", append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run, "--ready-fd", "3"}, d.args...)...)
+	d.cmd.ExtraFiles = []*os.File{w}
+	d.cmd.Stderr = &d.stderr
+	err = d.cmd.Start()
+	w.Close()
+	if err != nil {
+		return err
+	}
+	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return err
+	}
+	said := make([]byte, 4096)
+	n, _ := r.Read(said)
+	if string(said[:n]) != "ok\n" {
+		_ = d.cmd.Process.Kill()
+		_ = d.cmd.Wait()
+		d.cmd = nil
+		return fmt.Errorf("the daemon did not start: %s%s", said[:n], d.stderr.String())
+	}
+	return nil
+}
+
+// stop ends the daemon's jobs and then the daemon, as an operator would.
+func (d *daemon) stop() {
+	if ids := strings.Fields(d.rnx(context.Background(), "job", "list", "-q", "--status", "RUNNING").stdout); len(ids) > 0 {
+		d.rnx(context.Background(), append([]string{"job", "kill"}, ids...)...)
+	}
+	_ = d.cmd.Process.Signal(syscall.SIGTERM)
+	_ = d.cmd.Wait()
+	d.cmd = nil
+}
+
+// kill ends the daemon with SIGKILL.
+func (d *daemon) kill(t *testing.T) {
+	t.Helper()
+	if err := d.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = d.cmd.Wait()
+	d.cmd = nil
+}
+
+// checkLeaks fails the test if something of the daemon is left: a process that
+// knows its directories, a mount, a cgroup. What is about to go has a moment.
+func (d *daemon) checkLeaks(t *testing.T) {
+	t.Helper()
+	var left []string
+	ok := eventually(5*time.Second, func() bool {
+		left = nil
+		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil && bytes.Contains(mounts, []byte(d.run)) {
+			left = append(left, "a mount below "+d.run)
+		}
+		boxes, _ := os.ReadDir(filepath.Join(d.run, "jobs"))
+		for _, b := range boxes {
+			left = append(left, "run directory "+b.Name())
+		}
+		for _, pattern := range []string{"/sys/fs/cgroup/*/joblet*/*", "/sys/fs/cgroup/joblet*/*"} {
+			groups, _ := filepath.Glob(pattern)
+			for _, g := range groups {
+				if len(filepath.Base(g)) == 36 && d.owns(filepath.Base(g)) {
+					left = append(left, "cgroup "+g)
+				}
+			}
+		}
+		return len(left) == 0
+	})
+	if !ok {
+		t.Errorf("left on the host: %s", strings.Join(left, ", "))
+	}
+	// The daemon's own empty groups, which it keeps for its next start.
+	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-*", "/sys/fs/cgroup/joblet-*"} {
+		groups, _ := filepath.Glob(pattern)
+		for _, g := range groups {
+			_ = syscall.Rmdir(g) // refused while another test's daemon has jobs there
+		}
+	}
+}
+
+// owns reports whether the id is that of a job of this daemon.
+func (d *daemon) owns(id string) bool {
+	_, err := os.Stat(filepath.Join(d.state, "jobs", id))
+	return err == nil
+}
+
+// result is what a program did.
+type result struct {
+	stdout, stderr string
+	status         int
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("status %d\n--- stdout\n%s--- stderr\n%s", r.status, r.stdout, r.stderr)
+}
+
+// rnx runs rnx against the daemon.
+func (d *daemon) rnx(ctx context.Context, args ...string) result {
+	return finish(d.command(ctx, args...))
+}
+
+func (d *daemon) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, binDir+"/rnx", args...)
+	cmd.Env = append(os.Environ(), "RNX_HOST="+d.host())
+	return cmd
+}
+
+// finish runs a command to its end.
+func finish(cmd *exec.Cmd) result {
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	r := result{out.String(), errOut.String(), 0}
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		r.status = exit.ExitCode()
+	} else if err != nil {
+		r.status, r.stderr = -1, r.stderr+err.Error()
+	}
+	return r
+}
+
+// job runs "rnx job run" with the arguments and a time limit.
+func (d *daemon) job(t *testing.T, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return d.rnx(ctx, append([]string{"job", "run"}, args...)...)
+}
+
+// must is job for a run that has to succeed.
+func (d *daemon) must(t *testing.T, args ...string) string {
+	t.Helper()
+	r := d.job(t, args...)
+	if r.status != 0 {
+		t.Fatalf("rnx job run %q: %v", args, r)
+	}
+	return r.stdout
+}
+
+// eventually polls until ok, at most for the given time.
+func eventually(limit time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		if ok() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
