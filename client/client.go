@@ -303,6 +303,13 @@ func (c *Client) Delete(ctx context.Context, ref string) error {
 	return wire.ErrorFromStatus(err)
 }
 
+// DeleteAll removes all jobs that have ended and returns how many it removed and
+// how many have not ended.
+func (c *Client) DeleteAll(ctx context.Context) (deleted, skipped int, err error) {
+	out, err := c.jobs.DeleteAllJobs(ctx, &api.DeleteAllJobsRequest{})
+	return int(out.GetDeletedCount()), int(out.GetSkippedCount()), wire.ErrorFromStatus(err)
+}
+
 func job(p *api.Job, err error) (joblet.Job, error) {
 	if err != nil {
 		return joblet.Job{}, wire.ErrorFromStatus(err)

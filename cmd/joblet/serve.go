@@ -141,7 +141,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	defer lock.Close()
 
-	sup, err := supervisor.Open(ctx, supervisor.Config{StateDir: o.StateDir, RunDir: o.RunDir})
+	sup, err := supervisor.Open(ctx, supervisor.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: log})
 	if err != nil {
 		return fmt.Errorf("open %s: %w", o.StateDir, err)
 	}

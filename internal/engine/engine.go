@@ -7,7 +7,6 @@ package engine
 import (
 	"context"
 	"embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -80,18 +79,15 @@ func Open(cfg Config) (*Engine, error) {
 			return nil, fmt.Errorf("make the run directory: %w", err)
 		}
 	}
-	if err := os.MkdirAll(e.jobsDir(), 0o700); err != nil {
-		return nil, fmt.Errorf("make the run directory: %w", err)
-	}
 	if err := e.makeDev(); err != nil {
-		return nil, err
-	}
-	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
-	if err := e.clearEtc(); err != nil {
 		return nil, err
 	}
 	var err error
 	if e.groups, err = openHierarchy(groupName(cfg.RunDir)); err != nil {
+		return nil, err
+	}
+	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
+	if err := e.clearEtc(); err != nil {
 		return nil, err
 	}
 	if e.monitor, err = loadMonitor(); err != nil {
@@ -146,9 +142,6 @@ func (e *Engine) RemoveAll() error {
 	}
 	return errors.Join(errs...)
 }
-
-func (e *Engine) jobsDir() string         { return filepath.Join(e.cfg.RunDir, "jobs") }
-func (e *Engine) runDir(id string) string { return filepath.Join(e.jobsDir(), id) }
 
 // loadMonitor puts the monitor's program into a sealed memfd: there is no file
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
@@ -271,14 +264,6 @@ type Box struct {
 	proc   *os.Process
 }
 
-// boxState is what a later daemon must know of a box; it lies in the box's run
-// directory.
-type boxState struct {
-	IDBase uint32 `json:"id_base"`
-}
-
-const boxName = "box.json"
-
 // Take returns a box, ready or newly built.
 func (e *Engine) Take() (*Box, error) {
 	select {
@@ -317,7 +302,7 @@ func (e *Engine) keepSpares(ctx context.Context) {
 	}
 }
 
-// build makes a box: its id, id range, cgroups, run directory and monitor.
+// build makes a box: its id, id range, cgroups and monitor.
 func (e *Engine) build() (_ *Box, err error) {
 	b := &Box{ID: joblet.NewID(), engine: e}
 	defer func() {
@@ -328,21 +313,10 @@ func (e *Engine) build() (_ *Box, err error) {
 	if b.IDBase, err = e.ids.take(); err != nil {
 		return nil, err
 	}
-	dir := e.runDir(b.ID)
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	state, err := json.Marshal(boxState{IDBase: b.IDBase})
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(dir, boxName), state, 0o600); err != nil {
-		return nil, err
-	}
 	if b.group, err = e.groups.create(b.ID); err != nil {
 		return nil, err
 	}
-	if err := b.startMonitor(dir); err != nil {
+	if err := b.startMonitor(); err != nil {
 		return nil, err
 	}
 	box := monitor.Box{
@@ -363,7 +337,7 @@ func (e *Engine) build() (_ *Box, err error) {
 }
 
 // startMonitor starts the monitor, in the box's cgroup.
-func (b *Box) startMonitor(dir string) error {
+func (b *Box) startMonitor() error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -372,7 +346,7 @@ func (b *Box) startMonitor(dir string) error {
 	defer theirs.Close()
 	_ = unix.SetNonblock(pair[0], true) // so that os.File waits in the poller
 	b.conn = os.NewFile(uintptr(pair[0]), "control")
-	listener, err := listen(dir)
+	listener, err := listen(b.ID)
 	if err != nil {
 		return errors.Join(err, b.conn.Close())
 	}
@@ -404,21 +378,18 @@ func (b *Box) startMonitor(dir string) error {
 	return nil
 }
 
-// listen makes the socket on which a later daemon finds the monitor. It goes
-// through a descriptor of the directory because a socket's path may have 107
-// bytes only (unix(7)).
-func listen(dir string) (*os.File, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer d.Close()
+// listen makes the socket on which a later daemon finds the monitor. Its address
+// is abstract (unix(7)): nothing on disk to make and to remove for each job, and
+// out of reach for jobs, which have a network namespace of their own. Anybody
+// on the host could connect, or take the name of a monitor that is gone, so
+// both sides look at who the other is.
+func listen(id string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	f := os.NewFile(uintptr(fd), monitor.SocketName)
-	if err := unix.Bind(fd, socketAddr(d)); err != nil {
+	f := os.NewFile(uintptr(fd), "monitor socket")
+	if err := unix.Bind(fd, socketAddr(id)); err != nil {
 		return nil, errors.Join(os.NewSyscallError("bind", err), f.Close())
 	}
 	if err := unix.Listen(fd, 8); err != nil {
@@ -427,8 +398,8 @@ func listen(dir string) (*os.File, error) {
 	return f, nil
 }
 
-func socketAddr(dir *os.File) *unix.SockaddrUnix {
-	return &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(int(dir.Fd())) + "/" + monitor.SocketName}
+func socketAddr(id string) *unix.SockaddrUnix {
+	return &unix.SockaddrUnix{Name: "@joblet/" + id}
 }
 
 // discard gives up a box that has no job.
@@ -454,7 +425,7 @@ func (e *StartError) Unwrap() error {
 }
 
 // Start runs a job in the box and returns once its command runs. An error means
-// that nothing of it is left but the box's directories, which Release removes.
+// that nothing of it is left but the box's cgroups, which Release removes.
 func (b *Box) Start(run *monitor.Run) (*Process, error) {
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", err), b.conn.Close())
@@ -491,6 +462,7 @@ func (p *Process) greet() error {
 		return errors.New("unexpected answer from the job's monitor")
 	}
 	p.PID = ev.Started.PID
+	p.IDBase = ev.Started.IDBase
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
 	return nil
 }
@@ -537,12 +509,16 @@ func (p *Process) request(req monitor.Request) error {
 	return nil
 }
 
-// Boxes returns the ids of all boxes that have a run directory: those of this
-// daemon, and what former ones left.
+// Boxes returns the ids of all boxes that have a cgroup: those of this daemon,
+// and what former ones with the same run directory left.
 func (e *Engine) Boxes() ([]string, error) {
-	entries, err := os.ReadDir(e.jobsDir())
+	dir := e.groups.v2
+	if dir == "" {
+		dir = e.groups.v1["pids"]
+	}
+	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("list the jobs' run directories: %w", err)
+		return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
 	}
 	var ids []string
 	for _, entry := range entries {
@@ -553,58 +529,48 @@ func (e *Engine) Boxes() ([]string, error) {
 	return ids, nil
 }
 
-// Adopt finds the running job of a former daemon. The error is fs.ErrNotExist
-// or ECONNREFUSED when it has no monitor any more.
+// greetTimeout bounds how long a monitor of a former daemon may take to answer.
+const greetTimeout = 10 * time.Second
+
+// Adopt finds the running job of a former daemon. The error is ECONNREFUSED
+// when it has no monitor any more.
 func (e *Engine) Adopt(id string) (*Process, error) {
-	dir, err := os.Open(e.runDir(id))
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	if err := unix.Connect(fd, socketAddr(dir)); err != nil {
+	if err := unix.Connect(fd, socketAddr(id)); err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("connect", err)
 	}
+	if peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil || peer.Uid != 0 {
+		unix.Close(fd)
+		return nil, fmt.Errorf("somebody else listens in the place of the job's monitor: %+v %w", peer, err)
+	}
 	_ = unix.SetNonblock(fd, true)
-	base := e.BoxIDBase(id)
-	p := &Process{ID: id, IDBase: base, conn: os.NewFile(uintptr(fd), "control"), done: make(chan struct{})}
-	_ = p.conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	p := &Process{ID: id, conn: os.NewFile(uintptr(fd), "control"), done: make(chan struct{})}
+	_ = p.conn.SetReadDeadline(time.Now().Add(greetTimeout))
 	if err := p.greet(); err != nil {
 		return nil, errors.Join(err, p.conn.Close())
 	}
 	_ = p.conn.SetReadDeadline(time.Time{})
-	e.ids.claim(base)
+	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil
-}
-
-// BoxIDBase returns the id range of a box that a former daemon made, or 0 if
-// that is unknown.
-func (e *Engine) BoxIDBase(id string) uint32 {
-	var state boxState
-	data, err := os.ReadFile(filepath.Join(e.runDir(id), boxName))
-	if err != nil || json.Unmarshal(data, &state) != nil {
-		return 0
-	}
-	return state.IDBase
 }
 
 // releaseTimeout bounds how long processes that were killed may take to go.
 const releaseTimeout = 10 * time.Second
 
-// Release ends whatever is left of a box and removes its cgroups, run directory
-// and claim on ids. It may be called at any time and any number of times; what
+// Release ends whatever is left of a box and removes its cgroups and its claim
+// on ids. It may be called at any time and any number of times; what
 // is gone already is no error. A failed start, a normal end and the recovery
 // after a crash all end here.
 func (e *Engine) Release(id string, base uint32) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
 	group := e.groups.cgroup(id)
-	err := errors.Join(group.kill(), group.remove(ctx), os.RemoveAll(e.runDir(id)))
+	err := errors.Join(group.kill(), group.remove(ctx))
 	if err != nil {
 		return fmt.Errorf("release what is left of box %s: %w", id, err)
 	}

@@ -173,7 +173,7 @@ func noise(rng *rand.Rand, n int) []byte {
 // reads them from random places, while they are written and afterwards.
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(20) {
+	for seed := range uint64(8) {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		w, dir := newLog(t, Options{})
 		pr, pw := pipe(t)
@@ -371,7 +371,7 @@ func naiveTail(b []byte, lines int) []byte {
 func TestTail(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(7, 7))
-	for i := range 40 {
+	for i := range 15 {
 		w, dir := newLog(t, Options{})
 		now := time.Now()
 		var all []byte
@@ -728,7 +728,7 @@ func TestLimit(t *testing.T) {
 					equal(t, "slow reader", c.Data, all[c.Offset:c.Offset+int64(len(c.Data))])
 				}
 			}
-			for i := range max(3<<20/size, 8) {
+			for i := range min(max(3<<20/size, 8), 40_000) {
 				p := noise(rng, size)
 				all = append(all, p...)
 				_, err := w.Append(p, Stream(1+i%2), time.Now())
@@ -783,7 +783,7 @@ func TestLimit(t *testing.T) {
 func TestLimitConcurrent(t *testing.T) {
 	t.Parallel()
 	w, dir := newLog(t, Options{MaxBytes: 64 << 10})
-	const total = 16 << 20
+	const total = 8 << 20
 	at := func(off int64) byte { return byte(off%251) + 1 }
 	done := make(chan error, 4)
 	for i := range 4 {

@@ -125,10 +125,12 @@ func (w *Writer) Size() int64 { return w.size }
 // how much that was: n is 0 without an error when there is nothing now, and the
 // error is io.EOF at fd's end. now is the time of the bytes.
 //
-// fd is best the non-blocking read end of a pipe, whose bytes then go to the
-// file without passing through this process (splice(2)). It may also be
-// another non-blocking descriptor, such as the master of a pseudo-terminal,
-// whose EIO after hang-up counts as the end. n > 0 may come with an error.
+// fd is best the read end of a pipe, whose bytes then go to the file without
+// passing through this process (splice(2)). That is not faster than copying,
+// but no byte is ever in neither place: the process may be killed and the disk
+// be full at any moment. fd may also be another descriptor, non-blocking then,
+// such as the master of a pseudo-terminal, whose EIO after hang-up counts as
+// the end. n > 0 may come with an error.
 func (w *Writer) Drain(fd int, s Stream, now time.Time) (n int, err error) {
 	if err := w.settle(); err != nil {
 		return 0, err

@@ -38,6 +38,7 @@ type monitor struct {
 
 	shared      *arena
 	programs    [2]*program
+	idBase      uint32
 	child       int // PID 1 as the host numbers it
 	pidfd       int
 	goSocket    int    // our end
@@ -133,6 +134,7 @@ func (m *monitor) buildBox(box *Box) error {
 		return err
 	}
 	m.shared, m.programs = shared, programs
+	m.idBase = box.IDBase
 	if len(box.TaskFiles) > maxTasks {
 		return &stepError{"enter cgroups", unix.E2BIG}
 	}
@@ -289,7 +291,11 @@ func (m *monitor) startJob(run *Run) error {
 		return step("open "+run.Dir, err)
 	}
 	m.dir = dir
-	if m.log, err = logstore.Create(dir, logstore.Options{MaxBytes: run.LogMaxBytes}); err != nil {
+	m.log, err = logstore.Create(dir, logstore.Options{MaxBytes: run.LogMaxBytes})
+	if errors.Is(err, logstore.ErrNoHoles) { // then its size is the disk's
+		m.log, err = logstore.Create(dir, logstore.Options{})
+	}
+	if err != nil {
 		return step("create the log in "+run.Dir, err)
 	}
 	if err := m.reserveRecord(); err != nil {
@@ -322,7 +328,7 @@ func (m *monitor) startJob(run *Run) error {
 		return err
 	}
 	now := time.Now()
-	m.started = Started{PID: m.child, UnixNanos: now.UnixNano()}
+	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano()}
 	m.record.StartedNanos = now.UnixNano()
 	if run.TimeoutNanos > 0 {
 		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
@@ -632,8 +638,11 @@ func (m *monitor) accept() {
 	if err != nil {
 		return
 	}
-	// Only root can reach the socket; a request that stops half-way must not
-	// stop the job's output, though.
+	if peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil || peer.Uid != 0 {
+		unix.Close(fd) // the address is open to everybody on the host
+		return
+	}
+	// A request that stops half-way must not stop the job's output.
 	timeout := unix.Timeval{Sec: 1}
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)

@@ -30,8 +30,8 @@
 //
 // The control socket is a byte stream of JSON documents, each behind its
 // length (4 bytes, big endian). Descriptor 3 is the connection to the daemon
-// that started the monitor; descriptor 4 listens on monitor.sock in the job's
-// run directory, where a later daemon finds it. End of file on a connection
+// that started the monitor; descriptor 4 listens on a socket that a later daemon
+// finds. End of file on a connection
 // means to the daemon that the monitor is gone, and to a monitor that has no
 // job yet, that it is not needed.
 package monitor
@@ -47,14 +47,11 @@ import (
 // Descriptors that a monitor inherits.
 const (
 	ControlFD = 3 // connection to the daemon
-	ListenFD  = 4 // listening socket for later daemons; SocketName in the run directory
+	ListenFD  = 4 // listening socket for later daemons
 )
 
-// Names of the files in a job's directories.
-const (
-	SocketName = "monitor.sock" // in its run directory
-	ExitName   = "exit.json"    // in its state directory: Record
-)
+// ExitName is the file in a job's directory that says how it ended: a Record.
+const ExitName = "exit.json"
 
 // maxMessage bounds a document on the control socket. The largest is a Run
 // with all arguments and variables that execve(2) can take, as JSON.
@@ -152,8 +149,9 @@ type Event struct {
 
 // Started says that the command runs.
 type Started struct {
-	PID       int   `json:"pid"` // PID 1 as the host numbers it
-	UnixNanos int64 `json:"unix_nanos"`
+	PID       int    `json:"pid"` // PID 1 as the host numbers it
+	IDBase    uint32 `json:"id_base"`
+	UnixNanos int64  `json:"unix_nanos"`
 }
 
 // StepWorkDir is the Failure.Step of a working directory that can't be entered.

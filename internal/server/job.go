@@ -29,9 +29,6 @@ func (s *jobService) run(ctx context.Context, r *api.RunJobRequest) (joblet.Job,
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	if err := spec.Validate(); err != nil {
-		return joblet.Job{}, err
-	}
 	return s.sup.Run(ctx, spec, callerOf(ctx).name())
 }
 

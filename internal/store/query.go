@@ -214,7 +214,11 @@ func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter) (found []joblet.
 		end = before[0]
 	}
 
-	if f.Name == "" && f.Owner == "" && len(f.States) == 0 {
+	f.States = slices.Compact(slices.Sorted(slices.Values(f.States)))
+	if len(f.States) == 0 {
+		f.States = joblet.States()
+	}
+	if f.Name == "" && f.Owner == "" && slices.Equal(f.States, joblet.States()) {
 		found, err = jobs(c, newestJobs, oldest, end, limit)
 	} else {
 		found, err = merged(c, f, oldest, end, limit)
@@ -227,11 +231,9 @@ func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter) (found []joblet.
 	return found, err
 }
 
+// merged is list for the jobs with oldest <= seq < end, at most limit of them
+// unless it is negative.
 func merged(c *sqlite.Conn, f joblet.Filter, oldest, end, limit int64) ([]joblet.Job, error) {
-	states := slices.Compact(slices.Sorted(slices.Values(f.States)))
-	if len(states) == 0 {
-		states = joblet.States()
-	}
 	owners := []string{f.Owner}
 	if f.Owner == "" {
 		var err error
@@ -241,7 +243,7 @@ func merged(c *sqlite.Conn, f joblet.Filter, oldest, end, limit int64) ([]joblet
 	}
 	var all []int64
 	for _, owner := range owners {
-		for _, state := range states {
+		for _, state := range f.States {
 			var err error
 			if f.Name == "" {
 				all, err = column(c, all, (*sqlite.Stmt).ColumnInt64, seqs, owner, state.String(), oldest, end, limit)

@@ -239,7 +239,10 @@ func (s *Store) setUp(version int, steps []string) error {
 		return err
 	}
 	if err := errors.Join(s.w.prepare(), s.w.check()); err != nil {
-		return damaged(s.path, err)
+		if code := sqlite.ErrCode(err).ToPrimary(); code != sqlite.ResultError {
+			return err
+		}
+		return damaged(s.path, fmt.Errorf("a table or an index of schema version %d is missing", len(steps)))
 	}
 	if _, err := pragma(c, "SELECT count(*) FROM (SELECT id FROM job ORDER BY id LIMIT 1)"); err != nil {
 		return err

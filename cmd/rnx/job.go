@@ -1,0 +1,85 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+func newJobCommand(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "job",
+		Short: "Run jobs and look after them",
+		Example: `  rnx job run ps aux
+  rnx job list
+  rnx job log -f 3f2a`,
+		RunE: group,
+	}
+	cmd.AddCommand(
+		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newStopCommand(a),
+		newKillCommand(a), newWaitCommand(a), newDeleteCommand(a), newDeleteAllCommand(a),
+	)
+	return cmd
+}
+
+const jobRefHelp = `
+
+A job is named by its id, by the first letters of it when no other has them, or
+by its name.` + exitStatusHelp
+
+// maxCompletions bounds how many jobs a shell offers.
+const maxCompletions = 200
+
+// completeJobs offers the jobs in the given states, all without any.
+func (a *app) completeJobs(states ...joblet.State) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
+		defer cancel()
+		c, err := a.connectRunning(ctx)
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer c.Close()
+		var offers []string
+		for j, err := range c.Jobs(ctx, joblet.Filter{States: states, Limit: maxCompletions}) {
+			if err != nil {
+				break
+			}
+			id := joblet.ShortID(j.ID)
+			if len(prefix) > len(id) {
+				id = j.ID
+			}
+			if strings.HasPrefix(id, prefix) {
+				offers = append(offers, id+"\t"+printable(cut(j.State.String()+" "+j.Spec.CommandLine(), 60)))
+			}
+		}
+		return offers, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
+	}
+}
+
+// aliveStates are those in which a job can still be ended.
+var aliveStates = []joblet.State{joblet.Pending, joblet.Scheduled, joblet.Initializing, joblet.Running, joblet.Stopping}
+
+// jobsCommand does one thing to each job named on the command line.
+func (a *app) jobsCommand(cmd *cobra.Command, do func(ctx context.Context, c *client.Client, ref string) error) *cobra.Command {
+	cmd.Args = atLeastOne("job")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.with(cmd.Context(), func(c *client.Client) error {
+			return a.each(args, func(ref string) error { return do(cmd.Context(), c, ref) })
+		})
+	}
+	return cmd
+}
+
+// show prints a job that a command has changed: its id, or all as JSON.
+func (a *app) show(j joblet.Job) error {
+	if a.json {
+		return a.writeJSON(newJobJSON(j))
+	}
+	return a.println(j.ID)
+}

@@ -1,0 +1,38 @@
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+func newKillCommand(a *app) *cobra.Command {
+	var signal string
+	cmd := a.jobsCommand(&cobra.Command{
+		Use:   "kill [flags] JOB…",
+		Short: "Kill jobs at once, or send them a signal",
+		Long: `Kill all of a job at once and print its id once it has ended. With another
+--signal PID 1 gets that signal and nothing else happens.` + jobRefHelp,
+		Example: `  rnx job kill 3f2a
+  rnx job kill --signal=HUP web`,
+		ValidArgsFunction: a.completeJobs(aliveStates...),
+	}, func(ctx context.Context, c *client.Client, ref string) error {
+		sig, err := parseSignal(signal)
+		if err != nil {
+			return err
+		}
+		if sig != sigkill {
+			return c.Signal(ctx, ref, sig)
+		}
+		j, err := c.Stop(ctx, ref, joblet.StopOptions{Signal: sigkill, Grace: 0})
+		if err != nil {
+			return err
+		}
+		return a.show(j)
+	})
+	cmd.Flags().StringVarP(&signal, "signal", "s", "KILL", "signal to send")
+	return cmd
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+func newLogCommand(a *app) *cobra.Command {
+	var opt joblet.LogOptions
+	var timestamps bool
+	cmd := &cobra.Command{
+		Use:   "log [flags] JOB",
+		Short: "Show a job's output",
+		Long: `Show what a job has written, byte for byte: its stdout on stdout and its stderr
+on stderr. With --json each line is an object: event, stream, offset, time, and
+data, or data_base64 for bytes that are not UTF-8.` + jobRefHelp,
+		Example: `  rnx job log 3f2a
+  rnx job log -f --tail=20 web
+  rnx job log --stderr --timestamps 3f2a`,
+		Args:              exactlyOne("job"),
+		ValidArgsFunction: a.completeJobs(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if opt.Tail < 0 {
+				return joblet.Errorf(joblet.InvalidArgument, "--tail %d: must not be negative", opt.Tail)
+			}
+			catchPipeSignal()
+			out := &output{stdout: a.out, stderr: a.errOut, json: a.json, timestamps: timestamps}
+			return a.with(cmd.Context(), func(c *client.Client) error {
+				for event, err := range c.Follow(cmd.Context(), args[0], opt) {
+					if err == nil {
+						err = out.event(event)
+					}
+					if err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&opt.Follow, "follow", "f", false, "go on until the job has ended")
+	f.Int64VarP(&opt.Tail, "tail", "n", 0, "only the last so many lines; 0: all")
+	f.BoolVar(&opt.Stdout, "stdout", false, "only stdout")
+	f.BoolVar(&opt.Stderr, "stderr", false, "only stderr")
+	f.BoolVarP(&timestamps, "timestamps", "t", false, "the time before each line")
+	return cmd
+}

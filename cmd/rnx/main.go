@@ -1,0 +1,227 @@
+// Command rnx runs jobs on a joblet daemon and looks after them.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/joblet/joblet"
+)
+
+func main() {
+	// A process that lives for milliseconds has no use for a collection; one
+	// that follows a log for days still gets some.
+	debug.SetGCPercent(800)
+	a := &app{out: os.Stdout, errOut: os.Stderr}
+	os.Exit(a.run(context.Background(), os.Args[1:]))
+}
+
+// app is what the commands share.
+type app struct {
+	host string // --host; empty: not given
+	json bool
+
+	out, errOut io.Writer
+}
+
+// exitError ends rnx with a status. Without an error it ends quietly.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("status %d", e.status)
+	}
+	return e.err.Error()
+}
+
+func (e *exitError) Unwrap() error { return e.err }
+
+// statusFailed is how rnx ends when it fails; job run has statuses of its own.
+const statusFailed = 1
+
+// run executes a command line and returns the status to exit with.
+func (a *app) run(ctx context.Context, args []string) int {
+	root := newRootCommand(a)
+	root.SetArgs(args)
+	root.SetOut(a.out)
+	root.SetErr(a.errOut)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return 0
+	}
+	status := statusFailed
+	if cmd.Name() == "run" {
+		status = runStatus(err)
+	}
+	if errors.Is(err, syscall.EPIPE) { // the reader of our output has seen enough
+		return 128 + int(syscall.SIGPIPE)
+	}
+	if e, ok := errors.AsType[*exitError](err); ok {
+		if status = e.status; e.err == nil {
+			return status
+		}
+	}
+	a.report(status, err)
+	return status
+}
+
+// report prints the one line that says why rnx fails.
+func (a *app) report(status int, err error) {
+	if !a.json {
+		fmt.Fprintf(a.errOut, "rnx: %s\n", printable(err.Error()))
+		return
+	}
+	_ = json.NewEncoder(a.errOut).Encode(struct {
+		Error      string `json:"error"`
+		Kind       string `json:"kind"`
+		ExitStatus int    `json:"exit_status"`
+	}{err.Error(), joblet.KindOf(err).String(), status})
+}
+
+// writeJSON prints v as one line of JSON.
+func (a *app) writeJSON(v any) error {
+	e := json.NewEncoder(a.out)
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}
+
+func newRootCommand(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "rnx",
+		Short: "Run any command on a Linux host as an isolated job",
+		Long: `Run any command on a Linux host as an isolated job.
+
+Without --host and RNX_HOST rnx talks to the daemon of this machine. When none
+answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
+		Example: `  rnx job run ps aux
+  rnx job run --runtime=python-3.11-ml python3 -c 'import numpy; print(numpy.pi)'
+  rnx job list
+  rnx runtime build recipes/python-3.11.yaml`,
+		Version:       joblet.Build().String(),
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE:          group,
+	}
+	root.SetVersionTemplate("rnx {{.Version}}\n")
+	f := root.PersistentFlags()
+	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path (default $RNX_HOST, then this machine's)")
+	f.BoolVar(&a.json, "json", false, "print JSON, errors too")
+	root.SetFlagErrorFunc(flagError)
+	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newVersionCommand(a))
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	return root
+}
+
+// exitStatusHelp ends the help of every command but job run.
+const exitStatusHelp = `
+
+Exit status: 0, or 1 when something failed.`
+
+// group is a command that only holds others.
+func group(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return cmd.Help()
+	}
+	msg := fmt.Sprintf("unknown command %q", strings.TrimSpace(cmd.CommandPath()+" "+args[0]))
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+		msg += fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+s[0])
+	} else {
+		msg += fmt.Sprintf("; see %q", cmd.CommandPath()+" --help")
+	}
+	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
+}
+
+// flagError adds the flag that was perhaps meant.
+func flagError(cmd *cobra.Command, err error) error {
+	msg := err.Error()
+	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		best, distance := "", 3
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if d := editDistance(e.GetSpecifiedName(), f.Name); d < distance {
+				best, distance = f.Name, d
+			}
+		})
+		if best != "" && len(e.GetSpecifiedName()) > 1 {
+			msg += "; did you mean --" + best + "?"
+		} else {
+			msg += fmt.Sprintf("; see %q", cmd.CommandPath()+" --help")
+		}
+	}
+	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
+}
+
+// editDistance is how many letters must be added, removed or replaced to turn
+// a into b (Levenshtein).
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// each does something with every argument, says what failed, and goes on.
+func (a *app) each(args []string, do func(string) error) error {
+	var failed *exitError
+	for _, arg := range slices.Compact(slices.Clone(args)) {
+		if err := do(arg); err != nil {
+			if len(args) == 1 {
+				return err
+			}
+			a.report(statusFailed, fmt.Errorf("%s: %w", arg, err))
+			failed = &exitError{status: statusFailed}
+		}
+	}
+	if failed != nil {
+		return failed
+	}
+	return nil
+}
+
+// atLeastOne is cobra.MinimumNArgs(1) in a sentence.
+func atLeastOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return joblet.Errorf(joblet.InvalidArgument, "no %s given; see %q", what, cmd.CommandPath()+" --help")
+		}
+		return nil
+	}
+}
+
+func exactlyOne(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return joblet.Errorf(joblet.InvalidArgument, "%d arguments given: exactly one %s is needed; see %q", len(args), what, cmd.CommandPath()+" --help")
+		}
+		return nil
+	}
+}
