@@ -23,17 +23,14 @@ package client
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"iter"
 	"net"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
@@ -50,14 +47,9 @@ const maxMessage = 128 << 20
 // would cost a round trip for each chunk of a flood.
 const window = 4 << 20
 
-// Client is a connection to one daemon. Its methods may be called at the same
-// time. A broken connection is made again by the next call.
-type Client struct {
-	conn     *grpc.ClientConn
-	jobs     api.JobServiceClient
-	runtimes api.RuntimeServiceClient
-	monitor  api.MonitoringServiceClient
-}
+// Client is a client of one daemon. Its methods may be called at the same time.
+// It holds a connection for each call under way and keeps some that are free.
+type Client struct{ pool pool }
 
 // Dial connects to the daemon at host: "unix:///path/of/socket". A daemon that
 // does not answer is an Unavailable error, whose chain holds the error of
@@ -68,44 +60,22 @@ func Dial(ctx context.Context, host string) (*Client, error) {
 		return nil, err
 	}
 	var dialer net.Dialer
-	dial := func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "unix", path) }
-	// The first connection is made here, and handed to gRPC, for a clear error.
-	first, err := dial(ctx)
-	if err != nil {
-		kind := joblet.Unavailable
-		if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
-			kind = joblet.PermissionDenied
+	c := &Client{pool: pool{dial: func(ctx context.Context) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, "unix", path)
+		switch {
+		case err == nil:
+			return conn, nil
+		case errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM):
+			return nil, joblet.Errorf(joblet.PermissionDenied, "connect to the daemon: %w", err)
 		}
-		return nil, joblet.Errorf(kind, "connect to the daemon: %w", err)
-	}
-	handOver := handOver{conn: first}
-	conn, err := grpc.NewClient("passthrough:///"+path,
-		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			if c := handOver.take(); c != nil {
-				return c, nil
-			}
-			return dial(ctx)
-		}),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's peers know each other by SO_PEERCRED
-		grpc.WithAuthority("joblet"),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithNoProxy(),
-		grpc.WithDisableRetry(), // a job must not be started twice
-		grpc.WithIdleTimeout(0),
-		grpc.WithStaticStreamWindowSize(window),
-		grpc.WithStaticConnWindowSize(window),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-	)
+		return nil, joblet.Errorf(joblet.Unavailable, "connect to the daemon: %w", err)
+	}}}
+	conn, err := c.pool.dial(ctx)
 	if err != nil {
-		first.Close()
-		return nil, fmt.Errorf("connect to the daemon: %w", err)
+		return nil, err
 	}
-	return &Client{
-		conn:     conn,
-		jobs:     api.NewJobServiceClient(conn),
-		runtimes: api.NewRuntimeServiceClient(conn),
-		monitor:  api.NewMonitoringServiceClient(conn),
-	}, nil
+	c.pool.put(newConn(conn))
+	return c, nil
 }
 
 // SocketPath returns the path in a "unix://" host.
@@ -120,22 +90,57 @@ func SocketPath(host string) (string, error) {
 	return rest, joblet.ValidPath("host's path", rest)
 }
 
-// handOver holds a connection until the one who takes it.
-type handOver struct {
-	mu   sync.Mutex
-	conn net.Conn
+// Close ends the connections that no call uses, and later the others. Jobs go
+// on.
+func (c *Client) Close() error { return c.pool.close() }
+
+// service is where the methods of a service are found.
+const (
+	jobService        = "/joblet.JobService/"
+	runtimeService    = "/joblet.RuntimeService/"
+	monitoringService = "/joblet.MonitoringService/"
+)
+
+// stream makes a call whose messages next returns.
+func (c *Client) stream(ctx context.Context, method string, request proto.Message) (*call, error) {
+	b, err := proto.Marshal(request)
+	if err != nil {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "%w", err)
+	}
+	return c.pool.begin(ctx, method, b)
 }
 
-func (h *handOver) take() net.Conn {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	c := h.conn
-	h.conn = nil
-	return c
+// receiveMessage reads a call's next message into answer. It returns io.EOF after the
+// last.
+func (k *call) receiveMessage(answer proto.Message) error {
+	b, err := k.next()
+	if err != nil {
+		return err
+	}
+	if err := proto.Unmarshal(b, answer); err != nil {
+		return k.fail(err)
+	}
+	return nil
 }
 
-// Close ends the connection. Jobs go on.
-func (c *Client) Close() error { return c.conn.Close() }
+// call makes a call that has one answer.
+func (c *Client) call(ctx context.Context, method string, request, answer proto.Message) error {
+	k, err := c.stream(ctx, method, request)
+	if err != nil {
+		return err
+	}
+	defer k.finish()
+	if err := k.receiveMessage(answer); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = joblet.Errorf(joblet.Internal, "the daemon gave no answer")
+		}
+		return err
+	}
+	if _, err := k.next(); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
 
 // Run starts a job and returns once its command runs.
 func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) {
@@ -143,7 +148,8 @@ func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) 
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	out, err := c.jobs.RunJob(ctx, r)
+	var out api.RunJobResponse
+	err = c.call(ctx, jobService+"RunJob", r, &out)
 	return job(out.GetJob(), err)
 }
 
@@ -192,10 +198,7 @@ func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Ev
 			yield(nil, err)
 			return
 		}
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.jobs.RunJobAttached(ctx, r)
-		events(stream, err, yield)
+		c.events(ctx, "RunJobAttached", r, yield)
 	}
 }
 
@@ -203,17 +206,20 @@ func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Ev
 // its end.
 func (c *Client) Follow(ctx context.Context, ref string, opt joblet.LogOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.jobs.FollowJob(ctx, wire.FollowToProto(ref, opt))
-		events(stream, err, yield)
+		c.events(ctx, "FollowJob", wire.FollowToProto(ref, opt), yield)
 	}
 }
 
-func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield func(Event, error) bool) {
+func (c *Client) events(ctx context.Context, method string, request proto.Message, yield func(Event, error) bool) {
+	k, err := c.stream(ctx, jobService+method, request)
+	if err != nil {
+		yield(nil, err)
+		return
+	}
+	defer k.finish()
 	for err == nil {
-		var p *api.JobEvent
-		if p, err = stream.Recv(); err != nil {
+		var p api.JobEvent
+		if err = k.receiveMessage(&p); err != nil {
 			break
 		}
 		var e Event
@@ -231,6 +237,7 @@ func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield fu
 		case *api.JobEvent_Ended:
 			var j joblet.Job
 			if j, err = wire.JobFromProto(p.Ended); err == nil {
+				_, _ = k.next() // the call's own end, so that the connection is free again
 				yield(Ended{Job: j}, nil)
 				return
 			}
@@ -242,28 +249,31 @@ func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield fu
 	if errors.Is(err, io.EOF) {
 		err = joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the job's end")
 	}
-	yield(nil, wire.ErrorFromStatus(err))
+	yield(nil, err)
 }
 
 // Job returns the job that ref names: an id, an unambiguous prefix of one, or a
 // name.
 func (c *Client) Job(ctx context.Context, ref string) (joblet.Job, error) {
-	out, err := c.jobs.GetJobStatus(ctx, &api.GetJobStatusRequest{Uuid: ref})
-	if err != nil {
-		return joblet.Job{}, wire.ErrorFromStatus(err)
+	var out api.GetJobStatusResponse
+	if err := c.call(ctx, jobService+"GetJobStatus", &api.GetJobStatusRequest{Uuid: ref}, &out); err != nil {
+		return joblet.Job{}, err
 	}
-	return wire.JobFromProto(out)
+	return wire.JobFromProto(&out)
 }
 
 // Jobs lists the jobs that pass f, newest first.
 func (c *Client) Jobs(ctx context.Context, f joblet.Filter) iter.Seq2[joblet.Job, error] {
 	return func(yield func(joblet.Job, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.jobs.QueryJobs(ctx, wire.FilterToProto(f))
-		for err == nil {
-			var batch *api.Jobs
-			if batch, err = stream.Recv(); err != nil {
+		k, err := c.stream(ctx, jobService+"QueryJobs", wire.FilterToProto(f))
+		if err != nil {
+			yield(joblet.Job{}, err)
+			return
+		}
+		defer k.finish()
+		for {
+			var batch api.Jobs
+			if err = k.receiveMessage(&batch); err != nil {
 				break
 			}
 			for _, p := range batch.GetJobs() {
@@ -274,45 +284,46 @@ func (c *Client) Jobs(ctx context.Context, f joblet.Filter) iter.Seq2[joblet.Job
 			}
 		}
 		if !errors.Is(err, io.EOF) {
-			yield(joblet.Job{}, wire.ErrorFromStatus(err))
+			yield(joblet.Job{}, err)
 		}
 	}
 }
 
 // Stop ends a job and returns it once it has ended.
 func (c *Client) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (joblet.Job, error) {
-	out, err := c.jobs.StopJob(ctx, wire.StopToProto(ref, opt))
+	var out api.StopJobResponse
+	err := c.call(ctx, jobService+"StopJob", wire.StopToProto(ref, opt), &out)
 	return job(out.GetJob(), err)
 }
 
 // Signal sends a signal, by its Linux number, to the job's PID 1.
 func (c *Client) Signal(ctx context.Context, ref string, signal int) error {
-	_, err := c.jobs.SignalJob(ctx, &api.SignalJobRequest{Uuid: ref, Signal: int32(signal)})
-	return wire.ErrorFromStatus(err)
+	return c.call(ctx, jobService+"SignalJob", &api.SignalJobRequest{Uuid: ref, Signal: int32(signal)}, &api.SignalJobResponse{})
 }
 
 // Wait returns the job once it has ended.
 func (c *Client) Wait(ctx context.Context, ref string) (joblet.Job, error) {
-	out, err := c.jobs.WaitJob(ctx, &api.WaitJobRequest{Uuid: ref})
+	var out api.WaitJobResponse
+	err := c.call(ctx, jobService+"WaitJob", &api.WaitJobRequest{Uuid: ref}, &out)
 	return job(out.GetJob(), err)
 }
 
 // Delete removes a job that has ended: its record and its output.
 func (c *Client) Delete(ctx context.Context, ref string) error {
-	_, err := c.jobs.DeleteJob(ctx, &api.DeleteJobRequest{Uuid: ref})
-	return wire.ErrorFromStatus(err)
+	return c.call(ctx, jobService+"DeleteJob", &api.DeleteJobRequest{Uuid: ref}, &api.DeleteJobResponse{})
 }
 
 // DeleteAll removes all jobs that have ended and returns how many it removed and
 // how many have not ended.
 func (c *Client) DeleteAll(ctx context.Context) (deleted, skipped int, err error) {
-	out, err := c.jobs.DeleteAllJobs(ctx, &api.DeleteAllJobsRequest{})
-	return int(out.GetDeletedCount()), int(out.GetSkippedCount()), wire.ErrorFromStatus(err)
+	var out api.DeleteAllJobsResponse
+	err = c.call(ctx, jobService+"DeleteAllJobs", &api.DeleteAllJobsRequest{}, &out)
+	return int(out.GetDeletedCount()), int(out.GetSkippedCount()), err
 }
 
 func job(p *api.Job, err error) (joblet.Job, error) {
 	if err != nil {
-		return joblet.Job{}, wire.ErrorFromStatus(err)
+		return joblet.Job{}, err
 	}
 	return wire.JobFromProto(p)
 }

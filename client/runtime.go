@@ -8,7 +8,6 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/internal/wire"
 )
 
 // Runtime is an installed runtime.
@@ -32,9 +31,10 @@ type Runtime struct {
 
 // Runtimes lists the installed runtimes.
 func (c *Client) Runtimes(ctx context.Context) ([]Runtime, error) {
-	out, err := c.runtimes.ListRuntimes(ctx, &api.EmptyRequest{})
+	var out api.ListRuntimesResponse
+	err := c.call(ctx, runtimeService+"ListRuntimes", &api.EmptyRequest{}, &out)
 	if err != nil {
-		return nil, wire.ErrorFromStatus(err)
+		return nil, err
 	}
 	all := make([]Runtime, 0, len(out.GetRuntimes()))
 	for _, p := range out.GetRuntimes() {
@@ -45,9 +45,10 @@ func (c *Client) Runtimes(ctx context.Context) ([]Runtime, error) {
 
 // Runtime returns one installed runtime.
 func (c *Client) Runtime(ctx context.Context, name string) (Runtime, error) {
-	out, err := c.runtimes.GetRuntimeInfo(ctx, &api.GetRuntimeInfoRequest{Runtime: name})
+	var out api.GetRuntimeInfoResponse
+	err := c.call(ctx, runtimeService+"GetRuntimeInfo", &api.GetRuntimeInfoRequest{Runtime: name}, &out)
 	if err != nil {
-		return Runtime{}, wire.ErrorFromStatus(err)
+		return Runtime{}, err
 	}
 	if !out.GetFound() {
 		return Runtime{}, joblet.Errorf(joblet.NotFound, "no runtime %q", name)
@@ -86,19 +87,19 @@ type BuildProgress struct {
 // BuildRuntime builds a runtime from a recipe in YAML and calls progress, which
 // may be nil, as it goes on. With force it replaces an installed one.
 func (c *Client) BuildRuntime(ctx context.Context, recipe string, force bool, progress func(BuildProgress)) (Runtime, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.runtimes.BuildRuntime(ctx, &api.BuildRuntimeRequest{YamlContent: recipe, ForceRebuild: force})
+	k, err := c.stream(ctx, runtimeService+"BuildRuntime", &api.BuildRuntimeRequest{YamlContent: recipe, ForceRebuild: force})
 	if err != nil {
-		return Runtime{}, wire.ErrorFromStatus(err)
+		return Runtime{}, err
 	}
+	defer k.finish()
 	for {
-		p, err := stream.Recv()
+		var p api.BuildRuntimeProgress
+		err := k.receiveMessage(&p)
 		if errors.Is(err, io.EOF) {
 			return Runtime{}, joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the build's end")
 		}
 		if err != nil {
-			return Runtime{}, wire.ErrorFromStatus(err)
+			return Runtime{}, err
 		}
 		var step BuildProgress
 		switch p := p.GetProgressType().(type) {
@@ -134,9 +135,10 @@ type RuntimeTest struct {
 
 // TestRuntime runs a runtime's own test command as a job.
 func (c *Client) TestRuntime(ctx context.Context, name string) (RuntimeTest, error) {
-	out, err := c.runtimes.TestRuntime(ctx, &api.TestRuntimeRequest{Runtime: name})
+	var out api.TestRuntimeResponse
+	err := c.call(ctx, runtimeService+"TestRuntime", &api.TestRuntimeRequest{Runtime: name}, &out)
 	if err != nil {
-		return RuntimeTest{}, wire.ErrorFromStatus(err)
+		return RuntimeTest{}, err
 	}
 	return RuntimeTest{
 		Passed: out.GetSuccess(), Output: out.GetOutput(), Reason: out.GetError(), Status: int(out.GetExitCode()),
@@ -146,8 +148,9 @@ func (c *Client) TestRuntime(ctx context.Context, name string) (RuntimeTest, err
 // RemoveRuntime removes a runtime that no job uses and returns the bytes that it
 // took.
 func (c *Client) RemoveRuntime(ctx context.Context, name string) (freed int64, err error) {
-	out, err := c.runtimes.RemoveRuntime(ctx, &api.RemoveRuntimeRequest{Runtime: name})
-	return out.GetFreedSpaceBytes(), wire.ErrorFromStatus(err)
+	var out api.RemoveRuntimeResponse
+	err = c.call(ctx, runtimeService+"RemoveRuntime", &api.RemoveRuntimeRequest{Runtime: name}, &out)
+	return out.GetFreedSpaceBytes(), err
 }
 
 // Version says what a daemon was built from.
@@ -161,9 +164,10 @@ type Version struct {
 
 // ServerVersion returns the daemon's version.
 func (c *Client) ServerVersion(ctx context.Context) (Version, error) {
-	out, err := c.monitor.GetSystemStatus(ctx, &api.EmptyRequest{})
+	var out api.SystemStatusResponse
+	err := c.call(ctx, monitoringService+"GetSystemStatus", &api.EmptyRequest{}, &out)
 	if err != nil {
-		return Version{}, wire.ErrorFromStatus(err)
+		return Version{}, err
 	}
 	v := out.GetServerVersion()
 	return Version{

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -23,6 +24,8 @@ func main() {
 	// A process that lives for milliseconds has no use for a collection; one
 	// that follows a log for days still gets some.
 	debug.SetGCPercent(800)
+	// One goroutine works at a time: threads that look for more only cost time.
+	runtime.GOMAXPROCS(1)
 	a := &app{out: os.Stdout, errOut: os.Stderr}
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }

@@ -48,6 +48,7 @@ type Engine struct {
 	cfg     Config
 	monitor *os.File // the sealed memfd
 	null    *os.File
+	log     *os.File // what monitors say when they fail; not the daemon's own stderr, which they outlive
 	groups  *hierarchy
 	ids     idRanges
 	newRoot string
@@ -96,6 +97,9 @@ func Open(cfg Config) (*Engine, error) {
 	if e.null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
 		return nil, err
 	}
+	if e.log, err = os.OpenFile(filepath.Join(cfg.RunDir, "monitors.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		return nil, fmt.Errorf("open the log of the monitors: %w", err)
+	}
 	return e, nil
 }
 
@@ -124,7 +128,7 @@ func (e *Engine) Close() error {
 		}
 		break
 	}
-	return errors.Join(e.monitor.Close(), e.null.Close())
+	return errors.Join(e.monitor.Close(), e.null.Close(), e.log.Close())
 }
 
 // RemoveAll removes what Open made on the host. It fails, harmlessly, as long
@@ -355,7 +359,7 @@ func (b *Box) startMonitor() error {
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOMAXPROCS=1", "GODEBUG=madvdontneed=1"},
-		Files: []*os.File{b.engine.null, b.engine.null, os.Stderr, theirs, listener},
+		Files: []*os.File{b.engine.null, b.engine.null, b.engine.log, theirs, listener},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	if b.group.v2 != "" {

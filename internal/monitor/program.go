@@ -78,6 +78,12 @@ type arena struct {
 	goByte  byte
 	control [256]byte
 
+	// The reaper's name in the process table, and where the monitor's own
+	// arguments lie, which it replaces.
+	initName [16]byte
+	args     uintptr
+	argsLen  uintptr
+
 	sigset  uint64
 	siginfo [128]byte
 }
@@ -363,6 +369,14 @@ func (a *arena) reaper() syscall.Errno {
 		return 0
 	}
 	syscall.RawSyscall(unix.SYS_CLOSE_RANGE, 0, ^uintptr(0)>>32, 0)
+	syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_NAME, uintptr(unsafe.Pointer(&a.initName)), 0)
+	for i := uintptr(0); i < a.argsLen; i++ {
+		c := byte(0)
+		if i < uintptr(len(a.initName)) {
+			c = a.initName[i]
+		}
+		*(*byte)(pointer(a.args + i)) = c
+	}
 	for {
 		sig, _, errno := syscall.RawSyscall6(unix.SYS_RT_SIGTIMEDWAIT, uintptr(unsafe.Pointer(&a.sigset)), uintptr(unsafe.Pointer(&a.siginfo)), 0, 8, 0, 0)
 		if errno != 0 {

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"os"
 	"path"
 	"strings"
 	"syscall"
@@ -309,6 +310,13 @@ func executeCommand(p *program, run *Run) {
 		// The reaper waits for signals instead of handling them, so they stay
 		// blocked in it.
 		a.sigset = ^uint64(0)
+		copy(a.initName[:], "joblet-init")
+		for _, arg := range os.Args { // one behind the other on the stack (execve(2))
+			if a.args == 0 {
+				a.args = uintptr(unsafe.Pointer(unsafe.StringData(arg)))
+			}
+			a.argsLen += uintptr(len(arg) + 1)
+		}
 		p.add("start the reaper", op{kind: opReaper})
 		p.call("setsid", unix.SYS_SETSID)
 	}

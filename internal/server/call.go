@@ -6,9 +6,6 @@ import (
 	"runtime/debug"
 
 	"google.golang.org/grpc"
-
-	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/wire"
 )
 
 // unary is what every call without a stream passes through.
@@ -48,7 +45,7 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("panic in a call", "method", method, "panic", p, "stack", string(debug.Stack()))
-			err, _ = wire.ErrorToStatus(joblet.Errorf(joblet.Internal, "internal error: the daemon's log has the detail"))
+			err, _ = toStatus(errInternal)
 		}
 	}()
 	caller := callerOf(ctx)
@@ -61,7 +58,7 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 	if ctx.Err() != nil && context.Cause(ctx) == errStopping {
 		err = errStopping
 	}
-	sent, forLog := wire.ErrorToStatus(err)
+	sent, forLog := toStatus(err)
 	if forLog {
 		s.log.LogAttrs(ctx, slog.LevelError, "call failed",
 			slog.String("method", method), slog.String("caller", caller.name()), slog.Any("error", err))

@@ -9,6 +9,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/api/jobletgrpc"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/wire"
@@ -20,7 +21,7 @@ const (
 )
 
 type jobService struct {
-	api.UnimplementedJobServiceServer
+	jobletgrpc.UnimplementedJobServiceServer
 	sup *supervisor.Supervisor
 }
 

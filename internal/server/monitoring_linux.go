@@ -11,10 +11,11 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/api/jobletgrpc"
 )
 
 type monitoringService struct {
-	api.UnimplementedMonitoringServiceServer
+	jobletgrpc.UnimplementedMonitoringServiceServer
 }
 
 // GetSystemStatus says what the daemon is and the basics of its host. The parts

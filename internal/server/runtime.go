@@ -13,6 +13,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/api/jobletgrpc"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/supervisor"
@@ -29,7 +30,7 @@ const (
 )
 
 type runtimeService struct {
-	api.UnimplementedRuntimeServiceServer
+	jobletgrpc.UnimplementedRuntimeServiceServer
 	sup *supervisor.Supervisor
 	log *slog.Logger
 }

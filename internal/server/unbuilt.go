@@ -7,6 +7,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/api/jobletgrpc"
 )
 
 // errUnbuilt answers for a part of the API that this version does not have.
@@ -15,7 +16,7 @@ func errUnbuilt(what string) error {
 }
 
 type networkService struct {
-	api.UnimplementedNetworkServiceServer
+	jobletgrpc.UnimplementedNetworkServiceServer
 }
 
 func (networkService) CreateNetwork(context.Context, *api.CreateNetworkRequest) (*api.CreateNetworkResponse, error) {
@@ -31,7 +32,7 @@ func (networkService) RemoveNetwork(context.Context, *api.RemoveNetworkRequest) 
 }
 
 type volumeService struct {
-	api.UnimplementedVolumeServiceServer
+	jobletgrpc.UnimplementedVolumeServiceServer
 }
 
 func (volumeService) CreateVolume(context.Context, *api.CreateVolumeRequest) (*api.CreateVolumeResponse, error) {

@@ -1,17 +1,12 @@
 package wire
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"reflect"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
@@ -248,50 +243,6 @@ func TestUnbuiltFields(t *testing.T) {
 	}
 	if _, err := SpecFromProto(&api.RunJobRequest{Network: "none"}); err != nil {
 		t.Errorf("network none: %v", err)
-	}
-}
-
-func TestErrorRoundTrip(t *testing.T) {
-	t.Parallel()
-	for k := joblet.Internal; k <= joblet.NotExecutable; k++ {
-		if _, ok := codeOf[k]; !ok {
-			t.Fatalf("kind %v has no code", k)
-		}
-		sent, _ := ErrorToStatus(fmt.Errorf("run job: %w", joblet.Errorf(k, "no %s", "way")))
-		got := ErrorFromStatus(sent)
-		if joblet.KindOf(got) != k || got.Error() != "run job: no way" {
-			t.Errorf("%v: got %v %q", k, joblet.KindOf(got), got)
-		}
-	}
-	if k := joblet.NotExecutable + 1; !strings.HasPrefix(k.String(), "kind ") {
-		t.Errorf("kind %v has no code here", k)
-	}
-}
-
-func TestErrorsWithoutKind(t *testing.T) {
-	t.Parallel()
-	for _, tt := range []struct {
-		err     error
-		code    codes.Code
-		message string
-		forLog  bool
-	}{
-		{errors.New("secret inner part"), codes.Internal, "internal error: the daemon's log has the detail", true},
-		{fmt.Errorf("append: %w", syscall.ENOSPC), codes.ResourceExhausted, "append: " + syscall.ENOSPC.Error(), true},
-		{fmt.Errorf("open: %w", syscall.EROFS), codes.FailedPrecondition, "open: " + syscall.EROFS.Error(), true},
-		{context.Canceled, codes.Canceled, "the call was canceled", false},
-		{status.Error(codes.Unavailable, "transport"), codes.Unavailable, "transport", false},
-	} {
-		got, forLog := ErrorToStatus(tt.err)
-		if s := status.Convert(got); s.Code() != tt.code || s.Message() != tt.message || forLog != tt.forLog {
-			t.Errorf("%v: got %v %q %v", tt.err, s.Code(), s.Message(), forLog)
-		}
-	}
-	if err := ErrorFromStatus(status.Error(codes.Canceled, "x")); !errors.Is(err, context.Canceled) {
-		t.Errorf("canceled: got %v", err)
-	}
-	if err := ErrorFromStatus(status.Error(codes.Unavailable, "x")); joblet.KindOf(err) != joblet.Unavailable {
-		t.Errorf("unavailable: got %v", err)
 	}
 }
 

@@ -92,8 +92,9 @@ func monitorOf(t *testing.T, id string) int {
 func TestMonitorKilled(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	for _, daemonToo := range []bool{false, true} {
-		id := strings.TrimSpace(d.must(t, "-d", "bash", "-c", "echo before; (setsid sleep 97531 &); sleep 97531"))
+	for i, daemonToo := range []bool{false, true} {
+		nap := fmt.Sprint(100000*(i+1) + os.Getpid()%100000) // a number that no other job sleeps for
+		id := strings.TrimSpace(d.must(t, "-d", "bash", "-c", "echo before; (setsid sleep "+nap+" &); sleep "+nap))
 		if !eventually(5*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "before\n" }) {
 			t.Fatal("no output")
 		}
@@ -118,7 +119,7 @@ func TestMonitorKilled(t *testing.T) {
 		if r := d.rnx(t.Context(), "job", "log", id); r.stdout != "before\n" {
 			t.Errorf("log: %v", r)
 		}
-		if !eventually(5*time.Second, func() bool { return !running("sleep\x0097531\x00") }) {
+		if !eventually(5*time.Second, func() bool { return !running("sleep\x00" + nap + "\x00") }) {
 			t.Error("processes of the job are left")
 		}
 	}

@@ -33,7 +33,7 @@ func TestSeparation(t *testing.T) {
 		{"descriptors: 0, 1 and 2", `ls /proc/self/fd | tr '\n' ' '`, `^0 1 2 3 $`}, // 3 is ls's own
 		{"no new privileges", `grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status`, `^NoNewPrivs:\t1\nSeccomp:\t2\n$`},
 		{"capabilities", `grep -E '^Cap(Inh|Prm|Bnd|Amb)' /proc/self/status`, `^CapInh:\t0000000000000000\nCapPrm:\t00000000000405fb\nCapBnd:\t00000000000405fb\nCapAmb:\t0000000000000000\n$`},
-		{"signals are at their defaults", `grep -E '^Sig(Blk|Ign|Cgt)' /proc/self/status`, `^SigBlk:\t0{16}\nSigIgn:\t0{16}\nSigCgt:\t0{16}\n$`},
+		{"signals are at their defaults", `cat /proc/self/status`, `\nSigBlk:\t0{16}\nSigIgn:\t0{16}\nSigCgt:\t0{16}\n`},
 		{"a session of its own, no terminal", `ps -o sid=,tty= -p 1 | tr -s ' '`, `^ 1 \?\n$`},
 		{"the view of cgroups ends at its own", `cut -d: -f3 /proc/self/cgroup | sort -u | grep -v '^/$'; true`, `^$`},
 		{"ids", `id -u; id -g; cut -c1-10 /proc/self/uid_map; awk '{print $1, $3, ($2 >= 1879048192)}' /proc/self/uid_map`, `^0\n0\n.*\n0 65536 1\n$`},
