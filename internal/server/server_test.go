@@ -3,10 +3,10 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -71,12 +71,10 @@ func start(t *testing.T) (s *Server, path string, log *bytes.Buffer) {
 	t.Helper()
 	log = &bytes.Buffer{}
 	s = New(nil, slog.New(slog.NewTextHandler(log, nil)))
-	path = filepath.Join(t.TempDir(), "s")
+	// An abstract socket has no mode that keeps others out before we do.
+	path = "@joblet-test-" + rand.Text()
 	l, err := net.Listen("unix", path)
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chmod(path, 0o666); err != nil { // beyond the socket's mode
 		t.Fatal(err)
 	}
 	served := make(chan error, 1)
