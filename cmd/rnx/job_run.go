@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
@@ -61,21 +62,24 @@ there is no such command.`,
 			return a.runAttached(cmd.Context(), spec)
 		},
 	}
-	f := cmd.Flags()
-	f.SetInterspersed(false)
-	f.BoolVarP(&opt.detach, "detach", "d", false, "print the job's id and leave it running")
-	f.StringArrayVarP(&opt.env, "env", "e", nil, "NAME=VALUE for the job, or NAME to pass on the one here; may be given again")
-	f.StringArrayVarP(&opt.secretEnv, "secret-env", "s", nil, "the same, never stored or shown")
-	f.StringVarP(&opt.spec.WorkDir, "workdir", "w", "", "directory in the job to start in (default "+joblet.DefaultWorkDir+")")
-	f.StringVar(&opt.spec.Runtime, "runtime", "", "installed runtime to run in (default: the host's programs)")
-	f.StringVar(&opt.spec.Name, "name", "", "a name to find the job by")
-	f.DurationVar(&opt.spec.Timeout, "timeout", 0, "end the job after so long, such as 90s or 2h; 0: never")
-	f.BoolVar(&opt.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")
+	opt.addFlags(cmd.Flags())
 	_ = cmd.RegisterFlagCompletionFunc("runtime", a.completeRuntimes)
 	cmd.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return nil, cobra.ShellCompDirectiveDefault // names of files, as for any command
 	}
 	return cmd
+}
+
+func (o *runOptions) addFlags(f *pflag.FlagSet) {
+	f.SetInterspersed(false)
+	f.BoolVarP(&o.detach, "detach", "d", false, "print the job's id and leave it running")
+	f.StringArrayVarP(&o.env, "env", "e", nil, "NAME=VALUE for the job, or NAME to pass on the one here; may be given again")
+	f.StringArrayVarP(&o.secretEnv, "secret-env", "s", nil, "the same, never stored or shown")
+	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "directory in the job to start in (default "+joblet.DefaultWorkDir+")")
+	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in (default: the host's programs)")
+	f.StringVar(&o.spec.Name, "name", "", "a name to find the job by")
+	f.DurationVar(&o.spec.Timeout, "timeout", 0, "end the job after so long, such as 90s or 2h; 0: never")
+	f.BoolVar(&o.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")
 }
 
 // makeSpec returns what the command line asks for; lookup is os.LookupEnv.

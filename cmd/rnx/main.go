@@ -117,6 +117,7 @@ answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
 		Version:       joblet.Build().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          cobra.ArbitraryArgs, // group refuses them in one line
 		RunE:          group,
 	}
 	root.SetVersionTemplate("rnx {{.Version}}\n")

@@ -24,19 +24,18 @@ const DefaultMaxPIDs = 4096
 //
 // On a host with cgroup v2, each job has one cgroup there with two children:
 // "job", which holds the job's processes and its limits, and "monitor". A host
-// with v1 controllers (alone or beside a v2 hierarchy without controllers) has
-// a cgroup for the job in each v1 hierarchy that Joblet uses.
+// with v1 controllers has a cgroup for the job in each v1 hierarchy that Joblet
+// uses; if it has a v2 hierarchy too, that has no controllers, and one cgroup in
+// it holds job and monitor together, to be killed as one.
 type hierarchy struct {
 	v2          string            // our directory in the v2 hierarchy; empty: the host has none
 	controllers []string          // enabled for our children in v2
 	v1          map[string]string // controller → our directory in its hierarchy
 }
 
-// v1Controllers are the v1 hierarchies that a job enters.
-var v1Controllers = []string{"pids", "memory", "cpu", "cpuacct"}
-
-// jobGroup is the v2 child that holds the job's processes.
-const jobGroup = "job"
+// v1Controllers are the v1 hierarchies that a job enters: those whose limits it
+// has. Each costs a directory made and removed per job.
+var v1Controllers = []string{"pids"}
 
 // openHierarchy finds the host's cgroup hierarchies in mountinfo, never at a
 // fixed place, and makes the daemon's own directory in each. name is that
@@ -123,6 +122,17 @@ func (h *hierarchy) openV2(mount, name string) error {
 	return nil
 }
 
+// removeEmpty removes our directories if no job is in them; the next daemon makes
+// them again.
+func (h *hierarchy) removeEmpty() {
+	if h.v2 != "" {
+		_ = unix.Rmdir(h.v2) // EBUSY: there are jobs
+	}
+	for _, dir := range h.v1 {
+		_ = unix.Rmdir(dir)
+	}
+}
+
 func enableControllers(dir string, controllers []string) error {
 	if len(controllers) == 0 {
 		return nil
@@ -160,14 +170,20 @@ func delegated(dir string) bool {
 
 // cgroup is the cgroups of one job.
 type cgroup struct {
-	v2 string   // with children job and monitor
-	v1 []string // one directory in each v1 hierarchy
+	v2      string   // the job's directory in the v2 hierarchy; empty: the host has none
+	job     string   // v2 itself or a child of it: for the job's processes
+	monitor string   // v2 itself or a child of it: for the monitor
+	v1      []string // one directory in each v1 hierarchy
 }
 
 func (h *hierarchy) cgroup(id string) *cgroup {
 	c := &cgroup{}
 	if h.v2 != "" {
 		c.v2 = filepath.Join(h.v2, id)
+		c.job, c.monitor = c.v2, c.v2
+		if len(h.controllers) > 0 { // then only leaves may have processes
+			c.job, c.monitor = filepath.Join(c.v2, "job"), filepath.Join(c.v2, "monitor")
+		}
 	}
 	for _, controller := range v1Controllers { // in a fixed order
 		dir := h.v1[controller]
@@ -181,6 +197,14 @@ func (h *hierarchy) cgroup(id string) *cgroup {
 	return c
 }
 
+// children returns the cgroups below the job's own.
+func (c *cgroup) children() []string {
+	if c.job == c.v2 {
+		return nil
+	}
+	return []string{c.job, c.monitor}
+}
+
 // create makes the cgroups and sets the limits that every job has.
 func (h *hierarchy) create(id string) (*cgroup, error) {
 	c := h.cgroup(id)
@@ -192,8 +216,8 @@ func (h *hierarchy) create(id string) (*cgroup, error) {
 			if err := enableControllers(c.v2, h.controllers); err != nil {
 				return err
 			}
-			for _, child := range []string{jobGroup, "monitor"} {
-				if err := os.Mkdir(filepath.Join(c.v2, child), 0o755); err != nil {
+			for _, child := range c.children() {
+				if err := os.Mkdir(child, 0o755); err != nil {
 					return err
 				}
 			}
@@ -206,7 +230,7 @@ func (h *hierarchy) create(id string) (*cgroup, error) {
 		limit := []byte(strconv.Itoa(DefaultMaxPIDs))
 		switch {
 		case slices.Contains(h.controllers, "pids"):
-			return os.WriteFile(filepath.Join(c.v2, jobGroup, "pids.max"), limit, 0)
+			return os.WriteFile(filepath.Join(c.job, "pids.max"), limit, 0)
 		case h.v1["pids"] != "":
 			return os.WriteFile(filepath.Join(h.v1["pids"], id, "pids.max"), limit, 0)
 		}
@@ -229,7 +253,7 @@ func (c *cgroup) kill() error {
 	}
 	dirs := c.v1
 	if c.v2 != "" {
-		dirs = []string{filepath.Join(c.v2, jobGroup)}
+		dirs = []string{c.job}
 	}
 	for _, dir := range dirs[:min(1, len(dirs))] {
 		// A process may fork while the list is read: until it is empty. PID 1 is
@@ -259,7 +283,7 @@ func exists(name string) bool {
 func (c *cgroup) remove(ctx context.Context) error {
 	var dirs []string
 	if c.v2 != "" {
-		dirs = append(dirs, filepath.Join(c.v2, jobGroup), filepath.Join(c.v2, "monitor"), c.v2)
+		dirs = append(c.children(), c.v2)
 	}
 	var errs []error
 	for _, dir := range append(dirs, c.v1...) {

@@ -128,23 +128,8 @@ func (e *Engine) Close() error {
 		}
 		break
 	}
+	e.groups.removeEmpty()
 	return errors.Join(e.monitor.Close(), e.null.Close(), e.log.Close())
-}
-
-// RemoveAll removes what Open made on the host. It fails, harmlessly, as long
-// as there are jobs.
-func (e *Engine) RemoveAll() error {
-	var errs []error
-	dirs := []string{e.groups.v2}
-	for _, dir := range e.groups.v1 {
-		dirs = append(dirs, dir)
-	}
-	for _, dir := range dirs {
-		if err := unix.Rmdir(dir); dir != "" && err != nil && err != unix.ENOENT {
-			errs = append(errs, &os.PathError{Op: "rmdir", Path: dir, Err: err})
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // loadMonitor puts the monitor's program into a sealed memfd: there is no file
@@ -328,7 +313,7 @@ func (e *Engine) build() (_ *Box, err error) {
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: DefaultDiskBytes, ShmBytes: DefaultShmBytes,
 	}
 	if b.group.v2 != "" {
-		box.CgroupDir = filepath.Join(b.group.v2, jobGroup)
+		box.CgroupDir = b.group.job
 	}
 	for _, dir := range b.group.v1 {
 		box.TaskFiles = append(box.TaskFiles, filepath.Join(dir, "tasks"))
@@ -363,7 +348,7 @@ func (b *Box) startMonitor() error {
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	if b.group.v2 != "" {
-		dir, err := os.Open(filepath.Join(b.group.v2, "monitor"))
+		dir, err := os.Open(b.group.monitor)
 		if err != nil {
 			return errors.Join(err, b.conn.Close())
 		}

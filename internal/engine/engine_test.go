@@ -2,8 +2,10 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,8 +21,10 @@ func openEngine(t testing.TB, spares int) *Engine {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := e.RemoveAll(); err != nil {
-			t.Error(err)
+		for _, dir := range append(slices.Collect(maps.Values(e.groups.v1)), e.groups.v2) {
+			if _, err := os.Lstat(dir); err == nil {
+				t.Errorf("%s is left", dir)
+			}
 		}
 	})
 	return e

@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"runtime"
 	"syscall"
 	"unsafe"
 
@@ -207,10 +206,10 @@ func (e *stepError) Unwrap() error { return e.errno }
 // through the programs. sock is its end of the go socket, status the write end
 // of the status pipe.
 func (a *arena) fork(args *cloneArgs, sock, status int) (pid int, err error) {
-	// The thread must live as long as the monitor: the first process asks for
-	// SIGKILL when its parent, which is this thread, ends (PR_SET_PDEATHSIG,
-	// prctl(2)).
-	runtime.LockOSThread()
+	// The first process asks for SIGKILL when its parent, which is this thread,
+	// ends (PR_SET_PDEATHSIG, prctl(2)). Go ends a thread only with a goroutine
+	// that is locked to it, and the monitor locks none: its threads live as long
+	// as itself.
 	a.slots[slotSocket] = uintptr(sock)
 	a.slots[slotStatus] = uintptr(status)
 

@@ -65,7 +65,6 @@ func New(sup *supervisor.Supervisor, log *slog.Logger) *Server {
 		grpc.ConnectionTimeout(handshakeTime),
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
-		grpc.SharedWriteBuffer(true),
 	)
 	jobletgrpc.RegisterJobServiceServer(s.grpc, &jobService{sup: sup})
 	jobletgrpc.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})

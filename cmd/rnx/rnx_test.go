@@ -1,0 +1,311 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"reflect"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+// execute runs rnx with a host at which nobody answers.
+func execute(t *testing.T, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var out, errOut bytes.Buffer
+	a := &app{out: &out, errOut: &errOut}
+	status = a.run(t.Context(), append([]string{"--host=unix:///nonexistent/joblet.sock"}, args...))
+	return status, out.String(), errOut.String()
+}
+
+func TestUsageErrors(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		args   string
+		status int
+		want   string
+	}{
+		{"jbo", 1, `rnx: unknown command "rnx jbo"; did you mean "rnx job"?`},
+		{"job rnu", 1, `rnx: unknown command "rnx job rnu"; did you mean "rnx job run"?`},
+		{"job frobnicate", 1, `rnx: unknown command "rnx job frobnicate"; see "rnx job --help"`},
+		{"job run", 125, `rnx: no command given; see "rnx job run --help"`},
+		{"job run --rumtime=x true", 125, `rnx: unknown flag: --rumtime; did you mean --runtime?`},
+		{"job run --timeout=soon true", 125, `rnx: invalid argument "soon" for "--timeout" flag`},
+		{"job run --timeout=-1s true", 125, `rnx: timeout -1s: must be between`},
+		{"job run -e 1A=b true", 125, `rnx: --env: environment variable name "1A"`},
+		{"job run -e NOT_SET_AT_ALL true", 125, `rnx: --env NOT_SET_AT_ALL: there is no such variable here`},
+		{"job run --workdir=../x true", 125, `rnx: workdir "../x": must be an absolute path`},
+		{"job run true", 125, `rnx: no daemon answers at unix:///nonexistent/joblet.sock: `},
+		{"job list", 1, `rnx: no daemon answers at`},
+		{"job list --status=busy", 1, `rnx: --status: unknown state "busy"`},
+		{"job list --limit=-1", 1, `rnx: --limit -1: must not be negative`},
+		{"job log a b", 1, `rnx: 2 arguments given: exactly one job is needed`},
+		{"job log --tail=-1 a", 1, `rnx: --tail -1: must not be negative`},
+		{"job stop", 1, `rnx: no job given; see "rnx job stop --help"`},
+		{"runtime build /nonexistent/x.yaml", 1, `rnx: read recipe: open /nonexistent/x.yaml: no such file`},
+	} {
+		status, stdout, stderr := execute(t, strings.Fields(tt.args)...)
+		if status != tt.status || stdout != "" || !strings.HasPrefix(stderr, tt.want) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("rnx %s: got %d, %q, %q; want %d, %q", tt.args, status, stdout, stderr, tt.status, tt.want)
+		}
+	}
+}
+
+func TestErrorAsJSON(t *testing.T) {
+	t.Parallel()
+	status, _, stderr := execute(t, "job", "run", "--json", "--workdir=x", "true")
+	var got struct {
+		Error, Kind string
+		ExitStatus  int `json:"exit_status"`
+	}
+	if err := json.Unmarshal([]byte(stderr), &got); err != nil {
+		t.Fatalf("%v: %s", err, stderr)
+	}
+	if status != 125 || got.ExitStatus != 125 || got.Kind != "invalid argument" || !strings.HasPrefix(got.Error, "workdir") {
+		t.Errorf("got %d %+v", status, got)
+	}
+}
+
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" || !c.HasAvailableSubCommands() && !strings.Contains(c.Long, "Exit status") && c.Name() != "help" && c.Parent().Name() != "completion" {
+			t.Errorf("%s: no summary, or no exit status in its help", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRootCommand(&app{}))
+	for _, args := range []string{"", "job", "runtime", "job run --help", "help job run", "completion bash"} {
+		if status, stdout, stderr := execute(t, strings.Fields(args)...); status != 0 || stdout == "" || stderr != "" {
+			t.Errorf("rnx %s: got %d, %d bytes, %q", args, status, len(stdout), stderr)
+		}
+	}
+}
+
+// TestFlagsStopAtCommand: all behind the command is the job's.
+func TestFlagsStopAtCommand(t *testing.T) {
+	t.Parallel()
+	lookup := func(name string) (string, bool) { return "here", name == "PASSED" }
+	for _, tt := range []struct {
+		args []string
+		want joblet.Spec
+	}{
+		{[]string{"ps", "--help", "-e", "x"}, joblet.Spec{Command: "ps", Args: []string{"--help", "-e", "x"}}},
+		{[]string{"--", "--odd", "--", "x"}, joblet.Spec{Command: "--odd", Args: []string{"--", "x"}}},
+		{
+			[]string{"-w", "/tmp", "--runtime=py", "--name", "n", "--timeout", "90s", "--init", "-e", "A=b=c", "-e", "PASSED", "-e", "EMPTY=", "-s", "T=s", "x", "--init"},
+			joblet.Spec{
+				Command: "x", Args: []string{"--init"}, Runtime: "py", Name: "n", WorkDir: "/tmp", Timeout: 90 * time.Second, Init: true,
+				Env: map[string]string{"A": "b=c", "PASSED": "here", "EMPTY": ""}, SecretEnv: map[string]string{"T": "s"},
+			},
+		},
+	} {
+		var opt runOptions
+		flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
+		opt.addFlags(flags)
+		if err := flags.Parse(tt.args); err != nil {
+			t.Errorf("%q: %v", tt.args, err)
+			continue
+		}
+		got, err := opt.makeSpec(flags.Args(), lookup)
+		if err != nil {
+			t.Errorf("%q: %v", tt.args, err)
+		}
+		if len(got.Args) == 0 {
+			got.Args = nil
+		}
+		if !reflect.DeepEqual(got, tt.want) {
+			t.Errorf("%q:\ngot  %+v\nwant %+v", tt.args, got, tt.want)
+		}
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	t.Parallel()
+	job := func(s joblet.State, e *joblet.Exit, reason string) joblet.Job {
+		return joblet.Job{ID: "12345678-x", State: s, Exit: e, Reason: reason, Spec: joblet.Spec{Timeout: time.Second}}
+	}
+	for _, tt := range []struct {
+		job    joblet.Job
+		status int
+		text   string
+	}{
+		{job(joblet.Completed, &joblet.Exit{}, ""), 0, ""},
+		{job(joblet.Failed, &joblet.Exit{Code: 3}, ""), 3, ""},
+		{job(joblet.Failed, &joblet.Exit{Signal: 9}, ""), 137, ""},
+		{job(joblet.Failed, &joblet.Exit{Signal: 9}, "out of memory"), 137, "job 12345678: out of memory"},
+		{job(joblet.Stopped, &joblet.Exit{Signal: 15}, ""), 143, ""},
+		{job(joblet.TimedOut, &joblet.Exit{Signal: 9}, ""), 124, "job 12345678: its time was up after 1s"},
+		{job(joblet.Lost, nil, "its monitor was killed"), 125, "job 12345678: its monitor was killed"},
+		{job(joblet.Canceled, nil, ""), 125, "job 12345678 is CANCELED and left no exit status"},
+		{job(joblet.Running, nil, ""), 125, "job 12345678 is RUNNING at the end of its output"},
+	} {
+		err := (&app{}).verdict(tt.job)
+		status, text := 0, ""
+		if e, ok := errors.AsType[*exitError](err); ok {
+			status = e.status
+			if e.err != nil {
+				text = e.Error()
+			}
+		} else if err != nil {
+			status, text = runStatus(err), err.Error()
+		}
+		if status != tt.status || text != tt.text {
+			t.Errorf("%v %v: got %d %q", tt.job.State, tt.job.Exit, status, text)
+		}
+	}
+	for kind, want := range map[joblet.Kind]int{joblet.CommandNotFound: 127, joblet.NotExecutable: 126, joblet.NotFound: 125, joblet.Internal: 125} {
+		if got := runStatus(joblet.Errorf(kind, "x")); got != want {
+			t.Errorf("%v: got %d", kind, got)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	jobs := []joblet.Job{
+		{ID: "11111111-a", State: joblet.Running, Started: now.Add(-90 * time.Second), Spec: joblet.Spec{Command: "sh", Args: []string{"-c", "echo a\nb\x1b[2J"}, Name: "ü"}},
+		{ID: "22222222-a", State: joblet.Failed, Started: now.Add(-time.Hour), Ended: now.Add(-time.Hour + 1234*time.Millisecond), Exit: &joblet.Exit{Signal: 9}, Spec: joblet.Spec{Command: "true", Runtime: "python-3.11"}},
+		{ID: "33333333-a", State: joblet.Failed, Spec: joblet.Spec{Command: "\xff"}},
+	}
+	var b strings.Builder
+	if err := writeJobs(&b, 0, jobs, now); err != nil {
+		t.Fatal(err)
+	}
+	want := `ID        NAME  STATUS   EXIT  STARTED              DURATION  RUNTIME      COMMAND
+11111111  ü     RUNNING  -     2026-01-02 03:02:35  1m30s     -            sh -c 'echo a\nb\x1b[2J'
+22222222  -     FAILED   137   2026-01-02 02:04:05  1.23s     python-3.11  true
+33333333  -     FAILED   -     -                    -         -            '\xff'
+`
+	if b.String() != want {
+		t.Errorf("got\n%swant\n%s", b.String(), want)
+	}
+	b.Reset()
+	if err := writeJobs(&b, 90, jobs, now); err != nil {
+		t.Fatal(err)
+	}
+	if first := strings.Split(b.String(), "\n")[1]; !strings.HasSuffix(first, "sh -c 'echo a\\…") || len([]rune(first)) != 90 {
+		t.Errorf("got %q, %d wide", first, len([]rune(first)))
+	}
+}
+
+func TestFormats(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		123456: "123µs", 4567 * time.Microsecond: "5ms", 59 * time.Second: "59s", 192 * time.Second: "3m12s",
+		125 * time.Minute: "2h5m", 99 * time.Hour: "4d3h",
+	} {
+		if got := formatDuration(d); got != want {
+			t.Errorf("%v: got %s, want %s", d, got, want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 12 << 20: "12 MiB", 1 << 50: "1024 TiB"} {
+		if got := formatBytes(n); got != want {
+			t.Errorf("%d: got %s, want %s", n, got, want)
+		}
+	}
+	for s, want := range map[string]int{"TERM": 15, "sigint": 2, "9": 9, "64": 64, "0": 0, "65": 0, "NOPE": 0, "": 0} {
+		if got, err := parseSignal(s); got != want || (err == nil) != (want != 0) {
+			t.Errorf("%q: got %d, %v", s, got, err)
+		}
+	}
+	if got := signalName(15) + " " + signalName(40); got != "SIGTERM signal 40" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestStatusText(t *testing.T) {
+	t.Parallel()
+	var b strings.Builder
+	j := joblet.Job{
+		ID: "11111111-a", State: joblet.Failed, Reason: "bad\x1b[0m", Exit: &joblet.Exit{Signal: 11}, LogBytes: 2048,
+		Spec: joblet.Spec{Command: "x", SecretEnv: map[string]string{"TOKEN": "hunter2"}},
+	}
+	if err := writeStatus(&b, j, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Status:    FAILED (killed by SIGSEGV)\n", `bad\x1b[0m`, "TOKEN=***", "2.0 KiB", "Next:      rnx job log 11111111, rnx job delete 11111111"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %q in\n%s", want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), "hunter2") {
+		t.Error("the secret is shown")
+	}
+}
+
+func TestOutput(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 2, 3, 4, 5, 678901000, time.UTC)
+	events := []client.Event{
+		client.Started{Job: joblet.Job{ID: "x", State: joblet.Running}},
+		client.Output{Stream: client.Stdout, Time: at, Data: []byte("one\ntw")},
+		client.Output{Stream: client.Stderr, Offset: 6, Time: at.Add(time.Second), Data: []byte("err\n")},
+		client.Output{Stream: client.Stdout, Offset: 10, Time: at.Add(2 * time.Second), Data: []byte("o\n\xff\x00")},
+		client.Gap{Offset: 14, Length: 3},
+		client.Ended{Job: joblet.Job{ID: "x", State: joblet.Failed, Exit: &joblet.Exit{Code: 7}}},
+	}
+	play := func(o output) (string, string) {
+		var stdout, stderr bytes.Buffer
+		o.stdout, o.stderr = &stdout, &stderr
+		for _, e := range events {
+			if err := o.event(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return stdout.String(), stderr.String()
+	}
+	if stdout, stderr := play(output{}); stdout != "one\ntwo\n\xff\x00" || stderr != "err\n" {
+		t.Errorf("got %q, %q", stdout, stderr)
+	}
+	stdout, stderr := play(output{timestamps: true})
+	if stdout != "2026-01-02T03:04:05.678901Z one\n2026-01-02T03:04:05.678901Z two\n2026-01-02T03:04:07.678901Z \xff\x00" ||
+		stderr != "2026-01-02T03:04:06.678901Z err\n" {
+		t.Errorf("got %q, %q", stdout, stderr)
+	}
+	stdout, stderr = play(output{json: true})
+	lines := strings.Split(strings.TrimSpace(stdout), "\n")
+	if len(lines) != len(events) || stderr != "" {
+		t.Fatalf("got %q, %q", stdout, stderr)
+	}
+	for i, want := range []string{
+		`"event":"started"`, `"stream":"stdout","offset":0,`, `"stream":"stderr"`, `"data_base64":"bwr/AA=="`, `"event":"gap","offset":14,"length":3`, `"exit_status":7`,
+	} {
+		if !json.Valid([]byte(lines[i])) || !strings.Contains(lines[i], want) {
+			t.Errorf("no %s in %s", want, lines[i])
+		}
+	}
+}
+
+func TestClosedPipe(t *testing.T) {
+	t.Parallel()
+	if !closedPipe(&os.PathError{Err: syscall.EPIPE}) || closedPipe(syscall.ENOSPC) {
+		t.Error("EPIPE, and only that, is a closed pipe")
+	}
+}
+
+func FuzzPrintable(f *testing.F) {
+	f.Add("plain")
+	f.Add("a\x1b]0;x\a\u202e\xff")
+	f.Fuzz(func(t *testing.T, s string) {
+		p := printable(s)
+		for _, r := range p {
+			if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u202e' {
+				t.Fatalf("%q gives %q", s, p)
+			}
+		}
+	})
+}
