@@ -145,8 +145,8 @@ func TestParseStat(t *testing.T) {
 		want    process
 		wantErr bool
 	}{
-		{stat: "7 (sleep) S 1 7 7", want: process{pid: 7, comm: "sleep"}},
-		{stat: "8 (a) b (c) Z 1", want: process{pid: 8, comm: "a) b (c", zombie: true}},
+		{stat: "7 (sleep) S 1 7 7", want: process{pid: 7, parent: 1, comm: "sleep"}},
+		{stat: "8 (a) b (c) Z 1", want: process{pid: 8, parent: 1, comm: "a) b (c", zombie: true}},
 		{stat: "", wantErr: true},
 		{stat: "7 (sleep)", wantErr: true},
 		{stat: "x (sleep) S", wantErr: true},

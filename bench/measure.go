@@ -192,7 +192,9 @@ func (b *bench) memoryOf(ctx context.Context, c *contender) (_ *jobMemory, err e
 	if err != nil {
 		return nil, err
 	}
-	isNew := func(p process) bool { _, old := before[p.pid]; return !old }
+	// A box that joblet keeps ready is there before and becomes a job by execve;
+	// one that it builds meanwhile is no part of a job.
+	isNew := func(p process) bool { return before[p.pid].comm != p.comm }
 
 	var fronts sync.WaitGroup // of the programs that stay in front of their jobs
 	defer func() {
@@ -210,7 +212,7 @@ func (b *bench) memoryOf(ctx context.Context, c *contender) (_ *jobMemory, err e
 		gone := b.await(context.WithoutCancel(ctx), func() (bool, error) {
 			all, err := descendants(os.Getpid())
 			for _, p := range all {
-				if isNew(p) && !p.zombie {
+				if isNew(p) && !p.zombie && p.comm != spareName {
 					return false, err
 				}
 			}
@@ -255,8 +257,12 @@ func (b *bench) memoryOf(ctx context.Context, c *contender) (_ *jobMemory, err e
 
 	m := &jobMemory{Jobs: b.memJobs}
 	n, sum := 0, int64(0)
+	ofJob := map[int]bool{} // the jobs' parents
 	for _, p := range all {
-		if !isNew(p) || p.comm == sleepName || p.zombie {
+		ofJob[p.parent] = ofJob[p.parent] || p.comm == sleepName
+	}
+	for _, p := range all {
+		if p.comm == sleepName || p.zombie || p.comm != spareName && !isNew(p) || p.comm == spareName && !ofJob[p.pid] {
 			continue
 		}
 		pss, err := pssOf(p.pid)
@@ -295,6 +301,7 @@ func (b *bench) await(ctx context.Context, ask func() (bool, error)) error {
 
 type process struct {
 	pid    int
+	parent int
 	comm   string
 	zombie bool
 }
@@ -336,7 +343,12 @@ func parseStat(stat string) (process, error) {
 		return process{}, fmt.Errorf("stat: %w", err)
 	}
 	state := stat[end+2]
-	return process{pid: pid, comm: stat[open+1 : end], zombie: state == 'Z' || state == 'X'}, nil
+	parent, _, _ := strings.Cut(strings.TrimLeft(stat[end+3:], " "), " ")
+	ppid, err := strconv.Atoi(strings.TrimSpace(parent))
+	if err != nil {
+		return process{}, fmt.Errorf("stat: %w", err)
+	}
+	return process{pid: pid, parent: ppid, comm: stat[open+1 : end], zombie: state == 'Z' || state == 'X'}, nil
 }
 
 // pssOf returns the proportional set size of a process in bytes: its memory,

@@ -35,6 +35,9 @@ func (j job) argv() []string {
 	return []string{"/usr/bin/true"}
 }
 
+// spareName is what it calls a job's monitor, and a box that joblet keeps ready.
+const spareName = "joblet-monitor"
+
 // sleepName is what the kernel calls a jobSleep's process.
 const sleepName = "sleep"
 

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -387,16 +388,26 @@ func (s *Supervisor) Job(ctx context.Context, ref string) (joblet.Job, error) {
 	return s.current(job), nil
 }
 
-// Jobs lists jobs, newest first.
+// Jobs lists jobs, newest first. A filter by state goes by the database, which
+// may be a moment behind: a job that has moved on since is left out, and the
+// next one takes its place.
 func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
-	jobs, err := s.store.List(ctx, f)
-	if err != nil {
-		return nil, err
+	var all []joblet.Job
+	for limit := f.Limit; ; {
+		jobs, err := s.store.List(ctx, f)
+		if err != nil {
+			return nil, err
+		}
+		for _, job := range jobs {
+			if job = s.current(job); len(f.States) == 0 || slices.Contains(f.States, job.State) {
+				all = append(all, job)
+			}
+		}
+		if limit == 0 || len(jobs) < f.Limit || len(all) == limit {
+			return all, nil
+		}
+		f.Before, f.Limit = jobs[len(jobs)-1].ID, limit-len(all)
 	}
-	for i := range jobs {
-		jobs[i] = s.current(jobs[i])
-	}
-	return jobs, nil
 }
 
 // process returns the running job that ref names, once it runs.
