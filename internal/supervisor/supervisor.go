@@ -187,10 +187,12 @@ func (s *Supervisor) Run(ctx context.Context, spec joblet.Spec, owner string) (_
 	if err := s.admit(l); err != nil {
 		return joblet.Job{}, errors.Join(err, s.engine.Release(box.ID, box.IDBase))
 	}
-	job, err := s.start(context.WithoutCancel(ctx), l, box, run)
-	s.engine.Refill()
-	return job, err
+	return s.start(context.WithoutCancel(ctx), l, box, run)
 }
+
+// refillDelay is how long a job has the processors to itself before the next box
+// is built; a job that ends sooner is out of the way by then.
+const refillDelay = 20 * time.Millisecond
 
 func (s *Supervisor) admit(l *live) error {
 	s.mu.Lock()
@@ -234,6 +236,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		close(l.started)
 		close(l.ended)
 		s.watchers.Done()
+		s.engine.Refill()
 		return joblet.Job{}, err
 	}
 	job := s.running(l, proc)
@@ -306,12 +309,16 @@ func (s *Supervisor) watch(l *live) {
 	if err := s.store.UpdateUnsynced(s.ctx, record); err != nil && s.ctx.Err() == nil {
 		s.cfg.Log.Warn("record that a job runs", "job", record.ID, "error", err)
 	}
+	refill := time.AfterFunc(refillDelay, s.engine.Refill)
 	select {
 	case <-s.ctx.Done():
 		return // the job goes on; the next daemon adopts it
 	case <-l.proc.Done():
 	}
 	s.settle(l)
+	if refill.Stop() {
+		s.engine.Refill()
+	}
 }
 
 // settle brings an ended job to rest: its final state in memory, where who
