@@ -115,7 +115,7 @@ func TestGenerated(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "./generate.sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("generate: %v\n%s", err, out)
 	}
-	for _, name := range []string{"joblet.pb.go", "jobletgrpc/joblet_grpc.pb.go"} {
+	for _, name := range []string{"joblet.pb.go", "joblet_grpc.pb.go"} {
 		want, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			t.Fatal(err)

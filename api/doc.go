@@ -1,5 +1,5 @@
-// Package api is the daemon's gRPC API: joblet.proto and the messages that
-// protoc makes of it. Package jobletgrpc below has the services.
+// Package api is the daemon's gRPC API: joblet.proto and what protoc makes of
+// it.
 package api
 
 //go:generate ./generate.sh

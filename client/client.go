@@ -21,15 +21,24 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"iter"
 	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
@@ -40,16 +49,31 @@ import (
 // DefaultHost is where a daemon listens that was not told otherwise.
 const DefaultHost = "unix:///run/joblet/joblet.sock"
 
-// maxMessage is the API's limit on one message.
-const maxMessage = 128 << 20
+const (
+	maxMessage = 128 << 20 // the API's limit on one message
+	maxHeaders = 256 << 10 // an error's text is in them
 
-// window is how many bytes of output may be under way unread. gRPC's 64 KiB
-// would cost a round trip for each chunk of a flood.
-const window = 4 << 20
+	// window is how many bytes of output may be under way unread. gRPC's 64 KiB
+	// would cost a round trip for each chunk of a flood.
+	window = 4 << 20
+)
 
-// Client is a client of one daemon. Its methods may be called at the same time.
-// It holds a connection for each call under way and keeps some that are free.
-type Client struct{ pool pool }
+// reconnect says how often a daemon that went away is looked for: a call in
+// between fails at once, and to ask a socket costs little.
+var reconnect = grpc.ConnectParams{
+	Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+	MinConnectTimeout: 20 * time.Second,
+}
+
+// Client is a connection to one daemon. Its methods may be called at the same
+// time. A broken connection is made again by the next call.
+type Client struct {
+	dialer     dialer
+	conn       *grpc.ClientConn
+	jobs       api.JobServiceClient
+	runtimes   api.RuntimeServiceClient
+	monitoring api.MonitoringServiceClient
+}
 
 // Dial connects to the daemon at host: "unix:///path/of/socket". A daemon that
 // does not answer is an Unavailable error, whose chain holds the error of
@@ -59,23 +83,54 @@ func Dial(ctx context.Context, host string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	var dialer net.Dialer
-	c := &Client{pool: pool{dial: func(ctx context.Context) (net.Conn, error) {
-		conn, err := dialer.DialContext(ctx, "unix", path)
-		switch {
-		case err == nil:
-			return conn, nil
-		case errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM):
-			return nil, joblet.Errorf(joblet.PermissionDenied, "connect to the daemon: %w", err)
-		}
-		return nil, joblet.Errorf(joblet.Unavailable, "connect to the daemon: %w", err)
-	}}}
-	conn, err := c.pool.dial(ctx)
+	c := &Client{dialer: dialer{path: path}}
+	c.conn, err = grpc.NewClient("passthrough:///joblet", // a name only: the dialer has the path
+		grpc.WithContextDialer(c.dialer.dial),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's peers know each other by SO_PEERCRED
+		grpc.WithAuthority("joblet"),
+		grpc.WithUserAgent("joblet/"+joblet.Build().Version),
+		grpc.WithUnaryInterceptor(c.unary),
+		grpc.WithStreamInterceptor(c.stream),
+		grpc.WithConnectParams(reconnect),
+		grpc.WithDisableServiceConfig(),
+		grpc.WithNoProxy(),
+		grpc.WithDisableRetry(), // a job must not be started twice
+		grpc.WithIdleTimeout(0),
+		grpc.WithStaticStreamWindowSize(window),
+		grpc.WithStaticConnWindowSize(window),
+		grpc.WithMaxHeaderListSize(maxHeaders),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+	)
 	if err != nil {
+		return nil, fmt.Errorf("connect to the daemon: %w", err)
+	}
+	if err := c.connect(ctx); err != nil {
+		_ = c.conn.Close() // nothing is under way on it
 		return nil, err
 	}
-	c.pool.put(newConn(conn))
+	c.jobs = api.NewJobServiceClient(c.conn)
+	c.runtimes = api.NewRuntimeServiceClient(c.conn)
+	c.monitoring = api.NewMonitoringServiceClient(c.conn)
 	return c, nil
+}
+
+// connect returns once the daemon has answered, or could not be reached.
+func (c *Client) connect(ctx context.Context) error {
+	for {
+		state := c.conn.GetState()
+		switch state {
+		case connectivity.Ready:
+			return nil
+		case connectivity.Idle:
+			c.conn.Connect()
+		case connectivity.TransientFailure:
+			return cmp.Or(c.dialer.failure(),
+				joblet.Errorf(joblet.Unavailable, "connect to the daemon: what listens on %s does not answer as one", c.dialer.path))
+		}
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return joblet.Errorf(joblet.Unavailable, "connect to the daemon: %s: %w", c.dialer.path, ctx.Err())
+		}
+	}
 }
 
 // SocketPath returns the path in a "unix://" host.
@@ -90,54 +145,92 @@ func SocketPath(host string) (string, error) {
 	return rest, joblet.ValidPath("host's path", rest)
 }
 
-// Close ends the connections that no call uses, and later the others. Jobs go
-// on.
-func (c *Client) Close() error { return c.pool.close() }
-
-// service is where the methods of a service are found.
-const (
-	jobService        = "/joblet.JobService/"
-	runtimeService    = "/joblet.RuntimeService/"
-	monitoringService = "/joblet.MonitoringService/"
-)
-
-// stream makes a call whose messages next returns.
-func (c *Client) stream(ctx context.Context, method string, request proto.Message) (*call, error) {
-	b, err := proto.Marshal(request)
-	if err != nil {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "%w", err)
-	}
-	return c.pool.begin(ctx, method, b)
+// dialer connects to a socket. It keeps why it could not the last time, of
+// which gRPC hands on the text only.
+type dialer struct {
+	path string
+	last atomic.Pointer[error]
 }
 
-// receiveMessage reads a call's next message into answer. It returns io.EOF after the
-// last.
-func (k *call) receiveMessage(answer proto.Message) error {
-	b, err := k.next()
-	if err != nil {
-		return err
+func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
+	var unix net.Dialer
+	conn, err := unix.DialContext(ctx, "unix", d.path)
+	if err == nil {
+		d.last.Store(nil)
+		return conn, nil
 	}
-	if err := proto.Unmarshal(b, answer); err != nil {
-		return k.fail(err)
+	kind := joblet.Unavailable
+	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
+		kind = joblet.PermissionDenied
+	}
+	err = joblet.Errorf(kind, "connect to the daemon: %w", err)
+	d.last.Store(&err)
+	return nil, err
+}
+
+// failure is nil when the last connection could be made.
+func (d *dialer) failure() error {
+	if err := d.last.Load(); err != nil {
+		return *err
 	}
 	return nil
 }
 
-// call makes a call that has one answer.
-func (c *Client) call(ctx context.Context, method string, request, answer proto.Message) error {
-	k, err := c.stream(ctx, method, request)
+// Close ends the connection, and the calls under way with it. Jobs go on.
+func (c *Client) Close() error { return c.conn.Close() }
+
+// unary is what every call without a stream passes through.
+func (c *Client) unary(ctx context.Context, method string, request, answer any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return c.failure(request, invoke(ctx, method, request, answer, conn, opts...))
+}
+
+// stream is the same for the others.
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := open(ctx, desc, conn, method, opts...)
 	if err != nil {
-		return err
+		return nil, c.failure(nil, err)
 	}
-	defer k.finish()
-	if err := k.receiveMessage(answer); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = joblet.Errorf(joblet.Internal, "the daemon gave no answer")
+	return callStream{s, c}, nil
+}
+
+type callStream struct {
+	grpc.ClientStream
+	client *Client
+}
+
+func (s callStream) SendMsg(m any) error { return s.client.failure(m, s.ClientStream.SendMsg(m)) }
+func (s callStream) RecvMsg(m any) error { return s.client.failure(nil, s.ClientStream.RecvMsg(m)) }
+
+// failure turns a call's error into the one that the daemon gave. Errors of the
+// daemon have details: those without are gRPC's, about this side, the request
+// that was to be sent or the connection.
+func (c *Client) failure(request any, err error) error {
+	if s, ok := status.FromError(err); ok && len(s.Proto().GetDetails()) == 0 {
+		switch s.Code() {
+		case codes.Canceled:
+			if c.conn.GetState() == connectivity.Shutdown {
+				return joblet.Errorf(joblet.FailedPrecondition, "the client is closed")
+			}
+		case codes.Unavailable:
+			return cmp.Or(c.dialer.failure(), joblet.Errorf(joblet.Unavailable, "connection to the daemon: %s", s.Message()))
+		case codes.Internal, codes.ResourceExhausted:
+			if m, ok := request.(proto.Message); ok {
+				if bad := sendable(m); bad != nil {
+					return bad
+				}
+			}
 		}
-		return err
 	}
-	if _, err := k.next(); !errors.Is(err, io.EOF) {
-		return err
+	return wire.ErrorFromStatus(err)
+}
+
+// sendable returns why a request can never be sent.
+func sendable(request proto.Message) error {
+	if n := proto.Size(request); n > maxMessage {
+		return joblet.Errorf(joblet.InvalidArgument, "the request is %d bytes long: at most %d are possible", n, maxMessage)
+	}
+	if _, err := proto.Marshal(request); err != nil { // a text that is not UTF-8
+		return joblet.Errorf(joblet.InvalidArgument, "request: %w", err)
 	}
 	return nil
 }
@@ -148,8 +241,7 @@ func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) 
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	var out api.RunJobResponse
-	err = c.call(ctx, jobService+"RunJob", r, &out)
+	out, err := c.jobs.RunJob(ctx, r)
 	return job(out.GetJob(), err)
 }
 
@@ -198,7 +290,10 @@ func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Ev
 			yield(nil, err)
 			return
 		}
-		c.events(ctx, "RunJobAttached", r, yield)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.jobs.RunJobAttached(ctx, r)
+		events(stream, err, yield)
 	}
 }
 
@@ -206,20 +301,17 @@ func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Ev
 // its end.
 func (c *Client) Follow(ctx context.Context, ref string, opt joblet.LogOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		c.events(ctx, "FollowJob", wire.FollowToProto(ref, opt), yield)
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.jobs.FollowJob(ctx, wire.FollowToProto(ref, opt))
+		events(stream, err, yield)
 	}
 }
 
-func (c *Client) events(ctx context.Context, method string, request proto.Message, yield func(Event, error) bool) {
-	k, err := c.stream(ctx, jobService+method, request)
-	if err != nil {
-		yield(nil, err)
-		return
-	}
-	defer k.finish()
+func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield func(Event, error) bool) {
 	for err == nil {
-		var p api.JobEvent
-		if err = k.receiveMessage(&p); err != nil {
+		var p *api.JobEvent
+		if p, err = stream.Recv(); err != nil {
 			break
 		}
 		var e Event
@@ -237,7 +329,6 @@ func (c *Client) events(ctx context.Context, method string, request proto.Messag
 		case *api.JobEvent_Ended:
 			var j joblet.Job
 			if j, err = wire.JobFromProto(p.Ended); err == nil {
-				_, _ = k.next() // the call's own end, so that the connection is free again
 				yield(Ended{Job: j}, nil)
 				return
 			}
@@ -255,25 +346,22 @@ func (c *Client) events(ctx context.Context, method string, request proto.Messag
 // Job returns the job that ref names: an id, an unambiguous prefix of one, or a
 // name.
 func (c *Client) Job(ctx context.Context, ref string) (joblet.Job, error) {
-	var out api.GetJobStatusResponse
-	if err := c.call(ctx, jobService+"GetJobStatus", &api.GetJobStatusRequest{Uuid: ref}, &out); err != nil {
+	out, err := c.jobs.GetJobStatus(ctx, &api.GetJobStatusRequest{Uuid: ref})
+	if err != nil {
 		return joblet.Job{}, err
 	}
-	return wire.JobFromProto(&out)
+	return wire.JobFromProto(out)
 }
 
 // Jobs lists the jobs that pass f, newest first.
 func (c *Client) Jobs(ctx context.Context, f joblet.Filter) iter.Seq2[joblet.Job, error] {
 	return func(yield func(joblet.Job, error) bool) {
-		k, err := c.stream(ctx, jobService+"QueryJobs", wire.FilterToProto(f))
-		if err != nil {
-			yield(joblet.Job{}, err)
-			return
-		}
-		defer k.finish()
-		for {
-			var batch api.Jobs
-			if err = k.receiveMessage(&batch); err != nil {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		stream, err := c.jobs.QueryJobs(ctx, wire.FilterToProto(f))
+		for err == nil {
+			var batch *api.Jobs
+			if batch, err = stream.Recv(); err != nil {
 				break
 			}
 			for _, p := range batch.GetJobs() {
@@ -291,33 +379,32 @@ func (c *Client) Jobs(ctx context.Context, f joblet.Filter) iter.Seq2[joblet.Job
 
 // Stop ends a job and returns it once it has ended.
 func (c *Client) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (joblet.Job, error) {
-	var out api.StopJobResponse
-	err := c.call(ctx, jobService+"StopJob", wire.StopToProto(ref, opt), &out)
+	out, err := c.jobs.StopJob(ctx, wire.StopToProto(ref, opt))
 	return job(out.GetJob(), err)
 }
 
 // Signal sends a signal, by its Linux number, to the job's PID 1.
 func (c *Client) Signal(ctx context.Context, ref string, signal int) error {
-	return c.call(ctx, jobService+"SignalJob", &api.SignalJobRequest{Uuid: ref, Signal: int32(signal)}, &api.SignalJobResponse{})
+	_, err := c.jobs.SignalJob(ctx, &api.SignalJobRequest{Uuid: ref, Signal: int32(signal)})
+	return err
 }
 
 // Wait returns the job once it has ended.
 func (c *Client) Wait(ctx context.Context, ref string) (joblet.Job, error) {
-	var out api.WaitJobResponse
-	err := c.call(ctx, jobService+"WaitJob", &api.WaitJobRequest{Uuid: ref}, &out)
+	out, err := c.jobs.WaitJob(ctx, &api.WaitJobRequest{Uuid: ref})
 	return job(out.GetJob(), err)
 }
 
 // Delete removes a job that has ended: its record and its output.
 func (c *Client) Delete(ctx context.Context, ref string) error {
-	return c.call(ctx, jobService+"DeleteJob", &api.DeleteJobRequest{Uuid: ref}, &api.DeleteJobResponse{})
+	_, err := c.jobs.DeleteJob(ctx, &api.DeleteJobRequest{Uuid: ref})
+	return err
 }
 
 // DeleteAll removes all jobs that have ended and returns how many it removed and
 // how many have not ended.
 func (c *Client) DeleteAll(ctx context.Context) (deleted, skipped int, err error) {
-	var out api.DeleteAllJobsResponse
-	err = c.call(ctx, jobService+"DeleteAllJobs", &api.DeleteAllJobsRequest{}, &out)
+	out, err := c.jobs.DeleteAllJobs(ctx, &api.DeleteAllJobsRequest{})
 	return int(out.GetDeletedCount()), int(out.GetSkippedCount()), err
 }
 

@@ -5,42 +5,39 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
-	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/api/jobletgrpc"
 	"github.com/joblet/joblet/internal/wire"
 )
 
-// peer is grpc-go's server with answers that try the transport out.
+// peer answers what tries the client out.
 type peer struct {
-	jobletgrpc.UnimplementedJobServiceServer
-	canceled chan struct{} // one for each call that the client left
+	api.UnimplementedJobServiceServer
+	server *grpc.Server
+	path   string
+	begun  chan struct{} // one for each endless call
+	left   chan struct{} // one for each call that the client left
 }
 
 func (p *peer) RunJob(_ context.Context, r *api.RunJobRequest) (*api.RunJobResponse, error) {
 	if r.GetCommand() == "fail" {
-		s, err := status.New(codes.InvalidArgument, r.GetArgs()[0]).WithDetails(
-			&errdetails.ErrorInfo{Domain: "other", Reason: "INTERNAL"},
-			&errdetails.ErrorInfo{Domain: wire.Domain, Reason: wire.Reason(joblet.CommandNotFound)})
-		if err != nil {
-			return nil, err
+		for k := joblet.Internal; ; k++ {
+			if k.String() == r.GetArgs()[0] {
+				err, _ := wire.ErrorToStatus(joblet.Errorf(k, "%s", r.GetArgs()[1]))
+				return nil, err
+			}
 		}
-		return nil, s.Err()
 	}
 	return &api.RunJobResponse{Job: &api.Job{Uuid: "x", Status: "RUNNING", Command: r.GetCommand(), Args: r.GetArgs()}}, nil
 }
@@ -50,17 +47,24 @@ const pieces, pieceSize = 300, 40_000
 func piece(i int) []byte { return bytes.Repeat([]byte{byte(i)}, pieceSize) }
 
 func (p *peer) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
-	if r.GetUuid() == "endless" {
+	switch r.GetUuid() {
+	case "endless":
+		p.begun <- struct{}{}
 		<-out.Context().Done()
-		p.canceled <- struct{}{}
+		p.left <- struct{}{}
 		return out.Context().Err()
+	case "short":
+		return nil
+	case "stopping":
+		err, _ := wire.ErrorToStatus(joblet.Errorf(joblet.Unavailable, "the daemon is stopping"))
+		return err
 	}
 	for i := range pieces {
 		err := out.Send(&api.JobEvent{Event: &api.JobEvent_Output{Output: &api.JobOutput{
 			Stream: int32(1 + i%2), Offset: int64(i * pieceSize), TimeNs: int64(i), Data: piece(i),
 		}}})
 		if err != nil {
-			p.canceled <- struct{}{}
+			p.left <- struct{}{}
 			return err
 		}
 	}
@@ -82,39 +86,42 @@ func (p *peer) QueryJobs(_ *api.QueryJobsRequest, out grpc.ServerStreamingServer
 	return nil
 }
 
-func serve(t *testing.T) (*Client, *peer, *grpc.Server) {
+// listen serves p's calls on its socket.
+func (p *peer) listen(t *testing.T) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
+	l, err := net.Listen("unix", p.path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &peer{canceled: make(chan struct{}, 10)}
-	s := grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage))
-	jobletgrpc.RegisterJobServiceServer(s, p)
+	p.server = grpc.NewServer(grpc.MaxRecvMsgSize(maxMessage))
+	api.RegisterJobServiceServer(p.server, p)
 	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
-	c, err := Dial(t.Context(), "unix://"+path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	go func() { served <- p.server.Serve(l) }()
 	t.Cleanup(func() {
-		if err := c.Close(); err != nil {
-			t.Error(err)
-		}
-		s.Stop()
+		p.server.Stop()
 		if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			t.Error(err)
 		}
 	})
-	return c, p, s
+}
+
+func serve(t *testing.T) (*Client, *peer) {
+	t.Helper()
+	p := &peer{path: filepath.Join(t.TempDir(), "100% s?#ü"), begun: make(chan struct{}, 10), left: make(chan struct{}, 10)}
+	p.listen(t)
+	c, err := Dial(t.Context(), "unix://"+p.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c, p
 }
 
 func TestCalls(t *testing.T) {
 	t.Parallel()
-	c, _, _ := serve(t)
-	big := strings.Repeat("x", 10<<20) // many times the server's window
-	for i := range 3 {
+	c, _ := serve(t)
+	big := strings.Repeat("x", 5<<20) // more than the windows and than gRPC's own limit of 4 MiB
+	for i := range 2 {
 		want := joblet.Spec{Command: fmt.Sprint(i), Args: []string{big}}
 		j, err := c.Run(t.Context(), want)
 		if err != nil || j.Spec.Command != want.Command || len(j.Spec.Args) != 1 || j.Spec.Args[0] != big {
@@ -131,39 +138,57 @@ func TestCalls(t *testing.T) {
 	if got := strings.Join(ids, ""); got != "012345" {
 		t.Errorf("jobs: got %s", got)
 	}
-	if n := len(c.pool.idle); n != 1 {
-		t.Errorf("%d connections for calls that came one after the other", n)
-	}
 }
 
 func TestErrors(t *testing.T) {
 	t.Parallel()
-	c, _, _ := serve(t)
-	for _, message := range []string{"no such command: 100% wrong ü\n+", "", strings.Repeat("long ", 2000)} {
-		_, err := c.Run(t.Context(), joblet.Spec{Command: "fail", Args: []string{message}})
-		if joblet.KindOf(err) != joblet.CommandNotFound || err.Error() != message {
-			t.Errorf("got %v %.50q", joblet.KindOf(err), err)
+	c, _ := serve(t)
+	for k := joblet.Internal; k <= joblet.NotExecutable; k++ {
+		for _, message := range []string{"no such command: 100% wrong ü\n+", "", strings.Repeat("long ", 2000)} {
+			_, err := c.Run(t.Context(), joblet.Spec{Command: "fail", Args: []string{k.String(), message}})
+			if joblet.KindOf(err) != k || err.Error() != message {
+				t.Errorf("%v: got %v %.50q", k, joblet.KindOf(err), err)
+			}
+		}
+	}
+	for _, err := range c.Follow(t.Context(), "stopping", joblet.LogOptions{}) {
+		if joblet.KindOf(err) != joblet.Unavailable || err.Error() != "the daemon is stopping" {
+			t.Errorf("stream: got %v %v", joblet.KindOf(err), err)
 		}
 	}
 	if _, err := c.Job(t.Context(), "x"); joblet.KindOf(err) != joblet.Unimplemented {
-		t.Errorf("got %v", err)
+		t.Errorf("method: got %v", err)
 	}
 	if _, err := c.Runtimes(t.Context()); joblet.KindOf(err) != joblet.Unimplemented {
+		t.Errorf("service: got %v", err)
+	}
+	if err := c.Delete(t.Context(), "a\xff"); joblet.KindOf(err) != joblet.InvalidArgument {
+		t.Errorf("not UTF-8: got %v", err)
+	}
+	for _, err := range c.Follow(t.Context(), "a\xff", joblet.LogOptions{}) {
+		if joblet.KindOf(err) != joblet.InvalidArgument {
+			t.Errorf("not UTF-8, stream: got %v", err)
+		}
+	}
+}
+
+func TestRequestTooLarge(t *testing.T) {
+	t.Parallel()
+	c, _ := serve(t)
+	_, err := c.BuildRuntime(t.Context(), strings.Repeat("x", maxMessage), false, nil)
+	if want := fmt.Sprintf("at most %d are possible", maxMessage); joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), want) {
 		t.Errorf("got %v", err)
 	}
-	if _, err := c.Run(t.Context(), joblet.Spec{Command: "a\xff"}); joblet.KindOf(err) != joblet.InvalidArgument {
-		t.Errorf("got %v", err)
-	}
-	if n := len(c.pool.idle); n != 1 {
-		t.Errorf("%d connections after errors of calls", n)
+	if err := sendable(&api.BuildRuntimeRequest{YamlContent: strings.Repeat("x", 1000)}); err != nil {
+		t.Error(err)
 	}
 }
 
 func TestFollow(t *testing.T) {
 	t.Parallel()
-	c, _, _ := serve(t)
+	c, _ := serve(t)
 	var wg sync.WaitGroup
-	for range 4 {
+	for range 4 { // at once on one connection
 		wg.Go(func() {
 			i, gap, ended := 0, false, false
 			for event, err := range c.Follow(t.Context(), "x", joblet.LogOptions{}) {
@@ -187,151 +212,179 @@ func TestFollow(t *testing.T) {
 				t.Errorf("got %d pieces, gap %v, ended %v", i, gap, ended)
 			}
 		})
+		wg.Go(func() {
+			if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 	wg.Wait()
 }
 
-// TestLeave leaves the loop early: the server must come to know, and the client
-// stays usable.
+// TestLeave leaves calls early: the daemon must come to know, no goroutine may
+// stay, and the client stays usable. It counts all goroutines, so it runs alone.
 func TestLeave(t *testing.T) {
-	t.Parallel()
-	c, p, _ := serve(t)
-	for range c.Follow(t.Context(), "x", joblet.LogOptions{}) {
-		break
-	}
-	<-p.canceled
-	ctx, cancel := context.WithCancel(t.Context())
-	time.AfterFunc(10*time.Millisecond, cancel)
-	for _, err := range c.Follow(ctx, "endless", joblet.LogOptions{}) {
-		if !errors.Is(err, context.Canceled) {
+	before := runtime.NumGoroutine()
+	t.Run("calls", func(t *testing.T) {
+		c, p := serve(t)
+		for range c.Follow(t.Context(), "x", joblet.LogOptions{}) {
+			break
+		}
+		<-p.left
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-p.begun
+			cancel()
+		}()
+		for _, err := range c.Follow(ctx, "endless", joblet.LogOptions{}) {
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("got %v", err)
+			}
+		}
+		<-p.left
+		if _, err := c.Run(ctx, joblet.Spec{Command: "x"}); !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v", err)
 		}
-	}
-	<-p.canceled
-	if _, err := c.Run(ctx, joblet.Spec{Command: "x"}); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-	if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); err != nil {
-		t.Errorf("after it: %v", err)
+		late, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		for _, err := range c.Follow(late, "endless", joblet.LogOptions{}) {
+			if !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("got %v", err)
+			}
+		}
+		if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); err != nil {
+			t.Errorf("after it: %v", err)
+		}
+	})
+	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+		if time.Now().After(deadline) {
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, stacks[:runtime.Stack(stacks, true)])
+		}
 	}
 }
 
+// TestDaemonGoes: a call that is cut, one to a daemon that is gone, and one to
+// its successor.
 func TestDaemonGoes(t *testing.T) {
 	t.Parallel()
-	c, _, s := serve(t)
-	if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); err != nil {
-		t.Fatal(err)
-	}
-	time.AfterFunc(10*time.Millisecond, s.Stop)
+	c, p := serve(t)
+	go func() {
+		<-p.begun
+		p.server.Stop()
+	}()
 	for _, err := range c.Follow(t.Context(), "endless", joblet.LogOptions{}) {
+		if joblet.KindOf(err) != joblet.Unavailable {
+			t.Errorf("cut: got %v", err)
+		}
+	}
+	_, err := c.Run(t.Context(), joblet.Spec{Command: "x"})
+	if joblet.KindOf(err) != joblet.Unavailable || !errors.Is(err, syscall.ENOENT) || !strings.Contains(err.Error(), p.path) {
+		t.Errorf("gone: got %v", err)
+	}
+	p.listen(t)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, err = c.Run(t.Context(), joblet.Spec{Command: "x"}); err == nil {
+			return
+		}
+		if joblet.KindOf(err) != joblet.Unavailable || time.Now().After(deadline) {
+			t.Fatalf("back: got %v", err)
+		}
+	}
+}
+
+func TestEndOfStream(t *testing.T) {
+	t.Parallel()
+	c, _ := serve(t)
+	n := 0
+	for _, err := range c.Follow(t.Context(), "short", joblet.LogOptions{}) {
+		n++
 		if joblet.KindOf(err) != joblet.Unavailable {
 			t.Errorf("got %v", err)
 		}
 	}
-	if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); joblet.KindOf(err) != joblet.Unavailable {
-		t.Errorf("got %v", err)
+	if n != 1 {
+		t.Errorf("%d events", n)
 	}
 }
 
-// TestIdleConnection: an old connection is asked before it is used, and replaced
-// when it is dead.
-func TestIdleConnection(t *testing.T) {
+func TestClosed(t *testing.T) {
 	t.Parallel()
-	c, _, _ := serve(t)
-	for _, kill := range []bool{false, true} {
-		conn := c.pool.idle[0]
-		conn.used = time.Now().Add(-time.Hour)
-		if kill {
-			conn.net.Close()
+	c, p := serve(t)
+	go func() {
+		<-p.begun
+		c.Close()
+	}()
+	for _, err := range c.Follow(t.Context(), "endless", joblet.LogOptions{}) {
+		if joblet.KindOf(err) != joblet.FailedPrecondition {
+			t.Errorf("under way: got %v", err)
 		}
-		if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); err != nil {
-			t.Fatal(err)
-		}
-		if same := c.pool.idle[0] == conn; same == kill {
-			t.Errorf("killed %v: the same connection %v", kill, same)
-		}
+	}
+	if _, err := c.Run(t.Context(), joblet.Spec{Command: "x"}); joblet.KindOf(err) != joblet.FailedPrecondition {
+		t.Errorf("got %v", err)
 	}
 }
 
 func TestDialErrors(t *testing.T) {
 	t.Parallel()
-	for host, kind := range map[string]joblet.Kind{
-		"":                  joblet.InvalidArgument,
-		"/run/x":            joblet.InvalidArgument,
-		"unix://x":          joblet.InvalidArgument,
-		"tcp://localhost:1": joblet.Unimplemented,
-		"unix://" + filepath.Join(t.TempDir(), "none"): joblet.Unavailable,
-	} {
-		_, err := Dial(t.Context(), host)
-		if joblet.KindOf(err) != kind {
-			t.Errorf("%q: got %v", host, err)
-		}
-		if kind == joblet.Unavailable && !errors.Is(err, syscall.ENOENT) {
-			t.Errorf("%q: %v does not hold ENOENT", host, err)
-		}
-	}
-}
-
-// TestMethods: the paths that the client calls are the API's.
-func TestMethods(t *testing.T) {
-	t.Parallel()
-	for path, method := range map[string]string{
-		jobService + "RunJobAttached":         jobletgrpc.JobService_RunJobAttached_FullMethodName,
-		jobService + "DeleteAllJobs":          jobletgrpc.JobService_DeleteAllJobs_FullMethodName,
-		jobService + "StopJob":                jobletgrpc.JobService_StopJob_FullMethodName,
-		jobService + "SignalJob":              jobletgrpc.JobService_SignalJob_FullMethodName,
-		jobService + "WaitJob":                jobletgrpc.JobService_WaitJob_FullMethodName,
-		jobService + "DeleteJob":              jobletgrpc.JobService_DeleteJob_FullMethodName,
-		jobService + "GetJobStatus":           jobletgrpc.JobService_GetJobStatus_FullMethodName,
-		runtimeService + "ListRuntimes":       jobletgrpc.RuntimeService_ListRuntimes_FullMethodName,
-		runtimeService + "GetRuntimeInfo":     jobletgrpc.RuntimeService_GetRuntimeInfo_FullMethodName,
-		runtimeService + "BuildRuntime":       jobletgrpc.RuntimeService_BuildRuntime_FullMethodName,
-		runtimeService + "TestRuntime":        jobletgrpc.RuntimeService_TestRuntime_FullMethodName,
-		runtimeService + "RemoveRuntime":      jobletgrpc.RuntimeService_RemoveRuntime_FullMethodName,
-		monitoringService + "GetSystemStatus": jobletgrpc.MonitoringService_GetSystemStatus_FullMethodName,
-	} {
-		if path != method {
-			t.Errorf("%s: the API has %s", path, method)
-		}
-	}
-}
-
-// scripted is a connection whose server has said all it will say.
-type scripted struct {
-	net.Conn
-	in io.Reader
-}
-
-func (s scripted) Read(b []byte) (int, error)  { return s.in.Read(b) }
-func (s scripted) Write(b []byte) (int, error) { return len(b), nil }
-func (s scripted) Close() error                { return nil }
-func (s scripted) SetDeadline(time.Time) error { return nil }
-
-// FuzzAnswer feeds the client whatever a server may send.
-func FuzzAnswer(f *testing.F) {
-	message, err := proto.Marshal(&api.RunJobResponse{Job: &api.Job{Uuid: "x", Status: "RUNNING"}})
+	dir := t.TempDir()
+	dead, mute, foreign := filepath.Join(dir, "dead"), filepath.Join(dir, "mute"), filepath.Join(dir, "foreign")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
-	good := new(conn)
-	good.frame(frameSettings, 0, 0, 6)
-	good.out = append(good.out, 0, settingInitialWindowSize, 0, 1, 0, 0)
-	good.frame(frameHeaders, flagEndHeaders, 1, 1)
-	good.out = append(good.out, 0x88) // :status 200
-	good.frame(frameData, 0, 1, 5+len(message))
-	good.out = append(append(good.out, 0, 0, 0, 0, byte(len(message))), message...)
-	good.frame(frameHeaders, flagEndHeaders|flagEndStream, 1, 15)
-	good.out = append(good.out, "\x00\x0bgrpc-status\x010"...)
-	f.Add(good.out)
-	f.Add(good.out[:40])
-	f.Add([]byte{0, 0, 4, frameRSTStream, 0, 0, 0, 0, 1, 0, 0, 0, 2})
-	f.Add([]byte{0, 0, 8, frameGoAway, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		c := &Client{pool: pool{dial: func(context.Context) (net.Conn, error) { return scripted{in: bytes.NewReader(b)}, nil }}}
-		defer c.Close()
-		j, err := c.Run(t.Context(), joblet.Spec{Command: "x"})
-		if bytes.Equal(b, good.out) && (err != nil || j.ID != "x") {
-			t.Errorf("good answer: got %q, %v", j.ID, err)
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	silent, err := net.Listen("unix", mute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := net.Listen("unix", foreign)
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for {
+			conn, err := other.Accept()
+			if err != nil {
+				return
+			}
+			conn.Write([]byte("220 mail.example ESMTP\r\n"))
+			conn.Close()
 		}
+	}()
+	t.Cleanup(func() {
+		silent.Close()
+		other.Close()
 	})
+	for _, tt := range []struct {
+		host  string
+		kind  joblet.Kind
+		cause error
+	}{
+		{"", joblet.InvalidArgument, nil},
+		{"/run/x", joblet.InvalidArgument, nil},
+		{"unix://x", joblet.InvalidArgument, nil},
+		{"tcp://localhost:1", joblet.Unimplemented, nil},
+		{"unix://" + filepath.Join(dir, "none"), joblet.Unavailable, syscall.ENOENT},
+		{"unix://" + dead, joblet.Unavailable, syscall.ECONNREFUSED},
+		{"unix://" + mute, joblet.Unavailable, context.DeadlineExceeded},
+		{"unix://" + foreign, joblet.Unavailable, nil},
+	} {
+		ctx, cancel := t.Context(), context.CancelFunc(func() {})
+		if tt.cause == context.DeadlineExceeded {
+			ctx, cancel = context.WithTimeout(ctx, 50*time.Millisecond)
+		}
+		c, err := Dial(ctx, tt.host)
+		cancel()
+		if err == nil {
+			c.Close()
+		}
+		if joblet.KindOf(err) != tt.kind || tt.cause != nil && !errors.Is(err, tt.cause) {
+			t.Errorf("%q: got %v %v", tt.host, joblet.KindOf(err), err)
+		}
+		if path, ok := strings.CutPrefix(tt.host, "unix:///"); ok && !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: %v does not name the socket", tt.host, err)
+		}
+	}
 }

@@ -31,8 +31,7 @@ type Runtime struct {
 
 // Runtimes lists the installed runtimes.
 func (c *Client) Runtimes(ctx context.Context) ([]Runtime, error) {
-	var out api.ListRuntimesResponse
-	err := c.call(ctx, runtimeService+"ListRuntimes", &api.EmptyRequest{}, &out)
+	out, err := c.runtimes.ListRuntimes(ctx, &api.EmptyRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -45,8 +44,7 @@ func (c *Client) Runtimes(ctx context.Context) ([]Runtime, error) {
 
 // Runtime returns one installed runtime.
 func (c *Client) Runtime(ctx context.Context, name string) (Runtime, error) {
-	var out api.GetRuntimeInfoResponse
-	err := c.call(ctx, runtimeService+"GetRuntimeInfo", &api.GetRuntimeInfoRequest{Runtime: name}, &out)
+	out, err := c.runtimes.GetRuntimeInfo(ctx, &api.GetRuntimeInfoRequest{Runtime: name})
 	if err != nil {
 		return Runtime{}, err
 	}
@@ -87,14 +85,14 @@ type BuildProgress struct {
 // BuildRuntime builds a runtime from a recipe in YAML and calls progress, which
 // may be nil, as it goes on. With force it replaces an installed one.
 func (c *Client) BuildRuntime(ctx context.Context, recipe string, force bool, progress func(BuildProgress)) (Runtime, error) {
-	k, err := c.stream(ctx, runtimeService+"BuildRuntime", &api.BuildRuntimeRequest{YamlContent: recipe, ForceRebuild: force})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := c.runtimes.BuildRuntime(ctx, &api.BuildRuntimeRequest{YamlContent: recipe, ForceRebuild: force})
 	if err != nil {
 		return Runtime{}, err
 	}
-	defer k.finish()
 	for {
-		var p api.BuildRuntimeProgress
-		err := k.receiveMessage(&p)
+		p, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
 			return Runtime{}, joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the build's end")
 		}
@@ -135,8 +133,7 @@ type RuntimeTest struct {
 
 // TestRuntime runs a runtime's own test command as a job.
 func (c *Client) TestRuntime(ctx context.Context, name string) (RuntimeTest, error) {
-	var out api.TestRuntimeResponse
-	err := c.call(ctx, runtimeService+"TestRuntime", &api.TestRuntimeRequest{Runtime: name}, &out)
+	out, err := c.runtimes.TestRuntime(ctx, &api.TestRuntimeRequest{Runtime: name})
 	if err != nil {
 		return RuntimeTest{}, err
 	}
@@ -148,8 +145,7 @@ func (c *Client) TestRuntime(ctx context.Context, name string) (RuntimeTest, err
 // RemoveRuntime removes a runtime that no job uses and returns the bytes that it
 // took.
 func (c *Client) RemoveRuntime(ctx context.Context, name string) (freed int64, err error) {
-	var out api.RemoveRuntimeResponse
-	err = c.call(ctx, runtimeService+"RemoveRuntime", &api.RemoveRuntimeRequest{Runtime: name}, &out)
+	out, err := c.runtimes.RemoveRuntime(ctx, &api.RemoveRuntimeRequest{Runtime: name})
 	return out.GetFreedSpaceBytes(), err
 }
 
@@ -164,8 +160,7 @@ type Version struct {
 
 // ServerVersion returns the daemon's version.
 func (c *Client) ServerVersion(ctx context.Context) (Version, error) {
-	var out api.SystemStatusResponse
-	err := c.call(ctx, monitoringService+"GetSystemStatus", &api.EmptyRequest{}, &out)
+	out, err := c.monitoring.GetSystemStatus(ctx, &api.EmptyRequest{})
 	if err != nil {
 		return Version{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -69,7 +70,7 @@ func Open(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg:     cfg,
-		ids:     idRanges{used: map[uint32]bool{}},
+		ids:     idRanges{used: map[uint32]bool{}, next: rand.IntN(numRanges)},
 		newRoot: filepath.Join(cfg.RunDir, "newroot"),
 		devDir:  filepath.Join(cfg.RunDir, "dev"),
 		spares:  make(chan *Box, cfg.Spares),
@@ -255,12 +256,32 @@ type Box struct {
 
 // Take returns a box, ready or newly built.
 func (e *Engine) Take() (*Box, error) {
-	select {
-	case b := <-e.spares:
-		return b, nil
-	default:
-		return e.build()
+	for {
+		select {
+		case b := <-e.spares:
+			if b.alive() {
+				return b, nil
+			}
+			b.discard()
+		default:
+			return e.build()
+		}
 	}
+}
+
+// alive reports whether the box's monitor still has its end of the connection:
+// a spare waits for long, and somebody may have killed it.
+func (b *Box) alive() bool {
+	raw, err := b.conn.SyscallConn()
+	if err != nil {
+		return false
+	}
+	ok := false
+	err = raw.Control(func(fd uintptr) {
+		_, _, err := unix.Recvfrom(int(fd), make([]byte, 1), unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		ok = err == unix.EAGAIN
+	})
+	return ok && err == nil
 }
 
 // Refill lets the engine build a spare box for one that was taken. The caller
@@ -558,6 +579,9 @@ const releaseTimeout = 10 * time.Second
 func (e *Engine) Release(id string, base uint32) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
+	if base != 0 {
+		e.ids.claim(base)
+	}
 	group := e.groups.cgroup(id)
 	err := errors.Join(group.kill(), group.remove(ctx))
 	if err != nil {

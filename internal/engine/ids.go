@@ -16,7 +16,9 @@ const (
 	numRanges = (lastBase-firstBase)/IDCount + 1 // 4094
 )
 
-// idRanges hands out ranges, each to one job at a time.
+// idRanges hands out ranges, each to one job at a time. A host has one daemon as a
+// rule; daemons beside each other, with run directories of their own, begin at
+// random places.
 type idRanges struct {
 	mu   sync.Mutex
 	used map[uint32]bool // by base

@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 
 	"google.golang.org/grpc"
+
+	"github.com/joblet/joblet/internal/wire"
 )
 
 // unary is what every call without a stream passes through.
@@ -45,7 +47,7 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("panic in a call", "method", method, "panic", p, "stack", string(debug.Stack()))
-			err, _ = toStatus(errInternal)
+			err, _ = wire.ErrorToStatus(wire.ErrInternal)
 		}
 	}()
 	caller := callerOf(ctx)
@@ -58,7 +60,7 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 	if ctx.Err() != nil && context.Cause(ctx) == errStopping {
 		err = errStopping
 	}
-	sent, forLog := toStatus(err)
+	sent, forLog := wire.ErrorToStatus(err)
 	if forLog {
 		s.log.LogAttrs(ctx, slog.LevelError, "call failed",
 			slog.String("method", method), slog.String("caller", caller.name()), slog.Any("error", err))

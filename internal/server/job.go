@@ -9,7 +9,6 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/api/jobletgrpc"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/wire"
@@ -21,7 +20,7 @@ const (
 )
 
 type jobService struct {
-	jobletgrpc.UnimplementedJobServiceServer
+	api.UnimplementedJobServiceServer
 	sup *supervisor.Supervisor
 }
 

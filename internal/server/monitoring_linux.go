@@ -11,11 +11,10 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/api/jobletgrpc"
 )
 
 type monitoringService struct {
-	jobletgrpc.UnimplementedMonitoringServiceServer
+	api.UnimplementedMonitoringServiceServer
 }
 
 // GetSystemStatus says what the daemon is and the basics of its host. The parts

@@ -8,7 +8,7 @@ import (
 	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/api/jobletgrpc"
+	"github.com/joblet/joblet/api"
 )
 
 // role is what a caller may do; each includes those before it.
@@ -29,41 +29,41 @@ func (r role) String() string { return roleNames[r] }
 // roles says which role a method needs. One that is not listed needs admin; a
 // test walks the services, so that this is a decision each time.
 var roles = map[string]role{
-	jobletgrpc.JobService_RunJob_FullMethodName:              developer,
-	jobletgrpc.JobService_RunJobAttached_FullMethodName:      developer,
-	jobletgrpc.JobService_StopJob_FullMethodName:             developer,
-	jobletgrpc.JobService_CancelJob_FullMethodName:           developer,
-	jobletgrpc.JobService_SignalJob_FullMethodName:           developer,
-	jobletgrpc.JobService_DeleteJob_FullMethodName:           developer,
-	jobletgrpc.JobService_DeleteAllJobs_FullMethodName:       developer,
-	jobletgrpc.JobService_GetJobStatus_FullMethodName:        reader,
-	jobletgrpc.JobService_GetJobLogs_FullMethodName:          reader,
-	jobletgrpc.JobService_FollowJob_FullMethodName:           reader,
-	jobletgrpc.JobService_WaitJob_FullMethodName:             reader,
-	jobletgrpc.JobService_ListJobs_FullMethodName:            reader,
-	jobletgrpc.JobService_QueryJobs_FullMethodName:           reader,
-	jobletgrpc.JobService_StreamJobMetrics_FullMethodName:    reader,
-	jobletgrpc.JobService_GetJobMetrics_FullMethodName:       reader,
-	jobletgrpc.JobService_StreamJobTelematics_FullMethodName: reader,
-	jobletgrpc.JobService_GetJobTelematics_FullMethodName:    reader,
+	api.JobService_RunJob_FullMethodName:              developer,
+	api.JobService_RunJobAttached_FullMethodName:      developer,
+	api.JobService_StopJob_FullMethodName:             developer,
+	api.JobService_CancelJob_FullMethodName:           developer,
+	api.JobService_SignalJob_FullMethodName:           developer,
+	api.JobService_DeleteJob_FullMethodName:           developer,
+	api.JobService_DeleteAllJobs_FullMethodName:       developer,
+	api.JobService_GetJobStatus_FullMethodName:        reader,
+	api.JobService_GetJobLogs_FullMethodName:          reader,
+	api.JobService_FollowJob_FullMethodName:           reader,
+	api.JobService_WaitJob_FullMethodName:             reader,
+	api.JobService_ListJobs_FullMethodName:            reader,
+	api.JobService_QueryJobs_FullMethodName:           reader,
+	api.JobService_StreamJobMetrics_FullMethodName:    reader,
+	api.JobService_GetJobMetrics_FullMethodName:       reader,
+	api.JobService_StreamJobTelematics_FullMethodName: reader,
+	api.JobService_GetJobTelematics_FullMethodName:    reader,
 
-	jobletgrpc.NetworkService_CreateNetwork_FullMethodName: maintainer,
-	jobletgrpc.NetworkService_ListNetworks_FullMethodName:  reader,
-	jobletgrpc.NetworkService_RemoveNetwork_FullMethodName: admin,
+	api.NetworkService_CreateNetwork_FullMethodName: maintainer,
+	api.NetworkService_ListNetworks_FullMethodName:  reader,
+	api.NetworkService_RemoveNetwork_FullMethodName: admin,
 
-	jobletgrpc.VolumeService_CreateVolume_FullMethodName: maintainer,
-	jobletgrpc.VolumeService_ListVolumes_FullMethodName:  reader,
-	jobletgrpc.VolumeService_RemoveVolume_FullMethodName: admin,
+	api.VolumeService_CreateVolume_FullMethodName: maintainer,
+	api.VolumeService_ListVolumes_FullMethodName:  reader,
+	api.VolumeService_RemoveVolume_FullMethodName: admin,
 
-	jobletgrpc.MonitoringService_GetSystemStatus_FullMethodName:     reader,
-	jobletgrpc.MonitoringService_StreamSystemMetrics_FullMethodName: reader,
+	api.MonitoringService_GetSystemStatus_FullMethodName:     reader,
+	api.MonitoringService_StreamSystemMetrics_FullMethodName: reader,
 
-	jobletgrpc.RuntimeService_ListRuntimes_FullMethodName:        reader,
-	jobletgrpc.RuntimeService_GetRuntimeInfo_FullMethodName:      reader,
-	jobletgrpc.RuntimeService_TestRuntime_FullMethodName:         developer,
-	jobletgrpc.RuntimeService_BuildRuntime_FullMethodName:        maintainer,
-	jobletgrpc.RuntimeService_ValidateRuntimeYAML_FullMethodName: maintainer,
-	jobletgrpc.RuntimeService_RemoveRuntime_FullMethodName:       admin,
+	api.RuntimeService_ListRuntimes_FullMethodName:        reader,
+	api.RuntimeService_GetRuntimeInfo_FullMethodName:      reader,
+	api.RuntimeService_TestRuntime_FullMethodName:         developer,
+	api.RuntimeService_BuildRuntime_FullMethodName:        maintainer,
+	api.RuntimeService_ValidateRuntimeYAML_FullMethodName: maintainer,
+	api.RuntimeService_RemoveRuntime_FullMethodName:       admin,
 
 	grpc_health_v1.Health_Check_FullMethodName:                             reader,
 	grpc_health_v1.Health_List_FullMethodName:                              reader,

@@ -13,7 +13,6 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/api/jobletgrpc"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/supervisor"
@@ -30,7 +29,7 @@ const (
 )
 
 type runtimeService struct {
-	jobletgrpc.UnimplementedRuntimeServiceServer
+	api.UnimplementedRuntimeServiceServer
 	sup *supervisor.Supervisor
 	log *slog.Logger
 }

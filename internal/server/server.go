@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/api/jobletgrpc"
+	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -66,11 +66,11 @@ func New(sup *supervisor.Supervisor, log *slog.Logger) *Server {
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 	)
-	jobletgrpc.RegisterJobServiceServer(s.grpc, &jobService{sup: sup})
-	jobletgrpc.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})
-	jobletgrpc.RegisterMonitoringServiceServer(s.grpc, &monitoringService{})
-	jobletgrpc.RegisterNetworkServiceServer(s.grpc, &networkService{})
-	jobletgrpc.RegisterVolumeServiceServer(s.grpc, &volumeService{})
+	api.RegisterJobServiceServer(s.grpc, &jobService{sup: sup})
+	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})
+	api.RegisterMonitoringServiceServer(s.grpc, &monitoringService{})
+	api.RegisterNetworkServiceServer(s.grpc, &networkService{})
+	api.RegisterVolumeServiceServer(s.grpc, &volumeService{})
 	healthgrpc.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
 	return s

@@ -21,7 +21,6 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/api/jobletgrpc"
 )
 
 // TestRoleTable: each method that is served has a role, and each role a method.
@@ -54,10 +53,10 @@ func TestAuthorize(t *testing.T) {
 		method string
 		denied string
 	}{
-		{root, jobletgrpc.JobService_RunJob_FullMethodName, ""},
+		{root, api.JobService_RunJob_FullMethodName, ""},
 		{root, "/joblet.Unknown/Method", ""},
-		{user, jobletgrpc.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root (uid 0) may"},
-		{caller{}, jobletgrpc.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root (uid 0) may"},
+		{user, api.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root (uid 0) may"},
+		{caller{}, api.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root (uid 0) may"},
 	} {
 		err := authorize(tt.caller, tt.method)
 		if tt.denied == "" && err != nil || tt.denied != "" && (joblet.KindOf(err) != joblet.PermissionDenied || err.Error() != tt.denied) {
@@ -128,17 +127,17 @@ func TestPeers(t *testing.T) {
 		t.Fatal("requires root")
 	}
 	s, path, _ := start(t)
-	root := jobletgrpc.NewMonitoringServiceClient(dial(t, path, 0))
+	root := api.NewMonitoringServiceClient(dial(t, path, 0))
 	out, err := root.GetSystemStatus(t.Context(), &api.EmptyRequest{})
 	if err != nil || out.GetServerVersion().GetVersion() != joblet.Build().Version || out.GetHost().GetKernelVersion() == "" {
 		t.Errorf("root: got %v, %v", out, err)
 	}
 	user := dial(t, path, 65534)
-	_, err = jobletgrpc.NewMonitoringServiceClient(user).GetSystemStatus(t.Context(), &api.EmptyRequest{})
+	_, err = api.NewMonitoringServiceClient(user).GetSystemStatus(t.Context(), &api.EmptyRequest{})
 	if status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "uid:65534") {
 		t.Errorf("call: got %v", err)
 	}
-	stream, err := jobletgrpc.NewJobServiceClient(user).FollowJob(t.Context(), &api.FollowJobRequest{Uuid: "x"})
+	stream, err := api.NewJobServiceClient(user).FollowJob(t.Context(), &api.FollowJobRequest{Uuid: "x"})
 	if err == nil {
 		_, err = stream.Recv()
 	}
@@ -154,11 +153,11 @@ func TestUnbuilt(t *testing.T) {
 	t.Parallel()
 	_, path, _ := start(t)
 	c := dial(t, path, 0)
-	_, err := jobletgrpc.NewVolumeServiceClient(c).ListVolumes(t.Context(), &api.EmptyRequest{})
+	_, err := api.NewVolumeServiceClient(c).ListVolumes(t.Context(), &api.EmptyRequest{})
 	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "volumes") {
 		t.Errorf("got %v", err)
 	}
-	_, err = jobletgrpc.NewJobServiceClient(c).RunJob(t.Context(), &api.RunJobRequest{Command: "true", MaxCpu: 1})
+	_, err = api.NewJobServiceClient(c).RunJob(t.Context(), &api.RunJobRequest{Command: "true", MaxCpu: 1})
 	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "max_cpu") {
 		t.Errorf("got %v", err)
 	}
@@ -167,7 +166,7 @@ func TestUnbuilt(t *testing.T) {
 func TestPanic(t *testing.T) {
 	t.Parallel()
 	s, path, log := start(t)
-	_, err := jobletgrpc.NewJobServiceClient(dial(t, path, 0)).GetJobStatus(t.Context(), &api.GetJobStatusRequest{Uuid: "x"})
+	_, err := api.NewJobServiceClient(dial(t, path, 0)).GetJobStatus(t.Context(), &api.GetJobStatusRequest{Uuid: "x"})
 	if status.Code(err) != codes.Internal || strings.Contains(err.Error(), "nil pointer") {
 		t.Errorf("got %v", err)
 	}

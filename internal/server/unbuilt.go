@@ -7,7 +7,6 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/api/jobletgrpc"
 )
 
 // errUnbuilt answers for a part of the API that this version does not have.
@@ -16,7 +15,7 @@ func errUnbuilt(what string) error {
 }
 
 type networkService struct {
-	jobletgrpc.UnimplementedNetworkServiceServer
+	api.UnimplementedNetworkServiceServer
 }
 
 func (networkService) CreateNetwork(context.Context, *api.CreateNetworkRequest) (*api.CreateNetworkResponse, error) {
@@ -32,7 +31,7 @@ func (networkService) RemoveNetwork(context.Context, *api.RemoveNetworkRequest) 
 }
 
 type volumeService struct {
-	jobletgrpc.UnimplementedVolumeServiceServer
+	api.UnimplementedVolumeServiceServer
 }
 
 func (volumeService) CreateVolume(context.Context, *api.CreateVolumeRequest) (*api.CreateVolumeResponse, error) {

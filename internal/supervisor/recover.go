@@ -111,7 +111,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 func (s *Supervisor) recoverJob(ctx context.Context, job joblet.Job) error {
 	proc, err := s.engine.Adopt(job.ID)
 	if err == nil {
-		l := &live{job: job, started: make(chan struct{}), ended: make(chan struct{})}
+		l := newLive(job)
 		if err := s.admit(l); err != nil {
 			return err
 		}

@@ -65,6 +65,11 @@ type live struct {
 	proc    *engine.Process
 	started chan struct{} // closed when proc is set, or the start has failed
 	ended   chan struct{} // closed when job is final
+	settled chan struct{} // closed when the database says so too
+}
+
+func newLive(job joblet.Job) *live {
+	return &live{job: job, started: make(chan struct{}), ended: make(chan struct{}), settled: make(chan struct{})}
 }
 
 // Open recovers what a former daemon left and returns a Supervisor ready to
@@ -177,13 +182,9 @@ func (s *Supervisor) Run(ctx context.Context, spec joblet.Spec, owner string) (_
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	l := &live{
-		job: joblet.Job{
-			ID: box.ID, Spec: spec, Owner: owner, State: joblet.Initializing, Created: time.Now(), IDBase: box.IDBase,
-		},
-		started: make(chan struct{}),
-		ended:   make(chan struct{}),
-	}
+	l := newLive(joblet.Job{
+		ID: box.ID, Spec: spec, Owner: owner, State: joblet.Initializing, Created: time.Now(), IDBase: box.IDBase,
+	})
 	if err := s.admit(l); err != nil {
 		return joblet.Job{}, errors.Join(err, s.engine.Release(box.ID, box.IDBase))
 	}
@@ -235,6 +236,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		s.mu.Unlock()
 		close(l.started)
 		close(l.ended)
+		close(l.settled)
 		s.watchers.Done()
 		s.engine.Refill()
 		return joblet.Job{}, err
@@ -361,6 +363,7 @@ func (s *Supervisor) settle(l *live) {
 	s.mu.Lock()
 	delete(s.live, job.ID)
 	s.mu.Unlock()
+	close(l.settled)
 }
 
 // find returns the live job with this id, or nil.
@@ -522,11 +525,13 @@ func (s *Supervisor) Delete(ctx context.Context, ref string) error {
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s is %s: stop it first (rnx job stop %[1]s)", joblet.ShortID(job.ID), job.State)
 	}
 	// The end must be in the database before the record may go.
-	for l := s.find(job.ID); l != nil; l = s.find(job.ID) {
+	if l := s.find(job.ID); l != nil {
 		select {
+		case <-l.settled:
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(5 * time.Millisecond):
+		case <-s.ctx.Done():
+			return joblet.Errorf(joblet.Unavailable, "the daemon is stopping")
 		}
 	}
 	if err := s.store.Delete(ctx, job.ID); err != nil {

@@ -2,80 +2,46 @@ package wire
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"syscall"
 
-	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet"
 )
 
-// gRPC's codes by their numbers, which are fixed (grpc's doc/statuscodemd):
-// package codes would load more of grpc-go than it is worth.
-const (
-	codeOK = iota
-	codeCanceled
-	_ // unknown
-	codeInvalidArgument
-	codeDeadlineExceeded
-	codeNotFound
-	codeAlreadyExists
-	codePermissionDenied
-	codeResourceExhausted
-	codeFailedPrecondition
-	codeAborted
-	codeOutOfRange
-	codeUnimplemented
-	codeInternal
-	codeUnavailable
-	_ // data loss
-	codeUnauthenticated
-)
-
-// Domain marks the google.rpc.ErrorInfo in an error's details as Joblet's.
-const Domain = "joblet"
+// domain marks the google.rpc.ErrorInfo in an error's details as Joblet's.
+const domain = "joblet"
 
 // codeOf maps each kind to the gRPC code that a client without knowledge of
 // kinds sees. The two kinds of a command that cannot run share a code with
 // another: the reason in the details tells them apart.
-var codeOf = [...]uint32{
-	joblet.Internal:           codeInternal,
-	joblet.InvalidArgument:    codeInvalidArgument,
-	joblet.NotFound:           codeNotFound,
-	joblet.AlreadyExists:      codeAlreadyExists,
-	joblet.FailedPrecondition: codeFailedPrecondition,
-	joblet.PermissionDenied:   codePermissionDenied,
-	joblet.ResourceExhausted:  codeResourceExhausted,
-	joblet.Unavailable:        codeUnavailable,
-	joblet.Unimplemented:      codeUnimplemented,
-	joblet.CommandNotFound:    codeInvalidArgument,
-	joblet.NotExecutable:      codeInvalidArgument,
+var codeOf = [...]codes.Code{
+	joblet.Internal:           codes.Internal,
+	joblet.InvalidArgument:    codes.InvalidArgument,
+	joblet.NotFound:           codes.NotFound,
+	joblet.AlreadyExists:      codes.AlreadyExists,
+	joblet.FailedPrecondition: codes.FailedPrecondition,
+	joblet.PermissionDenied:   codes.PermissionDenied,
+	joblet.ResourceExhausted:  codes.ResourceExhausted,
+	joblet.Unavailable:        codes.Unavailable,
+	joblet.Unimplemented:      codes.Unimplemented,
+	joblet.CommandNotFound:    codes.InvalidArgument,
+	joblet.NotExecutable:      codes.InvalidArgument,
 }
-
-// Code returns the gRPC code of a kind.
-func Code(k joblet.Kind) uint32 {
-	if int(k) < len(codeOf) {
-		return codeOf[k]
-	}
-	return codeInternal
-}
-
-// Reason spells a kind as google.rpc.ErrorInfo wants it: COMMAND_NOT_FOUND.
-func Reason(k joblet.Kind) string {
-	return strings.ToUpper(strings.ReplaceAll(k.String(), " ", "_"))
-}
-
-// Message makes an error's text fit for the wire.
-func Message(err error) string { return text(err.Error()) }
 
 // kindOf is for errors that come without our details: from gRPC itself, or from
 // another daemon.
-func kindOf(c uint32) joblet.Kind {
+func kindOf(c codes.Code) joblet.Kind {
 	switch c {
-	case codeOutOfRange:
+	case codes.OutOfRange:
 		return joblet.InvalidArgument
-	case codeAborted:
+	case codes.Aborted:
 		return joblet.FailedPrecondition
-	case codeUnauthenticated:
+	case codes.Unauthenticated:
 		return joblet.PermissionDenied
 	}
 	for k, code := range codeOf {
@@ -86,71 +52,78 @@ func kindOf(c uint32) joblet.Kind {
 	return joblet.Internal
 }
 
-// ErrorFromStatus returns a call's error from its trailers: a *joblet.Error of
-// the kind that the daemon gave it, with the daemon's message, or
-// context.Canceled or context.DeadlineExceeded. details is a google.rpc.Status,
-// or nil. It is read by hand, since the generated types cost each client's
-// start more than all else here.
-func ErrorFromStatus(code uint32, message string, details []byte) error {
-	switch code {
-	case codeOK:
-		return nil
-	case codeCanceled:
-		return context.Canceled
-	case codeDeadlineExceeded:
-		return context.DeadlineExceeded
-	default:
-		kind := kindOf(code)
-		fields(details, func(n protowire.Number, detail []byte) {
-			if n != 3 { // Status.details
-				return
-			}
-			var value []byte
-			fields(detail, func(n protowire.Number, b []byte) {
-				if n == 2 { // Any.value; what is in it shows by its domain
-					value = b
-				}
-			})
-			var reason, domain string
-			fields(value, func(n protowire.Number, b []byte) {
-				switch n {
-				case 1: // ErrorInfo.reason
-					reason = string(b)
-				case 2: // ErrorInfo.domain
-					domain = string(b)
-				}
-			})
-			for k := range codeOf {
-				if domain == Domain && reason == Reason(joblet.Kind(k)) {
-					kind = joblet.Kind(k)
-				}
-			}
-		})
-		return joblet.Errorf(kind, "%s", message)
-	}
+// reason spells a kind as google.rpc.ErrorInfo wants it: COMMAND_NOT_FOUND.
+func reason(k joblet.Kind) string {
+	return strings.ToUpper(strings.ReplaceAll(k.String(), " ", "_"))
 }
 
-// fields calls do with each field of a message that holds bytes, up to its end
-// or to where it is damaged.
-func fields(b []byte, do func(protowire.Number, []byte)) {
-	for len(b) > 0 {
-		number, kind, n := protowire.ConsumeTag(b)
-		if n < 0 {
-			return
-		}
-		b = b[n:]
-		if kind == protowire.BytesType {
-			value, n := protowire.ConsumeBytes(b)
-			if n < 0 {
-				return
-			}
-			do(number, value)
-			b = b[n:]
+// ErrInternal is all that a client learns of an error without a kind.
+var ErrInternal = joblet.Errorf(joblet.Internal, "internal error: the daemon's log has the detail")
+
+// ErrorToStatus returns err as a gRPC status error that carries its kind. An
+// error without a kind is internal: its text is for the daemon's log, which the
+// second result asks for, and the client gets a sentence that names no inner
+// parts.
+func ErrorToStatus(err error) (_ error, forLog bool) {
+	if err == nil {
+		return nil, false
+	}
+	if e, ok := errors.AsType[*joblet.Error](err); ok {
+		return statusOf(e.Kind, err), e.Kind == joblet.Internal
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "the call was canceled"), false
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "the call's time was up"), false
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return statusOf(joblet.ResourceExhausted, err), true
+	case errors.Is(err, syscall.EROFS):
+		return statusOf(joblet.FailedPrecondition, err), true
+	}
+	if s, ok := status.FromError(err); ok { // gRPC's own: a broken stream
+		return s.Err(), false
+	}
+	return statusOf(joblet.Internal, ErrInternal), true
+}
+
+func statusOf(kind joblet.Kind, err error) error {
+	code := codes.Internal
+	if int(kind) < len(codeOf) {
+		code = codeOf[kind]
+	}
+	s := status.New(code, text(err.Error()))
+	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Domain: domain, Reason: reason(kind)}); err == nil {
+		s = detailed
+	}
+	return s.Err()
+}
+
+// ErrorFromStatus is the other way: it returns a *joblet.Error of the kind that
+// the daemon gave the error, with the daemon's message, or context.Canceled or
+// context.DeadlineExceeded. Errors that are not gRPC's it returns as they are.
+func ErrorFromStatus(err error) error {
+	s, ok := status.FromError(err)
+	if err == nil || !ok {
+		return err
+	}
+	switch s.Code() {
+	case codes.Canceled:
+		return context.Canceled
+	case codes.DeadlineExceeded:
+		return context.DeadlineExceeded
+	}
+	kind := kindOf(s.Code())
+	for _, d := range s.Details() {
+		info, ok := d.(*errdetails.ErrorInfo)
+		if !ok || info.GetDomain() != domain {
 			continue
 		}
-		if n = protowire.ConsumeFieldValue(number, kind, b); n < 0 {
-			return
+		for k := range codeOf {
+			if info.GetReason() == reason(joblet.Kind(k)) {
+				kind = joblet.Kind(k)
+			}
 		}
-		b = b[n:]
 	}
+	return joblet.Errorf(kind, "%s", s.Message())
 }

@@ -275,3 +275,39 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("a job once there is room: %v", r)
 	}
 }
+
+// TestSpareBoxesKilled: a box that died while it waited for a job costs no job.
+func TestSpareBoxesKilled(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.must(t, "true") // the daemon has begun to keep boxes ready
+	spares := func() (pids []int) {
+		// A file for each of the daemon's threads, with the children that it made.
+		files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			children, _ := os.ReadFile(f)
+			for field := range strings.FieldsSeq(string(children)) {
+				pid, err := strconv.Atoi(field)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pids = append(pids, pid)
+			}
+		}
+		return pids
+	}
+	if !eventually(10*time.Second, func() bool { return len(spares()) >= 2 }) {
+		t.Fatal("no box waits for a job")
+	}
+	for _, pid := range spares() {
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	for range 3 {
+		d.must(t, "true")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -202,11 +203,13 @@ func (d *daemon) checkLeaks(t *testing.T) {
 	if !ok {
 		t.Errorf("left on the host: %s", strings.Join(left, ", "))
 	}
-	// The daemon's own empty groups, which it keeps for its next start.
-	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-*", "/sys/fs/cgroup/joblet-*"} {
-		groups, _ := filepath.Glob(pattern)
+	// A daemon that was killed leaves its own cgroups, empty, for its next start.
+	sum := fnv.New32a()
+	sum.Write([]byte(d.run))
+	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-%08x", "/sys/fs/cgroup/joblet-%08x"} {
+		groups, _ := filepath.Glob(fmt.Sprintf(pattern, sum.Sum32()))
 		for _, g := range groups {
-			_ = syscall.Rmdir(g) // refused while another test's daemon has jobs there
+			_ = syscall.Rmdir(g)
 		}
 	}
 }

@@ -12,12 +12,10 @@
 // Jobs are named by their UUID, by an unambiguous prefix of it, or by name.
 // Times are RFC 3339 texts unless their names say otherwise.
 
-// Package jobletgrpc is the service code that protoc makes of joblet.proto.
-package jobletgrpc
+package api
 
 import (
 	context "context"
-	. "github.com/joblet/joblet/api"
 	grpc "google.golang.org/grpc"
 	codes "google.golang.org/grpc/codes"
 	status "google.golang.org/grpc/status"

@@ -1,0 +1,115 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"syscall"
+	"testing"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/joblet/joblet"
+)
+
+// received is err as a client gets it.
+func received(t *testing.T, err error) error {
+	t.Helper()
+	sent, _ := ErrorToStatus(err)
+	return ErrorFromStatus(status.FromProto(overWire(t, status.Convert(sent).Proto())).Err())
+}
+
+func TestErrorRoundTrip(t *testing.T) {
+	t.Parallel()
+	k := joblet.Internal
+	for ; !strings.HasPrefix(k.String(), "kind "); k++ {
+		got := received(t, fmt.Errorf("run job: %w", joblet.Errorf(k, "no %s", "way")))
+		if joblet.KindOf(got) != k || got.Error() != "run job: no way" {
+			t.Errorf("%v: got %v %q", k, joblet.KindOf(got), got)
+		}
+	}
+	if int(k) != len(codeOf) {
+		t.Errorf("%d kinds, of which %d have a code", k, len(codeOf))
+	}
+	for kind, code := range codeOf {
+		if (code == codes.Internal) != (joblet.Kind(kind) == joblet.Internal) {
+			t.Errorf("%v has no code of its own", joblet.Kind(kind))
+		}
+	}
+	if got := received(t, joblet.Errorf(k, "a kind to come")); joblet.KindOf(got) != joblet.Internal {
+		t.Errorf("unknown kind: got %v", joblet.KindOf(got))
+	}
+	if got := received(t, joblet.Errorf(joblet.NotFound, "no \xff")); got.Error() != "no \ufffd" {
+		t.Errorf("not UTF-8: got %q", got)
+	}
+	for _, want := range []error{context.Canceled, context.DeadlineExceeded} {
+		if err := received(t, fmt.Errorf("wait: %w", want)); !errors.Is(err, want) {
+			t.Errorf("%v: got %v", want, err)
+		}
+	}
+	if err := received(t, nil); err != nil {
+		t.Errorf("nil: got %v", err)
+	}
+}
+
+func TestErrorsWithoutKind(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		err     error
+		code    codes.Code
+		message string
+		forLog  bool
+	}{
+		{errors.New("secret inner part"), codes.Internal, ErrInternal.Error(), true},
+		{fmt.Errorf("append: %w", syscall.ENOSPC), codes.ResourceExhausted, "append: " + syscall.ENOSPC.Error(), true},
+		{fmt.Errorf("open: %w", syscall.EROFS), codes.FailedPrecondition, "open: " + syscall.EROFS.Error(), true},
+		{context.Canceled, codes.Canceled, "the call was canceled", false},
+		{status.Error(codes.Unavailable, "transport"), codes.Unavailable, "transport", false},
+	} {
+		got, forLog := ErrorToStatus(tt.err)
+		if s := status.Convert(got); s.Code() != tt.code || s.Message() != tt.message || forLog != tt.forLog {
+			t.Errorf("%v: got %v %q %v", tt.err, s.Code(), s.Message(), forLog)
+		}
+	}
+}
+
+// TestForeignErrors: what comes without our details, or with those of others.
+func TestForeignErrors(t *testing.T) {
+	t.Parallel()
+	for code, kind := range map[codes.Code]joblet.Kind{
+		codes.InvalidArgument: joblet.InvalidArgument, codes.NotFound: joblet.NotFound, codes.AlreadyExists: joblet.AlreadyExists,
+		codes.PermissionDenied: joblet.PermissionDenied, codes.ResourceExhausted: joblet.ResourceExhausted,
+		codes.FailedPrecondition: joblet.FailedPrecondition, codes.Aborted: joblet.FailedPrecondition,
+		codes.OutOfRange: joblet.InvalidArgument, codes.Unimplemented: joblet.Unimplemented, codes.Internal: joblet.Internal,
+		codes.Unavailable: joblet.Unavailable, codes.Unauthenticated: joblet.PermissionDenied, codes.Unknown: joblet.Internal,
+	} {
+		if got := joblet.KindOf(ErrorFromStatus(status.Error(code, "x"))); got != kind {
+			t.Errorf("%v: got %v, want %v", code, got, kind)
+		}
+	}
+	for name, info := range map[string]*errdetails.ErrorInfo{
+		"other domain":   {Domain: "other", Reason: "NOT_FOUND"},
+		"unknown reason": {Domain: domain, Reason: "TO_COME"},
+	} {
+		s, err := status.New(codes.Unavailable, "x").WithDetails(info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := joblet.KindOf(ErrorFromStatus(s.Err())); got != joblet.Unavailable {
+			t.Errorf("%s: got %v", name, got)
+		}
+	}
+	damaged := status.FromProto(&spb.Status{Code: int32(codes.NotFound), Details: []*anypb.Any{{TypeUrl: "?", Value: []byte{0xff}}}})
+	if got := joblet.KindOf(ErrorFromStatus(damaged.Err())); got != joblet.NotFound {
+		t.Errorf("damaged: got %v", got)
+	}
+	if err := ErrorFromStatus(io.EOF); err != io.EOF {
+		t.Errorf("not gRPC's: got %v", err)
+	}
+}
