@@ -158,8 +158,7 @@ type attachment struct {
 	client *client.Client
 	id     string // empty until the job has started
 
-	known  chan struct{} // closed when id is set
-	caught chan struct{} // closed when signals come to forward
+	known chan struct{} // closed when id is set
 }
 
 func (a *app) runAttached(ctx context.Context, spec joblet.Spec) error {
@@ -168,13 +167,17 @@ func (a *app) runAttached(ctx context.Context, spec joblet.Spec) error {
 		return err
 	}
 	at := &attachment{
-		app: a, client: c, known: make(chan struct{}), caught: make(chan struct{}),
+		app: a, client: c, known: make(chan struct{}),
 		out: output{stdout: a.out, stderr: a.errOut, json: a.json},
 	}
 	// The connections end with the process, whose next act is to exit.
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go at.forward(ctx, cancel)
+	// Before the request: from then on a signal must not leave the job alone.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	catchPipeSignal()
+	go at.forward(ctx, cancel, signals)
 
 	job, err := at.follow(c.RunAttached(ctx, spec))
 	for err != nil && at.lost(err) {
@@ -236,7 +239,6 @@ func (at *attachment) follow(events func(func(client.Event, error) bool)) (joble
 			at.mu.Unlock()
 			close(at.known)
 		}
-		<-at.caught // SIGPIPE among them
 		if err := at.out.event(event); err != nil {
 			return joblet.Job{}, &writeError{err}
 		}
@@ -312,14 +314,7 @@ func closedPipe(err error) bool {
 
 // forward hands our signals to the job. One that comes before the job runs
 // waits until it does; a second one then gives up.
-//
-// To catch signals takes the Go runtime some thread switches, which pass here
-// while the daemon starts the job.
-func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc) {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	catchPipeSignal()
-	close(at.caught)
+func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) {
 	var interrupted time.Time
 	for {
 		var sig syscall.Signal
