@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,13 +56,13 @@ func openHierarchy(name string) (*hierarchy, error) {
 		if len(left) < 5 || len(right) < 3 {
 			continue
 		}
-		mount := left[4]
+		mount := left[4] // the first of each kind is the host's; later ones are copies of it
 		switch right[0] {
 		case "cgroup2":
-			v2Mount = mount
+			v2Mount = cmp.Or(v2Mount, mount)
 		case "cgroup":
 			for opt := range strings.SplitSeq(right[2], ",") {
-				if slices.Contains(v1Controllers, opt) {
+				if slices.Contains(v1Controllers, opt) && h.v1[opt] == "" {
 					h.v1[opt] = filepath.Join(mount, name)
 				}
 			}

@@ -214,8 +214,20 @@ func NewRun(v View) *Run {
 		Filter:       unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(filter)*int(unsafe.Sizeof(filter[0]))),
 		FilterFlags:  SyscallFilterFlags,
 		Capabilities: defaultCapabilities,
-		Rlimits:      []monitor.Rlimit{{Resource: unix.RLIMIT_CORE, Value: 0}},
+		Rlimits:      defaultRlimits(),
 	}
+}
+
+// defaultRlimits are a job's limits where they differ from the daemon's: no core
+// dumps, and the usual number of descriptors, which the Go runtime has raised
+// for the daemon and its monitors.
+func defaultRlimits() []monitor.Rlimit {
+	limits := []monitor.Rlimit{{Resource: unix.RLIMIT_CORE}}
+	var files unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
+		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, files.Max), Hard: files.Max})
+	}
+	return limits
 }
 
 // defaultCapabilities are what a job's root may do in its own user namespace:

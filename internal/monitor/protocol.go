@@ -120,10 +120,11 @@ type File struct {
 	Text string `json:"text"`
 }
 
-// Rlimit is one resource limit, soft and hard alike.
+// Rlimit is one resource limit (getrlimit(2)).
 type Rlimit struct {
 	Resource int    `json:"resource"`
-	Value    uint64 `json:"value"`
+	Soft     uint64 `json:"soft"`
+	Hard     uint64 `json:"hard"`
 }
 
 // Request is what a daemon asks of a monitor.

@@ -270,7 +270,7 @@ func resetSignals(p *program) {
 
 func limitResources(p *program, run *Run) {
 	for _, l := range run.Rlimits {
-		p.call("prlimit "+itoa(int64(l.Resource)), unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), put(p, unix.Rlimit{Cur: l.Value, Max: l.Value}), 0)
+		p.call("prlimit "+itoa(int64(l.Resource)), unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), put(p, unix.Rlimit{Cur: l.Soft, Max: l.Hard}), 0)
 	}
 }
 

@@ -40,6 +40,7 @@ func TestSeparation(t *testing.T) {
 		{"places in /proc are masked", `for f in kcore keys kallsyms timer_list; do [ ! -s /proc/$f ] || echo $f; done; (echo h > /proc/sysrq-trigger) 2>/dev/null; true`, `^$`},
 		{"the host's root cannot be reached", `ls /proc/1/root/ | grep -c -e '^boot$' -e '^mnt$'; cat /proc/1/mountinfo | grep -c ` + "' / / '", `^0\n`},
 		{"no cores", `ulimit -c`, `^0\n$`},
+		{"descriptors: the usual limit", `ulimit -Sn`, `^1024\n$`},
 		{"umask", `umask`, `^0022\n$`},
 	}
 	for _, test := range tests {
