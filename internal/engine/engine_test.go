@@ -121,3 +121,15 @@ func BenchmarkTrue(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkBox builds boxes and gives them up: what is done ahead of each job.
+func BenchmarkBox(b *testing.B) {
+	e := openEngine(b, 0)
+	for b.Loop() {
+		box, err := e.Take()
+		if err != nil {
+			b.Fatal(err)
+		}
+		box.discard()
+	}
+}
