@@ -1,0 +1,142 @@
+package monitor
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestCandidates(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		command, path, workdir string
+		want                   []string
+	}{
+		{"bash", "/usr/local/bin:/usr/bin:/bin", "/work", []string{"/usr/local/bin/bash", "/usr/bin/bash", "/bin/bash"}},
+		{"bash", "/a::b", "/work", []string{"/a/bash", "/work/bash", "/work/b/bash"}},
+		{"/bin/../bin/sh", "/usr/bin", "/work", []string{"/bin/../bin/sh"}},
+		{"./run", "/usr/bin", "/work/x", []string{"/work/x/run"}},
+		{"bin/run", "/usr/bin", "/work", []string{"/work/bin/run"}},
+		{"bash", "", "/work", []string{"/work/bash"}},
+	}
+	for _, test := range tests {
+		got := candidates(&Run{Command: test.command, Path: test.path, WorkDir: test.workdir})
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s in %q from %s: %q, want %q", test.command, test.path, test.workdir, got, test.want)
+		}
+	}
+}
+
+func TestStatusMask(t *testing.T) {
+	t.Parallel()
+	status := []byte("Name:\tsh\nSigBlk:\t0000000000010000\nSigCgt:\t00000000280b2603\nCapInh:\t0\n")
+	if got := statusMask(status, "SigCgt:\t"); got != 0x280b2603 {
+		t.Errorf("SigCgt %#x", got)
+	}
+	if got := statusMask(status, "SigBlk:\t"); got != 0x10000 {
+		t.Errorf("SigBlk %#x", got)
+	}
+	if got := statusMask(status, "SigIgn:\t"); got != 0 {
+		t.Errorf("an absent field is %#x", got)
+	}
+	if got := statusMask([]byte("SigCgt:\t"), "SigCgt:\t"); got != 0 {
+		t.Errorf("a cut field is %#x", got)
+	}
+}
+
+func TestItoa(t *testing.T) {
+	t.Parallel()
+	for n, want := range map[int64]string{0: "0", 7: "7", 1879048192: "1879048192", -12: "-12", 1<<63 - 1: "9223372036854775807"} {
+		if got := itoa(n); got != want {
+			t.Errorf("itoa(%d) = %q", n, got)
+		}
+	}
+}
+
+func TestMessages(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	want := Request{Run: &Run{Dir: "/d", Command: "sh", Args: []string{"a b", ""}, Filter: []byte{0, 1, 255}, TimeoutNanos: 5}}
+	if err := WriteMessage(&b, want); err != nil {
+		t.Fatal(err)
+	}
+	whole := bytes.Clone(b.Bytes())
+	var got Request
+	if err := ReadMessage(&b, &got); err != nil || got.Run == nil || !slices.Equal(got.Run.Args, want.Run.Args) || !bytes.Equal(got.Run.Filter, want.Run.Filter) {
+		t.Fatalf("%+v %v", got.Run, err)
+	}
+	if err := ReadMessage(&b, &got); err != io.EOF {
+		t.Errorf("at the end: %v", err)
+	}
+	for cut := 1; cut < len(whole); cut++ {
+		if err := ReadMessage(bytes.NewReader(whole[:cut]), &got); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Fatalf("cut at %d: %v", cut, err)
+		}
+	}
+	huge := binary.BigEndian.AppendUint32(nil, maxMessage+1)
+	if err := ReadMessage(bytes.NewReader(huge), &got); err == nil || !strings.Contains(err.Error(), "too large") {
+		t.Errorf("huge: %v", err)
+	}
+}
+
+func FuzzReadMessage(f *testing.F) {
+	var b bytes.Buffer
+	_ = WriteMessage(&b, Request{Stop: &Stop{Signal: 15}})
+	f.Add(b.Bytes())
+	f.Add([]byte{0, 0, 0, 2, '{', '}'})
+	f.Add([]byte{255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var req Request
+		_ = ReadMessage(bytes.NewReader(data), &req)
+	})
+}
+
+// TestProgramIsBounded: a program that does not fit says so instead of writing
+// beyond its memory, and what is in it comes out again.
+func TestProgramIsBounded(t *testing.T) {
+	t.Parallel()
+	a, programs, err := newArena()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.MunmapPtr(unsafe.Pointer(a), arenaSize); err != nil {
+			t.Error(err)
+		}
+	}()
+	p := programs[0]
+	at := p.str("a string")
+	if got := unix.BytePtrToString((*byte)(pointer(at))); got != "a string" {
+		t.Errorf("got %q", got)
+	}
+	list := p.pointers([]string{"one", "two"})
+	second := *(*uintptr)(pointer(list + 8))
+	if got := unix.BytePtrToString((*byte)(pointer(second))); got != "two" || *(*uintptr)(pointer(list + 16)) != 0 {
+		t.Errorf("got %q", got)
+	}
+	boxProgram(p, &Box{Hostname: "x", TaskFiles: []string{"/t"}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20})
+	jobProgram(programs[1], &Run{
+		Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
+		Trees: slices.Repeat([]Tree{{Source: "/usr", Target: "/a/b/c"}}, maxTrees), Filter: make([]byte, 8*4096),
+	}, 3, 4)
+	if p.full || programs[1].full {
+		t.Errorf("2 MiB of arguments and %d trees do not fit: %d and %d steps", maxTrees, a.nops[0], a.nops[1])
+	}
+	if p.str(strings.Repeat("x", arenaSize)); !p.full {
+		t.Error("a string larger than the memory went in")
+	}
+	many := programs[1]
+	for range maxOps + 1 {
+		many.call("x", unix.SYS_GETPID)
+	}
+	if !many.full || a.nops[1] != maxOps {
+		t.Errorf("%d steps went in", a.nops[1])
+	}
+}
