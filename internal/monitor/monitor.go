@@ -165,8 +165,7 @@ func (m *monitor) buildBox(box *Box) error {
 
 	args := cloneArgs{
 		flags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
-			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_PIDFD,
-		pidfd:      uint64(uintptr(unsafe.Pointer(&m.pidfd))),
+			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		exitSignal: uint64(syscall.SIGCHLD),
 	}
 	if box.CgroupDir != "" {
@@ -209,12 +208,10 @@ func (m *monitor) buildBox(box *Box) error {
 	if p.full {
 		return &stepError{"write the set-up program", unix.E2BIG}
 	}
-	var pidfd int32
-	args.pidfd = uint64(uintptr(unsafe.Pointer(&pidfd)))
-	if m.child, err = shared.fork(&args, sockets[1], status[1]); err != nil {
+	if m.child, err = shared.fork(&args, sockets[1]); err != nil {
 		return err
 	}
-	m.pidfd = int(pidfd)
+	m.pidfd = int(shared.pidfd)
 	unix.Close(sockets[1])
 	unix.Close(status[1])
 	for _, fd := range m.writeEnds {

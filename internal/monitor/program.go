@@ -55,6 +55,8 @@ const (
 
 // arena is the shared memory: its fields first, strings and structs behind.
 type arena struct {
+	pidfd int32 // of the first process; the kernel writes it
+
 	// Written by the first process.
 	failedOp  int32 // 1 + index of the step that failed, in program failedIn
 	failedIn  int32
@@ -203,21 +205,22 @@ func (e *stepError) Error() string { return e.step + ": " + e.errno.Error() }
 func (e *stepError) Unwrap() error { return e.errno }
 
 // fork clones the first process with the given arguments and lets it work
-// through the programs. sock is its end of the go socket, status the write end
-// of the status pipe.
-func (a *arena) fork(args *cloneArgs, sock, status int) (pid int, err error) {
+// through the programs. sock is its end of the go socket; a.pidfd stands for it
+// afterwards.
+func (a *arena) fork(args *cloneArgs, sock int) (pid int, err error) {
 	// The first process asks for SIGKILL when its parent, which is this thread,
 	// ends (PR_SET_PDEATHSIG, prctl(2)). Go ends a thread only with a goroutine
 	// that is locked to it, and the monitor locks none: its threads live as long
 	// as itself.
 	a.slots[slotSocket] = uintptr(sock)
-	a.slots[slotStatus] = uintptr(status)
 
 	// No handler of the Go runtime may run in the child: it would look for a
 	// scheduler. Signals stay blocked there until the dispositions are reset.
 	all := ^uint64(0)
 	var old uint64
 	rawSigprocmask(unix.SIG_SETMASK, &all, &old)
+	args.flags |= unix.CLONE_PIDFD
+	args.pidfd = uint64(uintptr(unsafe.Pointer(&a.pidfd))) // not on the stack, which may move
 	r, errno := a.clone(args)
 	rawSigprocmask(unix.SIG_SETMASK, &old, nil)
 	if errno != 0 {

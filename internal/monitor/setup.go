@@ -13,18 +13,19 @@ import (
 // Slots that programs use.
 const (
 	slotSocket = iota + 1 // the first process's end of the go socket
-	slotStatus            // write end of the status pipe
 	slotDev               // the tree for /dev
 	slotLo                // a socket to bring the loopback interface up
 	slotStdin
-	slotTask  = 12 // the tasks files of the v1 hierarchies
-	slotTree  = 20 // the job's trees
-	maxTasks  = slotTree - slotTask
-	maxTrees  = maxSlots - slotTree
-	ttyGroup  = 5  // Debian's and everybody's gid of tty, for devpts
-	lastSig   = 64 // _NSIG, signal(7)
-	maxCap    = 63
-	pathSlash = "/"
+	slotTask = 12 // the tasks files of the v1 hierarchies
+	slotTree = 20 // the job's trees
+	maxTasks = slotTree - slotTask
+	maxTrees = maxSlots - slotTree
+)
+
+const (
+	ttyGroup = 5  // Debian's and everybody's gid of tty, for devpts
+	lastSig  = 64 // _NSIG, signal(7)
+	maxCap   = 63 // capabilities are 64 bits, capget(2)
 )
 
 // boxProgram is the first half of the set-up, which needs no job: it ends with
@@ -114,7 +115,7 @@ func bringLoopbackUp(p *program) {
 }
 
 func (p *program) mount(source, target, fstype string, flags uintptr, data string) {
-	p.call("mount "+fstype+" on "+pathSlash+target, unix.SYS_MOUNT, p.str(source), p.str(target), p.str(fstype), flags, p.str(data))
+	p.call("mount "+fstype+" on "+"/"+target, unix.SYS_MOUNT, p.str(source), p.str(target), p.str(fstype), flags, p.str(data))
 }
 
 func (p *program) mkdir(dir string, mode uintptr) *op {
@@ -187,7 +188,7 @@ func leaveHost(p *program) {
 	dot := p.str(".")
 	p.call("pivot_root", unix.SYS_PIVOT_ROOT, dot, dot)
 	p.call("detach the host's root", unix.SYS_UMOUNT2, dot, unix.MNT_DETACH)
-	p.call("enter the new root", unix.SYS_CHDIR, p.str(pathSlash))
+	p.call("enter the new root", unix.SYS_CHDIR, p.str("/"))
 }
 
 // attachTrees puts the job's read-only trees in their places. The monitor has
@@ -216,7 +217,7 @@ func attachTrees(p *program, run *Run) {
 
 // relative returns an absolute path of the job as seen from its root, which is
 // the working directory of the set-up.
-func relative(target string) string { return strings.TrimPrefix(path.Clean(target), pathSlash) }
+func relative(target string) string { return strings.TrimPrefix(path.Clean(target), "/") }
 
 func (p *program) parents(target string) {
 	for i, c := range target {
@@ -337,7 +338,7 @@ func executeCommand(p *program, run *Run) {
 // candidates returns the paths that the command may have, as execvp(3) looks
 // for it; all are absolute, as the command sees its own name.
 func candidates(run *Run) []string {
-	if strings.Contains(run.Command, pathSlash) {
+	if strings.Contains(run.Command, "/") {
 		if !path.IsAbs(run.Command) {
 			return []string{path.Join(run.WorkDir, run.Command)}
 		}
