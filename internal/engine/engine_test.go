@@ -116,6 +116,10 @@ func BenchmarkTrue(b *testing.B) {
 				if err := e.Release(box.ID, box.IDBase); err != nil {
 					b.Error(err)
 				}
+				for len(e.spares) < spares {
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(10 * time.Millisecond) // its monitor goes on building when the box is in stock
 				b.StartTimer()
 			}
 		})
