@@ -64,7 +64,7 @@ type Engine struct {
 
 // Open prepares the host: directories, the monitor's program, cgroups. It
 // touches no job of a former daemon; Adopt and Release do.
-func Open(cfg Config) (*Engine, error) {
+func Open(cfg Config) (_ *Engine, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -84,7 +84,11 @@ func Open(cfg Config) (*Engine, error) {
 	if err := e.makeDev(); err != nil {
 		return nil, err
 	}
-	var err error
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.closeAll())
+		}
+	}()
 	if e.groups, err = openHierarchy(groupName(cfg.RunDir)); err != nil {
 		return nil, err
 	}
@@ -123,14 +127,27 @@ func (e *Engine) Close() error {
 	for {
 		select {
 		case b := <-e.spares:
-			b.discard()
+			e.giveUp(b)
 			continue
 		default:
 		}
 		break
 	}
-	e.groups.removeEmpty()
-	return errors.Join(e.monitor.Close(), e.null.Close(), e.log.Close())
+	return e.closeAll()
+}
+
+// closeAll undoes Open, however far that came.
+func (e *Engine) closeAll() error {
+	if e.groups != nil {
+		e.groups.removeEmpty()
+	}
+	var errs []error
+	for _, f := range []*os.File{e.monitor, e.null, e.log} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // loadMonitor puts the monitor's program into a sealed memfd: there is no file
@@ -263,7 +280,6 @@ type Box struct {
 	engine *Engine
 	group  *cgroup
 	conn   *os.File // control connection
-	proc   *os.Process
 }
 
 // Take returns a box, ready or newly built.
@@ -274,7 +290,7 @@ func (e *Engine) Take() (*Box, error) {
 			if b.alive() {
 				return b, nil
 			}
-			b.discard()
+			e.giveUp(b)
 		default:
 			return e.build()
 		}
@@ -352,7 +368,7 @@ func (e *Engine) build() (_ *Box, err error) {
 		box.TaskFiles = append(box.TaskFiles, filepath.Join(dir, "tasks"))
 	}
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Box: &box}); err != nil {
-		b.discard()
+		_ = b.conn.Close()
 		return nil, fmt.Errorf("send the box to the monitor: %w", err)
 	}
 	return b, nil
@@ -390,13 +406,13 @@ func (b *Box) startMonitor() error {
 		attr.Sys.CgroupFD = int(dir.Fd())
 	}
 	path := "/proc/self/fd/" + strconv.Itoa(int(b.engine.monitor.Fd()))
-	b.proc, err = os.StartProcess(path, []string{"joblet-monitor", b.ID}, attr)
+	proc, err := os.StartProcess(path, []string{"joblet-monitor", b.ID}, attr)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the monitor: %w", err), b.conn.Close())
 	}
 	// The monitor is this process's child as long as both live: somebody must
 	// take its status. What it has to say comes over the connection.
-	go func() { _, _ = b.proc.Wait() }()
+	go func() { _, _ = proc.Wait() }()
 	return nil
 }
 
@@ -424,11 +440,17 @@ func socketAddr(id string) *unix.SockaddrUnix {
 	return &unix.SockaddrUnix{Name: "@joblet/" + id}
 }
 
-// discard gives up a box that has no job.
-func (b *Box) discard() {
-	_ = b.conn.Close() // the monitor ends, and its first process with it
-	if err := b.engine.Release(b.ID, b.IDBase); err != nil {
-		b.engine.cfg.Log.Warn("release a spare box", "box", b.ID, "error", err)
+// Discard gives up the box, with what may run in it: its monitor ends, and all
+// that Release removes goes.
+func (b *Box) Discard() error {
+	_ = b.conn.Close() // closed already if a job was started in it
+	return b.engine.Release(b.ID, b.IDBase)
+}
+
+// giveUp discards a spare.
+func (e *Engine) giveUp(b *Box) {
+	if err := b.Discard(); err != nil {
+		e.cfg.Log.Warn("release a spare box", "box", b.ID, "error", err)
 	}
 }
 
@@ -447,7 +469,7 @@ func (e *StartError) Unwrap() error {
 }
 
 // Start runs a job in the box and returns once its command runs. An error means
-// that nothing of it is left but the box's cgroups, which Release removes.
+// that nothing of it is left but the box's cgroups, which Discard removes.
 func (b *Box) Start(run *monitor.Run) (*Process, error) {
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", err), b.conn.Close())

@@ -134,6 +134,8 @@ func BenchmarkBox(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		box.discard()
+		if err := box.Discard(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -247,7 +247,7 @@ func (m *monitor) mapIDs(box *Box) error {
 	// The last process to leave a namespace takes it apart, and waits for RCU
 	// while it does. As long as the monitor has these open that is not PID 1 on
 	// its way out, whose status somebody waits for, but the monitor on its own.
-	for _, ns := range []string{"mnt", "net", "ipc", "uts", "cgroup"} {
+	for _, ns := range []string{"mnt", "net", "ipc", "uts"} {
 		if _, err := unix.Open(proc+"ns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			return step("open the "+ns+" namespace", err)
 		}

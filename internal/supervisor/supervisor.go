@@ -186,7 +186,7 @@ func (s *Supervisor) Run(ctx context.Context, spec joblet.Spec, owner string) (_
 		ID: box.ID, Spec: spec, Owner: owner, State: joblet.Initializing, Created: time.Now(), IDBase: box.IDBase,
 	})
 	if err := s.admit(l); err != nil {
-		return joblet.Job{}, errors.Join(err, s.engine.Release(box.ID, box.IDBase))
+		return joblet.Job{}, errors.Join(err, box.Discard())
 	}
 	return s.start(context.WithoutCancel(ctx), l, box, run)
 }
@@ -224,13 +224,13 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 	}
 	insertErr := <-inserted
 	if err != nil || insertErr != nil {
-		err = errors.Join(startError(l.job.Spec, err), insertErr)
+		undo := []error{box.Discard(), os.RemoveAll(run.Dir)}
 		if insertErr == nil {
-			insertErr = s.store.Delete(ctx, id)
-		} else {
-			insertErr = nil
+			undo = append(undo, s.store.Delete(ctx, id))
 		}
-		err = joinKind(err, insertErr, s.engine.Release(id, l.job.IDBase), os.RemoveAll(run.Dir))
+		if err = startError(l.job.Spec, err); err == nil {
+			err = insertErr
+		}
 		s.mu.Lock()
 		delete(s.live, id)
 		s.mu.Unlock()
@@ -239,7 +239,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		close(l.settled)
 		s.watchers.Done()
 		s.engine.Refill()
-		return joblet.Job{}, err
+		return joblet.Job{}, joinKind(err, undo...)
 	}
 	job := s.running(l, proc)
 	go s.watch(l)
@@ -267,7 +267,7 @@ func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
 	return l.job
 }
 
-// startError gives a failed start its kind and words for the user.
+// startError gives a failed start its kind and words for the user; nil stays nil.
 func startError(spec joblet.Spec, err error) error {
 	se, ok := errors.AsType[*engine.StartError](err)
 	if !ok {
