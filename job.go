@@ -13,14 +13,25 @@ type Job struct {
 	Owner   string // who submitted it: "uid:0", or a certificate's name
 	State   State
 	Created time.Time // accepted
-	Started time.Time // the command ran from then on; zero before
+	Started time.Time // the command ran from then on, in the latest attempt; zero before
 	Ended   time.Time // zero while it has not ended
+
+	// Scheduled is when a SCHEDULED job runs, next if it repeats; later, when it
+	// was to run. Zero for a job that was to run at once.
+	Scheduled time.Time
+	Parent    string // id of the repeating job of which this is one run
+
+	Attempt int       // number of the latest run, from 1; 0 before the first
+	Past    []Attempt // the runs before that, oldest first
 
 	// Exit says how PID 1 ended; nil while it runs and when it never ran.
 	Exit *Exit
-	// Reason says in words why the state is FAILED, TIMEOUT or LOST when the
-	// exit status does not; empty otherwise.
+	// Reason says in words why the state is what it is when the exit status does
+	// not: why a job FAILED, was CANCELED or is LOST, what it waits for.
 	Reason string
+	// Failure is the kind of error for which a FAILED job without an Exit could
+	// not be run.
+	Failure Kind
 
 	// PID is PID 1 as the host numbers it; 0 before the start. After the end it
 	// is history: the number may belong to another process.
@@ -31,6 +42,38 @@ type Job struct {
 	// LogBytes is how many bytes of output the job has written, as far as the
 	// record knows: exact once it has ended.
 	LogBytes int64
+	// WorkBytes is how many bytes the files are that an ended job left in /work.
+	WorkBytes int64
+}
+
+// Attempt is a run of a job that was followed by another.
+type Attempt struct {
+	Started time.Time `json:"started,omitzero"`
+	Ended   time.Time `json:"ended,omitzero"`
+	State   State     `json:"state"` // FAILED or TIMEOUT
+	Exit    *Exit     `json:"exit,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+}
+
+// Status returns the exit status that a user of the job sees, as rnx gives it:
+// PID 1's own, or one of the Status constants; ended is false as long as there
+// is none.
+func (j Job) Status() (status int, ended bool) {
+	switch {
+	case !j.State.Final():
+		return 0, false
+	case j.State == TimedOut:
+		return StatusTimeout, true
+	case j.State == Lost:
+		return StatusFailure, true
+	case j.Exit != nil:
+		return j.Exit.Status(), true
+	case j.Failure == CommandNotFound:
+		return StatusNotFound, true
+	case j.Failure == NotExecutable:
+		return StatusNotExecutable, true
+	}
+	return StatusFailure, true
 }
 
 // Exit is how a process ended: with a code, or by a signal.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -19,7 +20,20 @@ const (
 	MaxNameLen    = 63
 	MaxPathLen    = 4095
 	MaxTimeout    = 10 * 365 * 24 * time.Hour
+
+	MaxLabels     = 64
+	MaxLabelLen   = 255 // bytes of a label's value, and of an idempotency key
+	MaxRetries    = 100
+	MaxRetryDelay = 24 * time.Hour
+	MaxDependsOn  = 100
+	MaxPriority   = 1000 // and the least is -MaxPriority
+	MinLogMax     = 64 << 10
+	MaxLogMax     = 1 << 40
+	MaxSchedule   = 255 // bytes
 )
+
+// DefaultRetryDelay is the pause before the first retry; it doubles with each.
+const DefaultRetryDelay = time.Second
 
 // DefaultWorkDir is where a job starts when it does not say.
 const DefaultWorkDir = "/work"
@@ -38,9 +52,60 @@ type Spec struct {
 	// never stored or shown. Redacted keeps its names.
 	SecretEnv map[string]string `json:"secret_env,omitempty"`
 
-	Timeout time.Duration `json:"timeout,omitempty"` // 0: none
+	Timeout time.Duration `json:"timeout,omitempty"` // of each run; 0: none
 	Init    bool          `json:"init,omitempty"`    // a small reaper as PID 1, the command as its child
+
+	Labels map[string]string `json:"labels,omitempty"`
+
+	// Schedule says when to run: a moment (RFC 3339, or from now, "+1h30m"), or
+	// five fields of crontab(5), perhaps behind "CRON_TZ=Europe/Berlin ", for a
+	// job that repeats: each run of it is a job of its own then, with this one
+	// as its Parent. Empty: now.
+	Schedule string  `json:"schedule,omitempty"`
+	Overlap  Overlap `json:"overlap,omitempty"` // of the runs of a job that repeats
+
+	Retries    int           `json:"retries,omitempty"`     // further runs after one that failed
+	RetryDelay time.Duration `json:"retry_delay,omitempty"` // before the first of them, doubled each time; 0: DefaultRetryDelay
+	RetryOn    []int         `json:"retry_on,omitempty"`    // exit statuses to retry, as Exit.Status and StatusTimeout; none: all but 0
+
+	DependsOn []string `json:"depends_on,omitempty"` // jobs that must have COMPLETED first
+	Priority  int      `json:"priority,omitempty"`   // in the queue; higher first
+
+	// IdempotencyKey makes asking twice harmless: the second time gives the job
+	// of the first, as long as there is a record of that.
+	IdempotencyKey string `json:"idempotency_key,omitempty"`
+
+	Stdin   Stdin    `json:"stdin,omitempty"`
+	Uploads []string `json:"uploads,omitempty"` // what came along to be put into /work: the first parts of the paths
+
+	LogMax int64 `json:"log_max,omitempty"` // bytes of output kept, the newest; 0: DefaultLogMax
 }
+
+// DefaultLogMax is how much of a job's output is kept unless it says otherwise.
+const DefaultLogMax = 1 << 30
+
+// Overlap says what becomes of a repeated job's run that is due while the one
+// before it has not ended.
+type Overlap string
+
+// What to do with a run that is due too early.
+const (
+	OverlapSkip  Overlap = "skip"  // leave it out (the default)
+	OverlapQueue Overlap = "queue" // run it when the one before it has ended
+)
+
+// Stdin says where a job's standard input comes from.
+type Stdin string
+
+// Kinds of standard input.
+const (
+	StdinNone   Stdin = ""       // it is empty
+	StdinStream Stdin = "stream" // a pipe that whoever runs the job feeds while it runs
+	StdinFile   Stdin = "file"   // sent along as a whole, before the job is accepted
+)
+
+// Repeats reports whether the job is one that runs again and again.
+func (s Spec) Repeats() bool { return len(strings.Fields(s.Schedule)) >= 5 }
 
 // Mask stands for a secret's value in everything that is stored or shown.
 const Mask = "***"
@@ -122,6 +187,91 @@ func (s Spec) Validate() error {
 	}
 	if s.Timeout < 0 || s.Timeout > MaxTimeout {
 		return Errorf(InvalidArgument, "timeout %v: must be between 0 (none) and %v", s.Timeout, MaxTimeout)
+	}
+	if err := ValidLabels(s.Labels); err != nil {
+		return err
+	}
+	return s.validateLife()
+}
+
+// validateLife is Validate for what says when and how often a job runs.
+func (s Spec) validateLife() error {
+	if len(s.Schedule) > MaxSchedule {
+		return Errorf(InvalidArgument, "schedule %.20q… is %d bytes long: at most %d are possible", s.Schedule, len(s.Schedule), MaxSchedule)
+	}
+	switch s.Overlap {
+	case "", OverlapSkip, OverlapQueue:
+	default:
+		return Errorf(InvalidArgument, "overlap %.20q: must be %s or %s", s.Overlap, OverlapSkip, OverlapQueue)
+	}
+	if s.Overlap != "" && !s.Repeats() {
+		return Errorf(InvalidArgument, "overlap %s: only a job that repeats (a schedule of five cron fields) can overlap with itself", s.Overlap)
+	}
+	if s.Retries < 0 || s.Retries > MaxRetries {
+		return Errorf(InvalidArgument, "retries %d: must be between 0 and %d", s.Retries, MaxRetries)
+	}
+	if s.RetryDelay < 0 || s.RetryDelay > MaxRetryDelay {
+		return Errorf(InvalidArgument, "retry delay %v: must be between 0 and %v", s.RetryDelay, MaxRetryDelay)
+	}
+	if len(s.RetryOn) > 255 {
+		return Errorf(InvalidArgument, "retry on %d statuses: there are only 255", len(s.RetryOn))
+	}
+	for _, status := range s.RetryOn {
+		if status < 1 || status > 255 {
+			return Errorf(InvalidArgument, "retry on status %d: must be between 1 and 255", status)
+		}
+	}
+	if len(s.DependsOn) > MaxDependsOn {
+		return Errorf(InvalidArgument, "depends on %d jobs: at most %d are possible", len(s.DependsOn), MaxDependsOn)
+	}
+	if s.Repeats() && len(s.DependsOn) > 0 {
+		return Errorf(InvalidArgument, "a job that repeats cannot depend on others")
+	}
+	if s.Priority < -MaxPriority || s.Priority > MaxPriority {
+		return Errorf(InvalidArgument, "priority %d: must be between %d and %d", s.Priority, -MaxPriority, MaxPriority)
+	}
+	if err := validText("idempotency key", s.IdempotencyKey); err != nil {
+		return err
+	}
+	switch s.Stdin {
+	case StdinNone, StdinFile:
+	case StdinStream:
+		if s.Retries > 0 || s.Schedule != "" {
+			return Errorf(InvalidArgument, "standard input as a stream: a job that runs later or again needs it as a file")
+		}
+	default:
+		return Errorf(InvalidArgument, "standard input %.20q: must be %s or %s", s.Stdin, StdinStream, StdinFile)
+	}
+	if s.LogMax != 0 && (s.LogMax < MinLogMax || s.LogMax > MaxLogMax) {
+		return Errorf(InvalidArgument, "log limit of %d bytes: must be between %d and %d", s.LogMax, MinLogMax, int64(MaxLogMax))
+	}
+	return nil
+}
+
+// ValidLabels reports whether labels may stand on a job: MaxLabels of them at
+// most, their names as ValidName wants them, '/' allowed as well.
+func ValidLabels(labels map[string]string) error {
+	if len(labels) > MaxLabels {
+		return Errorf(InvalidArgument, "%d labels: at most %d are possible", len(labels), MaxLabels)
+	}
+	for name, value := range labels {
+		if err := ValidName("label", strings.ReplaceAll(name, "/", ".")); err != nil {
+			return err
+		}
+		if err := validText("label "+name, value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// validText reports whether s is a short text without control characters.
+func validText(what, s string) error {
+	if len(s) > MaxLabelLen {
+		return Errorf(InvalidArgument, "%s: %d bytes long: at most %d are possible", what, len(s), MaxLabelLen)
+	}
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
+		return Errorf(InvalidArgument, "%s: %.50q holds control characters or is not UTF-8", what, s)
 	}
 	return nil
 }

@@ -74,15 +74,15 @@ func (s State) Final() bool { return s >= Completed && s <= Lost }
 // Alive reports whether processes of a job in this state may exist.
 func (s State) Alive() bool { return s == Initializing || s == Running || s == Stopping }
 
-// transitions lists, for each state, the states that may follow it. A retry is
-// a new run of the same job and starts again at PENDING or INITIALIZING only
-// through a new record, so final states have no successors.
+// transitions lists, for each state, the states that may follow it
+// (docs/JOBS.md tells what each means). A run that is retried leads back to
+// SCHEDULED; a start that a crash of the daemon cut short, back to PENDING.
 var transitions = map[State][]State{
 	0:            {Pending, Scheduled, Initializing},
-	Pending:      {Initializing, Scheduled, Canceled, Failed},
-	Scheduled:    {Pending, Initializing, Canceled, Failed},
-	Initializing: {Running, Stopping, Completed, Failed, Stopped, TimedOut, Lost},
-	Running:      {Stopping, Completed, Failed, TimedOut, Stopped, Lost},
+	Pending:      {Initializing, Canceled, Failed, Stopped},
+	Scheduled:    {Pending, Canceled, Failed, Stopped},
+	Initializing: {Pending, Running, Failed, Lost, Canceled, Stopped},
+	Running:      {Scheduled, Stopping, Completed, Failed, TimedOut, Stopped, Lost},
 	Stopping:     {Stopped, TimedOut, Lost},
 }
 

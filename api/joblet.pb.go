@@ -98,18 +98,35 @@ type Job struct {
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
 	// Present once PID 1's end is known; exit_code is its short form: the code,
 	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
-	Exit          *JobExit `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
-	Reason        string   `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
-	CreatedTime   string   `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
-	Owner         string   `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0"
-	HostPid       int64    `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
-	LogBytes      int64    `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
-	TimeoutMs     int64    `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	Init          bool     `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
-	IdBase        uint32   `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
-	WorkDir       string   `protobuf:"bytes,110,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Exit           *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
+	Reason         string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
+	CreatedTime    string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
+	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0"
+	HostPid        int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
+	LogBytes       int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	TimeoutMs      int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Init           bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
+	IdBase         uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
+	WorkDir        string            `protobuf:"bytes,110,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
+	Labels         map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Priority       int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
+	Attempt        int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
+	Past           []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
+	Retries        int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
+	RetryDelayMs   int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
+	RetryOn        []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	DependsOn      []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	Schedule       string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Overlap        string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
+	Parent         string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
+	IdempotencyKey string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Stdin          string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Uploads        []string          `protobuf:"bytes,124,rep,name=uploads,proto3" json:"uploads,omitempty"`
+	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
+	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                       // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
+	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"` // size of the files that it left in /work
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
@@ -352,6 +369,125 @@ func (x *Job) GetWorkDir() string {
 	return ""
 }
 
+func (x *Job) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *Job) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *Job) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *Job) GetPast() []*JobAttempt {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+func (x *Job) GetRetries() int32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *Job) GetRetryDelayMs() int64 {
+	if x != nil {
+		return x.RetryDelayMs
+	}
+	return 0
+}
+
+func (x *Job) GetRetryOn() []int32 {
+	if x != nil {
+		return x.RetryOn
+	}
+	return nil
+}
+
+func (x *Job) GetDependsOn() []string {
+	if x != nil {
+		return x.DependsOn
+	}
+	return nil
+}
+
+func (x *Job) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *Job) GetOverlap() string {
+	if x != nil {
+		return x.Overlap
+	}
+	return ""
+}
+
+func (x *Job) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *Job) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *Job) GetStdin() string {
+	if x != nil {
+		return x.Stdin
+	}
+	return ""
+}
+
+func (x *Job) GetUploads() []string {
+	if x != nil {
+		return x.Uploads
+	}
+	return nil
+}
+
+func (x *Job) GetLogMaxBytes() int64 {
+	if x != nil {
+		return x.LogMaxBytes
+	}
+	return 0
+}
+
+func (x *Job) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *Job) GetWorkBytes() int64 {
+	if x != nil {
+		return x.WorkBytes
+	}
+	return 0
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -528,17 +664,33 @@ type GetJobStatusResponse struct {
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
 	// Present once PID 1's end is known; exit_code is its short form: the code,
 	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
-	Exit          *JobExit `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
-	Reason        string   `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
-	CreatedTime   string   `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
-	Owner         string   `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0"
-	HostPid       int64    `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
-	LogBytes      int64    `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
-	TimeoutMs     int64    `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	Init          bool     `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
-	IdBase        uint32   `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Exit           *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
+	Reason         string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
+	CreatedTime    string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
+	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0"
+	HostPid        int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
+	LogBytes       int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	TimeoutMs      int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Init           bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
+	IdBase         uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
+	Labels         map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Priority       int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
+	Attempt        int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
+	Past           []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
+	Retries        int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
+	RetryDelayMs   int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
+	RetryOn        []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	DependsOn      []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	Schedule       string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Overlap        string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
+	Parent         string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
+	IdempotencyKey string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Stdin          string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
+	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                       // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
+	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"` // size of the files that it left in /work
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GetJobStatusResponse) Reset() {
@@ -802,6 +954,118 @@ func (x *GetJobStatusResponse) GetIdBase() uint32 {
 	return 0
 }
 
+func (x *GetJobStatusResponse) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetPast() []*JobAttempt {
+	if x != nil {
+		return x.Past
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetRetries() int32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetRetryDelayMs() int64 {
+	if x != nil {
+		return x.RetryDelayMs
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetRetryOn() []int32 {
+	if x != nil {
+		return x.RetryOn
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetDependsOn() []string {
+	if x != nil {
+		return x.DependsOn
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetSchedule() string {
+	if x != nil {
+		return x.Schedule
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetOverlap() string {
+	if x != nil {
+		return x.Overlap
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetStdin() string {
+	if x != nil {
+		return x.Stdin
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetLogMaxBytes() int64 {
+	if x != nil {
+		return x.LogMaxBytes
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetFailure() string {
+	if x != nil {
+		return x.Failure
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetWorkBytes() int64 {
+	if x != nil {
+		return x.WorkBytes
+	}
+	return 0
+}
+
 type StopJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
@@ -986,6 +1250,7 @@ type CancelJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Status        string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	Job           *Job                   `protobuf:"bytes,100,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1032,6 +1297,13 @@ func (x *CancelJobResponse) GetStatus() string {
 		return x.Status
 	}
 	return ""
+}
+
+func (x *CancelJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
 }
 
 type DeleteJobRequest struct {
@@ -1250,6 +1522,8 @@ type GetJobLogsRequest struct {
 	NoFollow      bool                   `protobuf:"varint,102,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"` // end at the end of what there is
 	Stdout        bool                   `protobuf:"varint,103,opt,name=stdout,proto3" json:"stdout,omitempty"`                     // neither stdout nor stderr: both
 	Stderr        bool                   `protobuf:"varint,104,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Since         string                 `protobuf:"bytes,105,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
+	Until         string                 `protobuf:"bytes,106,opt,name=until,proto3" json:"until,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1324,6 +1598,20 @@ func (x *GetJobLogsRequest) GetStderr() bool {
 		return x.Stderr
 	}
 	return false
+}
+
+func (x *GetJobLogsRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *GetJobLogsRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
 }
 
 type DataChunk struct {
@@ -4701,6 +4989,18 @@ type RunJobRequest struct {
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`                             // a label; need not be unique
 	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // 0: none
 	Init              bool                   `protobuf:"varint,102,opt,name=init,proto3" json:"init,omitempty"`                            // a small reaper as PID 1, the command as its child
+	Labels            map[string]string      `protobuf:"bytes,103,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Overlap           string                 `protobuf:"bytes,104,opt,name=overlap,proto3" json:"overlap,omitempty"`                                     // of a repeated job's runs: "skip" (default) or "queue"
+	Retries           int32                  `protobuf:"varint,105,opt,name=retries,proto3" json:"retries,omitempty"`                                    // further runs after one that failed
+	RetryDelayMs      int64                  `protobuf:"varint,106,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`    // before the first retry, doubled each time; 0: 1 s
+	RetryOn           []int32                `protobuf:"varint,107,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`              // exit statuses to retry; none: all but 0
+	DependsOn         []string               `protobuf:"bytes,108,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`                // jobs that must have COMPLETED first
+	Priority          int32                  `protobuf:"varint,109,opt,name=priority,proto3" json:"priority,omitempty"`                                  // -1000 to 1000; higher first
+	IdempotencyKey    string                 `protobuf:"bytes,110,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // asking again gives the same job
+	Stdin             string                 `protobuf:"bytes,111,opt,name=stdin,proto3" json:"stdin,omitempty"`                                         // "": empty; SubmitJob: "stream" or "file"
+	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
+	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
+	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -4864,6 +5164,90 @@ func (x *RunJobRequest) GetTimeoutMs() int64 {
 func (x *RunJobRequest) GetInit() bool {
 	if x != nil {
 		return x.Init
+	}
+	return false
+}
+
+func (x *RunJobRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetOverlap() string {
+	if x != nil {
+		return x.Overlap
+	}
+	return ""
+}
+
+func (x *RunJobRequest) GetRetries() int32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *RunJobRequest) GetRetryDelayMs() int64 {
+	if x != nil {
+		return x.RetryDelayMs
+	}
+	return 0
+}
+
+func (x *RunJobRequest) GetRetryOn() []int32 {
+	if x != nil {
+		return x.RetryOn
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetDependsOn() []string {
+	if x != nil {
+		return x.DependsOn
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetPriority() int32 {
+	if x != nil {
+		return x.Priority
+	}
+	return 0
+}
+
+func (x *RunJobRequest) GetIdempotencyKey() string {
+	if x != nil {
+		return x.IdempotencyKey
+	}
+	return ""
+}
+
+func (x *RunJobRequest) GetStdin() string {
+	if x != nil {
+		return x.Stdin
+	}
+	return ""
+}
+
+func (x *RunJobRequest) GetFiles() bool {
+	if x != nil {
+		return x.Files
+	}
+	return false
+}
+
+func (x *RunJobRequest) GetLogMaxBytes() int64 {
+	if x != nil {
+		return x.LogMaxBytes
+	}
+	return 0
+}
+
+func (x *RunJobRequest) GetDetach() bool {
+	if x != nil {
+		return x.Detach
 	}
 	return false
 }
@@ -6269,6 +6653,7 @@ type JobEvent struct {
 	//	*JobEvent_Output
 	//	*JobEvent_Gap
 	//	*JobEvent_Ended
+	//	*JobEvent_Waiting
 	Event         isJobEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6347,12 +6732,21 @@ func (x *JobEvent) GetEnded() *Job {
 	return nil
 }
 
+func (x *JobEvent) GetWaiting() *Job {
+	if x != nil {
+		if x, ok := x.Event.(*JobEvent_Waiting); ok {
+			return x.Waiting
+		}
+	}
+	return nil
+}
+
 type isJobEvent_Event interface {
 	isJobEvent_Event()
 }
 
 type JobEvent_Started struct {
-	Started *Job `protobuf:"bytes,1,opt,name=started,proto3,oneof"` // RunJobAttached only, first: the command runs
+	Started *Job `protobuf:"bytes,1,opt,name=started,proto3,oneof"` // the command runs; each attempt tells
 }
 
 type JobEvent_Output struct {
@@ -6364,7 +6758,11 @@ type JobEvent_Gap struct {
 }
 
 type JobEvent_Ended struct {
-	Ended *Job `protobuf:"bytes,4,opt,name=ended,proto3,oneof"` // last: the job as it is now; ended, unless no_follow was set
+	Ended *Job `protobuf:"bytes,4,opt,name=ended,proto3,oneof"` // last: the job as it is now; ended, unless no_follow or detach was set
+}
+
+type JobEvent_Waiting struct {
+	Waiting *Job `protobuf:"bytes,5,opt,name=waiting,proto3,oneof"` // it is PENDING or SCHEDULED
 }
 
 func (*JobEvent_Started) isJobEvent_Event() {}
@@ -6374,6 +6772,8 @@ func (*JobEvent_Output) isJobEvent_Event() {}
 func (*JobEvent_Gap) isJobEvent_Event() {}
 
 func (*JobEvent_Ended) isJobEvent_Event() {}
+
+func (*JobEvent_Waiting) isJobEvent_Event() {}
 
 type JobOutput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -6503,6 +6903,8 @@ type FollowJobRequest struct {
 	NoFollow      bool                   `protobuf:"varint,4,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"` // end at the end of what there is
 	Stdout        bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`                     // neither stdout nor stderr: both
 	Stderr        bool                   `protobuf:"varint,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Since         string                 `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339: only what was written then or later
+	Until         string                 `protobuf:"bytes,8,opt,name=until,proto3" json:"until,omitempty"` // RFC 3339: only what was written before
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6579,6 +6981,437 @@ func (x *FollowJobRequest) GetStderr() bool {
 	return false
 }
 
+func (x *FollowJobRequest) GetSince() string {
+	if x != nil {
+		return x.Since
+	}
+	return ""
+}
+
+func (x *FollowJobRequest) GetUntil() string {
+	if x != nil {
+		return x.Until
+	}
+	return ""
+}
+
+type JobInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*JobInput_Run
+	//	*JobInput_Files
+	//	*JobInput_FilesEnd
+	//	*JobInput_Stdin
+	Input         isJobInput_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobInput) Reset() {
+	*x = JobInput{}
+	mi := &file_joblet_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobInput) ProtoMessage() {}
+
+func (x *JobInput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobInput.ProtoReflect.Descriptor instead.
+func (*JobInput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{81}
+}
+
+func (x *JobInput) GetInput() isJobInput_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *JobInput) GetRun() *RunJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Run); ok {
+			return x.Run
+		}
+	}
+	return nil
+}
+
+func (x *JobInput) GetFiles() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Files); ok {
+			return x.Files
+		}
+	}
+	return nil
+}
+
+func (x *JobInput) GetFilesEnd() bool {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_FilesEnd); ok {
+			return x.FilesEnd
+		}
+	}
+	return false
+}
+
+func (x *JobInput) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+type isJobInput_Input interface {
+	isJobInput_Input()
+}
+
+type JobInput_Run struct {
+	Run *RunJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first
+}
+
+type JobInput_Files struct {
+	Files []byte `protobuf:"bytes,2,opt,name=files,proto3,oneof"` // of a tar archive: directories, files and symbolic links, relative to /work
+}
+
+type JobInput_FilesEnd struct {
+	FilesEnd bool `protobuf:"varint,3,opt,name=files_end,json=filesEnd,proto3,oneof"`
+}
+
+type JobInput_Stdin struct {
+	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"`
+}
+
+func (*JobInput_Run) isJobInput_Input() {}
+
+func (*JobInput_Files) isJobInput_Input() {}
+
+func (*JobInput_FilesEnd) isJobInput_Input() {}
+
+func (*JobInput_Stdin) isJobInput_Input() {}
+
+// A run of a job that was followed by another.
+type JobAttempt struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	StartTime     string                 `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	EndTime       string                 `protobuf:"bytes,2,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	Status        string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	Exit          *JobExit               `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobAttempt) Reset() {
+	*x = JobAttempt{}
+	mi := &file_joblet_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobAttempt) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobAttempt) ProtoMessage() {}
+
+func (x *JobAttempt) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
+func (*JobAttempt) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *JobAttempt) GetStartTime() string {
+	if x != nil {
+		return x.StartTime
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetEndTime() string {
+	if x != nil {
+		return x.EndTime
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetStatus() string {
+	if x != nil {
+		return x.Status
+	}
+	return ""
+}
+
+func (x *JobAttempt) GetExit() *JobExit {
+	if x != nil {
+		return x.Exit
+	}
+	return nil
+}
+
+func (x *JobAttempt) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RerunJobRequest struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Uuid              string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	SecretEnvironment map[string]string      `protobuf:"bytes,2,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // if the job had one: it is not kept
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *RerunJobRequest) Reset() {
+	*x = RerunJobRequest{}
+	mi := &file_joblet_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RerunJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RerunJobRequest) ProtoMessage() {}
+
+func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
+func (*RerunJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *RerunJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *RerunJobRequest) GetSecretEnvironment() map[string]string {
+	if x != nil {
+		return x.SecretEnvironment
+	}
+	return nil
+}
+
+type PruneJobsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	EndedBefore   string                 `protobuf:"bytes,1,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"` // RFC 3339; empty: any time
+	States        []string               `protobuf:"bytes,2,rep,name=states,proto3" json:"states,omitempty"`
+	Labels        []string               `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty"`
+	DryRun        bool                   `protobuf:"varint,4,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneJobsRequest) Reset() {
+	*x = PruneJobsRequest{}
+	mi := &file_joblet_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneJobsRequest) ProtoMessage() {}
+
+func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
+func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *PruneJobsRequest) GetEndedBefore() string {
+	if x != nil {
+		return x.EndedBefore
+	}
+	return ""
+}
+
+func (x *PruneJobsRequest) GetStates() []string {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *PruneJobsRequest) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *PruneJobsRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type PruneJobsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	DeletedCount  int32                  `protobuf:"varint,1,opt,name=deleted_count,json=deletedCount,proto3" json:"deleted_count,omitempty"`
+	FreedBytes    int64                  `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"` // of output and files
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneJobsResponse) Reset() {
+	*x = PruneJobsResponse{}
+	mi := &file_joblet_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneJobsResponse) ProtoMessage() {}
+
+func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
+func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *PruneJobsResponse) GetDeletedCount() int32 {
+	if x != nil {
+		return x.DeletedCount
+	}
+	return 0
+}
+
+func (x *PruneJobsResponse) GetFreedBytes() int64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+type GetJobFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	// Paths relative to /work, "**" for any directories; a directory stands for
+	// all in it. None: everything. One that matches nothing is a NotFound error.
+	Patterns      []string `protobuf:"bytes,2,rep,name=patterns,proto3" json:"patterns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetJobFilesRequest) Reset() {
+	*x = GetJobFilesRequest{}
+	mi := &file_joblet_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetJobFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetJobFilesRequest) ProtoMessage() {}
+
+func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
+func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *GetJobFilesRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *GetJobFilesRequest) GetPatterns() []string {
+	if x != nil {
+		return x.Patterns
+	}
+	return nil
+}
+
 type SignalJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
@@ -6589,7 +7422,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6601,7 +7434,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6614,7 +7447,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{81}
+	return file_joblet_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -6639,7 +7472,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6651,7 +7484,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6664,7 +7497,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{82}
+	return file_joblet_proto_rawDescGZIP(), []int{88}
 }
 
 type WaitJobRequest struct {
@@ -6676,7 +7509,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6688,7 +7521,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6701,7 +7534,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -6720,7 +7553,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6732,7 +7565,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6745,7 +7578,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -6761,15 +7594,18 @@ type QueryJobsRequest struct {
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	Since         string                 `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339: created at or after
 	Owner         string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
-	Limit         int32                  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`  // 0: no limit
-	Before        string                 `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"` // only jobs older than the one with this UUID
+	Limit         int32                  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`                               // 0: no limit
+	Before        string                 `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`                              // only jobs older than the one with this UUID
+	Labels        []string               `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty"`                              // all of these: "name=value", or "name" for any value
+	Parent        string                 `protobuf:"bytes,8,opt,name=parent,proto3" json:"parent,omitempty"`                              // runs of this repeating job
+	EndedBefore   string                 `protobuf:"bytes,9,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"` // RFC 3339
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6781,7 +7617,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6794,7 +7630,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -6839,13 +7675,34 @@ func (x *QueryJobsRequest) GetBefore() string {
 	return ""
 }
 
+func (x *QueryJobsRequest) GetLabels() []string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *QueryJobsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *QueryJobsRequest) GetEndedBefore() string {
+	if x != nil {
+		return x.EndedBefore
+	}
+	return ""
+}
+
 var File_joblet_proto protoreflect.FileDescriptor
 
 const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xad\b\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xf5\f\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -6882,11 +7739,33 @@ const file_joblet_proto_rawDesc = "" +
 	"timeout_ms\x18k \x01(\x03R\ttimeoutMs\x12\x12\n" +
 	"\x04init\x18l \x01(\bR\x04init\x12\x17\n" +
 	"\aid_base\x18m \x01(\rR\x06idBase\x12\x19\n" +
-	"\bwork_dir\x18n \x01(\tR\aworkDir\x1a>\n" +
+	"\bwork_dir\x18n \x01(\tR\aworkDir\x12/\n" +
+	"\x06labels\x18o \x03(\v2\x17.joblet.Job.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bpriority\x18p \x01(\x05R\bpriority\x12\x18\n" +
+	"\aattempt\x18q \x01(\x05R\aattempt\x12&\n" +
+	"\x04past\x18r \x03(\v2\x12.joblet.JobAttemptR\x04past\x12\x18\n" +
+	"\aretries\x18s \x01(\x05R\aretries\x12$\n" +
+	"\x0eretry_delay_ms\x18t \x01(\x03R\fretryDelayMs\x12\x19\n" +
+	"\bretry_on\x18u \x03(\x05R\aretryOn\x12\x1d\n" +
+	"\n" +
+	"depends_on\x18v \x03(\tR\tdependsOn\x12\x1a\n" +
+	"\bschedule\x18w \x01(\tR\bschedule\x12\x18\n" +
+	"\aoverlap\x18x \x01(\tR\aoverlap\x12\x16\n" +
+	"\x06parent\x18y \x01(\tR\x06parent\x12'\n" +
+	"\x0fidempotency_key\x18z \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05stdin\x18{ \x01(\tR\x05stdin\x12\x18\n" +
+	"\auploads\x18| \x03(\tR\auploads\x12\"\n" +
+	"\rlog_max_bytes\x18} \x01(\x03R\vlogMaxBytes\x12\x18\n" +
+	"\afailure\x18~ \x01(\tR\afailure\x12\x1d\n" +
+	"\n" +
+	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
 	"\x16SecretEnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x03\"\x0e\n" +
 	"\fEmptyRequest\"q\n" +
@@ -6897,7 +7776,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xb4\t\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xf3\r\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -6937,11 +7816,32 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"timeout_ms\x18k \x01(\x03R\ttimeoutMs\x12\x12\n" +
 	"\x04init\x18l \x01(\bR\x04init\x12\x17\n" +
-	"\aid_base\x18m \x01(\rR\x06idBase\x1a>\n" +
+	"\aid_base\x18m \x01(\rR\x06idBase\x12@\n" +
+	"\x06labels\x18o \x03(\v2(.joblet.GetJobStatusResponse.LabelsEntryR\x06labels\x12\x1a\n" +
+	"\bpriority\x18p \x01(\x05R\bpriority\x12\x18\n" +
+	"\aattempt\x18q \x01(\x05R\aattempt\x12&\n" +
+	"\x04past\x18r \x03(\v2\x12.joblet.JobAttemptR\x04past\x12\x18\n" +
+	"\aretries\x18s \x01(\x05R\aretries\x12$\n" +
+	"\x0eretry_delay_ms\x18t \x01(\x03R\fretryDelayMs\x12\x19\n" +
+	"\bretry_on\x18u \x03(\x05R\aretryOn\x12\x1d\n" +
+	"\n" +
+	"depends_on\x18v \x03(\tR\tdependsOn\x12\x1a\n" +
+	"\bschedule\x18w \x01(\tR\bschedule\x12\x18\n" +
+	"\aoverlap\x18x \x01(\tR\aoverlap\x12\x16\n" +
+	"\x06parent\x18y \x01(\tR\x06parent\x12'\n" +
+	"\x0fidempotency_key\x18z \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05stdin\x18{ \x01(\tR\x05stdin\x12\"\n" +
+	"\rlog_max_bytes\x18} \x01(\x03R\vlogMaxBytes\x12\x18\n" +
+	"\afailure\x18~ \x01(\tR\afailure\x12\x1d\n" +
+	"\n" +
+	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
 	"\x16SecretEnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x03J\x04\b\x15\x10\x17\"i\n" +
 	"\x0eStopJobRequest\x12\x12\n" +
@@ -6956,10 +7856,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\texit_code\x18\x04 \x01(\x05R\bexitCode\x12\x1d\n" +
 	"\x03job\x18d \x01(\v2\v.joblet.JobR\x03job\"&\n" +
 	"\x10CancelJobRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"?\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"^\n" +
 	"\x11CancelJobResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\tR\x06status\"&\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x1d\n" +
+	"\x03job\x18d \x01(\v2\v.joblet.JobR\x03job\"&\n" +
 	"\x10DeleteJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"[\n" +
 	"\x11DeleteJobResponse\x12\x12\n" +
@@ -6971,14 +7872,16 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12#\n" +
 	"\rdeleted_count\x18\x03 \x01(\x05R\fdeletedCount\x12#\n" +
-	"\rskipped_count\x18\x04 \x01(\x05R\fskippedCount\"\xa0\x01\n" +
+	"\rskipped_count\x18\x04 \x01(\x05R\fskippedCount\"\xcc\x01\n" +
 	"\x11GetJobLogsRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
 	"\x06offset\x18d \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04tail\x18e \x01(\x03R\x04tail\x12\x1b\n" +
 	"\tno_follow\x18f \x01(\bR\bnoFollow\x12\x16\n" +
 	"\x06stdout\x18g \x01(\bR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18h \x01(\bR\x06stderr\"%\n" +
+	"\x06stderr\x18h \x01(\bR\x06stderr\x12\x14\n" +
+	"\x05since\x18i \x01(\tR\x05since\x12\x14\n" +
+	"\x05until\x18j \x01(\tR\x05until\"%\n" +
 	"\tDataChunk\x12\x18\n" +
 	"\apayload\x18\x01 \x01(\fR\apayload\"\x90\x01\n" +
 	"\x13BuildRuntimeRequest\x12!\n" +
@@ -7294,7 +8197,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xa4\x06\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xdb\t\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
@@ -7318,11 +8221,27 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04name\x18d \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18e \x01(\x03R\ttimeoutMs\x12\x12\n" +
-	"\x04init\x18f \x01(\bR\x04init\x1a>\n" +
+	"\x04init\x18f \x01(\bR\x04init\x129\n" +
+	"\x06labels\x18g \x03(\v2!.joblet.RunJobRequest.LabelsEntryR\x06labels\x12\x18\n" +
+	"\aoverlap\x18h \x01(\tR\aoverlap\x12\x18\n" +
+	"\aretries\x18i \x01(\x05R\aretries\x12$\n" +
+	"\x0eretry_delay_ms\x18j \x01(\x03R\fretryDelayMs\x12\x19\n" +
+	"\bretry_on\x18k \x03(\x05R\aretryOn\x12\x1d\n" +
+	"\n" +
+	"depends_on\x18l \x03(\tR\tdependsOn\x12\x1a\n" +
+	"\bpriority\x18m \x01(\x05R\bpriority\x12'\n" +
+	"\x0fidempotency_key\x18n \x01(\tR\x0eidempotencyKey\x12\x14\n" +
+	"\x05stdin\x18o \x01(\tR\x05stdin\x12\x14\n" +
+	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
+	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
+	"\x06detach\x18r \x01(\bR\x06detach\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
 	"\x16SecretEnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"h\n" +
 	"\x0eRunJobResponse\x12\x19\n" +
@@ -7434,12 +8353,13 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05bytes\x18\b \x01(\x03R\x05bytes\"5\n" +
 	"\aJobExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xb5\x01\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xde\x01\n" +
 	"\bJobEvent\x12'\n" +
 	"\astarted\x18\x01 \x01(\v2\v.joblet.JobH\x00R\astarted\x12+\n" +
 	"\x06output\x18\x02 \x01(\v2\x11.joblet.JobOutputH\x00R\x06output\x12%\n" +
 	"\x03gap\x18\x03 \x01(\v2\x11.joblet.JobLogGapH\x00R\x03gap\x12#\n" +
-	"\x05ended\x18\x04 \x01(\v2\v.joblet.JobH\x00R\x05endedB\a\n" +
+	"\x05ended\x18\x04 \x01(\v2\v.joblet.JobH\x00R\x05ended\x12'\n" +
+	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaitingB\a\n" +
 	"\x05event\"h\n" +
 	"\tJobOutput\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x16\n" +
@@ -7448,14 +8368,48 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04data\x18\x04 \x01(\fR\x04data\";\n" +
 	"\tJobLogGap\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\x03R\x06length\"\x9f\x01\n" +
+	"\x06length\x18\x02 \x01(\x03R\x06length\"\xcb\x01\n" +
 	"\x10FollowJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12\x1b\n" +
 	"\tno_follow\x18\x04 \x01(\bR\bnoFollow\x12\x16\n" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
-	"\x06stderr\x18\x06 \x01(\bR\x06stderr\">\n" +
+	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
+	"\x05since\x18\a \x01(\tR\x05since\x12\x14\n" +
+	"\x05until\x18\b \x01(\tR\x05until\"\x8d\x01\n" +
+	"\bJobInput\x12)\n" +
+	"\x03run\x18\x01 \x01(\v2\x15.joblet.RunJobRequestH\x00R\x03run\x12\x16\n" +
+	"\x05files\x18\x02 \x01(\fH\x00R\x05files\x12\x1d\n" +
+	"\tfiles_end\x18\x03 \x01(\bH\x00R\bfilesEnd\x12\x16\n" +
+	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdinB\a\n" +
+	"\x05input\"\x9b\x01\n" +
+	"\n" +
+	"JobAttempt\x12\x1d\n" +
+	"\n" +
+	"start_time\x18\x01 \x01(\tR\tstartTime\x12\x19\n" +
+	"\bend_time\x18\x02 \x01(\tR\aendTime\x12\x16\n" +
+	"\x06status\x18\x03 \x01(\tR\x06status\x12#\n" +
+	"\x04exit\x18\x04 \x01(\v2\x0f.joblet.JobExitR\x04exit\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xca\x01\n" +
+	"\x0fRerunJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12]\n" +
+	"\x12secret_environment\x18\x02 \x03(\v2..joblet.RerunJobRequest.SecretEnvironmentEntryR\x11secretEnvironment\x1aD\n" +
+	"\x16SecretEnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
+	"\x10PruneJobsRequest\x12!\n" +
+	"\fended_before\x18\x01 \x01(\tR\vendedBefore\x12\x16\n" +
+	"\x06states\x18\x02 \x03(\tR\x06states\x12\x16\n" +
+	"\x06labels\x18\x03 \x03(\tR\x06labels\x12\x17\n" +
+	"\adry_run\x18\x04 \x01(\bR\x06dryRun\"Y\n" +
+	"\x11PruneJobsResponse\x12#\n" +
+	"\rdeleted_count\x18\x01 \x01(\x05R\fdeletedCount\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x03R\n" +
+	"freedBytes\"D\n" +
+	"\x12GetJobFilesRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x1a\n" +
+	"\bpatterns\x18\x02 \x03(\tR\bpatterns\">\n" +
 	"\x10SignalJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x13\n" +
@@ -7463,14 +8417,18 @@ const file_joblet_proto_rawDesc = "" +
 	"\x0eWaitJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"0\n" +
 	"\x0fWaitJobResponse\x12\x1d\n" +
-	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"\x98\x01\n" +
+	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"\xeb\x01\n" +
 	"\x10QueryJobsRequest\x12\x16\n" +
 	"\x06states\x18\x01 \x03(\tR\x06states\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
 	"\x05since\x18\x03 \x01(\tR\x05since\x12\x14\n" +
 	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x14\n" +
 	"\x05limit\x18\x05 \x01(\x05R\x05limit\x12\x16\n" +
-	"\x06before\x18\x06 \x01(\tR\x06before2\xf9\b\n" +
+	"\x06before\x18\x06 \x01(\tR\x06before\x12\x16\n" +
+	"\x06labels\x18\a \x03(\tR\x06labels\x12\x16\n" +
+	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
+	"\fended_before\x18\t \x01(\tR\vendedBefore2\xed\n" +
+	"\n" +
 	"\n" +
 	"JobService\x127\n" +
 	"\x06RunJob\x12\x15.joblet.RunJobRequest\x1a\x16.joblet.RunJobResponse\x12I\n" +
@@ -7489,7 +8447,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\x0eRunJobAttached\x12\x15.joblet.RunJobRequest\x1a\x10.joblet.JobEvent0\x01\x129\n" +
 	"\tFollowJob\x12\x18.joblet.FollowJobRequest\x1a\x10.joblet.JobEvent0\x01\x12@\n" +
 	"\tSignalJob\x12\x18.joblet.SignalJobRequest\x1a\x19.joblet.SignalJobResponse\x12:\n" +
-	"\aWaitJob\x12\x16.joblet.WaitJobRequest\x1a\x17.joblet.WaitJobResponse\x125\n" +
+	"\aWaitJob\x12\x16.joblet.WaitJobRequest\x1a\x17.joblet.WaitJobResponse\x123\n" +
+	"\tSubmitJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x12;\n" +
+	"\bRerunJob\x12\x17.joblet.RerunJobRequest\x1a\x16.joblet.RunJobResponse\x12@\n" +
+	"\tPruneJobs\x12\x18.joblet.PruneJobsRequest\x1a\x19.joblet.PruneJobsResponse\x12>\n" +
+	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x125\n" +
 	"\tQueryJobs\x12\x18.joblet.QueryJobsRequest\x1a\f.joblet.Jobs0\x012\xe4\x01\n" +
 	"\x0eNetworkService\x12L\n" +
 	"\rCreateNetwork\x12\x1c.joblet.CreateNetworkRequest\x1a\x1d.joblet.CreateNetworkResponse\x126\n" +
@@ -7522,7 +8484,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 94)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -7605,144 +8567,172 @@ var file_joblet_proto_goTypes = []any{
 	(*JobOutput)(nil),                   // 78: joblet.JobOutput
 	(*JobLogGap)(nil),                   // 79: joblet.JobLogGap
 	(*FollowJobRequest)(nil),            // 80: joblet.FollowJobRequest
-	(*SignalJobRequest)(nil),            // 81: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 82: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 83: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 84: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 85: joblet.QueryJobsRequest
-	nil,                                 // 86: joblet.Job.EnvironmentEntry
-	nil,                                 // 87: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 88: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 89: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 90: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 91: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 92: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 93: joblet.RunJobRequest.SecretEnvironmentEntry
+	(*JobInput)(nil),                    // 81: joblet.JobInput
+	(*JobAttempt)(nil),                  // 82: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 83: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 84: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 85: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 86: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 87: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 88: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 89: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 90: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 91: joblet.QueryJobsRequest
+	nil,                                 // 92: joblet.Job.EnvironmentEntry
+	nil,                                 // 93: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 94: joblet.Job.LabelsEntry
+	nil,                                 // 95: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 96: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 97: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 98: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 99: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 100: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 101: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 102: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 103: joblet.RerunJobRequest.SecretEnvironmentEntry
 }
 var file_joblet_proto_depIdxs = []int32{
-	1,  // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	86, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	87, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
-	76, // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	88, // 4: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	89, // 5: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	76, // 6: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	1,  // 7: joblet.StopJobResponse.job:type_name -> joblet.Job
-	18, // 8: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19, // 9: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20, // 10: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23, // 11: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28, // 12: joblet.Networks.networks:type_name -> joblet.Network
-	34, // 13: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39, // 14: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40, // 15: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41, // 16: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42, // 17: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43, // 18: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44, // 19: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46, // 20: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48, // 21: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49, // 22: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39, // 23: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40, // 24: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41, // 25: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42, // 26: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43, // 27: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44, // 28: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46, // 29: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48, // 30: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45, // 31: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47, // 32: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47, // 33: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	90, // 34: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51, // 35: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53, // 36: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	91, // 37: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52, // 38: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51, // 39: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,  // 40: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	92, // 41: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	93, // 42: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	1,  // 43: joblet.RunJobResponse.job:type_name -> joblet.Job
-	69, // 44: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	70, // 45: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	71, // 46: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	72, // 47: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	73, // 48: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	74, // 49: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	75, // 50: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,  // 51: joblet.JobEvent.started:type_name -> joblet.Job
-	78, // 52: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	79, // 53: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,  // 54: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,  // 55: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	58, // 56: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,  // 57: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,  // 58: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,  // 59: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10, // 60: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12, // 61: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14, // 62: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,  // 63: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	63, // 64: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	64, // 65: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	66, // 66: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	67, // 67: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58, // 68: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	80, // 69: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	81, // 70: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	83, // 71: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	85, // 72: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	24, // 73: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,  // 74: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26, // 75: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30, // 76: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,  // 77: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32, // 78: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,  // 79: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38, // 80: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,  // 81: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54, // 82: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56, // 83: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61, // 84: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16, // 85: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21, // 86: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59, // 87: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,  // 88: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,  // 89: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,  // 90: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11, // 91: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13, // 92: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15, // 93: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,  // 94: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65, // 95: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65, // 96: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68, // 97: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68, // 98: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77, // 99: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77, // 100: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	82, // 101: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	84, // 102: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	0,  // 103: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	25, // 104: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29, // 105: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27, // 106: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31, // 107: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35, // 108: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33, // 109: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36, // 110: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37, // 111: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	50, // 112: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55, // 113: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57, // 114: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62, // 115: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17, // 116: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22, // 117: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	87, // [87:118] is the sub-list for method output_type
-	56, // [56:87] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	56, // [56:56] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
+	92,  // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	93,  // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	76,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
+	94,  // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	82,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	95,  // 6: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	96,  // 7: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	76,  // 8: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	97,  // 9: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	82,  // 10: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	1,   // 11: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 12: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 13: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 14: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 15: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 16: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 17: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 18: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 19: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 20: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 21: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 22: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 23: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 24: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 25: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 26: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 27: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 28: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 29: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 30: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 31: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 32: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 33: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 34: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 35: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 36: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 37: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 38: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	98,  // 39: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 40: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 41: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	99,  // 42: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 43: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 44: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 45: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	100, // 46: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	101, // 47: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	102, // 48: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	1,   // 49: joblet.RunJobResponse.job:type_name -> joblet.Job
+	69,  // 50: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	70,  // 51: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	71,  // 52: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	72,  // 53: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	73,  // 54: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	74,  // 55: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	75,  // 56: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 57: joblet.JobEvent.started:type_name -> joblet.Job
+	78,  // 58: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	79,  // 59: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 60: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 61: joblet.JobEvent.waiting:type_name -> joblet.Job
+	58,  // 62: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	76,  // 63: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	103, // 64: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 65: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	58,  // 66: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 67: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 68: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 69: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 70: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 71: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 72: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 73: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	63,  // 74: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	64,  // 75: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	66,  // 76: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	67,  // 77: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 78: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	80,  // 79: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	87,  // 80: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	89,  // 81: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	81,  // 82: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	83,  // 83: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	84,  // 84: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	86,  // 85: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	91,  // 86: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	24,  // 87: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 88: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 89: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 90: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 91: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 92: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 93: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 94: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 95: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 96: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 97: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	61,  // 98: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 99: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 100: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	59,  // 101: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 102: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 103: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 104: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 105: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 106: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 107: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 108: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	65,  // 109: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	65,  // 110: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	68,  // 111: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	68,  // 112: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	77,  // 113: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	77,  // 114: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	88,  // 115: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	90,  // 116: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	77,  // 117: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	59,  // 118: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	85,  // 119: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 120: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	0,   // 121: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	25,  // 122: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 123: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 124: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 125: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 126: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 127: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 128: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 129: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	50,  // 130: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 131: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 132: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	62,  // 133: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 134: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 135: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	101, // [101:136] is the sub-list for method output_type
+	66,  // [66:101] is the sub-list for method input_type
+	66,  // [66:66] is the sub-list for extension type_name
+	66,  // [66:66] is the sub-list for extension extendee
+	0,   // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -7770,6 +8760,13 @@ func file_joblet_proto_init() {
 		(*JobEvent_Output)(nil),
 		(*JobEvent_Gap)(nil),
 		(*JobEvent_Ended)(nil),
+		(*JobEvent_Waiting)(nil),
+	}
+	file_joblet_proto_msgTypes[81].OneofWrappers = []any{
+		(*JobInput_Run)(nil),
+		(*JobInput_Files)(nil),
+		(*JobInput_FilesEnd)(nil),
+		(*JobInput_Stdin)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -7777,7 +8774,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   94,
+			NumMessages:   104,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -43,6 +43,10 @@ const (
 	JobService_FollowJob_FullMethodName           = "/joblet.JobService/FollowJob"
 	JobService_SignalJob_FullMethodName           = "/joblet.JobService/SignalJob"
 	JobService_WaitJob_FullMethodName             = "/joblet.JobService/WaitJob"
+	JobService_SubmitJob_FullMethodName           = "/joblet.JobService/SubmitJob"
+	JobService_RerunJob_FullMethodName            = "/joblet.JobService/RerunJob"
+	JobService_PruneJobs_FullMethodName           = "/joblet.JobService/PruneJobs"
+	JobService_GetJobFiles_FullMethodName         = "/joblet.JobService/GetJobFiles"
 	JobService_QueryJobs_FullMethodName           = "/joblet.JobService/QueryJobs"
 )
 
@@ -75,6 +79,18 @@ type JobServiceClient interface {
 	SignalJob(ctx context.Context, in *SignalJobRequest, opts ...grpc.CallOption) (*SignalJobResponse, error)
 	// WaitJob answers once the job has ended.
 	WaitJob(ctx context.Context, in *WaitJobRequest, opts ...grpc.CallOption) (*WaitJobResponse, error)
+	// SubmitJob is RunJobAttached for a job that gets files or standard input. The
+	// caller sends run; then, with run.files, a tar archive in pieces and
+	// files_end; then, with run.stdin, that, and ends its side of the stream. Files,
+	// and standard input of kind "file", are complete before the job is accepted.
+	SubmitJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error)
+	// RerunJob submits a job like one that there is a record of, with its files.
+	RerunJob(ctx context.Context, in *RerunJobRequest, opts ...grpc.CallOption) (*RunJobResponse, error)
+	// PruneJobs deletes the jobs that have ended and pass a filter.
+	PruneJobs(ctx context.Context, in *PruneJobsRequest, opts ...grpc.CallOption) (*PruneJobsResponse, error)
+	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
+	// running job as they are, of an ended one as it left them.
+	GetJobFiles(ctx context.Context, in *GetJobFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error)
 }
@@ -310,9 +326,61 @@ func (c *jobServiceClient) WaitJob(ctx context.Context, in *WaitJobRequest, opts
 	return out, nil
 }
 
+func (c *jobServiceClient) SubmitJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[7], JobService_SubmitJob_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[JobInput, JobEvent]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_SubmitJobClient = grpc.BidiStreamingClient[JobInput, JobEvent]
+
+func (c *jobServiceClient) RerunJob(ctx context.Context, in *RerunJobRequest, opts ...grpc.CallOption) (*RunJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RunJobResponse)
+	err := c.cc.Invoke(ctx, JobService_RerunJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) PruneJobs(ctx context.Context, in *PruneJobsRequest, opts ...grpc.CallOption) (*PruneJobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PruneJobsResponse)
+	err := c.cc.Invoke(ctx, JobService_PruneJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) GetJobFiles(ctx context.Context, in *GetJobFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[8], JobService_GetJobFiles_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[GetJobFilesRequest, DataChunk]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_GetJobFilesClient = grpc.ServerStreamingClient[DataChunk]
+
 func (c *jobServiceClient) QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[7], JobService_QueryJobs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[9], JobService_QueryJobs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -358,6 +426,18 @@ type JobServiceServer interface {
 	SignalJob(context.Context, *SignalJobRequest) (*SignalJobResponse, error)
 	// WaitJob answers once the job has ended.
 	WaitJob(context.Context, *WaitJobRequest) (*WaitJobResponse, error)
+	// SubmitJob is RunJobAttached for a job that gets files or standard input. The
+	// caller sends run; then, with run.files, a tar archive in pieces and
+	// files_end; then, with run.stdin, that, and ends its side of the stream. Files,
+	// and standard input of kind "file", are complete before the job is accepted.
+	SubmitJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error
+	// RerunJob submits a job like one that there is a record of, with its files.
+	RerunJob(context.Context, *RerunJobRequest) (*RunJobResponse, error)
+	// PruneJobs deletes the jobs that have ended and pass a filter.
+	PruneJobs(context.Context, *PruneJobsRequest) (*PruneJobsResponse, error)
+	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
+	// running job as they are, of an ended one as it left them.
+	GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error
 	mustEmbedUnimplementedJobServiceServer()
@@ -417,6 +497,18 @@ func (UnimplementedJobServiceServer) SignalJob(context.Context, *SignalJobReques
 }
 func (UnimplementedJobServiceServer) WaitJob(context.Context, *WaitJobRequest) (*WaitJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WaitJob not implemented")
+}
+func (UnimplementedJobServiceServer) SubmitJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error {
+	return status.Error(codes.Unimplemented, "method SubmitJob not implemented")
+}
+func (UnimplementedJobServiceServer) RerunJob(context.Context, *RerunJobRequest) (*RunJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RerunJob not implemented")
+}
+func (UnimplementedJobServiceServer) PruneJobs(context.Context, *PruneJobsRequest) (*PruneJobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PruneJobs not implemented")
+}
+func (UnimplementedJobServiceServer) GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error {
+	return status.Error(codes.Unimplemented, "method GetJobFiles not implemented")
 }
 func (UnimplementedJobServiceServer) QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error {
 	return status.Error(codes.Unimplemented, "method QueryJobs not implemented")
@@ -681,6 +773,60 @@ func _JobService_WaitJob_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _JobService_SubmitJob_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(JobServiceServer).SubmitJob(&grpc.GenericServerStream[JobInput, JobEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_SubmitJobServer = grpc.BidiStreamingServer[JobInput, JobEvent]
+
+func _JobService_RerunJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RerunJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).RerunJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_RerunJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).RerunJob(ctx, req.(*RerunJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_PruneJobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PruneJobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).PruneJobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_PruneJobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).PruneJobs(ctx, req.(*PruneJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_GetJobFiles_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(GetJobFilesRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).GetJobFiles(m, &grpc.GenericServerStream[GetJobFilesRequest, DataChunk]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_GetJobFilesServer = grpc.ServerStreamingServer[DataChunk]
+
 func _JobService_QueryJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(QueryJobsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -735,6 +881,14 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "WaitJob",
 			Handler:    _JobService_WaitJob_Handler,
 		},
+		{
+			MethodName: "RerunJob",
+			Handler:    _JobService_RerunJob_Handler,
+		},
+		{
+			MethodName: "PruneJobs",
+			Handler:    _JobService_PruneJobs_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -770,6 +924,17 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "FollowJob",
 			Handler:       _JobService_FollowJob_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "SubmitJob",
+			Handler:       _JobService_SubmitJob_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "GetJobFiles",
+			Handler:       _JobService_GetJobFiles_Handler,
 			ServerStreams: true,
 		},
 		{
