@@ -1,0 +1,414 @@
+// Package archive carries a job's files as tar archives: from the client into a
+// job's /work, and from there back. Whoever wrote an archive or a tree is not
+// trusted: an archive holds only directories, regular files and symbolic links
+// with relative names, and no name and no link of it leads outside.
+//
+// Names are bytes: what is not UTF-8 is carried exactly. Owners, times and all
+// mode bits but the permissions are left out.
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"path"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/joblet/joblet"
+)
+
+// Limits bounds an archive.
+type Limits struct {
+	Bytes   int64 // of file content; holes in files count
+	Entries int   // of files, directories (also those that only names imply) and links
+}
+
+// DefaultLimits is enough for most jobs, and little enough to unpack anywhere.
+var DefaultLimits = Limits{Bytes: 1 << 30, Entries: 100_000}
+
+// Bounds on names, which every archive has to keep. Linux has the same, but for
+// the depth: that keeps walks and memory small.
+const (
+	maxName  = 4095 // bytes of a name and of a link's target
+	maxElem  = 255  // bytes of one element
+	maxDepth = 100  // elements
+	maxTop   = 100  // of Stats.Top
+)
+
+// Stats says what an archive holds.
+type Stats struct {
+	Bytes   int64    // of file content
+	Entries int      // as Limits counts them
+	Top     []string // the distinct first elements of names, sorted, at most 100
+	// Skipped counts what was left out. PackTree: all that is not a directory,
+	// a file or a link that stays inside, what vanished or cannot be read, what
+	// goes beyond the limits. Unpack: links, where Windows does not allow them.
+	Skipped int
+}
+
+// kind is what a name stands for.
+type kind uint8
+
+const (
+	implied kind = iota // a directory without an entry of its own, so far
+	directory
+	file
+	link
+)
+
+// tree knows all names of an archive, so that no name comes twice or lies below
+// a file or a link. It holds each element once: its size is bounded by
+// Limits.Entries, however long the names are.
+type tree struct {
+	lim     Limits
+	stats   Stats
+	repeats int // entries that are not in stats
+	index   map[child]int32
+	nodes   []node
+}
+
+type child struct {
+	parent int32
+	elem   string
+}
+
+type node struct {
+	child
+	kind    kind
+	mode    fs.FileMode
+	done    bool // of a directory: written, or made
+	created bool // of a directory: Unpack has made it
+}
+
+func newTree(lim Limits) *tree {
+	return &tree{lim: lim, index: map[child]int32{}, nodes: []node{{kind: directory, done: true}}}
+}
+
+// add notes an entry. It returns the entry's node, and false for a directory
+// that had an entry already.
+func (t *tree) add(name string, k kind, mode fs.FileMode) (id int32, fresh bool, err error) {
+	for elem := range strings.SplitSeq(path.Dir(name), "/") {
+		if elem == "." {
+			break
+		}
+		if id, err = t.child(id, elem); err != nil {
+			return 0, false, refuse(name, "%w", err)
+		}
+		if is := t.nodes[id].kind; is > directory {
+			return 0, false, refuse(name, "lies below %.200q, which is no directory in the archive", t.name(id))
+		}
+	}
+	known := len(t.nodes)
+	if id, err = t.child(id, path.Base(name)); err != nil {
+		return 0, false, refuse(name, "%w", err)
+	}
+	n := &t.nodes[id]
+	switch {
+	case int(id) == known, n.kind == implied && k == directory:
+		n.kind, n.mode = k, mode
+		return id, true, nil
+	case n.kind == directory && k == directory:
+		return id, false, nil
+	}
+	return 0, false, refuse(name, "is in the archive already")
+}
+
+// child returns the node of elem in a directory, a new one if need be.
+func (t *tree) child(parent int32, elem string) (int32, error) {
+	key := child{parent, elem}
+	if id, ok := t.index[key]; ok {
+		return id, nil
+	}
+	if err := t.count(); err != nil {
+		return 0, err
+	}
+	key.elem = strings.Clone(elem) // not the whole name
+	id := int32(len(t.nodes))
+	t.index[key] = id
+	t.nodes = append(t.nodes, node{child: key, mode: 0o755})
+	if parent == 0 && len(t.stats.Top) < maxTop {
+		t.stats.Top = append(t.stats.Top, key.elem)
+	}
+	return id, nil
+}
+
+func (t *tree) count() error {
+	if t.stats.Entries+t.repeats >= min(t.lim.Entries, math.MaxInt32-1) {
+		return fmt.Errorf("too many files: at most %d files, directories and links are possible", t.lim.Entries)
+	}
+	t.stats.Entries++
+	return nil
+}
+
+// repeat notes an entry that adds nothing, so that a stream of them ends.
+func (t *tree) repeat(name string) error {
+	if err := t.count(); err != nil {
+		return refuse(name, "%w", err)
+	}
+	t.stats.Entries--
+	t.repeats++
+	return nil
+}
+
+// grow notes a file's content.
+func (t *tree) grow(name string, size int64) error {
+	if size > t.lim.Bytes-t.stats.Bytes {
+		return refuse(name, "too large: all files together may have %d bytes, and this one has %d", t.lim.Bytes, size)
+	}
+	t.stats.Bytes += size
+	return nil
+}
+
+// name is what leads to a node.
+func (t *tree) name(id int32) string {
+	var elems []string
+	for ; id != 0; id = t.nodes[id].parent {
+		elems = append(elems, t.nodes[id].elem)
+	}
+	slices.Reverse(elems)
+	return strings.Join(elems, "/")
+}
+
+func (t *tree) result() Stats {
+	slices.Sort(t.stats.Top)
+	return t.stats
+}
+
+func refuse(name, format string, args ...any) error {
+	return joblet.Errorf(joblet.InvalidArgument, "archive entry %.200q: %w", name, fmt.Errorf(format, args...))
+}
+
+// cleanName returns a name without "." and superfluous slashes, "." for the top
+// itself.
+func cleanName(name string) (string, error) {
+	clean := path.Clean(name)
+	switch {
+	case name == "":
+		return "", refuse(name, "has no name")
+	case strings.IndexByte(name, 0) >= 0:
+		return "", refuse(name, "holds a NUL byte")
+	case path.IsAbs(name):
+		return "", refuse(name, "must be a relative name")
+	case slices.Contains(strings.Split(name, "/"), ".."):
+		return "", refuse(name, "must not hold \"..\"")
+	case len(clean) > maxName:
+		return "", refuse(name, "%d bytes long: at most %d are possible", len(clean), maxName)
+	case strings.Count(clean, "/") >= maxDepth:
+		return "", refuse(name, "%d directories deep: at most %d are possible", strings.Count(clean, "/")+1, maxDepth)
+	}
+	for elem := range strings.SplitSeq(clean, "/") {
+		if len(elem) > maxElem {
+			return "", refuse(name, "an element is %d bytes long: at most %d are possible", len(elem), maxElem)
+		}
+	}
+	if !fitsSystem(clean) {
+		return "", refuse(name, "no file can have this name on %s", runtime.GOOS)
+	}
+	return clean, nil
+}
+
+// checkTarget reports whether a link stays inside: its target may begin with
+// "..", as often as the link is deep, and hold none later. Then it leads
+// through directories that are real ones up, and down through links that stay
+// inside themselves; "x/.." would lead above what the link x leads to.
+func checkTarget(name, target string) error {
+	switch {
+	case target == "":
+		return refuse(name, "a link without a target")
+	case strings.IndexByte(target, 0) >= 0:
+		return refuse(name, "a link whose target holds a NUL byte")
+	case len(target) > maxName:
+		return refuse(name, "a link whose target is %d bytes long: at most %d are possible", len(target), maxName)
+	case path.IsAbs(target):
+		return refuse(name, "a link to %.200q: the target must be relative", target)
+	case !fitsSystem(target):
+		return refuse(name, "a link to %.200q: no file can have this name on %s", target, runtime.GOOS)
+	}
+	depth, down := strings.Count(name, "/"), false
+	for elem := range strings.SplitSeq(target, "/") {
+		switch {
+		case elem == "" || elem == ".":
+		case elem != "..":
+			down = true
+		case down:
+			return refuse(name, "a link to %.200q: \"..\" may only stand at the beginning", target)
+		case depth == 0:
+			return refuse(name, "a link to %.200q, which leads outside", target)
+		default:
+			depth--
+		}
+	}
+	return nil
+}
+
+// fitsSystem reports whether this system sees a path in a slash-separated name
+// as we do: Windows also knows \, drives, streams (a:b), devices, and cuts dots
+// and spaces.
+func fitsSystem(name string) bool {
+	if filepath.Separator == '/' {
+		return true
+	}
+	for elem := range strings.SplitSeq(name, "/") {
+		if elem == "" || elem == "." || elem == ".." {
+			continue
+		}
+		if strings.ContainsAny(elem, `\:`) || strings.TrimRight(elem, ". ") != elem || !filepath.IsLocal(elem) {
+			return false
+		}
+	}
+	return true
+}
+
+// source reads an archive that is not trusted.
+type source struct {
+	in    input
+	tar   *tar.Reader
+	tree  *tree
+	inErr error // of the content's reader
+}
+
+// input counts, and keeps the error of a reader apart from those of the
+// archive's form.
+type input struct {
+	r   io.Reader
+	n   int64
+	err error
+}
+
+func (in *input) Read(p []byte) (int, error) {
+	n, err := in.r.Read(p)
+	in.n += int64(n)
+	if err != nil && err != io.EOF {
+		in.err = err
+	}
+	return n, err
+}
+
+func newSource(r io.Reader, lim Limits) *source {
+	s := &source{in: input{r: r}, tree: newTree(lim)}
+	s.tar = tar.NewReader(&s.in)
+	return s
+}
+
+// entry is one that may be used.
+type entry struct {
+	id     int32 // in the tree
+	name   string
+	kind   kind
+	mode   fs.FileMode
+	size   int64
+	target string
+}
+
+// next returns the next entry, or io.EOF after a complete archive.
+func (s *source) next() (entry, error) {
+	for {
+		pos := s.in.n
+		h, err := s.tar.Next()
+		if err == io.EOF {
+			return entry{}, s.end(pos)
+		}
+		if err != nil {
+			return entry{}, s.damaged(err)
+		}
+		e := entry{mode: fs.FileMode(h.Mode) & 0o777}
+		if e.name, err = cleanName(h.Name); err != nil {
+			return entry{}, err
+		}
+		switch {
+		case h.Typeflag == tar.TypeDir:
+			e.kind = directory
+		case strings.HasSuffix(h.Name, "/"):
+			return entry{}, refuse(h.Name, "a slash at the end, and no directory")
+		case h.Typeflag == tar.TypeReg:
+			e.kind, e.size = file, h.Size
+			err = s.tree.grow(e.name, e.size)
+		case h.Typeflag == tar.TypeSymlink:
+			e.kind, e.target = link, h.Linkname
+			err = checkTarget(e.name, e.target)
+		default:
+			err = refuse(h.Name, "type %q: only directories, regular files and symbolic links are possible", h.Typeflag)
+		}
+		if err != nil {
+			return entry{}, err
+		}
+		if e.name == "." {
+			if e.kind != directory {
+				return entry{}, refuse(h.Name, "has no name")
+			}
+			if err := s.tree.repeat(h.Name); err != nil {
+				return entry{}, err
+			}
+			continue
+		}
+		id, fresh, err := s.tree.add(e.name, e.kind, e.mode)
+		if err != nil {
+			return entry{}, err
+		}
+		if fresh {
+			e.id = id
+			return e, nil
+		}
+		if err := s.tree.repeat(h.Name); err != nil {
+			return entry{}, err
+		}
+	}
+}
+
+// end makes sure that the archive has not been cut off where an entry ends, and
+// reads to the end of what pads it. pos is where the last entry's content ended.
+func (s *source) end(pos int64) error {
+	const block, padding = 512, 1 << 20
+	if s.in.n < (pos+block-1)/block*block+block {
+		return s.damaged(io.ErrUnexpectedEOF)
+	}
+	buf := make([]byte, 4096)
+	for rest := padding; ; {
+		n, err := s.in.Read(buf)
+		rest -= n
+		if rest < 0 || bytes.Trim(buf[:n], "\x00") != nil {
+			return joblet.Errorf(joblet.InvalidArgument, "archive goes on after its end")
+		}
+		if err == io.EOF {
+			return io.EOF
+		}
+		if err != nil {
+			return s.damaged(err)
+		}
+	}
+}
+
+// Read reads an entry's content.
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.tar.Read(p)
+	if err != nil && err != io.EOF {
+		s.inErr = s.damaged(err)
+	}
+	return n, err
+}
+
+// copy copies an entry's content.
+func (s *source) copy(w io.Writer, size int64) error {
+	_, err := io.CopyN(w, s, size)
+	if s.inErr != nil {
+		return s.inErr
+	}
+	return err
+}
+
+func (s *source) damaged(err error) error {
+	switch {
+	case s.in.err != nil:
+		return fmt.Errorf("read archive: %w", s.in.err)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return joblet.Errorf(joblet.InvalidArgument, "archive is cut off after %d bytes", s.in.n)
+	}
+	return joblet.Errorf(joblet.InvalidArgument, "archive is damaged or not a tar archive, at byte %d: %w", s.in.n, err)
+}

@@ -1,0 +1,252 @@
+package archive
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/joblet/joblet"
+)
+
+const secret = "the host's secret"
+
+// within fails the test if do waits, for a fifo say.
+func within(t *testing.T, limit time.Duration, do func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); do() }()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		t.Fatalf("still not done after %v", limit)
+	}
+}
+
+func TestPackTreeHostile(t *testing.T) {
+	t.Parallel()
+	dir, outside := t.TempDir(), t.TempDir()
+	write(t, 0o644, secret, outside, "file")
+	write(t, 0o644, "good", dir, "good")
+	write(t, 0o644, "huge", dir, "huge")
+	if err := os.Truncate(filepath.Join(dir, "huge"), 1<<40); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(dir, "good"), filepath.Join(dir, "good too")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	// A socket's address is short; the directory's name may not be.
+	short, err := os.MkdirTemp("", "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(short)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: short + "/s", Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := os.Rename(short+"/s", filepath.Join(dir, "socket")); err != nil {
+		t.Fatal(err)
+	}
+	for name, target := range map[string]string{
+		"absolute": "/etc/passwd", "out": "../" + filepath.Base(outside) + "/file", "outdir": outside, "tricky": "x/../..", "loop": "loop",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	deep := openRoot(t, dir)
+	for range 105 { // os.MkdirAll would do, if names could be any length
+		if err := deep.Mkdir("d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if deep, err = deep.OpenRoot("d"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { deep.Close() })
+	}
+	var buf bytes.Buffer
+	within(t, 20*time.Second, func() {
+		stats, err := PackTree(&buf, openRoot(t, dir), nil, generous)
+		// Left out: huge, fifo, socket, four links, and the directory that is too deep.
+		if err != nil || stats.Entries != 2+1+100 || stats.Bytes != 8 || stats.Skipped != 8 {
+			t.Errorf("got %+v %v", stats, err)
+		}
+	})
+	if strings.Contains(buf.String(), secret) {
+		t.Error("the archive holds a file from outside")
+	}
+	if _, err := Check(io.Discard, &buf, generous); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"fifo", "socket"} {
+		within(t, 20*time.Second, func() {
+			_, err := PackPaths(io.Discard, []Source{{Path: filepath.Join(dir, name)}}, generous)
+			if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(fmt.Sprint(err), name) {
+				t.Errorf("%s: got %v", name, err)
+			}
+		})
+	}
+}
+
+func TestPackTreeLimits(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for i := range 10 {
+		write(t, 0o644, "12345", dir, "d", fmt.Sprint(i))
+	}
+	root := openRoot(t, dir)
+	for _, tt := range []struct {
+		lim  Limits
+		want Stats
+	}{
+		{Limits{50, 11}, Stats{Bytes: 50, Entries: 11, Skipped: 0}},
+		{Limits{49, 11}, Stats{Bytes: 45, Entries: 10, Skipped: 1}},
+		{Limits{50, 10}, Stats{Bytes: 45, Entries: 10, Skipped: 1}},
+		// Ten names are looked at: the directory and nine files; the rest counts as one.
+		{Limits{50, 1}, Stats{Bytes: 0, Entries: 1, Skipped: 10}},
+	} {
+		var buf bytes.Buffer
+		got, err := PackTree(&buf, root, nil, tt.lim)
+		tt.want.Top = []string{"d"}
+		if err != nil || fmt.Sprint(got) != fmt.Sprint(tt.want) {
+			t.Errorf("%+v: got %+v %v, want %+v", tt.lim, got, err, tt.want)
+		}
+		if _, err := Check(io.Discard, &buf, tt.lim); err != nil {
+			t.Errorf("%+v: %v", tt.lim, err)
+		}
+	}
+	var buf bytes.Buffer
+	m, err := NewMatcher([]string{"d/[37]", "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := PackTree(&buf, root, m.Match, generous); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(names(t, buf.Bytes()), " "); got != "d/ d/3 d/7" {
+		t.Errorf("selected: got %q", got)
+	}
+	if got := m.Unmatched(); len(got) != 1 || got[0] != "none" {
+		t.Errorf("unmatched: got %q", got)
+	}
+}
+
+// TestPackTreeChanging packs a tree that a hostile job changes all the time:
+// what is in the archive is never from outside, and the archive is whole.
+func TestPackTreeChanging(t *testing.T) {
+	t.Parallel()
+	dir, outside := t.TempDir(), t.TempDir()
+	write(t, 0o644, secret, outside, "file")
+	write(t, 0o644, secret, outside, "dir/file")
+	write(t, 0o644, "inside", dir, "sub/dir/file")
+	write(t, 0o644, "inside", dir, "spare")
+
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
+	in := func(name string) string { return filepath.Join(dir, name) }
+	swap := func(steps ...func() error) {
+		wg.Go(func() {
+			for {
+				for _, step := range steps {
+					select {
+					case <-stop:
+						return
+					default:
+					}
+					if err := step(); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	swap( // a file becomes a link to a secret, a fifo, a file again
+		func() error { return os.WriteFile(in("tmp1"), []byte("inside"), 0o644) },
+		func() error { return os.Rename(in("tmp1"), in("file")) },
+		func() error { return os.Symlink(filepath.Join(outside, "file"), in("tmp1")) },
+		func() error { return os.Rename(in("tmp1"), in("file")) },
+		func() error { return syscall.Mkfifo(in("tmp1"), 0o644) },
+		func() error { return os.Rename(in("tmp1"), in("file")) },
+	)
+	swap( // a directory becomes a link, a fifo, a directory again
+		func() error { return os.Rename(in("sub/dir"), in("sub/hidden")) },
+		func() error { return os.Symlink(filepath.Join(outside, "dir"), in("sub/dir")) },
+		func() error { return os.Remove(in("sub/dir")) },
+		func() error { return syscall.Mkfifo(in("sub/dir"), 0o644) },
+		func() error { return os.Remove(in("sub/dir")) },
+		func() error { return os.Rename(in("sub/hidden"), in("sub/dir")) },
+	)
+	swap( // a file grows and shrinks
+		func() error { return os.WriteFile(in("size"), bytes.Repeat([]byte("x"), 100_000), 0o644) },
+		func() error { return os.Truncate(in("size"), 10) },
+	)
+	root := openRoot(t, dir)
+	within(t, 60*time.Second, func() {
+		files := 0
+		for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+			var buf bytes.Buffer
+			if _, err := PackTree(&buf, root, nil, generous); err != nil {
+				t.Error(err)
+				return
+			}
+			if bytes.Contains(buf.Bytes(), []byte(secret)) {
+				t.Error("the archive holds a file from outside")
+				return
+			}
+			if _, err := Check(io.Discard, bytes.NewReader(buf.Bytes()), generous); err != nil {
+				t.Error(err)
+				return
+			}
+			files += strings.Count(strings.Join(names(t, buf.Bytes()), "\n"), "file")
+		}
+		if files == 0 {
+			t.Error("never saw a file that comes and goes")
+		}
+	})
+}
+
+// TestUnpackEscapes unpacks archives that tar(1) of old would have let out.
+func TestUnpackEscapes(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	write(t, 0o644, secret, parent, "victim/file")
+	before := list(t, filepath.Join(parent, "victim"))
+	for i, headers := range [][]tar.Header{
+		{linkOf("l", "../victim"), fileOf("l/file", "evil")},
+		{linkOf("l", parent+"/victim"), fileOf("l/file", "evil")},
+		{fileOf("../victim/file", "evil")},
+		{fileOf("a/../../victim/file", "evil")},
+		{fileOf(parent+"/victim/file", "evil")},
+		{linkOf("file", "../victim/file"), fileOf("file", "evil")},
+		{dirOf("a/b/c"), linkOf("a/b/c/x", "../../.."), linkOf("a/b/c/y", "x/../victim"), fileOf("a/b/c/y/file", "evil")},
+		{{Typeflag: tar.TypeLink, Name: "h", Linkname: "../victim/file"}, fileOf("h", "evil")},
+		{{Typeflag: tar.TypeLink, Name: "h", Linkname: parent + "/victim/file"}},
+	} {
+		dir := filepath.Join(parent, fmt.Sprint(i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Unpack(openRoot(t, dir), bytes.NewReader(tarOf(t, headers...)), generous); joblet.KindOf(err) != joblet.InvalidArgument {
+			t.Errorf("%d: got %v", i, err)
+		}
+		diff(t, list(t, filepath.Join(parent, "victim")), before)
+	}
+}

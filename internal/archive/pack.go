@@ -1,0 +1,375 @@
+package archive
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"runtime"
+	"slices"
+
+	"github.com/joblet/joblet"
+)
+
+// batch is how many names of a directory are in memory at a time.
+const batch = 1024
+
+// packer writes trees into an archive.
+type packer struct {
+	out    output
+	tar    *tar.Writer
+	tree   *tree
+	match  func(string) bool
+	strict bool // for a user's own files: what cannot go into the archive is an error
+	visits int  // names that may still be looked at
+	above  []above
+}
+
+// above is a directory above the one being read. Its entry is written when the
+// first below it is.
+type above struct {
+	name string
+	mode fs.FileMode
+	done bool
+}
+
+// output keeps a writer's error apart from those of what is read.
+type output struct {
+	w   io.Writer
+	err error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.w.Write(p)
+	if err != nil {
+		o.err = err
+	}
+	return n, err
+}
+
+func newPacker(w io.Writer, lim Limits) *packer {
+	p := &packer{out: output{w: w}, tree: newTree(lim)}
+	p.tar = tar.NewWriter(&p.out)
+	return p
+}
+
+// PackTree writes all below root that match passes (nil: all), with the
+// directories that lead there. It expects anything of the tree, which may
+// change meanwhile: it never follows a link, and never waits for a file.
+// What an archive cannot hold, and what goes beyond lim, is left out and
+// counted; Check takes what it writes. A file that several names lead to comes
+// once for each; one that is being written has the length that it had at
+// first, with zeros for what has vanished. It looks at no more than ten times
+// lim.Entries names.
+func PackTree(w io.Writer, root *os.Root, match func(name string) bool, lim Limits) (Stats, error) {
+	p := newPacker(w, lim)
+	p.match, p.visits = match, maxVisits(lim)
+	if err := p.dir(root, "."); err != nil {
+		return Stats{}, err
+	}
+	return p.close()
+}
+
+// Source is a local file or directory for an upload.
+type Source struct {
+	Path string // local
+	Name string // in the archive, with slashes; "": a directory's contents go to the top, a file keeps its name
+}
+
+// PackPaths writes local files. A directory stands for all below it; links in it
+// stay links. Links are followed where a Source's Path itself is one. Devices
+// and the like, links that lead out of the archive, two files of one name, and
+// going beyond lim are errors of kind InvalidArgument. Windows knows no
+// permission to execute: from there, all files have it.
+func PackPaths(w io.Writer, sources []Source, lim Limits) (Stats, error) {
+	p := newPacker(w, lim)
+	p.strict, p.visits = true, maxVisits(lim)
+	for _, s := range sources {
+		if err := p.source(s); err != nil {
+			return Stats{}, err
+		}
+	}
+	return p.close()
+}
+
+func maxVisits(lim Limits) int { return 10 * min(lim.Entries, 1<<26) }
+
+func (p *packer) close() (Stats, error) {
+	if err := p.tar.Close(); err != nil {
+		return Stats{}, fmt.Errorf("write archive: %w", err)
+	}
+	return p.tree.result(), nil
+}
+
+func (p *packer) source(s Source) error {
+	fi, err := os.Stat(s.Path)
+	if err != nil {
+		return p.skip(s.Path, err)
+	}
+	name := s.Name
+	if name == "" && !fi.IsDir() {
+		name = filepath.Base(s.Path)
+	}
+	if name == "" {
+		name = "."
+	}
+	if name, err = cleanName(name); err != nil {
+		return err
+	}
+	p.above = nil
+	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
+		p.above = append(p.above, above{name: dir, mode: 0o755})
+	}
+	slices.Reverse(p.above)
+	if !fi.IsDir() {
+		f, err := os.OpenFile(s.Path, os.O_RDONLY|nonblock, 0)
+		if err != nil {
+			return p.skip(s.Path, err)
+		}
+		defer f.Close()
+		if fi, err = f.Stat(); err != nil {
+			return p.skip(s.Path, err)
+		}
+		return p.file(s.Path, f, name, fi)
+	}
+	root, err := os.OpenRoot(s.Path)
+	if err != nil {
+		return p.skip(s.Path, err)
+	}
+	defer root.Close()
+	if name != "." {
+		if err := p.entry(header(name, directory, fi.Mode())); err != nil {
+			return p.skip(s.Path, err)
+		}
+		p.above = append(p.above, above{name: name, done: true})
+	}
+	return p.dir(root, name)
+}
+
+// dir writes what is in a directory, which is called name in the archive.
+func (p *packer) dir(root *os.Root, name string) error {
+	d, err := root.Open(".")
+	if err != nil {
+		return p.skip(root.Name(), err)
+	}
+	defer d.Close()
+	for {
+		elems, err := d.Readdirnames(batch)
+		slices.Sort(elems)
+		for _, elem := range elems {
+			if p.visits--; p.visits < 0 {
+				return p.skip(root.Name(), fmt.Errorf("too many files: at most %d are possible", p.tree.lim.Entries))
+			}
+			if err := p.visit(root, elem, path.Join(name, elem)); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF || len(elems) == 0 && err == nil {
+			return nil
+		}
+		if err != nil {
+			return p.skip(root.Name(), err)
+		}
+	}
+}
+
+func (p *packer) visit(root *os.Root, elem, name string) error {
+	local := filepath.Join(root.Name(), elem)
+	fi, err := root.Lstat(elem)
+	if err != nil {
+		return p.skip(local, err)
+	}
+	wanted := p.match == nil || p.match(name)
+	switch {
+	case fi.IsDir():
+		return p.subdir(root, elem, name, fi, wanted)
+	case !wanted:
+		return nil
+	case fi.Mode().Type() == fs.ModeSymlink:
+		target, err := root.Readlink(elem)
+		if err != nil {
+			return p.skip(local, err)
+		}
+		target = filepath.ToSlash(target)
+		if err := checkTarget(name, target); err != nil {
+			return p.skip(local, err)
+		}
+		h := header(name, link, 0o777)
+		h.Linkname = target
+		if err := p.entry(h); err != nil {
+			return p.skip(local, err)
+		}
+		return nil
+	case !fi.Mode().IsRegular():
+		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+	}
+	// Somebody may put another file here at any time. Only that which was seen
+	// without following a link is read; a few attempts, since programs replace
+	// files by renaming others.
+	for range 3 {
+		f, err := root.OpenFile(elem, os.O_RDONLY|nonblock, 0)
+		if err != nil {
+			return p.skip(local, err)
+		}
+		opened, err := f.Stat()
+		if err == nil && os.SameFile(fi, opened) {
+			defer f.Close()
+			return p.file(local, f, name, opened)
+		}
+		f.Close()
+		if fi, err = root.Lstat(elem); err != nil || !fi.Mode().IsRegular() {
+			break
+		}
+	}
+	return p.skip(local, errors.New("is being replaced while it is read"))
+}
+
+func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted bool) error {
+	local := filepath.Join(root.Name(), elem)
+	if _, err := cleanName(name); err != nil {
+		return p.skip(local, err)
+	}
+	if wanted {
+		if err := p.entry(header(name, directory, fi.Mode())); err != nil {
+			return p.skip(local, err)
+		}
+	}
+	// With "/." os.Root opens nothing but directories on the way, so that a
+	// fifo in its place does not make us wait.
+	sub, err := root.OpenRoot(elem + "/.")
+	if err != nil {
+		return p.skip(local, err)
+	}
+	defer sub.Close()
+	opened, err := sub.Stat(".")
+	if err != nil || !os.SameFile(fi, opened) {
+		return p.skip(local, errors.New("is being replaced while it is read"))
+	}
+	p.above = append(p.above, above{name: name, mode: fi.Mode(), done: wanted})
+	defer func() { p.above = p.above[:len(p.above)-1] }()
+	return p.dir(sub, name)
+}
+
+func header(name string, k kind, mode fs.FileMode) *tar.Header {
+	if runtime.GOOS == "windows" {
+		mode = mode&0o755 | 0o111
+	}
+	h := &tar.Header{Name: name, Mode: int64(mode.Perm())}
+	switch k {
+	case directory:
+		h.Typeflag, h.Name = tar.TypeDir, name+"/"
+	case file:
+		h.Typeflag = tar.TypeReg
+	case link:
+		h.Typeflag = tar.TypeSymlink
+	}
+	return h
+}
+
+// entry writes a header, after those of the directories above.
+func (p *packer) entry(h *tar.Header) error {
+	name, err := cleanName(h.Name)
+	if err != nil {
+		return err
+	}
+	for i := range p.above {
+		if a := &p.above[i]; !a.done {
+			if err := p.put(a.name, header(a.name, directory, a.mode)); err != nil {
+				return err
+			}
+			a.done = true
+		}
+	}
+	return p.put(name, h)
+}
+
+func (p *packer) put(name string, h *tar.Header) error {
+	k := file
+	switch h.Typeflag {
+	case tar.TypeDir:
+		k = directory
+	case tar.TypeSymlink:
+		k = link
+	}
+	_, fresh, err := p.tree.add(name, k, 0)
+	if err != nil || !fresh {
+		return err
+	}
+	return p.tar.WriteHeader(h)
+}
+
+// file writes an open file.
+func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) error {
+	if !fi.Mode().IsRegular() {
+		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+	}
+	size := fi.Size()
+	if err := p.tree.grow(name, size); err != nil {
+		return p.skip(local, err)
+	}
+	h := header(name, file, fi.Mode())
+	h.Size = size
+	if err := p.entry(h); err != nil {
+		p.tree.stats.Bytes -= size
+		return p.skip(local, err)
+	}
+	n, err := io.CopyN(p.tar, f, size)
+	if err == io.EOF && p.out.err == nil { // it is shorter now
+		if p.strict {
+			return joblet.Errorf(joblet.FailedPrecondition, "%s: has become shorter while it was read", local)
+		}
+		_, err = io.CopyN(p.tar, zeros{}, size-n)
+	}
+	switch {
+	case p.out.err != nil:
+		return fmt.Errorf("write archive: %w", p.out.err)
+	case err != nil:
+		return fmt.Errorf("%s: %w", local, cause(err))
+	}
+	return nil
+}
+
+// skip counts what is left out, or makes an error of it.
+func (p *packer) skip(local string, err error) error {
+	switch {
+	case p.out.err != nil:
+		return fmt.Errorf("write archive: %w", p.out.err)
+	case p.strict:
+		return joblet.Errorf(joblet.InvalidArgument, "%s: %w", local, cause(err))
+	}
+	p.tree.stats.Skipped++
+	return nil
+}
+
+// cause is what a system call said, without the name, which we know better.
+func cause(err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}
+
+func typeName(m fs.FileMode) string {
+	switch {
+	case m.IsDir():
+		return "directory"
+	case m&fs.ModeNamedPipe != 0:
+		return "named pipe"
+	case m&fs.ModeSocket != 0:
+		return "socket"
+	case m&fs.ModeDevice != 0:
+		return "device"
+	}
+	return "special file"
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}

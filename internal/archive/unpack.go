@@ -1,0 +1,249 @@
+package archive
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+
+	"github.com/joblet/joblet"
+)
+
+// Check copies an archive that somebody sent, entry by entry: what arrives in w
+// holds only directories, regular files and symbolic links, with clean relative
+// names. It reads r to its end. Anything else is an error of kind
+// InvalidArgument that names the entry: absolute names, "..", links that lead
+// outside or could, names below a link or a file, a file that comes twice, hard
+// links, devices, more than lim, and an archive that has been cut off. Errors
+// of r and w are returned as they are, wrapped.
+func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
+	return copyEntries(w, r, nil, lim)
+}
+
+// Select copies those entries of one of our own archives that match passes
+// (nil: all), with the directories above them. The result counts what was
+// copied. An archive that Check would refuse is an error.
+func Select(w io.Writer, r io.Reader, match func(name string) bool) (Stats, error) {
+	stats, err := copyEntries(w, r, match, Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32})
+	if e, ok := errors.AsType[*joblet.Error](err); ok && e.Kind == joblet.InvalidArgument {
+		err = joblet.Errorf(joblet.Internal, "stored archive: %w", err) // not the caller's doing
+	}
+	return stats, err
+}
+
+func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) (Stats, error) {
+	s := newSource(r, lim)
+	out := tar.NewWriter(w)
+	var stats Stats
+	for {
+		e, err := s.next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return Stats{}, err
+		}
+		if match != nil && !match(e.name) {
+			continue
+		}
+		if err := s.tree.markAbove(e.id, func(name string, mode fs.FileMode) error {
+			return out.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: int64(mode)})
+		}); err != nil {
+			return Stats{}, fmt.Errorf("write archive: %w", err)
+		}
+		s.tree.nodes[e.id].done = true
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Mode: int64(e.mode), Size: e.size, Linkname: e.target}
+		switch e.kind {
+		case directory:
+			h.Typeflag, h.Name = tar.TypeDir, e.name+"/"
+		case link:
+			h.Typeflag = tar.TypeSymlink
+		}
+		if err := out.WriteHeader(h); err != nil {
+			return Stats{}, fmt.Errorf("write archive: %w", err)
+		}
+		if err := s.copy(out, e.size); err != nil {
+			return Stats{}, fmt.Errorf("copy %.200q: %w", e.name, err)
+		}
+		stats.Bytes += e.size
+	}
+	if err := out.Close(); err != nil {
+		return Stats{}, fmt.Errorf("write archive: %w", err)
+	}
+	for _, n := range s.tree.nodes[1:] {
+		if !n.done {
+			continue
+		}
+		stats.Entries++
+		if n.parent == 0 && len(stats.Top) < maxTop {
+			stats.Top = append(stats.Top, n.elem)
+		}
+	}
+	slices.Sort(stats.Top)
+	return stats, nil
+}
+
+// markAbove marks the directories above a node as done, and calls do, from the
+// top, for those that have an entry and were not yet.
+func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error) error {
+	var todo []int32
+	for id = t.nodes[id].parent; !t.nodes[id].done; id = t.nodes[id].parent {
+		todo = append(todo, id)
+	}
+	for _, id := range slices.Backward(todo) {
+		n := &t.nodes[id]
+		n.done = true
+		if n.kind != directory {
+			continue
+		}
+		if err := do(t.name(id), n.mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unpack creates what an archive holds below root, where things may exist
+// already: directories are merged and keep their modes, a file or link is
+// replaced by a new one, and never written through. What stands in the way
+// otherwise is an error of kind AlreadyExists. It refuses what Check refuses;
+// what came before that in the archive has been unpacked then. New files and
+// directories have the archive's permission bits, whatever the umask is, those
+// that no entry describes 0755; on Windows, which has no such bits, they are
+// left out, and links are skipped where the user may not create any.
+func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
+	u := &unpacker{root: root, source: newSource(r, lim)}
+	for {
+		e, err := u.next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = u.entry(e)
+		}
+		if err != nil {
+			return Stats{}, err
+		}
+	}
+	if err := u.setModes(); err != nil {
+		return Stats{}, err
+	}
+	return u.tree.result(), nil
+}
+
+type unpacker struct {
+	*source
+	root *os.Root
+}
+
+const hasModes = runtime.GOOS != "windows"
+
+func (u *unpacker) entry(e entry) error {
+	if e.kind == directory {
+		return u.makeDir(e.id)
+	}
+	if err := u.makeDir(u.tree.nodes[e.id].parent); err != nil {
+		return err
+	}
+	create := func() error { return u.createFile(e) }
+	if e.kind == link {
+		create = func() error { return u.root.Symlink(filepath.FromSlash(e.target), e.name) }
+	}
+	err := create()
+	if errors.Is(err, fs.ErrExist) {
+		if err := u.clear(e.name); err != nil {
+			return err
+		}
+		err = create()
+	}
+	if err != nil && e.kind == link && !hasModes {
+		u.tree.stats.Skipped++
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	return nil
+}
+
+// clear removes a file or link that is in an entry's place.
+func (u *unpacker) clear(name string) error {
+	fi, err := u.root.Lstat(name)
+	if err == nil && fi.IsDir() {
+		return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a directory of that name already", name)
+	}
+	if err == nil {
+		err = u.root.Remove(name)
+	}
+	if err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	return nil
+}
+
+func (u *unpacker) createFile(e entry) error {
+	f, err := u.root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	err = u.copy(f, e.size)
+	if err == nil && hasModes {
+		err = f.Chmod(e.mode)
+	}
+	if closeErr := f.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		_ = u.root.Remove(e.name) // half of a file helps nobody
+		return err
+	}
+	return nil
+}
+
+// makeDir makes a directory and those above it. Until all is unpacked, only the
+// user may use it, and may whatever its mode is to be.
+func (u *unpacker) makeDir(id int32) error {
+	if u.tree.nodes[id].done {
+		return nil
+	}
+	if err := u.makeDir(u.tree.nodes[id].parent); err != nil {
+		return err
+	}
+	name := u.tree.name(id)
+	err := u.root.Mkdir(name, 0o700)
+	created := err == nil
+	if errors.Is(err, fs.ErrExist) {
+		var fi fs.FileInfo
+		if fi, err = u.root.Lstat(name); err == nil && !fi.IsDir() {
+			return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a file or link of that name already, where a directory must be", name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	u.tree.nodes[id].done, u.tree.nodes[id].created = true, created
+	return nil
+}
+
+// setModes sets the modes of new directories, those below first: they cannot be
+// reached any more when one above is closed.
+func (u *unpacker) setModes() error {
+	if !hasModes {
+		return nil
+	}
+	for id, n := range slices.Backward(u.tree.nodes) {
+		if !n.created {
+			continue
+		}
+		if err := u.root.Chmod(u.tree.name(int32(id)), n.mode); err != nil {
+			return fmt.Errorf("unpack: %w", err)
+		}
+	}
+	return nil
+}

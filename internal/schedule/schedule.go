@@ -1,0 +1,409 @@
+// Package schedule says when a job runs: at a moment, or again and again.
+//
+// Repeating schedules are crontab(5)'s five fields in a time zone with a name.
+// When clocks are set, they do as cron(8) does on most systems. A schedule
+// whose minute or hour begins with "*" follows real time: it runs whenever the
+// clock shows a time that matches, so twice in the hour that clocks are set
+// back over, and not in the one that they leave out. Any other one runs once for
+// each time that it names: the first time the clock shows it, and if the clock
+// never does, as soon as it has been set forward. So a daily job runs every day,
+// and once.
+//
+// Zones are looked up by name: a program that runs where no zones are installed
+// must import time/tzdata.
+package schedule
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/joblet/joblet"
+)
+
+// Schedule is a moment, or times that repeat. The zero Schedule never comes.
+type Schedule struct {
+	moment time.Time // without cron
+
+	// cron computes on the clock's face alone, in UTC; next brings in the zone.
+	cron     cron.Schedule
+	zone     *time.Location
+	fields   string
+	realTime bool // runs by real time, not by the clock's face
+}
+
+// maxAhead bounds moments: whoever plans further has mistyped.
+const maxAhead = 100 * 365 * 24 * time.Hour
+
+const accepted = `a moment as "2026-03-01T09:00:00Z", "2026-03-01 09:00", "09:00", "tomorrow 09:00", "monday 09:00" or "+1h30m", or five cron fields as "*/5 8-18 * * mon-fri", perhaps behind "CRON_TZ=Europe/Berlin"`
+
+func bad(text, format string, args ...any) error {
+	return joblet.Errorf(joblet.InvalidArgument, "schedule %.60q: %w", text, fmt.Errorf(format, args...))
+}
+
+// Parse reads what a user writes. Texts that do not say what they refer to refer
+// to now and its zone:
+//
+//	2026-03-01T09:00:00+01:00          RFC 3339
+//	2026-03-01 09:00, 2026-03-01T09:00:30
+//	+1h30m, +2d, in 1d12h              from now
+//	09:00, 9:00:30                     the next one
+//	today 17:30, tomorrow 09:00
+//	monday 09:00, mon 9:00             the next one
+//	*/5 8-18 * * mon-fri               minute, hour, day of month, month, day of week
+//	CRON_TZ=Europe/Berlin 0 9 * * *    in a zone; TZ= is the same
+//	@hourly, @daily, @weekly, @monthly, @yearly
+//
+// A moment is rounded up to a full second. If both days of a cron schedule are
+// limited, either will do. Sunday is 0 and 7. There is no "@every": times of an
+// interval that cron's fields cannot say would depend on when one begins to
+// count.
+//
+// Errors are of kind InvalidArgument; so is a moment more than a minute before
+// now. To read the String of a moment that may have passed, give the time when
+// it was first read: now matters in no other way then.
+func Parse(text string, now time.Time) (Schedule, error) {
+	words := strings.Fields(text)
+	switch {
+	case len(text) > joblet.MaxSchedule:
+		return Schedule{}, bad(text, "%d bytes long: at most %d are possible", len(text), joblet.MaxSchedule)
+	case len(words) == 0:
+		return Schedule{}, bad(text, "is empty; give %s", accepted)
+	case len(words) >= 5, words[0][0] == '@', strings.HasPrefix(words[0], "CRON_TZ="), strings.HasPrefix(words[0], "TZ="):
+		return parseCron(text, words, now)
+	}
+	t, err := parseMoment(text, words, now)
+	if err != nil {
+		return Schedule{}, err
+	}
+	if down := t.Truncate(time.Second); down.Equal(t) {
+		t = down // without the monotonic clock's reading
+	} else {
+		t = down.Add(time.Second)
+	}
+	if ago := now.Sub(t); ago > time.Minute {
+		return Schedule{}, bad(text, "was %v ago; give a moment to come", ago.Round(time.Second))
+	}
+	if t.Sub(now) > maxAhead {
+		return Schedule{}, bad(text, "is more than 100 years ahead")
+	}
+	return Schedule{moment: t.UTC()}, nil
+}
+
+func parseMoment(text string, words []string, now time.Time) (time.Time, error) {
+	joined := strings.Join(words, " ")
+	for _, layout := range []string{time.RFC3339, "2006-01-02 15:04:05Z07:00"} {
+		if t, err := time.Parse(layout, joined); err == nil {
+			return t, nil
+		}
+	}
+	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02T15:04"} {
+		if t, err := time.Parse(layout, joined); err == nil {
+			return onClock(t, now.Location()), nil
+		}
+	}
+	rest, relative := strings.CutPrefix(joined, "+")
+	if !relative {
+		rest, relative = strings.CutPrefix(joined, "in ")
+	}
+	if relative {
+		d, err := parseDuration(strings.ReplaceAll(rest, " ", ""))
+		if err != nil {
+			return time.Time{}, bad(text, "%w; give a time from now as \"+1h30m\" or \"+2d\"", err)
+		}
+		return now.Add(d), nil
+	}
+
+	face := clockFace(now)
+	day, last := time.Date(face.Year(), face.Month(), face.Day(), 0, 0, 0, 0, time.UTC), 1
+	if len(words) == 2 {
+		switch name := strings.ToLower(words[0]); name {
+		case "today":
+			last = 0
+		case "tomorrow":
+			day, last = day.AddDate(0, 0, 1), 0
+		default:
+			weekday, ok := parseWeekday(name)
+			if !ok {
+				return time.Time{}, bad(text, "must be %s", accepted)
+			}
+			day, last = day.AddDate(0, 0, (int(weekday-day.Weekday())+7)%7), 7
+		}
+	}
+	clock, err := time.Parse("15:04:05", words[len(words)-1])
+	if err != nil {
+		clock, err = time.Parse("15:04", words[len(words)-1])
+	}
+	if err != nil || len(words) > 2 {
+		return time.Time{}, bad(text, "must be %s", accepted)
+	}
+	day = day.Add(clock.Sub(clock.Truncate(24 * time.Hour)))
+	t := onClock(day, now.Location())
+	if last > 0 && !t.After(now) {
+		t = onClock(day.AddDate(0, 0, last), now.Location())
+	}
+	return t, nil
+}
+
+// parseDuration is time.ParseDuration with days.
+func parseDuration(s string) (time.Duration, error) {
+	var d time.Duration
+	if days, rest, ok := strings.Cut(s, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16) // 65,535 days do not overflow
+		if err != nil {
+			return 0, fmt.Errorf("%.20q is no number of days", days)
+		}
+		d, s = time.Duration(n)*24*time.Hour, rest
+		if s == "" {
+			return d, nil
+		}
+	}
+	more, err := time.ParseDuration(s)
+	if err != nil {
+		return 0, err
+	}
+	if strings.ContainsAny(s, "+-") || d+more < d {
+		return 0, fmt.Errorf("%.20q is no time from now", s)
+	}
+	return d + more, nil
+}
+
+func parseWeekday(name string) (time.Weekday, bool) {
+	for d := time.Sunday; d <= time.Saturday; d++ {
+		full := strings.ToLower(d.String())
+		if name == full || name == full[:3] {
+			return d, true
+		}
+	}
+	return 0, false
+}
+
+var nicknames = map[string]string{
+	"@hourly":  "0 * * * *",
+	"@daily":   "0 0 * * *",
+	"@weekly":  "0 0 * * 0",
+	"@monthly": "0 0 1 * *",
+	"@yearly":  "0 0 1 1 *", "@annually": "0 0 1 1 *",
+}
+
+var parser = cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow)
+
+func parseCron(text string, words []string, now time.Time) (Schedule, error) {
+	var zone *time.Location
+	var err error
+	name, ok := strings.CutPrefix(words[0], "CRON_TZ=")
+	if !ok {
+		name, ok = strings.CutPrefix(words[0], "TZ=")
+	}
+	switch {
+	case !ok || name == "Local":
+		zone, err = zoneOf(now)
+	case name == "":
+		err = fmt.Errorf("CRON_TZ= without a zone; give one as CRON_TZ=Europe/Berlin")
+	default:
+		if zone, err = time.LoadLocation(name); err != nil {
+			err = fmt.Errorf("no time zone has the name %.60q; give one as CRON_TZ=Europe/Berlin", name)
+		}
+	}
+	if err != nil {
+		return Schedule{}, bad(text, "%w", err)
+	}
+	if ok {
+		words = words[1:]
+	}
+	if len(words) == 1 && words[0][0] == '@' {
+		fields, ok := nicknames[strings.ToLower(words[0])]
+		if !ok {
+			return Schedule{}, bad(text, "%.20q is none of @hourly, @daily, @weekly, @monthly and @yearly; give an interval as \"*/10 * * * *\"", words[0])
+		}
+		words = strings.Fields(fields)
+	}
+	if len(words) != 5 {
+		return Schedule{}, bad(text, "%d fields; cron has five: minute, hour, day of month, month, day of week, as \"*/5 8-18 * * mon-fri\"", len(words))
+	}
+	s := Schedule{zone: zone, fields: strings.Join(words, " ")}
+	s.realTime = strings.ContainsAny(words[0][:1]+words[1][:1], "*?")
+	if len(s.String()) > joblet.MaxSchedule {
+		return Schedule{}, bad(text, "too long with its zone, %s: at most %d bytes are possible", zone, joblet.MaxSchedule)
+	}
+	for _, field := range words {
+		if slices.Contains(strings.Split(field, ","), "") { // the library takes it for no time at all
+			return Schedule{}, bad(text, "%.20q: a comma without a value", field)
+		}
+	}
+	if s.cron, err = parser.Parse(strings.Join(append(words[:4:4], sundays(words[4])), " ")); err != nil {
+		return Schedule{}, bad(text, "%w; cron fields are as \"*/5 8-18 * * mon-fri\"", err)
+	}
+	if s.Next(now).IsZero() {
+		return Schedule{}, bad(text, "never comes: no year has such a day")
+	}
+	return s, nil
+}
+
+// sundays writes 7 as what the library knows, 0.
+func sundays(field string) string {
+	items := strings.Split(field, ",")
+	for i, item := range items {
+		if from, ok := strings.CutSuffix(item, "-7"); ok {
+			items[i] = from + "-6,0"
+			if from == "7" {
+				items[i] = "0"
+			}
+		} else if item == "7" {
+			items[i] = "0"
+		}
+	}
+	return strings.Join(items, ",")
+}
+
+// Repeats reports whether there are many times.
+func (s Schedule) Repeats() bool { return s.cron != nil }
+
+// String returns what Parse reads, anywhere, as the same Schedule: RFC 3339 in
+// UTC, or five fields behind their zone.
+func (s Schedule) String() string {
+	if s.fields == "" {
+		return s.moment.Format(time.RFC3339)
+	}
+	return "CRON_TZ=" + s.zone.String() + " " + s.fields
+}
+
+// Next returns the first time after a given one, or zero if there is none.
+func (s Schedule) Next(after time.Time) time.Time {
+	switch {
+	case s.cron == nil && s.moment.After(after):
+		return s.moment
+	case s.cron == nil:
+		return time.Time{}
+	case s.realTime:
+		return s.nextReal(after.In(s.zone))
+	}
+	face := clockFace(after.In(s.zone))
+	for {
+		if face = s.cron.Next(face); face.IsZero() {
+			return time.Time{}
+		}
+		// A time that is shown for the second time, or a second one that has
+		// been left out, has had its run.
+		if t := onClock(face, s.zone); t.After(after) {
+			return t
+		}
+	}
+}
+
+// nextReal goes from one setting of the clocks to the next; between them, the
+// clock's face and real time are the same.
+func (s Schedule) nextReal(t time.Time) time.Time {
+	face := clockFace(t)
+	for range 1000 {
+		next := s.cron.Next(face)
+		if next.IsZero() {
+			break
+		}
+		_, end := t.ZoneBounds()
+		_, offset := t.Zone()
+		next = next.Add(-time.Duration(offset) * time.Second)
+		if end.IsZero() || next.Before(end) {
+			return next.In(s.zone)
+		}
+		t = end.In(s.zone)
+		face = clockFace(t).Add(-time.Second)
+	}
+	return time.Time{}
+}
+
+// clockFace is what a clock in t's zone shows, as if there were no zones.
+func clockFace(t time.Time) time.Time {
+	_, offset := t.Zone()
+	return t.UTC().Add(time.Duration(offset) * time.Second)
+}
+
+// onClock returns when a clock shows face first, or, if it never does, when it
+// has been set to later than that.
+func onClock(face time.Time, zone *time.Location) time.Time {
+	t := time.Date(face.Year(), face.Month(), face.Day(), face.Hour(), face.Minute(), face.Second(), face.Nanosecond(), zone)
+	start, end := t.ZoneBounds()
+	switch shown := clockFace(t); {
+	case shown.After(face): // left out; t is after that
+		return start.In(zone)
+	case shown.Before(face):
+		return end.In(zone)
+	}
+	if !start.IsZero() {
+		_, offset := t.Zone()
+		_, before := start.Add(-time.Second).In(zone).Zone()
+		if first := t.Add(-time.Duration(before-offset) * time.Second); before > offset && first.Before(start) {
+			return first
+		}
+	}
+	return t
+}
+
+// zoneOf returns now's zone as one that has the same name everywhere.
+func zoneOf(now time.Time) (*time.Location, error) {
+	zone := now.Location()
+	if zone == time.UTC {
+		return zone, nil
+	}
+	names := []string{zone.String()}
+	if zone == time.Local {
+		names = localNames(os.LookupEnv, "/etc/localtime", "/etc/timezone")
+	}
+	for _, name := range names {
+		if name == "" || name == "Local" {
+			continue
+		}
+		if known, err := time.LoadLocation(name); err == nil && alike(zone, known, now) {
+			return known, nil
+		}
+	}
+	if alike(zone, time.UTC, now) {
+		return time.UTC, nil
+	}
+	return nil, fmt.Errorf("the time zone here, %s, has no name that other machines know; put one before the fields, as CRON_TZ=Europe/Berlin", cmp.Or(zone.String(), now.Format("-07:00")))
+}
+
+// alike reports whether two zones show the same time, now and in the seasons to
+// come.
+func alike(a, b *time.Location, now time.Time) bool {
+	for quarter := range 4 {
+		t := now.AddDate(0, 3*quarter, 0)
+		_, x := t.In(a).Zone()
+		_, y := t.In(b).Zone()
+		if x != y {
+			return false
+		}
+	}
+	return true
+}
+
+// localNames returns what may be the name of this machine's zone, best first.
+func localNames(env func(string) (string, bool), localtime, timezone string) []string {
+	if tz, ok := env("TZ"); ok {
+		tz = strings.TrimPrefix(tz, ":")
+		return []string{cmp.Or(afterZoneinfo(tz), tz, "UTC")}
+	}
+	var names []string
+	for _, resolve := range []func(string) (string, error){os.Readlink, filepath.EvalSymlinks} {
+		if target, err := resolve(localtime); err == nil {
+			names = append(names, afterZoneinfo(target))
+		}
+	}
+	if b, err := os.ReadFile(timezone); err == nil {
+		names = append(names, strings.TrimSpace(string(b)))
+	}
+	return names
+}
+
+// afterZoneinfo returns a zone's name from its file's.
+func afterZoneinfo(file string) string {
+	_, name, _ := strings.Cut(filepath.ToSlash(file), "zoneinfo/")
+	return name
+}
