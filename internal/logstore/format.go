@@ -27,7 +27,7 @@ const (
 	flagCapped = 1 << 0 // start and first may grow
 
 	kindData = 1
-	kindEnd  = 2 // the log was closed; offset is its size, nothing follows
+	kindEnd  = 2 // a Writer has closed the log; offset was its size. What follows is another's
 
 	// blockSize is the unit in which space is given back: file systems free
 	// whole blocks of (mostly) this size.
@@ -86,11 +86,10 @@ func decodeHeader(b *[headerSize]byte) (header, error) {
 	return header{binary.LittleEndian.Uint32(b[12:]), int64(start), int64(first)}, nil
 }
 
-// mayChange reports whether b is a header that its writer writes again at
-// times, so that a reader may see it half written. What it looks at never
-// changes.
-func mayChange(b *[headerSize]byte) bool {
-	return string(b[:len(magic)]) == magic && binary.LittleEndian.Uint32(b[12:])&flagCapped != 0
+// torn reports whether b may be a header that its writer is just writing again.
+// What it looks at for that never changes.
+func torn(b *[headerSize]byte) bool {
+	return !sealed(b[:]) && string(b[:len(magic)]) == magic && binary.LittleEndian.Uint32(b[12:])&flagCapped != 0
 }
 
 func (r record) encode(b *[recordSize]byte) {
@@ -168,6 +167,35 @@ func pwrite(fd int, p []byte, off int64) (int, error) {
 		n, err := unix.Pwrite(fd, p, off)
 		if err != unix.EINTR {
 			return max(n, 0), err
+		}
+	}
+}
+
+func stat(fd int, name string) (st unix.Stat_t, err error) {
+	for {
+		switch err := unix.Fstat(fd, &st); err {
+		case nil:
+			return st, nil
+		case unix.EINTR:
+		default:
+			return st, &opError{"stat " + name, err}
+		}
+	}
+}
+
+// dataStart returns where a log of this size begins when its header is lost: a
+// hole in the beginning is what was removed.
+func dataStart(fd int, size int64) int64 {
+	for {
+		off, err := unix.Seek(fd, 0, unix.SEEK_DATA)
+		switch err {
+		case nil:
+			return min(off, size)
+		case unix.ENXIO: // nothing but a hole
+			return size
+		case unix.EINTR:
+		default:
+			return 0 // the file system has no holes
 		}
 	}
 }

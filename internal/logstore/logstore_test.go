@@ -778,11 +778,12 @@ func TestLimit(t *testing.T) {
 	})
 }
 
-// TestLimitConcurrent has readers that a fast writer overtakes again and again:
-// none may take a hole for output.
+// TestLimitConcurrent has readers that a fast writer overtakes again and again,
+// and its successors: none may take a hole for output.
 func TestLimitConcurrent(t *testing.T) {
 	t.Parallel()
-	w, dir := newLog(t, Options{MaxBytes: 64 << 10})
+	opt := Options{MaxBytes: 64 << 10, MayShrink: true}
+	w, dir := newLog(t, opt)
 	const total = 8 << 20
 	at := func(off int64) byte { return byte(off%251) + 1 }
 	done := make(chan error, 4)
@@ -790,9 +791,12 @@ func TestLimitConcurrent(t *testing.T) {
 		r := openLog(t, dir)
 		go func() {
 			var last int64
-			for !r.Ended() {
+			for !r.Ended() || last < total {
 				c, err := r.Next()
 				if err == io.EOF {
+					if last < total {
+						r.Resume()
+					}
 					continue
 				}
 				if err != nil {
@@ -828,8 +832,17 @@ func TestLimitConcurrent(t *testing.T) {
 		for j := range p {
 			p[j] = at(w.Size() + int64(j))
 		}
-		_, err := w.Append(p, Stream(1+rng.IntN(2)), time.Now())
+		_, err := w.Append(p[:min(len(p), int(total-w.Size()))], Stream(1+rng.IntN(2)), time.Now())
 		check(t, err)
+		switch rng.IntN(200) {
+		case 0:
+			_, err := w.Shrink()
+			check(t, err)
+		case 1:
+			check(t, w.End(time.Now()))
+			check(t, w.Close())
+			w = reopen(t, dir, opt)
+		}
 	}
 	check(t, w.End(time.Now()))
 	for range 4 {
@@ -903,6 +916,7 @@ func FuzzIndex(f *testing.F) {
 		idx = append(idx, b[:]...)
 	}
 	f.Add(idx, []byte("abc\nde\n"), int64(1), int64(1))
+	f.Add(append(bytes.Clone(idx), idx[len(idx)-2*recordSize:]...), []byte("abc\nde\n"), int64(3), int64(2))
 	f.Add(idx[:70], []byte("abc\nde\n"), int64(0), int64(2))
 	f.Add([]byte{}, []byte("abc"), int64(5), int64(0))
 	f.Add([]byte(magic), []byte{}, int64(5), int64(0))
@@ -940,8 +954,31 @@ func FuzzIndex(f *testing.F) {
 		}
 		check(t, r.Since(time.Unix(0, off)))
 		read(t, r)
+		check(t, r.From(0))
+		r.Until(time.Unix(0, off))
+		got, _ = read(t, r)
+		if kept := log[r.hdr.start:]; !bytes.HasPrefix(kept, got) || !r.Done() && len(got) < len(kept) {
+			t.Fatalf("until %d: got %q, done %v", off, got, r.Done())
+		}
 		_, err := Stat(dir)
 		check(t, err)
+
+		// Another Writer goes on, whatever it finds.
+		opt := Options{MayShrink: lines%2 == 0}
+		w := reopen(t, dir, opt)
+		if w.Size() != int64(len(log)) {
+			t.Fatalf("appends at %d of %d", w.Size(), len(log))
+		}
+		put(t, w, off, Stderr, "more")
+		_, err = w.Shrink()
+		check(t, err)
+		check(t, w.End(time.Unix(lines, 0)))
+		check(t, w.Close())
+		more := checkWhole(t, dir)
+		if !more.Ended() || more.Damaged() && !r.Damaged() {
+			t.Fatalf("appended: ended %v, damaged %v", more.Ended(), more.Damaged())
+		}
+		more.Close()
 		r.Close()
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +19,10 @@ const (
 	mergeWithin = int64(time.Millisecond)
 
 	recordsPerRead = 128
+
+	// untilSlack is how long output that was read before a moment may take to be
+	// published.
+	untilSlack = 100 * time.Millisecond
 )
 
 // errOvertaken says that what r was to read next has been removed by the
@@ -35,8 +40,13 @@ type Reader struct {
 	damaged   bool
 	notStdout bool
 	notStderr bool
-	gone      bool // the writer is
-	ended     bool // the END record was reached
+	gone      bool  // the writer is
+	left      int64 // size of log when it was gone
+	atEnd     bool  // the record before next is END
+	ended     bool  // and nothing is behind it
+	until     time.Time
+	untilNs   int64
+	done      bool // what is next was read at until or later
 
 	off     int64    // next byte
 	next    int64    // next record to read from the index
@@ -119,14 +129,55 @@ func (r *Reader) wants(s Stream) bool {
 	return !r.notStdout
 }
 
+// Until makes Next end before the first piece that was read at t or later; a
+// zero t takes that back. It is best called before Tail, which then counts the
+// lines before t.
+func (r *Reader) Until(t time.Time) { r.until, r.untilNs, r.done = t, nanos(t), false }
+
+// Done reports whether r has read all from before the moment that Until gave:
+// after it Next returns io.EOF for ever. It stays false while that moment is to
+// come and there is no output from after it.
+func (r *Reader) Done() bool { return r.done }
+
+// DoneAt returns when Next will find that r is Done if no output comes; ok is
+// false without Until.
+func (r *Reader) DoneAt() (t time.Time, ok bool) {
+	return r.until.Add(untilSlack), !r.until.IsZero()
+}
+
+// beyond reports whether what was read at ns is not wanted.
+func (r *Reader) beyond(ns int64) bool { return !r.until.IsZero() && ns >= r.untilNs }
+
+// nanos is t's UnixNano, or the nearest that there is.
+func nanos(t time.Time) int64 {
+	switch {
+	case t.Before(time.Unix(0, math.MinInt64)):
+		return math.MinInt64
+	case t.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
+	}
+	return t.UnixNano()
+}
+
 // WriterGone tells r that nobody writes the log any more. From then on what no
-// record speaks of is part of the output too: bytes behind the last record, or
-// all of them when the index is damaged, as Stdout.
-func (r *Reader) WriterGone() { r.gone = true }
+// record speaks of by now is part of the output too: bytes behind the last
+// record, or all of them when the index is damaged, as Stdout.
+func (r *Reader) WriterGone() {
+	r.gone, r.left = true, math.MaxInt64
+	if st, err := r.stat(); err == nil {
+		r.left = st.Size // what comes later, another Writer publishes
+	}
+}
 
 // Ended reports whether r has reached the end of a log that was closed: after
-// it Next returns io.EOF for ever.
+// it Next returns io.EOF until Resume.
 func (r *Reader) Ended() bool { return r.ended }
+
+// Resume makes r go on behind the end that it has reached, for a Writer that
+// appends to the log: r has not Ended any more, and its writer is not gone. It
+// is needed for an end that was the log's when Next came to it; others are
+// passed over.
+func (r *Reader) Resume() { r.gone, r.atEnd, r.ended = false, false, false }
 
 // Damaged reports whether r had to do without a part of the index. The output
 // is complete nevertheless, but some of it may be in the wrong stream.
@@ -138,9 +189,17 @@ func (r *Reader) Offset() int64 { return r.off }
 // Next returns the next piece of output, 32 KiB at most. Its Data is valid
 // until the next call. Records of one stream that were read within a
 // millisecond may come as one. The error is io.EOF when everything published
-// was read: unless Ended, more may come later.
+// was read: unless Ended or Done, more may come later.
 func (r *Reader) Next() (Chunk, error) {
 	for {
+		if r.done {
+			return Chunk{}, io.EOF
+		}
+		// Asked before the log is: what is published later came too late.
+		late := false
+		if at, ok := r.DoneAt(); ok {
+			late = !time.Now().Before(at)
+		}
 		if gap := r.hdr.start - r.off; gap > 0 {
 			r.off = r.hdr.start
 			return Chunk{Offset: r.off, Dropped: gap}, nil
@@ -150,6 +209,7 @@ func (r *Reader) Next() (Chunk, error) {
 			continue
 		}
 		if err != nil {
+			r.done = r.done || err == io.EOF && late
 			return Chunk{}, err
 		}
 		if !r.wants(p.stream) {
@@ -186,18 +246,25 @@ func (r *Reader) piece() (record, error) {
 		}
 		rec := r.records[r.at]
 		switch {
+		case r.beyond(rec.time):
+			r.done = true
+			return record{}, io.EOF
 		case rec.offset > r.off:
 			// What is between was described by a record that is damaged.
 			r.damaged = true
 			return record{offset: r.off, length: rec.offset - r.off, stream: Stdout, time: rec.time}, nil
-		case rec.kind == kindEnd:
-			r.ended = true
 		case rec.end() <= r.off:
-			r.at++
+			r.pass(rec)
 		default:
 			return r.merged(rec), nil
 		}
 	}
+}
+
+// pass leaves rec, the next record, behind.
+func (r *Reader) pass(rec record) {
+	r.atEnd = rec.kind == kindEnd
+	r.at++
 }
 
 // merged returns the rest of rec from r.off on, with the records after it that
@@ -205,8 +272,8 @@ func (r *Reader) piece() (record, error) {
 func (r *Reader) merged(rec record) record {
 	p := record{offset: r.off, length: rec.end() - r.off, stream: rec.stream, time: rec.time}
 	for _, next := range r.records[r.at+1:] {
-		if p.length >= maxChunk || next.kind != kindData || next.stream != p.stream ||
-			next.offset != p.end() || next.time-p.time > mergeWithin || next.time < p.time {
+		if p.length >= maxChunk || next.kind != kindData || next.stream != p.stream || next.offset != p.end() ||
+			next.time-p.time > mergeWithin || next.time < p.time || r.beyond(next.time) {
 			break
 		}
 		p.length += next.length
@@ -216,29 +283,33 @@ func (r *Reader) merged(rec record) record {
 
 // unpublished returns what is behind the last record once the writer is gone.
 func (r *Reader) unpublished() (record, error) {
-	if !r.gone {
+	if !r.gone && !r.atEnd {
 		return record{}, io.EOF
 	}
 	st, err := r.stat()
 	if err != nil {
 		return record{}, err
 	}
-	if st.Size <= r.off {
-		return record{}, io.EOF
+	switch size := min(st.Size, r.left); {
+	case r.atEnd && st.Size <= r.off:
+		r.ended = true
+	case !r.gone || size <= r.off:
+	case r.beyond(st.Mtim.Nano()):
+		r.done = true
+	default:
+		r.atEnd = false
+		return record{offset: r.off, length: size - r.off, stream: Stdout, time: st.Mtim.Nano()}, nil
 	}
-	return record{offset: r.off, length: st.Size - r.off, stream: Stdout, time: st.Mtim.Nano()}, nil
+	return record{}, io.EOF
 }
 
 // fill reads records until there is a good one or no more.
 func (r *Reader) fill() error {
 	r.records, r.at = r.records[:0], 0
-	if !r.haveHdr && !r.noIndex {
-		if err := r.loadHeader(); err != nil {
+	if !r.haveHdr {
+		if err := r.loadHeader(); err != nil || !r.haveHdr {
 			return err
 		}
-	}
-	if !r.haveHdr || r.noIndex {
-		return nil
 	}
 	if r.raw == nil {
 		r.raw = make([]byte, recordsPerRead*recordSize)
@@ -283,7 +354,7 @@ func (r *Reader) fill() error {
 func fits(rec *record, size int64) bool {
 	if rec.kind == kindEnd {
 		rec.offset = min(rec.offset, size)
-		return rec.offset == size
+		return true
 	}
 	rec.length = min(rec.length, size-rec.offset)
 	return rec.length > 0
@@ -332,15 +403,11 @@ func (r *Reader) reload() (size int64, err error) {
 	return st.Size, err
 }
 
-func (r *Reader) stat() (st unix.Stat_t, err error) {
-	if err := unix.Fstat(r.log, &st); err != nil {
-		return st, &opError{"stat log", err}
-	}
-	return st, nil
-}
+func (r *Reader) stat() (unix.Stat_t, error) { return stat(r.log, LogName) }
 
-// loadHeader reads the header. There is none for a moment in a new log; until
-// then, and for ever when a crash has lost it, there are no records.
+// loadHeader reads the header. There is none for a moment in a new log, and none
+// that a crash has lost until a Writer that appends makes a new one: without it
+// there are no records.
 func (r *Reader) loadHeader() error {
 	var b [headerSize]byte
 	for try := 0; ; try++ {
@@ -350,7 +417,7 @@ func (r *Reader) loadHeader() error {
 		}
 		hdr, err := decodeHeader(&b)
 		switch {
-		case n < headerSize && !r.haveHdr:
+		case n < headerSize && !r.haveHdr && !r.gone:
 			return nil
 		case n == headerSize && err == nil:
 			st, err := r.stat()
@@ -358,17 +425,17 @@ func (r *Reader) loadHeader() error {
 				return err
 			}
 			hdr.start = min(hdr.start, st.Size)
-			r.hdr, r.haveHdr = hdr, true
+			r.hdr, r.haveHdr, r.noIndex = hdr, true, false
 			return nil
 		case n == headerSize && err == ErrVersion:
 			return &opError{"read log index header", err}
-		case try == 20 || !mayChange(&b):
-			r.damaged, r.noIndex = true, true
-			r.hdr = header{}
-			// A hole in the beginning is what the limit has removed.
-			if off, err := unix.Seek(r.log, 0, unix.SEEK_DATA); err == nil {
-				r.hdr.start = off
+		case n < headerSize || r.noIndex || try == 20 || !torn(&b):
+			st, err := r.stat()
+			if err != nil {
+				return err
 			}
+			r.damaged, r.noIndex, r.haveHdr = true, true, false
+			r.hdr = header{start: dataStart(r.log, st.Size)}
 			return nil
 		}
 		// A read of a file is not atomic against a write: this may be half of
@@ -393,7 +460,7 @@ func (r *Reader) From(offset int64) error {
 
 // Since moves r to the first piece that was read at t or later.
 func (r *Reader) Since(t time.Time) error {
-	ns := t.UnixNano()
+	ns := nanos(t)
 	n, err := r.search(func(rec record) bool { return rec.time >= ns })
 	if err != nil {
 		return err
@@ -415,7 +482,7 @@ func (r *Reader) Since(t time.Time) error {
 			return nil
 		}
 		r.off = max(r.off, rec.end())
-		r.at++
+		r.pass(rec)
 	}
 }
 
@@ -429,8 +496,18 @@ func (r *Reader) Tail(ctx context.Context, lines int64) error {
 	}
 	t := tail{r: r, ctx: ctx, left: lines, last: true, pos: -1}
 	if r.gone {
-		t.pos = size
+		t.pos = min(size, r.left)
 	}
+	if !r.until.IsZero() {
+		k, err := r.search(func(rec record) bool { return r.beyond(rec.time) })
+		if err != nil {
+			return err
+		}
+		if k < n {
+			n, t.pos = k, -1
+		}
+	}
+	newest := true
 	raw := make([]byte, recordsPerRead*recordSize)
 	for n > r.hdr.first && t.left >= 0 && (t.pos < 0 || t.pos > r.hdr.start) {
 		from := max(r.hdr.first, n-recordsPerRead)
@@ -443,8 +520,8 @@ func (r *Reader) Tail(ctx context.Context, lines int64) error {
 			if !ok || !fits(&rec, size) {
 				continue
 			}
-			if t.pos < 0 {
-				t.pos = rec.end()
+			if newest {
+				t.pos, newest = max(t.pos, rec.end()), false
 			}
 			if err := t.back(rec.end(), Stdout); err != nil { // not described by a record
 				return err
@@ -518,25 +595,23 @@ func (t *tail) back(to int64, s Stream) error {
 func (r *Reader) moveTo(off, n int64) {
 	r.off, r.next = off, max(n, r.hdr.first)
 	r.records, r.at = r.records[:0], 0
-	r.ended = false
+	r.atEnd, r.ended, r.done = false, false, false
 }
 
 // count returns how many records the index has and the size of log.
 func (r *Reader) count() (n, size int64, err error) {
-	if !r.noIndex {
-		if err := r.loadHeader(); err != nil {
-			return 0, 0, err
-		}
+	if err := r.loadHeader(); err != nil {
+		return 0, 0, err
 	}
-	var idx unix.Stat_t
-	if err := unix.Fstat(r.idx, &idx); err != nil {
-		return 0, 0, &opError{"stat log index", err}
+	idx, err := stat(r.idx, IndexName)
+	if err != nil {
+		return 0, 0, err
 	}
 	log, err := r.stat()
 	if err != nil {
 		return 0, 0, err
 	}
-	if r.haveHdr && !r.noIndex {
+	if r.haveHdr {
 		n = max(idx.Size-headerSize, 0) / recordSize
 	}
 	return n, log.Size, nil
@@ -571,7 +646,7 @@ func (r *Reader) search(beyond func(record) bool) (int64, error) {
 type Info struct {
 	Size  int64     // bytes of output, those included that the limit has removed
 	Start int64     // the first byte still kept
-	Ended bool      // the log was closed: Size is final
+	Ended bool      // the log was closed: Size is final, unless another Writer appends
 	Last  time.Time // of the newest record; zero without one
 }
 
@@ -594,7 +669,7 @@ func Stat(dir string) (Info, error) {
 			return Info{}, &opError{"read log index", err}
 		}
 		if rec, ok := decodeRecord(b[:k]); ok && fits(&rec, size) {
-			info.Ended, info.Last = rec.kind == kindEnd, time.Unix(0, rec.time)
+			info.Ended, info.Last = rec.kind == kindEnd && rec.offset == size, time.Unix(0, rec.time)
 		}
 	}
 	return info, nil

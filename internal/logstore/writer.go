@@ -16,11 +16,16 @@ const (
 	// cannot splice.
 	copySize = 64 << 10
 	minSlack = 64 << 10
+	// maxRecord bounds what one record speaks of, below what its length can say.
+	maxRecord = 1 << 30
+	// minFreed is the least for which Shrink gives up output.
+	minFreed = 4 * blockSize
 )
 
-// ErrNoHoles is what Create returns when a size limit is asked for and the file
-// system cannot give back the beginning of a file (FALLOC_FL_PUNCH_HOLE).
-// Nothing is created; the caller decides whether to do without the limit.
+// ErrNoHoles is what Create returns when a size limit or MayShrink is asked for
+// and the file system cannot give back the beginning of a file
+// (FALLOC_FL_PUNCH_HOLE). Nothing is created or changed; the caller decides
+// whether to do without.
 var ErrNoHoles = errors.New("file system cannot punch holes: a log's size cannot be limited")
 
 // ErrEnded is what a Writer returns for output after End.
@@ -33,10 +38,18 @@ type Options struct {
 	// limited to as much again: it needs 32 bytes for a piece of output, so of
 	// a job that writes in smaller pieces less is kept.
 	MaxBytes int64
+	// MayShrink makes a log of which Shrink can drop the older half.
+	MayShrink bool
+	// Append continues the log that exists, whatever its former Writer and a
+	// crash have left of it; without one, a log is created. A log that was
+	// created with neither MaxBytes nor MayShrink stays without both: its readers
+	// rely on its beginning.
+	Append bool
 }
 
-// Writer appends to a log. It is for one goroutine. The caller should have
-// SIGXFSZ ignored, should the process have a limit on file sizes.
+// Writer appends to a log. It is for one goroutine, and the only one of its log
+// at a time. The caller should have SIGXFSZ ignored, should the process have a
+// limit on file sizes.
 //
 // An error of Drain, Append or End leaves the Writer usable. When the disk is
 // full (ENOSPC, EDQUOT), the caller waits and calls again: nothing that was
@@ -53,10 +66,10 @@ type Writer struct {
 	last    int64 // time of the newest record
 
 	// What a call could not finish, in the order in which settle does.
+	trim    bool   // hdr is not written, or what is before its start not given back
 	pending record // its data is in log; no length: none
 	held    []byte // read from a source that cannot splice, not yet in log
 	heldBy  record // stream and time of held
-	trim    bool   // the limit is passed
 
 	punchedLog, punchedIdx int64 // where the holes end; the index keeps its first block
 
@@ -68,53 +81,177 @@ type Writer struct {
 }
 
 // Create creates an empty log in the directory that dirfd stands for. It is an
-// error if there is one already (EEXIST).
+// error if there is one already (EEXIST), unless opt has Append. The error is
+// ErrVersion for a log to continue that a newer Joblet wrote.
 func Create(dirfd int, opt Options) (_ *Writer, err error) {
 	if opt.MaxBytes < 0 {
 		return nil, &opError{"create log with a negative limit", unix.EINVAL}
 	}
 	w := &Writer{log: -1, idx: -1, max: opt.MaxBytes, slack: max(opt.MaxBytes/16, minSlack), punchedIdx: blockSize}
-	if w.log, err = create(dirfd, LogName); err != nil {
-		return nil, err
-	}
+	var newLog, newIdx bool
 	defer func() {
-		if err != nil {
-			_ = w.Close()
+		if err == nil {
+			return
+		}
+		_ = w.Close()
+		if newIdx {
+			_ = unix.Unlinkat(dirfd, IndexName, 0)
+		}
+		if newLog {
 			_ = unix.Unlinkat(dirfd, LogName, 0)
 		}
 	}()
-	if w.max > 0 {
-		w.hdr.flags |= flagCapped
-		if err := punch(w.log, 0, blockSize); err != nil {
-			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
-				return nil, ErrNoHoles
-			}
+	if w.log, newLog, err = create(dirfd, LogName, opt.Append); err != nil {
+		return nil, err
+	}
+	capped := opt.MaxBytes > 0 || opt.MayShrink
+	if capped {
+		if err := w.probeHoles(); err != nil {
 			return nil, err
 		}
 	}
-	if w.idx, err = create(dirfd, IndexName); err != nil {
+	if w.idx, newIdx, err = create(dirfd, IndexName, opt.Append); err != nil {
 		return nil, err
 	}
-	if err := w.writeHeader(); err != nil {
-		_ = unix.Unlinkat(dirfd, IndexName, 0)
+	if err := w.adopt(capped); err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-func create(dirfd int, name string) (int, error) {
+// create creates a file, or opens the one there is if that is wanted as well.
+func create(dirfd int, name string, exists bool) (fd int, created bool, err error) {
 	// Not O_APPEND: splice(2) refuses to write to such a file.
-	const flags = unix.O_RDWR | unix.O_CREAT | unix.O_EXCL | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	const flags = unix.O_RDWR | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
 	for {
-		fd, err := unix.Openat(dirfd, name, flags, 0o600)
-		switch err {
-		case nil:
-			return fd, nil
-		case unix.EINTR:
-		default:
-			return -1, &opError{"create " + name, err}
+		fd, err = unix.Openat(dirfd, name, flags|unix.O_CREAT|unix.O_EXCL, 0o600)
+		if err == nil {
+			return fd, true, nil
+		}
+		if err == unix.EEXIST && exists {
+			if fd, err = unix.Openat(dirfd, name, flags, 0); err == nil {
+				break
+			}
+		}
+		if err != unix.EINTR {
+			return -1, false, &opError{"create " + name, err}
 		}
 	}
+	st, err := stat(fd, name)
+	if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
+		err = &opError{"open " + name, unix.EINVAL}
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, false, err
+	}
+	return fd, false, nil
+}
+
+// probeHoles makes a hole where nothing is.
+func (w *Writer) probeHoles() error {
+	st, err := stat(w.log, LogName)
+	if err != nil {
+		return err
+	}
+	err = punch(w.log, (st.Size+blockSize-1)&^(blockSize-1), blockSize)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return ErrNoHoles
+	}
+	return err
+}
+
+// adopt continues with the files as they are: empty, or left by a former Writer
+// that may have been killed at any moment, also by a crash of the host.
+func (w *Writer) adopt(capped bool) error {
+	log, err := stat(w.log, LogName)
+	if err != nil {
+		return err
+	}
+	idx, err := stat(w.idx, IndexName)
+	if err != nil {
+		return err
+	}
+	w.size = log.Size
+	// Records keep their numbers, which readers hold on to, also those behind a
+	// header that is lost. A last one that is there by half is written over.
+	w.records = max(idx.Size-headerSize, 0) / recordSize
+
+	var b [headerSize]byte
+	if _, err := pread(w.idx, b[:], 0); err != nil {
+		return &opError{"read log index header", err}
+	}
+	hdr, err := decodeHeader(&b)
+	switch err {
+	case nil:
+		w.hdr = hdr
+	case ErrVersion:
+		return &opError{"read log index header", err}
+	default:
+		w.hdr = header{start: dataStart(w.log, w.size)}
+		if capped || w.hdr.start > 0 {
+			w.hdr.flags = flagCapped
+		}
+	}
+	w.hdr.start, w.hdr.first = min(w.hdr.start, w.size), min(w.hdr.first, w.records)
+	if err != nil || w.hdr != hdr {
+		if err := w.writeHeader(); err != nil {
+			return err
+		}
+	}
+	if w.hdr.flags&flagCapped == 0 {
+		w.max = 0
+	} else {
+		w.trim = w.hdr.start > 0 || w.hdr.first > 0 // the former Writer may not have come to it
+	}
+	if err := w.adoptRecords(time.Unix(0, log.Mtim.Nano())); err != nil {
+		return err
+	}
+	_ = w.settle() // a disk that is full now may have room later: the next call tells
+	return nil
+}
+
+// adoptRecords finds out what the newest records speak of, and takes what is in
+// log behind it, written last at mtime, for Stdout's.
+func (w *Writer) adoptRecords(mtime time.Time) error {
+	end := w.hdr.start
+	for n := w.records - 1; n >= w.hdr.first; n-- {
+		r, ok, err := w.record(n)
+		if err != nil {
+			return err
+		}
+		if !ok {
+			continue
+		}
+		w.last = max(w.last, r.time)
+		if r.end() <= w.size {
+			end = max(end, r.end())
+			break
+		}
+		// A crash of the host has lost what it speaks of, or a part: it must not
+		// come to speak of what is written next. Its number stays.
+		if r.length = w.size - r.offset; r.length > 0 {
+			end = w.size
+			r.encode(&w.raw)
+		} else {
+			clear(w.raw[:])
+		}
+		if err := writeFull(w.idx, w.raw[:], recordPos(n)); err != nil {
+			return &opError{"write log index", err}
+		}
+		w.dirtyIdx = true
+		if r.length > 0 {
+			break
+		}
+	}
+	if w.size > end {
+		if now := time.Now(); mtime.After(now) {
+			mtime = now
+		}
+		w.pending = record{offset: end, length: w.size - end, stream: Stdout, kind: kindData, time: w.clock(mtime)}
+		w.dirtyLog = true
+	}
+	return nil
 }
 
 // Size returns how many bytes of output the log has taken, those included that
@@ -230,12 +367,15 @@ func (w *Writer) settle() error {
 	if w.ended {
 		return ErrEnded
 	}
+	if w.trim { // first: the rest may need the room
+		if err := w.giveBack(); err != nil {
+			return err
+		}
+	}
 	if w.pending.length > 0 {
 		if err := w.publish(); err != nil {
 			return err
 		}
-	}
-	if w.trim {
 		if err := w.limit(); err != nil {
 			return err
 		}
@@ -253,10 +393,15 @@ func (w *Writer) settle() error {
 // publish appends the pending record to the index. A record that went in by
 // half is written again at the same place.
 func (w *Writer) publish() error {
-	if err := w.putRecord(w.pending); err != nil {
-		return err
+	for w.pending.length > 0 {
+		r := w.pending
+		r.length = min(r.length, maxRecord)
+		if err := w.putRecord(r); err != nil {
+			return err
+		}
+		w.pending.offset += r.length
+		w.pending.length -= r.length
 	}
-	w.pending = record{}
 	return nil
 }
 
@@ -288,9 +433,7 @@ func writeFull(fd int, p []byte, off int64) error {
 	return err
 }
 
-// limit removes the oldest bytes when there are too many: it publishes the new
-// start first, so that a reader that finds zeros can learn that they are none
-// of the job's.
+// limit removes the oldest bytes when there are too many.
 func (w *Writer) limit() error {
 	if w.max == 0 {
 		return nil
@@ -306,24 +449,64 @@ func (w *Writer) limit() error {
 	}
 	if (w.records-hdr.first)*recordSize > w.max+w.slack {
 		hdr.first = w.records - max(w.max/recordSize, 1)
-		r, err := w.record(hdr.first)
-		if err != nil {
-			return err
+		for ; hdr.first < w.records; hdr.first++ {
+			r, ok, err := w.record(hdr.first)
+			if err != nil {
+				return err
+			}
+			if ok {
+				hdr.start = max(hdr.start, min(r.offset, w.size))
+				break
+			}
 		}
-		hdr.start = max(hdr.start, r.offset)
 	}
-	if hdr == w.hdr && !w.trim {
+	if hdr == w.hdr {
 		return nil
 	}
-	w.trim = true // until all of it is done
-	w.hdr = hdr
-	if err := w.writeHeader(); err != nil {
+	w.hdr, w.trim = hdr, true
+	return w.giveBack()
+}
+
+// Shrink drops the older half of what is kept, so that a disk that is full has
+// room for the newest output: after ENOSPC or EDQUOT, the caller calls again
+// what gave it. freed is false when little would be gained (less than 16 KiB),
+// or the log was created with neither MayShrink nor MaxBytes: then there is
+// nothing but to wait. After an error, it may be called again.
+func (w *Writer) Shrink() (freed bool, err error) {
+	if w.ended || w.hdr.flags&flagCapped == 0 {
+		return false, nil
+	}
+	if !w.trim {
+		hdr := w.hdr
+		half := hdr.start + (w.size-hdr.start)/2
+		hdr.start = max(hdr.start, half&^(blockSize-1))
+		if hdr.start == w.hdr.start {
+			hdr.start = half // of little output, the index may be large
+		}
+		if hdr.first, err = w.find(hdr.start); err != nil {
+			return false, err
+		}
+		log := hdr.start&^(blockSize-1) - w.punchedLog
+		idx := recordPos(hdr.first)&^(blockSize-1) - w.punchedIdx
+		if max(log, 0)+max(idx, 0) < minFreed {
+			return false, nil
+		}
+		w.hdr, w.trim = hdr, true
+	}
+	err = w.giveBack()
+	return err == nil, err
+}
+
+// giveBack removes what is before hdr's start. It publishes that first, so that
+// a reader that finds zeros can learn that they are none of the job's.
+func (w *Writer) giveBack() error {
+	if err := w.writeHeader(); err != nil { // in place: it needs no room
 		return err
 	}
-	if err := punchTo(w.log, &w.punchedLog, hdr.start&^(blockSize-1)); err != nil {
+	if err := punchTo(w.log, &w.punchedLog, w.hdr.start&^(blockSize-1)); err != nil {
 		return err
 	}
-	if err := punchTo(w.idx, &w.punchedIdx, recordPos(hdr.first)&^(blockSize-1)); err != nil {
+	if err := punchTo(w.idx, &w.punchedIdx, recordPos(w.hdr.first)&^(blockSize-1)); err != nil {
 		return err
 	}
 	w.trim = false
@@ -355,16 +538,17 @@ func punch(fd int, off, n int64) error {
 	}
 }
 
-// find returns the number of the record that covers offset, which the log has.
+// find returns the number of the record that covers offset, or of an earlier one
+// when records are damaged.
 func (w *Writer) find(offset int64) (int64, error) {
-	lo, hi := w.hdr.first, w.records // the answer is in [lo, hi)
+	lo, hi := w.hdr.first, w.records // the answer is in [lo, hi), if there are any
 	for hi-lo > 1 {
 		mid := lo + (hi-lo)/2
-		r, err := w.record(mid)
+		r, ok, err := w.record(mid)
 		if err != nil {
 			return 0, err
 		}
-		if r.offset <= offset {
+		if ok && r.offset <= offset {
 			lo = mid
 		} else {
 			hi = mid
@@ -373,19 +557,17 @@ func (w *Writer) find(offset int64) (int64, error) {
 	return lo, nil
 }
 
-func (w *Writer) record(n int64) (record, error) {
+// record returns record number n. It is not ok if a crash has damaged it.
+func (w *Writer) record(n int64) (r record, ok bool, err error) {
 	k, err := pread(w.idx, w.raw[:], recordPos(n))
 	if err != nil {
-		return record{}, &opError{"read log index", err}
+		return record{}, false, &opError{"read log index", err}
 	}
-	r, ok := decodeRecord(w.raw[:k])
-	if !ok {
-		return record{}, &opError{"read log index", unix.EUCLEAN}
-	}
-	return r, nil
+	r, ok = decodeRecord(w.raw[:k])
+	return r, ok, nil
 }
 
-// End marks the log as complete. It may be called again: after an error to try
+// End marks the log as complete, until another Writer appends to it. It may be called again: after an error to try
 // again, after success to no effect.
 func (w *Writer) End(now time.Time) error {
 	if w.ended {

@@ -173,8 +173,8 @@ func (w *Watcher) remove(f *waiter) {
 }
 
 // Follow hands emit all output of r from its position on, as it comes, and
-// returns nil once the log has ended, or once gone is closed and all that the
-// writer left was read. gone says that nobody writes the log any more; it may
+// returns nil once the log has ended, once r is Done, or once gone is closed and
+// all that the writer left was read. After r's Resume it may be called again. gone says that nobody writes the log any more; it may
 // be nil. An error of emit ends Follow and is returned as it is; so is the cause
 // of ctx. A Chunk is valid during the call only, and emit may take its time:
 // what comes meanwhile is in the log.
@@ -194,11 +194,19 @@ func (w *Watcher) Follow(ctx context.Context, r *logstore.Reader, gone <-chan st
 			tick.Stop()
 		}
 	}()
+	var timer *time.Timer // for the moment that r's Until gave
+	var late <-chan time.Time
+	doneAt, ok := r.DoneAt()
+	if ok {
+		timer = time.NewTimer(time.Until(doneAt))
+		defer timer.Stop()
+		late = timer.C
+	}
 	for final := false; ; {
 		if err := readAll(ctx, r, emit); err != nil {
 			return err
 		}
-		if final || r.Ended() {
+		if final || r.Ended() || r.Done() {
 			return nil
 		}
 		if wake == nil && tick == nil {
@@ -220,6 +228,9 @@ func (w *Watcher) Follow(ctx context.Context, r *logstore.Reader, gone <-chan st
 		case <-gone:
 			r.WriterGone()
 			final = true
+		case <-late:
+			// Should it not be late yet: the clock was set back.
+			timer.Reset(max(time.Until(doneAt), time.Millisecond))
 		case _, ok := <-wake:
 			if !ok {
 				if w.isClosed() {

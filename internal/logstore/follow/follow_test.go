@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +16,38 @@ import (
 
 	"github.com/joblet/joblet/internal/logstore"
 )
+
+// TestMain makes the test binary a writer as well: it appends so many lines to
+// the log in the working directory, and then ends it or is killed.
+func TestMain(m *testing.M) {
+	n, err := strconv.Atoi(os.Getenv("FOLLOW_TEST_LINES"))
+	if err != nil {
+		os.Exit(m.Run())
+	}
+	fatal := func(err error) {
+		if err != nil {
+			println(err.Error())
+			os.Exit(1)
+		}
+	}
+	dir, err := unix.Open(".", unix.O_PATH|unix.O_DIRECTORY, 0)
+	fatal(err)
+	w, err := logstore.Create(dir, logstore.Options{Append: true})
+	fatal(err)
+	for i := range n {
+		_, err := w.Append([]byte(strconv.Itoa(i)+"\n"), logstore.Stream(1+i%2), time.Now())
+		fatal(err)
+	}
+	if os.Getenv("FOLLOW_TEST_KILL") == "" {
+		fatal(w.End(time.Now()))
+		os.Exit(0)
+	}
+	log, err := os.OpenFile(logstore.LogName, os.O_WRONLY|os.O_APPEND, 0)
+	fatal(err)
+	_, err = log.WriteString("not published\n")
+	fatal(err)
+	fatal(unix.Kill(os.Getpid(), unix.SIGKILL))
+}
 
 func check(t testing.TB, err error) {
 	t.Helper()
@@ -292,6 +327,138 @@ func TestOverflow(t *testing.T) {
 	check(t, w3.End(time.Now()))
 	check(t, <-f.done)
 	close(gone)
+}
+
+// TestResume follows a log through attempts of which each is a process, some of
+// them killed: once to the end of each, then on.
+func TestResume(t *testing.T) {
+	t.Parallel()
+	watcher := newWatcher(t)
+	w, dir := newLog(t)
+	write(t, w, "first\n")
+	check(t, w.End(time.Now()))
+	const attempts, followers = 8, 4
+	var gone [attempts]chan struct{}
+	for i := range gone {
+		gone[i] = make(chan struct{})
+	}
+	type result struct {
+		got []byte
+		err error
+	}
+	results := make(chan result, followers)
+	for range followers {
+		r := openLog(t, dir)
+		go func() {
+			var res result
+			for i := 0; i < attempts && res.err == nil; i++ {
+				r.Resume()
+				res.err = watcher.Follow(t.Context(), r, gone[i], func(c logstore.Chunk) error {
+					res.got = append(res.got, c.Data...)
+					return nil
+				})
+				<-gone[i] // its end may have been seen before
+			}
+			results <- res
+		}()
+	}
+	want := "first\n"
+	for i := range attempts {
+		lines := []int{0, 1, 50, 3000}[i%4]
+		cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
+		cmd.Dir, cmd.Stderr = dir, os.Stderr
+		cmd.Env = append(os.Environ(), "FOLLOW_TEST_LINES="+strconv.Itoa(lines))
+		for n := range lines {
+			want += strconv.Itoa(n) + "\n"
+		}
+		if i%3 == 1 {
+			cmd.Env = append(cmd.Env, "FOLLOW_TEST_KILL=1")
+			want += "not published\n"
+		}
+		if err := cmd.Run(); (err != nil) != (i%3 == 1) {
+			t.Fatal(err)
+		}
+		close(gone[i])
+	}
+	for range followers {
+		res := <-results
+		check(t, res.err)
+		if string(res.got) != want {
+			t.Errorf("got %d bytes, want %d", len(res.got), len(want))
+		}
+	}
+}
+
+// TestResumeWakes has a follower wait, after the end, for the next Writer's
+// output: what wakes it is the watch, not the clock.
+func TestResumeWakes(t *testing.T) {
+	t.Parallel()
+	watcher := newWatcher(t)
+	w, dir := newLog(t)
+	r := openLog(t, dir)
+	for i := range 20 {
+		f := start(t.Context(), watcher, r, nil)
+		waits(t, watcher, 1)
+		s := strconv.Itoa(i)
+		write(t, w, s)
+		if got := <-f.got; got != s {
+			t.Fatalf("got %q, want %q", got, s)
+		}
+		check(t, w.End(time.Now()))
+		check(t, <-f.done)
+		waits(t, watcher, 0)
+		r.Resume()
+		check(t, w.Close())
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		check(t, err)
+		w, err = logstore.Create(fd, logstore.Options{Append: true})
+		check(t, err)
+		check(t, unix.Close(fd))
+	}
+	check(t, w.Close())
+}
+
+func TestUntil(t *testing.T) {
+	t.Parallel()
+	watcher := newWatcher(t)
+	t.Run("silence", func(t *testing.T) {
+		w, dir := newLog(t)
+		write(t, w, "x")
+		r := openLog(t, dir)
+		until := time.Now().Add(200 * time.Millisecond)
+		r.Until(until)
+		f := start(t.Context(), watcher, r, nil)
+		<-f.got
+		check(t, <-f.done)
+		if late := time.Since(until); late < 0 || !r.Done() || r.Ended() {
+			t.Fatalf("%v late, done %v, ended %v", late, r.Done(), r.Ended())
+		}
+	})
+	t.Run("output", func(t *testing.T) {
+		w, dir := newLog(t)
+		r := openLog(t, dir)
+		until := time.Now().Add(time.Hour)
+		r.Until(until)
+		f := start(t.Context(), watcher, r, nil)
+		for _, at := range []time.Duration{-time.Second, -1, 0, 1} {
+			_, err := w.Append([]byte(at.String()), logstore.Stdout, until.Add(at))
+			check(t, err)
+		}
+		var got []string
+		for len(got) < 2 {
+			got = append(got, <-f.got)
+		}
+		check(t, <-f.done)
+		if s := strings.Join(got, ","); s != "-1s,-1ns" || !r.Done() {
+			t.Fatalf("got %s, done %v", s, r.Done())
+		}
+	})
+	t.Run("past", func(t *testing.T) {
+		_, dir := newLog(t)
+		r := openLog(t, dir)
+		r.Until(time.Unix(1, 0))
+		check(t, watcher.Follow(t.Context(), r, nil, nil))
+	})
 }
 
 // BenchmarkLatency is the time from Append to the follower's having it.
