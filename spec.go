@@ -236,7 +236,7 @@ func (s Spec) validateLife() error {
 	switch s.Stdin {
 	case StdinNone, StdinFile:
 	case StdinStream:
-		if s.Retries > 0 || s.Schedule != "" {
+		if s.Retries > 0 || s.Schedule != "" || s.IdempotencyKey != "" {
 			return Errorf(InvalidArgument, "standard input as a stream: a job that runs later or again needs it as a file")
 		}
 	default:

@@ -235,7 +235,8 @@ func sendable(request proto.Message) error {
 	return nil
 }
 
-// Run starts a job and returns once its command runs.
+// Run submits a job and returns once it is accepted: its command runs, or it is
+// PENDING or SCHEDULED. A job that gets files or standard input is for Submit.
 func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) {
 	r, err := wire.SpecToProto(spec)
 	if err != nil {
@@ -254,11 +255,15 @@ const (
 	Stderr Stream = 2
 )
 
-// Event is something that happened to a job: [Started], [Output], [Gap] or
-// [Ended].
+// Event is something that happened to a job: [Waiting], [Started], [Output],
+// [Gap] or [Ended].
 type Event interface{ isEvent() }
 
-// Started says that the job's command runs.
+// Waiting says that the job is PENDING or SCHEDULED; its Reason says for what
+// it waits.
+type Waiting struct{ Job joblet.Job }
+
+// Started says that the job's command runs; each attempt tells.
 type Started struct{ Job joblet.Job }
 
 // Output is a piece of what the job wrote, byte for byte.
@@ -275,13 +280,14 @@ type Gap struct{ Offset, Length int64 }
 // Ended is the last event: the job as it is then.
 type Ended struct{ Job joblet.Job }
 
+func (Waiting) isEvent() {}
 func (Started) isEvent() {}
 func (Output) isEvent()  {}
 func (Gap) isEvent()     {}
 func (Ended) isEvent()   {}
 
-// RunAttached starts a job and follows it to its end. A job that could not be
-// started is an error before any event. An error, or leaving the loop, cuts the
+// RunAttached submits a job and follows it to its end. A job that was not
+// accepted is an error before any event. An error, or leaving the loop, cuts the
 // call but not the job: Follow takes it up again.
 func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
@@ -308,7 +314,7 @@ func (c *Client) Follow(ctx context.Context, ref string, opt joblet.LogOptions) 
 	}
 }
 
-func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield func(Event, error) bool) {
+func events(stream interface{ Recv() (*api.JobEvent, error) }, err error, yield func(Event, error) bool) {
 	for err == nil {
 		var p *api.JobEvent
 		if p, err = stream.Recv(); err != nil {
@@ -321,6 +327,11 @@ func events(stream grpc.ServerStreamingClient[api.JobEvent], err error, yield fu
 			e = Output{Stream: Stream(o.GetStream()), Offset: o.GetOffset(), Time: time.Unix(0, o.GetTimeNs()), Data: o.GetData()}
 		case *api.JobEvent_Gap:
 			e = Gap{Offset: p.Gap.GetOffset(), Length: p.Gap.GetLength()}
+		case *api.JobEvent_Waiting:
+			var j joblet.Job
+			if j, err = wire.JobFromProto(p.Waiting); err == nil {
+				e = Waiting{Job: j}
+			}
 		case *api.JobEvent_Started:
 			var j joblet.Job
 			if j, err = wire.JobFromProto(p.Started); err == nil {
@@ -350,7 +361,7 @@ func (c *Client) Job(ctx context.Context, ref string) (joblet.Job, error) {
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	return wire.JobFromProto(out)
+	return wire.StatusFromProto(out)
 }
 
 // Jobs lists the jobs that pass f, newest first.
@@ -383,6 +394,20 @@ func (c *Client) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (
 	return job(out.GetJob(), err)
 }
 
+// Cancel takes back a job that is PENDING or SCHEDULED and returns it.
+func (c *Client) Cancel(ctx context.Context, ref string) (joblet.Job, error) {
+	out, err := c.jobs.CancelJob(ctx, &api.CancelJobRequest{Uuid: ref})
+	return job(out.GetJob(), err)
+}
+
+// Rerun submits a job like the one that ref names, with its files, and returns
+// the new one as Run does. Secrets are not kept: they are to be given again, all
+// that the job had.
+func (c *Client) Rerun(ctx context.Context, ref string, secrets map[string]string) (joblet.Job, error) {
+	out, err := c.jobs.RerunJob(ctx, &api.RerunJobRequest{Uuid: ref, SecretEnvironment: secrets})
+	return job(out.GetJob(), err)
+}
+
 // Signal sends a signal, by its Linux number, to the job's PID 1.
 func (c *Client) Signal(ctx context.Context, ref string, signal int) error {
 	_, err := c.jobs.SignalJob(ctx, &api.SignalJobRequest{Uuid: ref, Signal: int32(signal)})
@@ -406,6 +431,18 @@ func (c *Client) Delete(ctx context.Context, ref string) error {
 func (c *Client) DeleteAll(ctx context.Context) (deleted, skipped int, err error) {
 	out, err := c.jobs.DeleteAllJobs(ctx, &api.DeleteAllJobsRequest{})
 	return int(out.GetDeletedCount()), int(out.GetSkippedCount()), err
+}
+
+// Prune deletes the jobs that have ended and pass f, of which EndedBefore,
+// States and Labels may be set. It returns how many they are and how many bytes
+// their output and files took; with dryRun, without deleting them.
+func (c *Client) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (deleted int, freed int64, err error) {
+	r, err := wire.PruneToProto(f, dryRun)
+	if err != nil {
+		return 0, 0, err
+	}
+	out, err := c.jobs.PruneJobs(ctx, r)
+	return int(out.GetDeletedCount()), out.GetFreedBytes(), err
 }
 
 func job(p *api.Job, err error) (joblet.Job, error) {

@@ -28,6 +28,8 @@ type peer struct {
 	path   string
 	begun  chan struct{} // one for each endless call
 	left   chan struct{} // one for each call that the client left
+	cut    chan error    // how the input of a call ended that did not end by itself
+	wake   chan struct{} // ends a job that sleeps
 }
 
 func (p *peer) RunJob(_ context.Context, r *api.RunJobRequest) (*api.RunJobResponse, error) {
@@ -55,6 +57,8 @@ func (p *peer) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreamingServer
 		return out.Context().Err()
 	case "short":
 		return nil
+	case "scheduled":
+		return out.Send(waiting(&api.Job{Status: "SCHEDULED"}))
 	case "stopping":
 		err, _ := wire.ErrorToStatus(joblet.Errorf(joblet.Unavailable, "the daemon is stopping"))
 		return err
@@ -107,7 +111,10 @@ func (p *peer) listen(t *testing.T) {
 
 func serve(t *testing.T) (*Client, *peer) {
 	t.Helper()
-	p := &peer{path: filepath.Join(t.TempDir(), "100% s?#ü"), begun: make(chan struct{}, 10), left: make(chan struct{}, 10)}
+	p := &peer{
+		path: filepath.Join(t.TempDir(), "100% s?#ü"), begun: make(chan struct{}, 10), left: make(chan struct{}, 10),
+		cut: make(chan error, 10), wake: make(chan struct{}),
+	}
 	p.listen(t)
 	c, err := Dial(t.Context(), "unix://"+p.path)
 	if err != nil {

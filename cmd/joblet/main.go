@@ -4,6 +4,7 @@ package main
 import (
 	"fmt"
 	"os"
+	_ "time/tzdata" // the zones of schedules, also on a host without them
 
 	"github.com/spf13/cobra"
 

@@ -39,7 +39,18 @@ type serveOptions struct {
 	ReadyFD   int
 	LogLevel  string
 	LogFormat string
+
+	MaxConcurrent int
+	RetainAge     time.Duration
+	RetainSize    byteSize
+	LogFull       string
 }
+
+// What a job's log does when the disk is full.
+const (
+	logFullWait   = "wait"
+	logFullShrink = "shrink"
+)
 
 func defaultServeOptions() serveOptions {
 	return serveOptions{
@@ -48,6 +59,7 @@ func defaultServeOptions() serveOptions {
 		ReadyFD:   -1,
 		LogLevel:  "info",
 		LogFormat: "text",
+		LogFull:   logFullWait,
 	}
 }
 
@@ -74,6 +86,10 @@ the next daemon finds them.`,
 	f.StringVar(&opt.RunDir, "run-dir", opt.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
 	f.DurationVar(&opt.IdleExit, "idle-exit", 0, "exit when for so long no job was alive and no call came; 0: never")
 	f.IntVar(&opt.ReadyFD, "ready-fd", opt.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
+	f.IntVar(&opt.MaxConcurrent, "max-concurrent", 0, "jobs that run at once, the others wait in a queue; 0: any number")
+	f.DurationVar(&opt.RetainAge, "retain-age", 0, "delete jobs that ended so long ago, such as 720h; 0: never")
+	f.Var(&opt.RetainSize, "retain-size", "delete the oldest ended jobs when all take more on disk, such as 20G; 0: never")
+	f.StringVar(&opt.LogFull, "log-full", opt.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
 	f.StringVar(&opt.LogLevel, "log-level", opt.LogLevel, "debug, info, warn or error")
 	f.StringVar(&opt.LogFormat, "log-format", opt.LogFormat, "text or json")
 	return cmd
@@ -92,6 +108,15 @@ func (o serveOptions) validate() error {
 	}
 	if o.IdleExit < 0 {
 		return fmt.Errorf("--idle-exit %v: must not be negative", o.IdleExit)
+	}
+	if o.MaxConcurrent < 0 {
+		return fmt.Errorf("--max-concurrent %d: must not be negative", o.MaxConcurrent)
+	}
+	if o.RetainAge < 0 {
+		return fmt.Errorf("--retain-age %v: must not be negative", o.RetainAge)
+	}
+	if o.LogFull != logFullWait && o.LogFull != logFullShrink {
+		return fmt.Errorf("--log-full %q: must be %s or %s", o.LogFull, logFullWait, logFullShrink)
 	}
 	_, err := o.logger(io.Discard)
 	return err
@@ -141,7 +166,10 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	defer lock.Close()
 
-	sup, err := supervisor.Open(ctx, supervisor.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: log})
+	sup, err := supervisor.Open(ctx, supervisor.Config{
+		StateDir: o.StateDir, RunDir: o.RunDir, Log: log,
+		MaxConcurrent: o.MaxConcurrent, RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
+	})
 	if err != nil {
 		return fmt.Errorf("open %s: %w", o.StateDir, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -71,23 +72,37 @@ func terminalWidth(w io.Writer) int {
 const minLastColumn = 12
 
 // writeTable prints rows in columns as wide as their content. With a width
-// the last column gets what is left of it, but some.
-func writeTable(w io.Writer, width int, rows [][]string) error {
+// the last column gets what is left of it, but some, for which the columns in
+// drop are left out, one after the other, as long as they have to be.
+func writeTable(w io.Writer, width int, rows [][]string, drop ...int) error {
 	if len(rows) == 0 {
 		return nil
 	}
 	last := len(rows[0]) - 1
-	widths := make([]int, last)
+	widths := make([]int, last+1)
 	used := 0
 	for c := range widths {
 		for _, row := range rows {
 			widths[c] = max(widths[c], utf8.RuneCountInString(row[c]))
 		}
-		used += widths[c] + 2
+		if c < last {
+			used += widths[c] + 2
+		}
+	}
+	left := make([]bool, last)
+	for _, c := range drop {
+		if width == 0 || used+min(widths[last], minLastColumn) <= width {
+			break
+		}
+		left[c] = true
+		used -= widths[c] + 2
 	}
 	var b strings.Builder
 	for _, row := range rows {
-		for c := range widths {
+		for c := range last {
+			if left[c] {
+				continue
+			}
 			b.WriteString(row[c])
 			for range widths[c] - utf8.RuneCountInString(row[c]) + 2 {
 				b.WriteByte(' ')
@@ -131,6 +146,27 @@ func formatDuration(d time.Duration) string {
 	}
 }
 
+// formatDue says when something is going to happen: "in 5m", "in 2h5m", or the
+// time when that is more than a day away.
+func formatDue(t, now time.Time) string {
+	d := t.Sub(now).Round(time.Second)
+	switch {
+	case t.IsZero():
+		return "-"
+	case d <= 0:
+		return "now"
+	case d >= 24*time.Hour:
+		return formatTime(t)
+	}
+	text := formatDuration(d)
+	for _, zero := range []string{"m0s", "h0m"} {
+		if whole, ok := strings.CutSuffix(text, zero); ok {
+			text = whole + zero[:1]
+		}
+	}
+	return "in " + text
+}
+
 // jobDuration is how long the job ran, so far or in all.
 func jobDuration(j joblet.Job, now time.Time) string {
 	switch {
@@ -160,71 +196,129 @@ func formatBytes(n int64) string {
 	return fmt.Sprintf("%.0f %ciB", v, "KMGT"[unit-1])
 }
 
+// attempts returns all runs of a job that has been started, the latest one
+// last.
+func attempts(j joblet.Job) []joblet.Attempt {
+	all := slices.Clone(j.Past)
+	if j.Attempt > len(j.Past) {
+		all = append(all, joblet.Attempt{Started: j.Started, Ended: j.Ended, State: j.State, Exit: j.Exit, Reason: j.Reason})
+	}
+	return all
+}
+
+// exitWords says how PID 1 ended, or "".
+func exitWords(e *joblet.Exit) string {
+	switch {
+	case e == nil:
+		return ""
+	case e.Signal != 0:
+		return "killed by " + signalName(e.Signal)
+	}
+	return fmt.Sprintf("exit code %d", e.Code)
+}
+
 // exitText is a job's end as a shell shows it, or "-".
 func exitText(j joblet.Job) string {
-	if status, ended := jobStatus(j); ended && (j.Exit != nil || j.State == joblet.TimedOut) {
+	if status, ended := j.Status(); ended && (j.Exit != nil || j.State == joblet.TimedOut || notRun(j)) {
 		return strconv.Itoa(status)
 	}
 	return "-"
 }
 
-// jobStatus returns the status that rnx gives for a job that has ended.
-func jobStatus(j joblet.Job) (status int, ended bool) {
-	switch {
-	case !j.State.Final():
-		return 0, false
-	case j.State == joblet.TimedOut:
-		return joblet.StatusTimeout, true
-	case j.State == joblet.Lost || j.Exit == nil:
-		return joblet.StatusFailure, true
-	}
-	return j.Exit.Status(), true
+// notRun reports whether the command of a FAILED job could not be executed.
+func notRun(j joblet.Job) bool {
+	return j.State == joblet.Failed && j.Exit == nil && (j.Failure == joblet.CommandNotFound || j.Failure == joblet.NotExecutable)
 }
 
-// jobJSON is a job as --json shows it.
+// jobJSON is a job as --json shows it, and what --format templates get.
 type jobJSON struct {
-	UUID       string            `json:"uuid"`
-	Name       string            `json:"name,omitempty"`
-	Status     joblet.State      `json:"status"`
-	Command    string            `json:"command"`
-	Args       []string          `json:"args"`
-	Runtime    string            `json:"runtime,omitempty"`
-	WorkDir    string            `json:"work_dir,omitempty"`
-	Env        map[string]string `json:"environment,omitempty"`
-	SecretEnv  map[string]string `json:"secret_environment,omitempty"`
-	TimeoutMS  int64             `json:"timeout_ms,omitempty"`
-	Init       bool              `json:"init,omitempty"`
-	Owner      string            `json:"owner"`
-	Created    time.Time         `json:"created_time,omitzero"`
-	Started    time.Time         `json:"start_time,omitzero"`
-	Ended      time.Time         `json:"end_time,omitzero"`
-	ExitCode   *int              `json:"exit_code"`        // as a shell shows it; null until it has ended
-	Signal     int               `json:"signal,omitempty"` // that ended it
-	Reason     string            `json:"reason,omitempty"`
-	HostPID    int               `json:"host_pid,omitempty"`
-	LogBytes   int64             `json:"log_bytes"`
-	DurationMS int64             `json:"duration_ms,omitempty"`
+	UUID           string            `json:"uuid"`
+	Name           string            `json:"name,omitempty"`
+	Status         joblet.State      `json:"status"`
+	Command        string            `json:"command"`
+	Args           []string          `json:"args"`
+	Runtime        string            `json:"runtime,omitempty"`
+	WorkDir        string            `json:"work_dir,omitempty"`
+	Env            map[string]string `json:"environment,omitempty"`
+	SecretEnv      map[string]string `json:"secret_environment,omitempty"`
+	TimeoutMS      int64             `json:"timeout_ms,omitempty"`
+	Init           bool              `json:"init,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	Owner          string            `json:"owner"`
+	Created        time.Time         `json:"created_time,omitzero"`
+	Started        time.Time         `json:"start_time,omitzero"` // of the latest attempt
+	Ended          time.Time         `json:"end_time,omitzero"`
+	ExitCode       *int              `json:"exit_code"`        // as a shell shows it; null until it has ended
+	Signal         int               `json:"signal,omitempty"` // that ended it
+	Reason         string            `json:"reason,omitempty"`
+	Failure        string            `json:"failure,omitempty"` // the kind of error for which it could not be run
+	HostPID        int               `json:"host_pid,omitempty"`
+	LogBytes       int64             `json:"log_bytes"`
+	LogMaxBytes    int64             `json:"log_max_bytes,omitempty"`
+	WorkBytes      int64             `json:"work_bytes,omitempty"`
+	DurationMS     int64             `json:"duration_ms,omitempty"`
+	Schedule       string            `json:"schedule,omitempty"`
+	Overlap        joblet.Overlap    `json:"overlap,omitempty"`
+	Scheduled      time.Time         `json:"scheduled_time,omitzero"` // next, as long as it waits
+	Parent         string            `json:"parent,omitempty"`
+	Attempt        int               `json:"attempt,omitempty"` // number of the latest
+	Past           []attemptJSON     `json:"past,omitempty"`    // the attempts before that
+	Retries        int               `json:"retries,omitempty"`
+	RetryDelayMS   int64             `json:"retry_delay_ms,omitempty"`
+	RetryOn        []int             `json:"retry_on,omitempty"`
+	DependsOn      []string          `json:"depends_on,omitempty"`
+	Priority       int               `json:"priority,omitempty"`
+	IdempotencyKey string            `json:"idempotency_key,omitempty"`
+	Stdin          joblet.Stdin      `json:"stdin,omitempty"`
+	Uploads        []string          `json:"uploads,omitempty"`
+}
+
+// attemptJSON is a run of a job that was followed by another.
+type attemptJSON struct {
+	Status   joblet.State `json:"status"`
+	Started  time.Time    `json:"start_time,omitzero"`
+	Ended    time.Time    `json:"end_time,omitzero"`
+	ExitCode *int         `json:"exit_code"`
+	Signal   int          `json:"signal,omitempty"`
+	Reason   string       `json:"reason,omitempty"`
 }
 
 func newJobJSON(j joblet.Job) jobJSON {
+	s := j.Spec
 	out := jobJSON{
-		UUID: j.ID, Name: j.Spec.Name, Status: j.State, Command: j.Spec.Command, Args: j.Spec.Args,
-		Runtime: j.Spec.Runtime, WorkDir: j.Spec.WorkDir, Env: j.Spec.Env, SecretEnv: j.Spec.Redacted().SecretEnv,
-		TimeoutMS: j.Spec.Timeout.Milliseconds(), Init: j.Spec.Init, Owner: j.Owner,
+		UUID: j.ID, Name: s.Name, Status: j.State, Command: s.Command, Args: s.Args,
+		Runtime: s.Runtime, WorkDir: s.WorkDir, Env: s.Env, SecretEnv: s.Redacted().SecretEnv,
+		TimeoutMS: s.Timeout.Milliseconds(), Init: s.Init, Labels: s.Labels, Owner: j.Owner,
 		Created: j.Created, Started: j.Started, Ended: j.Ended,
-		Reason: j.Reason, HostPID: j.PID, LogBytes: j.LogBytes,
+		Reason: j.Reason, HostPID: j.PID, LogBytes: j.LogBytes, LogMaxBytes: s.LogMax, WorkBytes: j.WorkBytes,
+		Schedule: s.Schedule, Overlap: s.Overlap, Scheduled: j.Scheduled, Parent: j.Parent, Attempt: j.Attempt,
+		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
+		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 	}
 	if out.Args == nil {
 		out.Args = []string{}
 	}
-	if status, ended := jobStatus(j); ended {
+	if status, ended := j.Status(); ended {
 		out.ExitCode = &status
 	}
 	if j.Exit != nil {
 		out.Signal = j.Exit.Signal
 	}
+	if j.State == joblet.Failed && j.Exit == nil {
+		out.Failure = j.Failure.String()
+	}
 	if !j.Started.IsZero() && !j.Ended.IsZero() {
 		out.DurationMS = j.Ended.Sub(j.Started).Milliseconds()
+	}
+	for _, p := range j.Past {
+		a := attemptJSON{Status: p.State, Started: p.Started, Ended: p.Ended, Reason: p.Reason}
+		if status, ended := (joblet.Job{State: p.State, Exit: p.Exit}).Status(); ended {
+			a.ExitCode = &status
+		}
+		if p.Exit != nil {
+			a.Signal = p.Exit.Signal
+		}
+		out.Past = append(out.Past, a)
 	}
 	return out
 }

@@ -21,8 +21,9 @@ func newJobCommand(a *app) *cobra.Command {
 		RunE: group,
 	}
 	cmd.AddCommand(
-		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newStopCommand(a),
-		newKillCommand(a), newWaitCommand(a), newDeleteCommand(a), newDeleteAllCommand(a),
+		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newCopyCommand(a), newWaitCommand(a),
+		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
+		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
 	)
 	return cmd
 }
@@ -62,8 +63,25 @@ func (a *app) completeJobs(states ...joblet.State) cobra.CompletionFunc {
 	}
 }
 
-// aliveStates are those in which a job can still be ended.
-var aliveStates = []joblet.State{joblet.Pending, joblet.Scheduled, joblet.Initializing, joblet.Running, joblet.Stopping}
+// States for completions: jobs that can still be ended, those that do not run
+// yet, and those that have ended.
+var (
+	aliveStates   = []joblet.State{joblet.Pending, joblet.Scheduled, joblet.Initializing, joblet.Running, joblet.Stopping}
+	waitingStates = []joblet.State{joblet.Pending, joblet.Scheduled}
+	finalStates   = []joblet.State{joblet.Completed, joblet.Failed, joblet.Stopped, joblet.Canceled, joblet.TimedOut, joblet.Lost}
+)
+
+// completeStates offers the given states, all without any.
+func completeStates(states ...joblet.State) cobra.CompletionFunc {
+	if states == nil {
+		states = joblet.States()
+	}
+	names := make([]string, len(states))
+	for i, s := range states {
+		names[i] = s.String()
+	}
+	return cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)
+}
 
 // jobsCommand does one thing to each job named on the command line.
 func (a *app) jobsCommand(cmd *cobra.Command, do func(ctx context.Context, c *client.Client, ref string) error) *cobra.Command {
@@ -74,6 +92,15 @@ func (a *app) jobsCommand(cmd *cobra.Command, do func(ctx context.Context, c *cl
 		})
 	}
 	return cmd
+}
+
+// jobID returns the id of the job that ref names.
+func jobID(ctx context.Context, c *client.Client, ref string) (string, error) {
+	if joblet.ValidID(ref) {
+		return ref, nil // also of one that is not there any more
+	}
+	j, err := c.Job(ctx, ref)
+	return j.ID, err
 }
 
 // show prints a job that a command has changed: its id, or all as JSON.

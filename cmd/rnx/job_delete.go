@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 )
 
@@ -17,7 +16,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Short:             "Delete jobs that have ended: record and output",
 		Long:              "Delete jobs that have ended: their records and output." + jobRefHelp,
 		Example:           "  rnx job delete 3f2a",
-		ValidArgsFunction: a.completeJobs(joblet.Completed, joblet.Failed, joblet.Stopped, joblet.Canceled, joblet.TimedOut, joblet.Lost),
+		ValidArgsFunction: a.completeJobs(finalStates...),
 	}, func(ctx context.Context, c *client.Client, ref string) error { return c.Delete(ctx, ref) })
 }
 

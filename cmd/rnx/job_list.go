@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"time"
@@ -12,10 +13,13 @@ import (
 )
 
 type listOptions struct {
-	quiet  bool
-	status []string
-	name   string
-	limit  int
+	quiet          bool
+	status, labels []string
+	name           string
+	since          string
+	parent, before string // any words for a job
+	limit          int
+	format         string
 }
 
 func newListCommand(a *app) *cobra.Command {
@@ -26,51 +30,89 @@ func newListCommand(a *app) *cobra.Command {
 		Short:   "List jobs, newest first",
 		Long: `List jobs, newest first. EXIT is the status as a shell shows it: 128 plus the
 signal's number for a job that a signal ended, 124 for one whose time was up.
-With --json each line is an object.` + exitStatusHelp,
+STARTED of a SCHEDULED job is when it will run. Columns for which a terminal is
+too narrow are left out. With --json each line is an object.
+
+--since takes a time (2026-01-31T15:04, RFC 3339) or how long ago it was (90s,
+2h30m, 3d). --limit and --before give page after page: name the last job of one
+page to get the next.` + formatHelp + exitStatusHelp,
 		Example: `  rnx job list --status=running
+  rnx job list --label=team=a --since=2h
+  rnx job list --limit=20 --before=3f2a
+  rnx job list --format='{{short .UUID}} {{.ExitCode}} {{join .Args " "}}'
   rnx job list --limit=10 --json | jq -r .uuid
   rnx job delete $(rnx job list -q --status=failed)`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return a.list(cmd, opt) },
+		RunE:              func(cmd *cobra.Command, _ []string) error { return a.list(cmd.Context(), opt) },
 	}
 	f := cmd.Flags()
+	f.SortFlags = false
+	f.StringSliceVar(&opt.status, "status", nil, "only jobs in this `STATE`; may be given again")
+	f.StringVar(&opt.name, "name", "", "only jobs of this `NAME`")
+	f.StringArrayVarP(&opt.labels, "label", "l", nil, "only jobs with `NAME=VALUE`, or NAME; may be given again")
+	f.StringVar(&opt.since, "since", "", "only jobs created at `TIME` or later")
+	f.StringVar(&opt.parent, "parent", "", "only runs of this repeating `JOB`")
+	f.IntVarP(&opt.limit, "limit", "n", 0, "at most `N`; 0: all")
+	f.StringVar(&opt.before, "before", "", "only jobs older than this `JOB`")
 	f.BoolVarP(&opt.quiet, "quiet", "q", false, "only the ids, in full")
-	f.StringSliceVar(&opt.status, "status", nil, "only jobs in this state; may be given again")
-	f.StringVar(&opt.name, "name", "", "only jobs of this name")
-	f.IntVarP(&opt.limit, "limit", "n", 0, "at most so many; 0: all")
-	states := joblet.States()
-	names := make([]string, len(states))
-	for i, s := range states {
-		names[i] = s.String()
-	}
-	_ = cmd.RegisterFlagCompletionFunc("status", cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp))
+	f.StringVar(&opt.format, "format", "", "Go `TEMPLATE` for each job")
+	_ = cmd.RegisterFlagCompletionFunc("status", completeStates())
+	_ = cmd.RegisterFlagCompletionFunc("parent", a.completeJobs())
+	_ = cmd.RegisterFlagCompletionFunc("before", a.completeJobs())
 	return cmd
 }
 
-func (o listOptions) filter() (joblet.Filter, error) {
-	f := joblet.Filter{Name: o.name, Limit: o.limit}
+// filter returns what the flags say, but for the jobs that they name.
+func (o listOptions) filter(now time.Time) (f joblet.Filter, err error) {
+	f = joblet.Filter{Name: o.name}
 	if o.limit < 0 {
 		return f, joblet.Errorf(joblet.InvalidArgument, "--limit %d: must not be negative", o.limit)
 	}
-	for _, name := range o.status {
-		s, err := joblet.ParseState(name)
-		if err != nil {
-			return f, joblet.Errorf(joblet.InvalidArgument, "--status: %w", err)
-		}
-		f.States = append(f.States, s)
+	if f.States, err = parseStates(o.status); err != nil {
+		return f, err
 	}
-	return f, nil
+	if f.Labels, err = parseLabelMatches(o.labels); err != nil {
+		return f, err
+	}
+	f.Since, err = momentFlag("--since", o.since, now)
+	return f, err
 }
 
-func (a *app) list(cmd *cobra.Command, opt listOptions) error {
-	filter, err := opt.filter()
+func (a *app) list(ctx context.Context, opt listOptions) error {
+	filter, err := opt.filter(time.Now())
 	if err != nil {
 		return err
 	}
-	return a.with(cmd.Context(), func(c *client.Client) error {
+	format, err := parseFormat(opt.format)
+	switch {
+	case err != nil:
+		return err
+	case format != nil && (a.json || opt.quiet):
+		return joblet.Errorf(joblet.InvalidArgument, "--format, --quiet and --json exclude each other")
+	}
+	return a.with(ctx, func(c *client.Client) error {
+		for _, named := range []struct {
+			flag, ref string
+			id        *string
+		}{{"--parent", opt.parent, &filter.Parent}, {"--before", opt.before, &filter.Before}} {
+			if named.ref == "" {
+				continue
+			}
+			if *named.id, err = jobID(ctx, c, named.ref); err != nil {
+				return fmt.Errorf("%s: %w", named.flag, err)
+			}
+		}
+		if opt.limit > 0 {
+			filter.Limit = opt.limit + 1 // whether there are more
+		}
 		var jobs []joblet.Job // the columns' widths need all of them
-		for j, err := range c.Jobs(cmd.Context(), filter) {
+		count, last, more := 0, "", false
+		for j, err := range c.Jobs(ctx, filter) {
+			if err == nil && opt.limit > 0 && count == opt.limit {
+				more = true
+				break
+			}
 			switch {
 			case err != nil:
 				return err
@@ -78,21 +120,30 @@ func (a *app) list(cmd *cobra.Command, opt listOptions) error {
 				err = a.println(j.ID)
 			case a.json:
 				err = a.writeJSON(newJobJSON(j))
+			case format != nil:
+				err = a.writeFormat(format, j)
 			default:
 				jobs = append(jobs, j)
 			}
 			if err != nil {
 				return err
 			}
+			count, last = count+1, j.ID
 		}
-		if opt.quiet || a.json {
-			return nil
+		somebody := terminalWidth(a.errOut) > 0
+		if table := !opt.quiet && !a.json && format == nil; table {
+			if len(jobs) == 0 && somebody {
+				_, err := fmt.Fprintln(a.errOut, "no jobs")
+				return err
+			}
+			if err := writeJobs(a.out, terminalWidth(a.out), jobs, time.Now()); err != nil {
+				return err
+			}
 		}
-		if len(jobs) == 0 && terminalWidth(a.errOut) > 0 {
-			_, err := fmt.Fprintln(a.errOut, "no jobs")
-			return err
+		if more && somebody {
+			a.note("there are more: add --before=%s for the next page", joblet.ShortID(last))
 		}
-		return writeJobs(a.out, terminalWidth(a.out), jobs, time.Now())
+		return nil
 	})
 }
 
@@ -101,12 +152,17 @@ const maxNameColumn = 24
 func writeJobs(w io.Writer, width int, jobs []joblet.Job, now time.Time) error {
 	rows := [][]string{{"ID", "NAME", "STATUS", "EXIT", "STARTED", "DURATION", "RUNTIME", "COMMAND"}}
 	for _, j := range jobs {
+		started := formatTime(j.Started)
+		if j.State == joblet.Scheduled {
+			started = formatDue(j.Scheduled, now)
+		}
 		rows = append(rows, []string{
 			joblet.ShortID(j.ID), dash(j.Spec.Name, maxNameColumn), j.State.String(), exitText(j),
-			formatTime(j.Started), jobDuration(j, now), dash(j.Spec.Runtime, maxNameColumn), printable(j.Spec.CommandLine()),
+			started, jobDuration(j, now), dash(j.Spec.Runtime, maxNameColumn), printable(j.Spec.CommandLine()),
 		})
 	}
-	return writeTable(w, width, rows)
+	const name, exit, start, duration, runtime = 1, 3, 4, 5, 6
+	return writeTable(w, width, rows, runtime, name, duration, start, exit)
 }
 
 // dash is s fit for a column, or "-".

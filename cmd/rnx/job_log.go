@@ -1,6 +1,8 @@
 package main
 
 import (
+	"time"
+
 	"github.com/spf13/cobra"
 
 	"github.com/joblet/joblet"
@@ -10,20 +12,36 @@ import (
 func newLogCommand(a *app) *cobra.Command {
 	var opt joblet.LogOptions
 	var timestamps bool
+	var since, until string
 	cmd := &cobra.Command{
 		Use:   "log [flags] JOB",
 		Short: "Show a job's output",
 		Long: `Show what a job has written, byte for byte: its stdout on stdout and its stderr
 on stderr. With --json each line is an object: event, stream, offset, time, and
-data, or data_base64 for bytes that are not UTF-8.` + jobRefHelp,
+data, or data_base64 for bytes that are not UTF-8.
+
+--since and --until take a time (2026-01-31T15:04, RFC 3339) or how long ago it
+was (90s, 2h30m, 3d).` + jobRefHelp,
 		Example: `  rnx job log 3f2a
   rnx job log -f --tail=20 web
-  rnx job log --stderr --timestamps 3f2a`,
+  rnx job log --stderr --timestamps 3f2a
+  rnx job log --since=2h --until=1h web`,
 		Args:              exactlyOne("job"),
 		ValidArgsFunction: a.completeJobs(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if opt.Tail < 0 {
 				return joblet.Errorf(joblet.InvalidArgument, "--tail %d: must not be negative", opt.Tail)
+			}
+			now := time.Now()
+			var err error
+			if opt.Since, err = momentFlag("--since", since, now); err != nil {
+				return err
+			}
+			if opt.Until, err = momentFlag("--until", until, now); err != nil {
+				return err
+			}
+			if !opt.Since.IsZero() && !opt.Until.IsZero() && !opt.Until.After(opt.Since) {
+				return joblet.Errorf(joblet.InvalidArgument, "--until %s: must be later than --since %s", until, since)
 			}
 			catchPipeSignal()
 			out := &output{stdout: a.out, stderr: a.errOut, json: a.json, timestamps: timestamps}
@@ -43,6 +61,8 @@ data, or data_base64 for bytes that are not UTF-8.` + jobRefHelp,
 	f := cmd.Flags()
 	f.BoolVarP(&opt.Follow, "follow", "f", false, "go on until the job has ended")
 	f.Int64VarP(&opt.Tail, "tail", "n", 0, "only the last so many lines; 0: all")
+	f.StringVar(&since, "since", "", "only what was written at `TIME` or later")
+	f.StringVar(&until, "until", "", "only what was written before `TIME`")
 	f.BoolVar(&opt.Stdout, "stdout", false, "only stdout")
 	f.BoolVar(&opt.Stderr, "stderr", false, "only stderr")
 	f.BoolVarP(&timestamps, "timestamps", "t", false, "the time before each line")

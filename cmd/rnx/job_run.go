@@ -2,14 +2,12 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"os"
-	"os/signal"
-	"runtime"
+	"path/filepath"
 	"strings"
-	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,13 +15,22 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/archive"
+	"github.com/joblet/joblet/internal/schedule"
 )
 
 type runOptions struct {
-	detach    bool
-	env       []string
-	secretEnv []string
-	spec      joblet.Spec
+	detach             bool
+	env, secretEnv     variables
+	labels             []string
+	schedule, overlap  string
+	retryOn            string
+	logMax             string
+	stdin              string // "": none; "-": ours; else a file
+	uploads, uploadDir []string
+	download           []string
+	downloadTo         string
+	spec               joblet.Spec
 }
 
 func newRunCommand(a *app) *cobra.Command {
@@ -36,84 +43,275 @@ writes to stdout and stderr appears here, byte for byte, while it runs.
 
 Flags stop at the command; all behind it is the job's. Ctrl-C sends SIGINT to
 the job, a second one within two seconds kills it; SIGTERM and SIGHUP go to the
-job as well. When the reader of rnx's output goes away, as in "| head -1", the
-job is killed. When the daemon goes away, rnx finds it again, or its successor.
+job as well. A job that still waits for its turn is canceled by each of them.
+When the reader of rnx's output goes away, as in "| head -1", the job is killed.
+When the daemon goes away, rnx finds it again, or its successor.
 
-With --json each line on stdout is an object: {"event": "started", "output",
-"gap" or "ended", …}; output has stream, offset, time, and data, or data_base64
-for bytes that are not UTF-8. With --detach it is one object, the job.
+--schedule takes a moment ("2026-03-01 09:00", "tomorrow 09:00", RFC 3339), a
+time from now ("+1h30m"), or the five fields of a crontab ("0 3 * * mon-fri",
+"@daily") for a job that runs again and again, each time as a job of its own.
+rnx does not wait for it: it prints the id, as with --detach.
+
+--upload and --upload-dir copy files into the job's /work before it starts;
+--download fetches what it left there into the current directory, or that of
+--download-to, once it has ended in whatever way. Its patterns are paths below
+/work, with *, ? and [a-z], and ** for any directories.
+
+With --json each line on stdout is an object: {"event": "waiting", "started",
+"output", "gap" or "ended", …}; output has stream, offset, time, and data, or
+data_base64 for bytes that are not UTF-8. With --detach it is one object, the job.
 
 Exit status: the job's own, 128+N when signal N ended it, 124 when its time was
 up, 125 when Joblet failed, 126 when the command cannot be executed, 127 when
 there is no such command.`,
 		Example: `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml bash -c "sleep 30 & sleep 40 & ps aux"
-  rnx job run -d --name=web --env PORT=8080 --timeout=1h ./server --verbose
-  rnx job run -e HOME -e LANG=C env`,
+  rnx job run -d --name=web -l team=a --timeout=1h python3 -m http.server
+  rnx job run --env-file=app.env -e LANG=C --secret-env=TOKEN env
+  rnx job run --upload=sum.py --upload=in.csv --download=out.csv python3 sum.py
+  rnx job run --stdin sort -u < words.txt
+  rnx job run --retry=3 --retry-delay=10s --retry-on=1,100-110 --upload=get.sh sh get.sh
+  rnx job run --schedule='0 3 * * *' --name=nightly --upload=backup.sh sh backup.sh
+  rnx job run -d --depends-on=$(rnx job run -d sleep 10) echo done`,
 		Args: atLeastOne("command"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec, err := opt.makeSpec(args, os.LookupEnv)
+			spec, err := opt.makeSpec(args, os.LookupEnv, time.Now())
 			if err != nil {
 				return err
 			}
-			if opt.detach {
-				return a.runDetached(cmd.Context(), spec)
+			in, err := opt.input(spec, a.in)
+			if err != nil {
+				return err
 			}
-			return a.runAttached(cmd.Context(), spec)
+			if opt.detached() {
+				return a.runDetached(cmd.Context(), spec, in)
+			}
+			var get *download
+			if len(opt.download) > 0 {
+				get = &download{patterns: opt.download, dir: opt.downloadTo}
+			}
+			return a.runAttached(cmd.Context(), spec, in, get)
 		},
 	}
 	opt.addFlags(cmd.Flags())
 	_ = cmd.RegisterFlagCompletionFunc("runtime", a.completeRuntimes)
-	cmd.ValidArgsFunction = func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-		return nil, cobra.ShellCompDirectiveDefault // names of files, as for any command
+	_ = cmd.RegisterFlagCompletionFunc("depends-on", a.completeJobs(aliveStates...))
+	_ = cmd.RegisterFlagCompletionFunc("overlap", cobra.FixedCompletions(
+		[]string{string(joblet.OverlapSkip), string(joblet.OverlapQueue)}, cobra.ShellCompDirectiveNoFileComp))
+	for _, flag := range []string{"env-file", "secret-env-file", "stdin", "upload"} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, completeFiles)
 	}
+	for _, flag := range []string{"upload-dir", "download-to"} {
+		_ = cmd.MarkFlagDirname(flag)
+	}
+	cmd.ValidArgsFunction = completeFiles // names of files, as for any command
 	return cmd
+}
+
+func completeFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	return nil, cobra.ShellCompDirectiveDefault
 }
 
 func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.SetInterspersed(false)
+	f.SortFlags = false // what belongs together stands together
 	f.BoolVarP(&o.detach, "detach", "d", false, "print the job's id and leave it running")
-	f.StringArrayVarP(&o.env, "env", "e", nil, "NAME=VALUE for the job, or NAME to pass on the one here; may be given again")
-	f.StringArrayVarP(&o.secretEnv, "secret-env", "s", nil, "the same, never stored or shown")
-	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "directory in the job to start in (default "+joblet.DefaultWorkDir+")")
-	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in (default: the host's programs)")
-	f.StringVar(&o.spec.Name, "name", "", "a name to find the job by")
+	f.StringVar(&o.spec.Name, "name", "", "a `NAME` to find the job by")
+	f.StringArrayVarP(&o.labels, "label", "l", nil, "`NAME=VALUE` to find jobs by; may be given again")
+	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in, its `NAME` (default: the host's programs)")
+	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "`DIR` in the job to start in (default "+joblet.DefaultWorkDir+")")
 	f.DurationVar(&o.spec.Timeout, "timeout", 0, "end the job after so long, such as 90s or 2h; 0: never")
 	f.BoolVar(&o.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")
+
+	f.StringArrayVarP(&o.env.given, "env", "e", nil, "`NAME=VALUE` for the job, or NAME to pass on the one here; may be given again")
+	f.StringArrayVar(&o.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
+	o.secretEnv.addSecretFlags(f)
+
+	f.StringVar(&o.schedule, "schedule", "", "`WHEN` to run: a moment, +DURATION, or five crontab fields to repeat")
+	f.StringVar(&o.overlap, "overlap", "", "what becomes of a run due before the last one has ended: `skip|queue` (default skip)")
+	f.StringSliceVar(&o.spec.DependsOn, "depends-on", nil, "`JOB` that must have COMPLETED first; may be given again")
+	f.IntVar(&o.spec.Priority, "priority", 0, fmt.Sprintf("`N` in the queue, from %d to %d; higher first", -joblet.MaxPriority, joblet.MaxPriority))
+	f.StringVar(&o.spec.IdempotencyKey, "idempotency-key", "", "with the `KEY` of an earlier job get that one and start none")
+
+	f.IntVar(&o.spec.Retries, "retry", 0, "run again up to `N` times when it fails")
+	f.DurationVar(&o.spec.RetryDelay, "retry-delay", 0, fmt.Sprintf("before the first retry, doubled with each (default %v)", joblet.DefaultRetryDelay))
+	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110 (default: all but 0)")
+
+	f.StringVar(&o.stdin, "stdin", "", "the job's standard input: ours, or with --stdin=`FILE` a file")
+	f.Lookup("stdin").NoOptDefVal = "-"
+	f.StringArrayVar(&o.uploads, "upload", nil, "file or directory `PATH` to copy into /work; may be given again")
+	f.StringArrayVar(&o.uploadDir, "upload-dir", nil, "`DIR` whose contents to copy into /work; may be given again")
+	f.StringArrayVar(&o.download, "download", nil, "`PATTERN` of files in /work to fetch at the end; may be given again")
+	f.StringVar(&o.downloadTo, "download-to", "", "`DIR` to fetch them into (default: the current one)")
+	f.StringVar(&o.logMax, "log-max", "", "`SIZE` of output to keep, the newest, such as 64M (default "+formatBytes(joblet.DefaultLogMax)+")")
 }
 
+// addSecretFlags adds --secret-env and --secret-env-file.
+func (v *variables) addSecretFlags(f *pflag.FlagSet) {
+	f.StringArrayVarP(&v.given, "secret-env", "s", nil, "`NAME=VALUE`, or NAME for the one here, never stored or shown; may be given again")
+	f.StringArrayVar(&v.files, "secret-env-file", nil, "`FILE` of such lines; --secret-env goes before; may be given again")
+}
+
+// detached reports whether rnx leaves the job to itself: it does with one that
+// runs some other time.
+func (o *runOptions) detached() bool { return o.detach || o.schedule != "" }
+
 // makeSpec returns what the command line asks for; lookup is os.LookupEnv.
-func (o runOptions) makeSpec(args []string, lookup func(string) (string, bool)) (joblet.Spec, error) {
+func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool), now time.Time) (joblet.Spec, error) {
 	s := o.spec
 	s.Command, s.Args = args[0], args[1:]
+	o.env.flag, o.secretEnv.flag = "--env", "--secret-env"
 	var err error
-	if s.Env, err = environment("--env", o.env, lookup); err != nil {
+	if s.Env, err = o.env.read(lookup); err != nil {
 		return s, err
 	}
-	if s.SecretEnv, err = environment("--secret-env", o.secretEnv, lookup); err != nil {
+	if s.SecretEnv, err = o.secretEnv.read(lookup); err != nil {
 		return s, err
+	}
+	if s.Labels, err = parseLabels(o.labels); err != nil {
+		return s, err
+	}
+	if o.schedule != "" {
+		when, err := schedule.Parse(o.schedule, now)
+		if err != nil {
+			return s, err
+		}
+		s.Schedule = when.String()
+	}
+	s.Overlap = joblet.Overlap(strings.ToLower(o.overlap))
+	if o.retryOn != "" {
+		if s.RetryOn, err = parseStatuses(o.retryOn); err != nil {
+			return s, joblet.Errorf(joblet.InvalidArgument, "--retry-on: %w", err)
+		}
+	}
+	if o.logMax != "" {
+		if s.LogMax, err = parseSize(o.logMax); err != nil {
+			return s, joblet.Errorf(joblet.InvalidArgument, "--log-max: %w", err)
+		}
+	}
+	if o.stdin != "" {
+		// What runs again, or when we are gone, or may be asked for twice, needs
+		// its input as a whole.
+		s.Stdin = joblet.StdinStream
+		if o.detached() || s.Retries > 0 || s.IdempotencyKey != "" {
+			s.Stdin = joblet.StdinFile
+		}
+	}
+	switch {
+	case s.Retries == 0 && (s.RetryDelay != 0 || s.RetryOn != nil):
+		return s, joblet.Errorf(joblet.InvalidArgument, "--retry-delay and --retry-on say how to retry: add --retry=N")
+	case len(o.download) > 0 && o.detached():
+		return s, joblet.Errorf(joblet.InvalidArgument, `--download: rnx does not wait for the end of this job; fetch its files with "rnx job cp" then`)
+	case len(o.download) == 0 && o.downloadTo != "":
+		return s, joblet.Errorf(joblet.InvalidArgument, "--download-to: no --download says what to fetch")
 	}
 	return s, s.Validate()
 }
 
-func environment(flag string, given []string, lookup func(string) (string, bool)) (map[string]string, error) {
-	if len(given) == 0 {
+// input opens what goes along with the job; nil: nothing does.
+func (o *runOptions) input(spec joblet.Spec, stdin io.Reader) (*input, error) {
+	in := &input{keep: spec.Stdin == joblet.StdinFile}
+	var sources []archive.Source
+	seen := make(map[string]string)
+	for _, path := range o.uploads {
+		full, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("--upload %s: %w", path, err)
+		}
+		name := filepath.Base(full)
+		if _, err = os.Stat(path); err != nil {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload: %w", err)
+		}
+		if filepath.Dir(full) == full {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload %s: it has no name to arrive under; --upload-dir copies what is in it", path)
+		}
+		if other, ok := seen[name]; ok {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload %s and %s: both would arrive as /work/%s", other, path, name)
+		}
+		seen[name] = path
+		sources = append(sources, archive.Source{Path: path, Name: name})
+	}
+	for _, path := range o.uploadDir {
+		info, err := os.Stat(path)
+		if err == nil && !info.IsDir() {
+			err = fmt.Errorf("%s is no directory", path)
+		}
+		if err != nil {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload-dir: %w", err)
+		}
+		sources = append(sources, archive.Source{Path: path})
+	}
+	if sources != nil {
+		in.files = func(w io.Writer) error {
+			_, err := archive.PackPaths(w, sources, archive.DefaultLimits)
+			return err
+		}
+	}
+	switch o.stdin {
+	case "":
+	case "-":
+		in.stdin = stdin
+	default:
+		f, err := os.Open(o.stdin)
+		if err != nil {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--stdin: %w", err)
+		}
+		if info, err := f.Stat(); err == nil && info.IsDir() {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--stdin: %s is a directory", o.stdin)
+		}
+		in.stdin = f // until rnx ends
+	}
+	if in.files == nil && in.stdin == nil {
 		return nil, nil
 	}
-	env := make(map[string]string, len(given))
-	for _, g := range given {
-		name, value, ok := strings.Cut(g, "=")
-		if err := joblet.ValidEnvName(name); err != nil {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "%s: %w", flag, err)
-		}
-		if !ok {
-			if value, ok = lookup(name); !ok {
-				return nil, joblet.Errorf(joblet.InvalidArgument, "%s %s: there is no such variable here to pass on", flag, name)
+	in.sending.Store(in.files != nil || in.keep)
+	return in, nil
+}
+
+// input is what goes along with a job, and how much of it is gone.
+type input struct {
+	files func(io.Writer) error // nil: there are none
+	stdin io.Reader             // nil: it is empty
+	keep  bool                  // stdin is sent as a whole before the job is accepted
+
+	sending atomic.Bool // the job cannot have been accepted: not all that it needs is sent
+	ended   atomic.Bool // stdin has been read to its end
+}
+
+// forClient returns it as the client wants it.
+func (in *input) forClient() client.Input {
+	var out client.Input
+	if in.files != nil {
+		out.Files = func(w io.Writer) error {
+			err := in.files(w)
+			if err == nil && (in.stdin == nil || !in.keep) {
+				in.sending.Store(false)
 			}
+			return err
 		}
-		env[name] = value
 	}
-	return env, nil
+	if in.stdin != nil {
+		out.Stdin = in
+	}
+	return out
+}
+
+// Read reads stdin.
+func (in *input) Read(p []byte) (int, error) {
+	n, err := in.stdin.Read(p)
+	if err == io.EOF { // a Reader's own word for it is never wrapped
+		in.ended.Store(true)
+		in.sending.Store(false)
+	}
+	return n, err
+}
+
+// submit runs a job with what goes along with it and follows it.
+func submit(ctx context.Context, c *client.Client, spec joblet.Spec, in *input) eventSeq {
+	if in == nil {
+		return c.RunAttached(ctx, spec)
+	}
+	return c.Submit(ctx, spec, in.forClient(), false)
 }
 
 // runStatus returns with which status "job run" ends after err.
@@ -127,236 +325,36 @@ func runStatus(err error) int {
 	return joblet.StatusFailure
 }
 
-func (a *app) runDetached(ctx context.Context, spec joblet.Spec) error {
+func (a *app) runDetached(ctx context.Context, spec joblet.Spec, in *input) error {
 	return a.with(ctx, func(c *client.Client) error {
-		j, err := c.Run(ctx, spec)
+		j, err := accepted(ctx, c, spec, in)
 		if err != nil {
 			return err
+		}
+		if j.State == joblet.Scheduled && terminalWidth(a.errOut) > 0 {
+			a.note("%s", scheduledNote(j, time.Now()))
 		}
 		return a.show(j)
 	})
 }
 
-// catchPipeSignal makes a write to a closed pipe an error (EPIPE) also on
-// stdout and stderr, where Go otherwise ends the process. The signal is caught
-// and not ignored, so that a daemon that rnx starts does not inherit that.
-func catchPipeSignal() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
-
-const (
-	secondInterrupt = 2 * time.Second        // Ctrl-C again within it kills
-	reattachFor     = 15 * time.Second       // how long a daemon may be away
-	reattachPause   = 200 * time.Millisecond // between two tries
-)
-
-// attachment is rnx while it follows the job that it has started.
-type attachment struct {
-	app *app
-	out output
-	off int64 // output up to here is written
-
-	mu     sync.Mutex // protects what follows
-	client *client.Client
-	id     string // empty until the job has started
-
-	known chan struct{} // closed when id is set
-}
-
-func (a *app) runAttached(ctx context.Context, spec joblet.Spec) error {
-	c, err := a.connect(ctx)
-	if err != nil {
-		return err
+// accepted submits a job and returns it once the daemon has it.
+func accepted(ctx context.Context, c *client.Client, spec joblet.Spec, in *input) (joblet.Job, error) {
+	if in == nil {
+		return c.Run(ctx, spec)
 	}
-	at := &attachment{
-		app: a, client: c, known: make(chan struct{}),
-		out: output{stdout: a.out, stderr: a.errOut, json: a.json},
-	}
-	// The connections end with the process, whose next act is to exit.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// Before the request: from then on a signal must not leave the job alone.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	catchPipeSignal()
-	go at.forward(ctx, cancel, signals)
-
-	job, err := at.follow(c.RunAttached(ctx, spec))
-	for err != nil && at.lost(err) {
-		if job, err = at.reattach(ctx, err); err != nil {
-			err = fmt.Errorf("lost the daemon: %w; job %s goes on: see \"rnx job log -f %[2]s\"", err, joblet.ShortID(at.id))
-			break
-		}
-	}
-	var w *writeError
-	switch {
-	case errors.As(err, &w):
-		return at.abandon(ctx, w.err)
-	case ctx.Err() != nil && context.Cause(ctx) != nil:
-		return context.Cause(ctx)
-	case err != nil:
-		return err
-	}
-	return a.verdict(job)
-}
-
-// verdict turns the job's end into rnx's.
-func (a *app) verdict(j joblet.Job) error {
-	status, ended := jobStatus(j)
-	if !ended {
-		return joblet.Errorf(joblet.Internal, "job %s is %v at the end of its output", joblet.ShortID(j.ID), j.State)
-	}
-	e := &exitError{status: status}
-	switch {
-	case j.State == joblet.TimedOut:
-		e.err = fmt.Errorf("job %s: its time was up after %v", joblet.ShortID(j.ID), j.Spec.Timeout)
-	case j.Reason != "":
-		e.err = fmt.Errorf("job %s: %s", joblet.ShortID(j.ID), j.Reason)
-	case j.Exit == nil || j.State == joblet.Lost:
-		e.err = fmt.Errorf("job %s is %v and left no exit status", joblet.ShortID(j.ID), j.State)
-	case status == 0:
-		return nil
-	}
-	if a.json { // the last event has said it
-		e.err = nil
-	}
-	return e
-}
-
-// writeError is a failure to write the job's output here.
-type writeError struct{ err error }
-
-func (e *writeError) Error() string { return "write output: " + e.err.Error() }
-func (e *writeError) Unwrap() error { return e.err }
-
-// follow writes the events and returns the job at its end.
-func (at *attachment) follow(events func(func(client.Event, error) bool)) (joblet.Job, error) {
-	for event, err := range events {
+	for event, err := range c.Submit(ctx, spec, in.forClient(), true) {
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		if e, ok := event.(client.Started); ok {
-			at.mu.Lock()
-			at.id = e.Job.ID
-			at.mu.Unlock()
-			close(at.known)
-		}
-		if err := at.out.event(event); err != nil {
-			return joblet.Job{}, &writeError{err}
-		}
 		switch e := event.(type) {
-		case client.Output:
-			at.off = e.Offset + int64(len(e.Data))
+		case client.Waiting:
+			return e.Job, nil
+		case client.Started:
+			return e.Job, nil
 		case client.Ended:
 			return e.Job, nil
 		}
 	}
-	return joblet.Job{}, joblet.Errorf(joblet.Internal, "the job's output ended without a word on the job")
+	return joblet.Job{}, joblet.Errorf(joblet.Internal, "the daemon did not say whether it has accepted the job")
 }
-
-func (at *attachment) conn() *client.Client {
-	at.mu.Lock()
-	defer at.mu.Unlock()
-	return at.client
-}
-
-// lost reports whether err is the daemon's going away while the job runs.
-func (at *attachment) lost(err error) bool {
-	return at.id != "" && joblet.KindOf(err) == joblet.Unavailable
-}
-
-// reattach finds the daemon, or its successor, and goes on where the output
-// was cut.
-func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, error) {
-	deadline := time.Now().Add(reattachFor)
-	for {
-		c, dialErr := at.app.connect(ctx)
-		if dialErr == nil {
-			at.mu.Lock()
-			at.client.Close()
-			at.client = c
-			at.mu.Unlock()
-			before := at.off
-			job, followErr := at.follow(c.Follow(ctx, at.id, joblet.LogOptions{Offset: at.off, Follow: true}))
-			if followErr == nil || !at.lost(followErr) || at.off > before {
-				return job, followErr
-			}
-			dialErr = followErr
-		}
-		if time.Now().After(deadline) || joblet.KindOf(dialErr) != joblet.Unavailable {
-			return joblet.Job{}, dialErr
-		}
-		select {
-		case <-ctx.Done():
-			return joblet.Job{}, ctx.Err()
-		case <-time.After(reattachPause):
-		}
-	}
-}
-
-// abandon ends the job because its output has nowhere to go: what SIGPIPE does
-// to a program in a pipeline.
-func (at *attachment) abandon(ctx context.Context, cause error) error {
-	if at.id != "" {
-		_, err := at.conn().Stop(ctx, at.id, joblet.StopOptions{Signal: sigkill})
-		if err != nil && joblet.KindOf(err) != joblet.FailedPrecondition {
-			return fmt.Errorf("stop job %s: %w", at.id, err)
-		}
-	}
-	if closedPipe(cause) {
-		return &exitError{status: 128 + int(syscall.SIGPIPE)}
-	}
-	return &writeError{cause}
-}
-
-func closedPipe(err error) bool {
-	// ERROR_BROKEN_PIPE and ERROR_NO_DATA are Windows' words for it.
-	return errors.Is(err, syscall.EPIPE) || isWindows && (errors.Is(err, syscall.Errno(109)) || errors.Is(err, syscall.Errno(232)))
-}
-
-// forward hands our signals to the job. One that comes before the job runs
-// waits until it does; a second one then gives up.
-func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) {
-	var interrupted time.Time
-	for {
-		var sig syscall.Signal
-		select {
-		case <-ctx.Done():
-			return
-		case s := <-signals:
-			sig, _ = s.(syscall.Signal)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-at.known:
-		case <-signals:
-			cancel(&exitError{status: 128 + int(sig), err: errors.New("interrupted before the job ran")})
-			return
-		}
-		id, short := at.id, joblet.ShortID(at.id)
-		var err error
-		if sig == syscall.SIGINT && time.Since(interrupted) < secondInterrupt {
-			at.app.note("killing job %s", short)
-			_, err = at.conn().Stop(ctx, id, joblet.StopOptions{Signal: sigkill})
-		} else {
-			if sig == syscall.SIGINT {
-				interrupted = time.Now()
-				at.app.note("sent SIGINT to job %s; Ctrl-C again within %v kills it", short, secondInterrupt)
-			} else {
-				at.app.note("sent %s to job %s", signalName(int(sig)), short)
-			}
-			err = at.conn().Signal(ctx, id, int(sig))
-		}
-		if err != nil && ctx.Err() == nil && joblet.KindOf(err) != joblet.FailedPrecondition {
-			at.app.note("job %s: %v", short, err)
-		}
-	}
-}
-
-// note tells the user something that is no failure.
-func (a *app) note(format string, args ...any) {
-	if !a.json {
-		fmt.Fprintf(a.errOut, "rnx: "+format+"\n", args...)
-	}
-}
-
-const isWindows = runtime.GOOS == "windows"

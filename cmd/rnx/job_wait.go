@@ -26,7 +26,7 @@ failed.`,
 		if err != nil {
 			return err
 		}
-		last, _ = jobStatus(j)
+		last, _ = j.Status()
 		if a.json {
 			return a.writeJSON(newJobJSON(j))
 		}

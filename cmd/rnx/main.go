@@ -21,12 +21,13 @@ import (
 )
 
 func main() {
+	hideSecrets() // before anything else
 	// A process that lives for milliseconds has no use for a collection; one
 	// that follows a log for days still gets some.
 	debug.SetGCPercent(800)
 	// One goroutine works at a time: threads that look for more only cost time.
 	runtime.GOMAXPROCS(1)
-	a := &app{out: os.Stdout, errOut: os.Stderr}
+	a := &app{in: os.Stdin, out: os.Stdout, errOut: os.Stderr}
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }
 
@@ -35,6 +36,7 @@ type app struct {
 	host string // --host; empty: not given
 	json bool
 
+	in          io.Reader
 	out, errOut io.Writer
 }
 

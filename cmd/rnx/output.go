@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"time"
 	"unicode/utf8"
@@ -23,7 +24,7 @@ type output struct {
 
 // eventJSON is an event as --json shows it.
 type eventJSON struct {
-	Event  string    `json:"event"` // started, output, gap, ended
+	Event  string    `json:"event"` // waiting, started, output, gap, ended
 	Stream string    `json:"stream,omitempty"`
 	Offset *int64    `json:"offset,omitempty"`
 	Length int64     `json:"length,omitempty"` // of a gap
@@ -37,13 +38,20 @@ type eventJSON struct {
 
 func (o *output) event(e client.Event) error {
 	if !o.json {
-		if e, ok := e.(client.Output); ok {
+		switch e := e.(type) {
+		case client.Output:
 			return o.write(e)
+		case client.Gap:
+			_, err := fmt.Fprintf(o.stderr, "rnx: %d bytes of older output are gone (the log's limit)\n", e.Length)
+			return err
 		}
 		return nil
 	}
 	var v eventJSON
 	switch e := e.(type) {
+	case client.Waiting:
+		j := newJobJSON(e.Job)
+		v = eventJSON{Event: "waiting", Job: &j}
 	case client.Started:
 		j := newJobJSON(e.Job)
 		v = eventJSON{Event: "started", Job: &j}
@@ -59,7 +67,7 @@ func (o *output) event(e client.Event) error {
 	case client.Ended:
 		j := newJobJSON(e.Job)
 		v = eventJSON{Event: "ended", Job: &j}
-		if status, ended := jobStatus(e.Job); ended {
+		if status, ended := e.Job.Status(); ended {
 			v.Status = &status
 		}
 	}

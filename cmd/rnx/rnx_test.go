@@ -42,12 +42,52 @@ func TestUsageErrors(t *testing.T) {
 		{"job run --timeout=soon true", 125, `rnx: invalid argument "soon" for "--timeout" flag`},
 		{"job run --timeout=-1s true", 125, `rnx: timeout -1s: must be between`},
 		{"job run -e 1A=b true", 125, `rnx: --env: environment variable name "1A"`},
+		{"job run --label==a true", 125, `rnx: --label: label is empty`},
+		{"job run --env-file=/nonexistent/x true", 125, `rnx: --env-file: open /nonexistent/x: no such file`},
+		{"job run --secret-env-file=/nonexistent/x true", 125, `rnx: --secret-env-file: open`},
+		{"job run --retry-on=0 --retry=1 true", 125, `rnx: --retry-on: "0": give exit statuses from 1 to 255`},
+		{"job run --retry-delay=1s true", 125, `rnx: --retry-delay and --retry-on say how to retry: add --retry=N`},
+		{"job run --retry=101 true", 125, `rnx: retries 101: must be between`},
+		{"job run --overlap=skip true", 125, `rnx: overlap skip: only a job that repeats`},
+		{"job run --priority=1001 true", 125, `rnx: priority 1001: must be`},
+		{"job run --log-max=1 true", 125, `rnx: log limit of 1 bytes: must be`},
+		{"job run --log-max=lots true", 125, `rnx: --log-max: "lots" is no size`},
+		{"job run --schedule=whenever true", 125, `rnx: schedule "whenever": `},
+		{"job run -d --download=x true", 125, `rnx: --download: rnx does not wait for the end of this job; fetch its files with "rnx job cp" then`},
+		{"job run --schedule=+1h --download=x true", 125, `rnx: --download: rnx does not wait`},
+		{"job run --download-to=x true", 125, `rnx: --download-to: no --download says what`},
+		{"job run --upload=/nonexistent/x true", 125, `rnx: --upload: stat /nonexistent/x: no such file`},
+		{"job run --upload=/ true", 125, `rnx: --upload /: it has no name`},
+		{"job run --upload=/usr/bin --upload=/bin/../bin true", 125, `rnx: --upload /usr/bin and /bin/../bin: both would arrive as /work/bin`},
+		{"job run --upload-dir=/etc/passwd true", 125, `rnx: --upload-dir: /etc/passwd is no directory`},
+		{"job run --stdin=/nonexistent/x true", 125, `rnx: --stdin: open /nonexistent/x`},
+		{"job run --stdin=/etc true", 125, `rnx: --stdin: /etc is a directory`},
 		{"job run -e NOT_SET_AT_ALL true", 125, `rnx: --env NOT_SET_AT_ALL: there is no such variable here`},
 		{"job run --workdir=../x true", 125, `rnx: workdir "../x": must be an absolute path`},
 		{"job run true", 125, `rnx: no daemon answers at unix:///nonexistent/joblet.sock: `},
 		{"job list", 1, `rnx: no daemon answers at`},
 		{"job list --status=busy", 1, `rnx: --status: unknown state "busy"`},
 		{"job list --limit=-1", 1, `rnx: --limit -1: must not be negative`},
+		{"job list --label==x", 1, `rnx: --label: label is empty`},
+		{"job list --since=yesterday", 1, `rnx: --since: "yesterday" is no time`},
+		{"job list --format={{.Nope}}", 1, `rnx: --format:1:2: executing "--format" at <.Nope>: can't evaluate field Nope`},
+		{"job list --format={{nope}}", 1, `rnx: --format:1: function "nope" not defined`},
+		{"job list -q --format=x", 1, `rnx: --format, --quiet and --json exclude each other`},
+		{"job status --format={{ x", 1, `rnx: --format:1: `},
+		{"job log --since=1h --until=2h x", 1, `rnx: --until 2h: must be later than --since 1h`},
+		{"job log --until=x y", 1, `rnx: --until: "x" is no time`},
+		{"job cancel", 1, `rnx: no job given`},
+		{"job prune", 1, `rnx: which jobs? Give --older-than=DURATION`},
+		{"job prune --all --older-than=1d", 1, `rnx: --all and --older-than exclude each other`},
+		{"job prune --older-than=-1h", 1, `rnx: --older-than: "-1h" is no duration`},
+		{"job prune --all --status=running", 1, `rnx: --status: a job that is RUNNING has not ended`},
+		{"job rerun -f a b", 1, `rnx: --follow: 2 jobs given`},
+		{"job rerun -f a", 125, `rnx: no daemon answers at`},
+		{"job cp a:b", 1, `rnx: 1 arguments given: JOB:PATH and DEST are needed`},
+		{"job cp data.csv 3f2a:/work", 1, `rnx: files go into a job before it starts: rnx job run --upload=data.csv`},
+		{"job cp ./x:y z", 1, `rnx: "./x:y" names no job`},
+		{"job cp a:/etc/passwd .", 1, `rnx: a:/etc/passwd: only files in /work`},
+		{"job cp a:x/../../y .", 1, `rnx: a:x/../../y: must not hold ".."`},
 		{"job log a b", 1, `rnx: 2 arguments given: exactly one job is needed`},
 		{"job log --tail=-1 a", 1, `rnx: --tail -1: must not be negative`},
 		{"job stop", 1, `rnx: no job given; see "rnx job stop --help"`},
@@ -111,6 +151,16 @@ func TestFlagsStopAtCommand(t *testing.T) {
 				Env: map[string]string{"A": "b=c", "PASSED": "here", "EMPTY": ""}, SecretEnv: map[string]string{"T": "s"},
 			},
 		},
+		{
+			[]string{"-l", "team=a", "--label=urgent", "--retry=3", "--retry-delay=2s", "--retry-on", "7,1-3,2", "--depends-on=a,b", "--depends-on", "c", "--priority=-5", "--idempotency-key=k", "--log-max=64M", "--stdin", "x"},
+			joblet.Spec{
+				Command: "x", Labels: map[string]string{"team": "a", "urgent": ""}, Retries: 3, RetryDelay: 2 * time.Second, RetryOn: []int{1, 2, 3, 7},
+				DependsOn: []string{"a", "b", "c"}, Priority: -5, IdempotencyKey: "k", LogMax: 64 << 20, Stdin: joblet.StdinFile,
+			},
+		},
+		{[]string{"--stdin", "x"}, joblet.Spec{Command: "x", Stdin: joblet.StdinStream}},
+		{[]string{"--stdin=in.txt", "x"}, joblet.Spec{Command: "x", Stdin: joblet.StdinStream}},
+		{[]string{"-d", "--stdin", "x"}, joblet.Spec{Command: "x", Stdin: joblet.StdinFile}},
 	} {
 		var opt runOptions
 		flags := pflag.NewFlagSet("run", pflag.ContinueOnError)
@@ -119,7 +169,7 @@ func TestFlagsStopAtCommand(t *testing.T) {
 			t.Errorf("%q: %v", tt.args, err)
 			continue
 		}
-		got, err := opt.makeSpec(flags.Args(), lookup)
+		got, err := opt.makeSpec(flags.Args(), lookup, time.Now())
 		if err != nil {
 			t.Errorf("%q: %v", tt.args, err)
 		}
@@ -137,6 +187,11 @@ func TestVerdict(t *testing.T) {
 	job := func(s joblet.State, e *joblet.Exit, reason string) joblet.Job {
 		return joblet.Job{ID: "12345678-x", State: s, Exit: e, Reason: reason, Spec: joblet.Spec{Timeout: time.Second}}
 	}
+	failed := func(k joblet.Kind, reason string) joblet.Job {
+		j := job(joblet.Failed, nil, reason)
+		j.Failure = k
+		return j
+	}
 	for _, tt := range []struct {
 		job    joblet.Job
 		status int
@@ -149,7 +204,11 @@ func TestVerdict(t *testing.T) {
 		{job(joblet.Stopped, &joblet.Exit{Signal: 15}, ""), 143, ""},
 		{job(joblet.TimedOut, &joblet.Exit{Signal: 9}, ""), 124, "job 12345678: its time was up after 1s"},
 		{job(joblet.Lost, nil, "its monitor was killed"), 125, "job 12345678: its monitor was killed"},
-		{job(joblet.Canceled, nil, ""), 125, "job 12345678 is CANCELED and left no exit status"},
+		{job(joblet.Canceled, nil, ""), 125, "job 12345678 was canceled before it ran"},
+		{job(joblet.Canceled, nil, "canceled by uid:0"), 125, "job 12345678: canceled by uid:0"},
+		{failed(joblet.CommandNotFound, "no such command: x"), 127, "job 12345678: no such command: x"},
+		{failed(joblet.NotExecutable, ""), 126, "job 12345678 could not be run: not executable"},
+		{failed(joblet.Internal, ""), 125, "job 12345678 could not be run"},
 		{job(joblet.Running, nil, ""), 125, "job 12345678 is RUNNING at the end of its output"},
 	} {
 		err := (&app{}).verdict(tt.job)
@@ -202,6 +261,39 @@ func TestTable(t *testing.T) {
 	}
 }
 
+// TestTableWidths: a table fits its terminal down to what cannot be left out.
+func TestTableWidths(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	jobs := []joblet.Job{
+		{ID: "11111111-a", State: joblet.Initializing, Started: now, Spec: joblet.Spec{Command: strings.Repeat("c", 200), Name: strings.Repeat("n", 40), Runtime: "python-3.11-ml"}},
+		{ID: "22222222-a", State: joblet.Scheduled, Scheduled: now.Add(5 * time.Minute), Spec: joblet.Spec{Command: "x"}},
+	}
+	for width, want := range map[int]string{
+		200: "ID NAME STATUS EXIT STARTED DURATION RUNTIME COMMAND",
+		110: "ID NAME STATUS EXIT STARTED DURATION COMMAND",
+		80:  "ID STATUS EXIT STARTED DURATION COMMAND",
+		66:  "ID STATUS EXIT STARTED COMMAND",
+		45:  "ID STATUS EXIT COMMAND",
+		36:  "ID STATUS COMMAND",
+	} {
+		var b strings.Builder
+		if err := writeJobs(&b, width, jobs, now); err != nil {
+			t.Fatal(err)
+		}
+		lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")
+		if got := strings.Join(strings.Fields(lines[0]), " "); got != want {
+			t.Errorf("width %d: got %s, want %s", width, got, want)
+		}
+		if n := len([]rune(lines[1])); n != width {
+			t.Errorf("width %d: a line of %d:\n%s", width, n, b.String())
+		}
+		if strings.Contains(want, "STARTED") != strings.Contains(lines[2], " in 5m ") {
+			t.Errorf("width %d: %s", width, lines[2])
+		}
+	}
+}
+
 func TestFormats(t *testing.T) {
 	t.Parallel()
 	for d, want := range map[time.Duration]string{
@@ -210,6 +302,15 @@ func TestFormats(t *testing.T) {
 	} {
 		if got := formatDuration(d); got != want {
 			t.Errorf("%v: got %s, want %s", d, got, want)
+		}
+	}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	for d, want := range map[time.Duration]string{
+		-time.Hour: "now", time.Millisecond: "now", 2 * time.Second: "in 2s", 90 * time.Second: "in 1m30s", 5 * time.Minute: "in 5m",
+		2 * time.Hour: "in 2h", 125 * time.Minute: "in 2h5m", 48 * time.Hour: "2026-01-04 03:04:05",
+	} {
+		if got := formatDue(now.Add(d), now); got != want {
+			t.Errorf("due in %v: got %s, want %s", d, got, want)
 		}
 	}
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 12 << 20: "12 MiB", 1 << 50: "1024 TiB"} {
@@ -229,21 +330,90 @@ func TestFormats(t *testing.T) {
 
 func TestStatusText(t *testing.T) {
 	t.Parallel()
-	var b strings.Builder
-	j := joblet.Job{
-		ID: "11111111-a", State: joblet.Failed, Reason: "bad\x1b[0m", Exit: &joblet.Exit{Signal: 11}, LogBytes: 2048,
-		Spec: joblet.Spec{Command: "x", SecretEnv: map[string]string{"TOKEN": "hunter2"}},
-	}
-	if err := writeStatus(&b, j, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"Status:    FAILED (killed by SIGSEGV)\n", `bad\x1b[0m`, "TOKEN=***", "2.0 KiB", "Next:      rnx job log 11111111, rnx job delete 11111111"} {
-		if !strings.Contains(b.String(), want) {
-			t.Errorf("no %q in\n%s", want, b.String())
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
+	status := func(j joblet.Job) string {
+		var b strings.Builder
+		if err := writeStatus(&b, j, now); err != nil {
+			t.Fatal(err)
 		}
+		return b.String()
 	}
-	if strings.Contains(b.String(), "hunter2") {
-		t.Error("the secret is shown")
+	tests := map[string]struct {
+		job   joblet.Job
+		want  []string
+		never []string
+	}{
+		"failed": {
+			joblet.Job{
+				ID: "11111111-a", State: joblet.Failed, Reason: "bad\x1b[0m", Exit: &joblet.Exit{Signal: 11}, LogBytes: 2048, WorkBytes: 4096,
+				Spec: joblet.Spec{Command: "x", SecretEnv: map[string]string{"TOKEN": "hunter2"}},
+			},
+			[]string{
+				"Status:     FAILED (killed by SIGSEGV)\n", `bad\x1b[0m`, "TOKEN=***", "Output:     2.0 KiB\n", "Files:      4.0 KiB in /work\n",
+				"Next:       rnx job log 11111111, rnx job cp 11111111:. DIRECTORY, rnx job rerun 11111111, rnx job delete 11111111\n",
+			},
+			[]string{"hunter2", "Attempt:", "Labels:", "Stdin:"},
+		},
+		"everything": {
+			joblet.Job{
+				ID: "11111111-a", State: joblet.Completed, Exit: &joblet.Exit{}, Attempt: 2, LogBytes: 3 << 20,
+				Started: now.Add(-2 * time.Minute), Ended: now.Add(-time.Minute), Scheduled: now.Add(-time.Hour), Parent: "33333333-b",
+				Past: []joblet.Attempt{{
+					State: joblet.Failed, Exit: &joblet.Exit{Code: 3}, Started: now.Add(-4 * time.Minute), Ended: now.Add(-3 * time.Minute), Reason: "why",
+				}},
+				Spec: joblet.Spec{
+					Command: "x", Labels: map[string]string{"team": "a", "b": ""}, Priority: 5, IdempotencyKey: "k1", DependsOn: []string{"aa", "bb"},
+					Retries: 3, RetryOn: []int{3, 1, 2, 9}, Stdin: joblet.StdinFile, Uploads: []string{"data", "x.csv"}, LogMax: 1 << 20,
+				},
+			},
+			[]string{
+				"Label:      b=\nLabel:      team=a\n", "Priority:   5\n", "Key:        k1\n", "Depends on: aa bb\n", "Parent:     33333333-b\n",
+				"Retry:      up to 3 times, after 1s, doubled each time, on status 1-3,9\n", "Stdin:      sent along", "Uploads:    data x.csv\n",
+				"Attempt:    1: FAILED (exit code 3), 2026-01-02 03:00:05, 1m0s, why\nAttempt:    2: COMPLETED (exit code 0), 2026-01-02 03:02:05, 1m0s\n",
+				"Output:     3.0 MiB, of which the newest 1.0 MiB are kept\n",
+				"Next:       rnx job log 11111111, rnx job delete 11111111\n",
+			},
+			nil,
+		},
+		"repeats": {
+			joblet.Job{
+				ID: "11111111-a", State: joblet.Scheduled, Scheduled: now.Add(90 * time.Second),
+				Spec: joblet.Spec{Command: "x", Schedule: "0 3 * * *", Overlap: joblet.OverlapQueue},
+			},
+			[]string{
+				"Schedule:   0 3 * * * (a run that is due too early waits)\n", "Next run:   2026-01-02 03:05:35 (in 1m30s)\n",
+				"Next:       rnx job list --parent=11111111, rnx job cancel 11111111\n",
+			},
+			nil,
+		},
+		"was due": {
+			joblet.Job{ID: "11111111-a", State: joblet.Running, Scheduled: now.Add(-time.Hour), Started: now, Spec: joblet.Spec{Command: "x"}},
+			[]string{"Was due:    2026-01-02 02:04:05\n", "Next:       rnx job log -f 11111111, rnx job stop 11111111\n"},
+			nil,
+		},
+		"waits": {
+			joblet.Job{ID: "11111111-a", State: joblet.Pending, Reason: "waits for a place", Spec: joblet.Spec{Command: "x"}},
+			[]string{"Status:     PENDING\nReason:     waits for a place\n", "Next:       rnx job wait 11111111, rnx job cancel 11111111\n"},
+			nil,
+		},
+		"could not be run": {
+			joblet.Job{ID: "11111111-a", State: joblet.Failed, Failure: joblet.CommandNotFound, Spec: joblet.Spec{Command: "x"}},
+			[]string{"Status:     FAILED (could not be run: command not found)\n"},
+			nil,
+		},
+	}
+	for name, tt := range tests {
+		got := status(tt.job)
+		for _, want := range tt.want {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: no %q in\n%s", name, want, got)
+			}
+		}
+		for _, never := range tt.never {
+			if strings.Contains(got, never) {
+				t.Errorf("%s: %q in\n%s", name, never, got)
+			}
+		}
 	}
 }
 
@@ -251,6 +421,7 @@ func TestOutput(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 1, 2, 3, 4, 5, 678901000, time.UTC)
 	events := []client.Event{
+		client.Waiting{Job: joblet.Job{ID: "x", State: joblet.Pending, Reason: "busy"}},
 		client.Started{Job: joblet.Job{ID: "x", State: joblet.Running}},
 		client.Output{Stream: client.Stdout, Time: at, Data: []byte("one\ntw")},
 		client.Output{Stream: client.Stderr, Offset: 6, Time: at.Add(time.Second), Data: []byte("err\n")},
@@ -268,12 +439,13 @@ func TestOutput(t *testing.T) {
 		}
 		return stdout.String(), stderr.String()
 	}
-	if stdout, stderr := play(output{}); stdout != "one\ntwo\n\xff\x00" || stderr != "err\n" {
+	const gap = "rnx: 3 bytes of older output are gone (the log's limit)\n"
+	if stdout, stderr := play(output{}); stdout != "one\ntwo\n\xff\x00" || stderr != "err\n"+gap {
 		t.Errorf("got %q, %q", stdout, stderr)
 	}
 	stdout, stderr := play(output{timestamps: true})
 	if stdout != "2026-01-02T03:04:05.678901Z one\n2026-01-02T03:04:05.678901Z two\n2026-01-02T03:04:07.678901Z \xff\x00" ||
-		stderr != "2026-01-02T03:04:06.678901Z err\n" {
+		stderr != "2026-01-02T03:04:06.678901Z err\n"+gap {
 		t.Errorf("got %q, %q", stdout, stderr)
 	}
 	stdout, stderr = play(output{json: true})
@@ -282,7 +454,7 @@ func TestOutput(t *testing.T) {
 		t.Fatalf("got %q, %q", stdout, stderr)
 	}
 	for i, want := range []string{
-		`"event":"started"`, `"stream":"stdout","offset":0,`, `"stream":"stderr"`, `"data_base64":"bwr/AA=="`, `"event":"gap","offset":14,"length":3`, `"exit_status":7`,
+		`"event":"waiting"`, `"event":"started"`, `"stream":"stdout","offset":0,`, `"stream":"stderr"`, `"data_base64":"bwr/AA=="`, `"event":"gap","offset":14,"length":3`, `"exit_status":7`,
 	} {
 		if !json.Valid([]byte(lines[i])) || !strings.Contains(lines[i], want) {
 			t.Errorf("no %s in %s", want, lines[i])

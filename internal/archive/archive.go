@@ -51,7 +51,17 @@ type Stats struct {
 	// a file or a link that stays inside, what vanished or cannot be read, what
 	// goes beyond the limits. Unpack: links, where Windows does not allow them.
 	Skipped int
+	// Beyond counts those of them that the limits left out.
+	Beyond int
 }
+
+// errLimit marks what goes beyond the limits.
+var errLimit = errors.New("limit")
+
+type limitError struct{ text string }
+
+func (e *limitError) Error() string        { return e.text }
+func (e *limitError) Is(target error) bool { return target == errLimit }
 
 // kind is what a name stands for.
 type kind uint8
@@ -141,7 +151,7 @@ func (t *tree) child(parent int32, elem string) (int32, error) {
 
 func (t *tree) count() error {
 	if t.stats.Entries+t.repeats >= min(t.lim.Entries, math.MaxInt32-1) {
-		return fmt.Errorf("too many files: at most %d files, directories and links are possible", t.lim.Entries)
+		return &limitError{fmt.Sprintf("too many files: at most %d files, directories and links are possible", t.lim.Entries)}
 	}
 	t.stats.Entries++
 	return nil
@@ -160,7 +170,7 @@ func (t *tree) repeat(name string) error {
 // grow notes a file's content.
 func (t *tree) grow(name string, size int64) error {
 	if size > t.lim.Bytes-t.stats.Bytes {
-		return refuse(name, "too large: all files together may have %d bytes, and this one has %d", t.lim.Bytes, size)
+		return refuse(name, "%w", &limitError{fmt.Sprintf("too large: all files together may have %d bytes, and this one has %d", t.lim.Bytes, size)})
 	}
 	t.stats.Bytes += size
 	return nil

@@ -122,7 +122,7 @@ func TestPackTreeLimits(t *testing.T) {
 	} {
 		var buf bytes.Buffer
 		got, err := PackTree(&buf, root, nil, tt.lim)
-		tt.want.Top = []string{"d"}
+		tt.want.Top, tt.want.Beyond = []string{"d"}, tt.want.Skipped
 		if err != nil || fmt.Sprint(got) != fmt.Sprint(tt.want) {
 			t.Errorf("%+v: got %+v %v, want %+v", tt.lim, got, err, tt.want)
 		}

@@ -162,7 +162,7 @@ func (p *packer) dir(root *os.Root, name string) error {
 		slices.Sort(elems)
 		for _, elem := range elems {
 			if p.visits--; p.visits < 0 {
-				return p.skip(root.Name(), fmt.Errorf("too many files: at most %d are possible", p.tree.lim.Entries))
+				return p.skip(root.Name(), &limitError{fmt.Sprintf("too many files: at most %d are possible", p.tree.lim.Entries)})
 			}
 			if err := p.visit(root, elem, path.Join(name, elem)); err != nil {
 				return err
@@ -342,6 +342,9 @@ func (p *packer) skip(local string, err error) error {
 		return joblet.Errorf(joblet.InvalidArgument, "%s: %w", local, cause(err))
 	}
 	p.tree.stats.Skipped++
+	if errors.Is(err, errLimit) {
+		p.tree.stats.Beyond++
+	}
 	return nil
 }
 

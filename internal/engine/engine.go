@@ -218,9 +218,11 @@ func (e *Engine) makeDev() error {
 // Run is what the job's monitor is told; see NewRun.
 type Run = monitor.Run
 
-// StepWorkDir is the step of a StartError that a wrong working directory
-// causes.
-const StepWorkDir = monitor.StepWorkDir
+// Steps of a StartError that the caller's input may cause.
+const (
+	StepWorkDir = monitor.StepWorkDir
+	StepFiles   = monitor.StepFiles
+)
 
 // NewRun returns a Run with a view and the limits on privileges that every job
 // has; the caller fills in the rest.
@@ -358,7 +360,7 @@ func (e *Engine) build() (_ *Box, err error) {
 		return nil, err
 	}
 	box := monitor.Box{
-		Hostname: joblet.ShortID(b.ID), IDBase: b.IDBase, IDCount: IDCount,
+		IDBase: b.IDBase, IDCount: IDCount,
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: DefaultDiskBytes, ShmBytes: DefaultShmBytes,
 	}
 	if b.group.v2 != "" {
@@ -454,9 +456,12 @@ func (e *Engine) giveUp(b *Box) {
 	}
 }
 
+// Failure says at which step of its start a job failed, and how.
+type Failure = monitor.Failure
+
 // StartError says at which step a job could not be started.
 type StartError struct {
-	Failure monitor.Failure
+	Failure Failure
 }
 
 func (e *StartError) Error() string { return e.Failure.Text }
@@ -489,6 +494,8 @@ type Process struct {
 	PID     int // PID 1 of the job as the host numbers it
 	Started time.Time
 
+	stdinBytes int64 // of a streamed standard input, taken when we connected
+
 	conn *os.File
 	send sync.Mutex // one document at a time
 	done chan struct{}
@@ -508,6 +515,7 @@ func (p *Process) greet() error {
 	p.PID = ev.Started.PID
 	p.IDBase = ev.Started.IDBase
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
+	p.stdinBytes = ev.Started.StdinBytes
 	return nil
 }
 
@@ -533,6 +541,31 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // End returns how the job ended, once Done is closed; nil says that its
 // monitor died without a word.
 func (p *Process) End() *monitor.Record { return p.end }
+
+// OpenWork opens the running job's /work. What is in it is the job's: names may
+// change at any time and lead anywhere but, through an os.Root, out of it.
+func (p *Process) OpenWork() (*os.Root, error) {
+	root, err := unix.Open("/proc/"+strconv.Itoa(p.PID)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's root: %w", err)
+	}
+	defer unix.Close(root)
+	work, err := unix.Openat(root, "work", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's /work: %w", err)
+	}
+	defer unix.Close(work)
+	// The process may have ended, and its number be another's by now. But no
+	// directory of anybody else's belongs to this job's ids.
+	var st unix.Stat_t
+	if err := unix.Fstat(work, &st); err != nil {
+		return nil, fmt.Errorf("look at the job's /work: %w", err)
+	}
+	if st.Uid < p.IDBase || st.Uid-p.IDBase >= IDCount {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's /work: the job has ended, or /work is not its own")
+	}
+	return os.OpenRoot("/proc/self/fd/" + strconv.Itoa(work))
+}
 
 // Signal sends a signal to PID 1.
 func (p *Process) Signal(sig syscall.Signal) error {
@@ -576,9 +609,20 @@ func (e *Engine) Boxes() ([]string, error) {
 // greetTimeout bounds how long a monitor of a former daemon may take to answer.
 const greetTimeout = 10 * time.Second
 
-// Adopt finds the running job of a former daemon. The error is ECONNREFUSED
-// when it has no monitor any more.
+// Adopt finds the running job of a former daemon in the box with this id. The
+// error is ECONNREFUSED when that has no monitor any more.
 func (e *Engine) Adopt(id string) (*Process, error) {
+	p, err := connect(id)
+	if err != nil {
+		return nil, err
+	}
+	e.ids.claim(p.IDBase)
+	go p.listen()
+	return p, nil
+}
+
+// connect makes one more connection to the monitor of a box with a running job.
+func connect(id string) (*Process, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
@@ -598,10 +642,47 @@ func (e *Engine) Adopt(id string) (*Process, error) {
 		return nil, errors.Join(err, p.conn.Close())
 	}
 	_ = p.conn.SetReadDeadline(time.Time{})
-	e.ids.claim(p.IDBase)
-	go p.listen()
 	return p, nil
 }
+
+// Stdin is a connection that carries a job's standard input: see
+// Process.OpenStdin.
+type Stdin struct {
+	process *Process
+	conn    *os.File
+	end     int64 // of what was written, counted from the input's beginning
+}
+
+// OpenStdin returns a writer to the job's standard input, if that is a stream,
+// behind what was written before. A write waits as long as the job does not
+// read. There is one at a time: a new one takes the place of the old.
+func (p *Process) OpenStdin() (*Stdin, error) {
+	c, err := connect(p.ID)
+	if err != nil {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's standard input: %w", err)
+	}
+	if err := monitor.WriteMessage(c.conn, monitor.Request{StdinBegin: true}); err != nil {
+		return nil, errors.Join(fmt.Errorf("open the job's standard input: %w", err), c.conn.Close())
+	}
+	return &Stdin{process: p, conn: c.conn, end: c.stdinBytes}, nil
+}
+
+// Write implements io.Writer. The error is EPIPE when the job reads no more, or
+// has ended.
+func (in *Stdin) Write(b []byte) (int, error) {
+	n, err := in.conn.Write(b)
+	in.end += int64(n)
+	return n, err
+}
+
+// CloseWrite says that the input ends behind what was written.
+func (in *Stdin) CloseWrite() error {
+	return in.process.request(monitor.Request{StdinEnd: &in.end})
+}
+
+// Close closes the connection. Without CloseWrite the job goes on waiting for
+// input.
+func (in *Stdin) Close() error { return in.conn.Close() }
 
 // releaseTimeout bounds how long processes that were killed may take to go.
 const releaseTimeout = 10 * time.Second

@@ -24,7 +24,7 @@ func Main() int {
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-monitor\x00")[0])), 0, 0, 0)
 	unix.CloseOnExec(ControlFD)
 	unix.CloseOnExec(ListenFD)
-	m := &monitor{conns: []*conn{{fd: ControlFD}}, listen: ListenFD}
+	m := &monitor{conns: []*conn{{fd: ControlFD}}, listen: ListenFD, stdin: noStdin}
 	if err := m.run(); err != nil {
 		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
 		return 1
@@ -48,8 +48,13 @@ type monitor struct {
 	userns      int
 	log         *logstore.Writer
 	dir         int // the job's directory
-	recordFD    int // ExitName+".tmp" in it
+	recordName  string
+	recordFD    int // recordName+".tmp" in dir; 0: not yet
 	renamed     bool
+	work        int // the job's /work
+	workMax     int64
+	stdin       stdin
+	logShrinks  bool
 	started     Started
 	record      Record
 	deadline    time.Time // of the run; zero: none
@@ -111,7 +116,12 @@ func (m *monitor) run() error {
 	}
 	if boxErr != nil {
 		m.killChild()
-		return WriteMessage(daemon, Event{Failed: m.failure(boxErr)})
+		failure := m.failure(boxErr)
+		if m.recordFD > 0 { // the daemon may be gone: the next one finds it here
+			m.record.Failure = failure
+			_ = m.writeRecord()
+		}
+		return WriteMessage(daemon, Event{Failed: failure})
 	}
 	m.tell(Event{Started: &m.started})
 	m.watch()
@@ -306,9 +316,12 @@ func (m *monitor) startJob(run *Run) error {
 		return step("open "+run.Dir, err)
 	}
 	m.dir = dir
-	m.log, err = logstore.Create(dir, logstore.Options{MaxBytes: run.LogMaxBytes})
+	m.recordName, m.workMax, m.logShrinks = ExitName(run.Attempt), run.WorkMaxBytes, run.LogShrinks
+	options := logstore.Options{MaxBytes: run.LogMaxBytes, MayShrink: run.LogShrinks, Append: run.Attempt > 1}
+	m.log, err = logstore.Create(dir, options)
 	if errors.Is(err, logstore.ErrNoHoles) { // then its size is the disk's
-		m.log, err = logstore.Create(dir, logstore.Options{})
+		m.logShrinks = false
+		m.log, err = logstore.Create(dir, logstore.Options{Append: options.Append})
 	}
 	if err != nil {
 		return step("create the log in "+run.Dir, err)
@@ -319,7 +332,15 @@ func (m *monitor) startJob(run *Run) error {
 	if len(run.Trees) > maxTrees {
 		return &stepError{"attach trees", unix.E2BIG}
 	}
-	trees := make([]int, 0, len(run.Trees))
+	if err := m.awaitBox(); err != nil {
+		return err
+	}
+	if run.FilesPath != "" {
+		if err := m.unpackFiles(run.FilesPath); err != nil {
+			return err
+		}
+	}
+	trees := make([]int, 0, len(run.Trees)+1)
 	defer func() {
 		for _, fd := range trees {
 			unix.Close(fd)
@@ -330,6 +351,11 @@ func (m *monitor) startJob(run *Run) error {
 		if err != nil {
 			return err
 		}
+		trees = append(trees, fd)
+	}
+	if fd, err := m.openStdin(run); err != nil {
+		return err
+	} else if fd >= 0 {
 		trees = append(trees, fd)
 	}
 	jobProgram(m.programs[1], run, m.writeEnds[0], m.writeEnds[1])
@@ -350,6 +376,38 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	unix.Close(m.goSocket)
 	unix.Close(m.userns)
+	return nil
+}
+
+// awaitBox waits until the first process has built the box, and then opens its
+// /work: as long as no code of the job's has run, nothing else can be there.
+func (m *monitor) awaitBox() error {
+	fds := []unix.PollFd{{Fd: int32(m.goSocket), Events: unix.POLLIN}}
+	for deadline := time.Now().Add(setupTimeout); ; {
+		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
+		if err == unix.EINTR {
+			continue
+		}
+		if n == 0 {
+			return step("build the box within "+setupTimeout.String(), unix.ETIMEDOUT)
+		}
+		break
+	}
+	if n, err := unix.Read(m.goSocket, make([]byte, 1)); n != 1 {
+		if setup := m.setupError(); setup != nil {
+			return setup
+		}
+		return step("hear from the first process", err)
+	}
+	root, err := unix.Open("/proc/"+itoa(int64(m.child))+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open the job's root", err)
+	}
+	defer unix.Close(root)
+	m.work, err = unix.Openat(root, "work", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open the job's /work", err)
+	}
 	return nil
 }
 
@@ -422,7 +480,7 @@ func (m *monitor) tell(e Event) {
 // means that the kernel has killed and reaped whatever else was in its
 // namespace (pid_namespaces(7)), and all output is in the log.
 func (m *monitor) watch() {
-	const fixed = 4
+	const fixed = 5
 	ended := false
 	for !ended || !m.logDone() {
 		now := time.Now()
@@ -437,6 +495,7 @@ func (m *monitor) watch() {
 				fds[2+i].Fd = -1
 			}
 		}
+		fds[4] = m.stdin.pollFd()
 		if ended {
 			fds[0].Fd = -1
 		}
@@ -453,10 +512,14 @@ func (m *monitor) watch() {
 				}
 			}
 		}
+		if fds[4].Revents != 0 {
+			m.stdin.feed()
+		}
 		m.syncLog(now)
 		if fds[0].Revents != 0 {
 			m.reap()
 			ended = true
+			m.stdin.close()
 			m.logGiveUpAt = time.Now().Add(logPatience)
 			for i := range m.output {
 				m.drain(i) // what was written last; nobody is left who could write more
@@ -573,6 +636,7 @@ func (m *monitor) drain(i int) {
 		case errors.Is(err, io.EOF):
 			unix.Close(m.output[i])
 			m.output[i] = -1
+		case m.logShrinks && m.shrinkLog(err):
 		default:
 			m.retryLogAt = time.Now().Add(logRetry)
 			if !m.logGiveUpAt.IsZero() && time.Now().After(m.logGiveUpAt) {
@@ -583,6 +647,16 @@ func (m *monitor) drain(i int) {
 			return
 		}
 	}
+}
+
+// shrinkLog makes room for new output on a full disk, if it is one, by giving up
+// the oldest.
+func (m *monitor) shrinkLog(err error) bool {
+	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
+		return false
+	}
+	freed, err := m.log.Shrink()
+	return freed && err == nil
 }
 
 // syncLog makes output survive a crash of the host, a second after it came.
@@ -631,6 +705,10 @@ func (m *monitor) serve(fds []unix.PollFd) {
 				unix.Close(c.fd) // the daemon is gone; another will come
 				continue
 			}
+			if req.StdinBegin {
+				m.stdin.take(c.fd)
+				continue
+			}
 			m.handle(&req)
 		}
 		kept = append(kept, c)
@@ -641,6 +719,9 @@ func (m *monitor) serve(fds []unix.PollFd) {
 func (m *monitor) handle(req *Request) {
 	if req.Signal > 0 {
 		m.signal(syscall.Signal(req.Signal))
+	}
+	if req.StdinEnd != nil {
+		m.stdin.endAt(*req.StdinEnd)
 	}
 	if s := req.Stop; s != nil && m.record.EndedNanos == 0 { // it has not ended by itself meanwhile
 		m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
@@ -662,6 +743,7 @@ func (m *monitor) accept() {
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	c := &conn{fd: fd}
+	m.started.StdinBytes = m.stdin.taken
 	if len(m.conns) == maxConns || WriteMessage(c, Event{Started: &m.started}) != nil {
 		unix.Close(fd)
 		return
@@ -672,7 +754,7 @@ func (m *monitor) accept() {
 // reserveRecord makes room for the exit record before there is a job, so that
 // a full disk cannot keep it from being written.
 func (m *monitor) reserveRecord() error {
-	fd, err := unix.Openat(m.dir, ExitName+".tmp", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(m.dir, m.recordName+".tmp", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return step("create the exit record", err)
 	}
@@ -697,6 +779,7 @@ func (m *monitor) finish() {
 	if err := m.endLog(); err != nil && m.record.LogError == "" {
 		m.record.LogError = "close the log: " + err.Error()
 	}
+	m.keepFiles()
 	for {
 		err := m.writeRecord()
 		if err == nil {
@@ -715,6 +798,9 @@ func (m *monitor) finish() {
 // the exit record says that it is empty.
 func (m *monitor) endLog() error {
 	err := m.log.End(time.Now())
+	for m.logShrinks && err != nil && m.shrinkLog(err) {
+		err = m.log.End(time.Now())
+	}
 	if m.log.Size() > 0 {
 		err = errors.Join(err, m.log.Sync())
 	}
@@ -737,7 +823,7 @@ func (m *monitor) writeRecord() error {
 		return step("write the exit record", err)
 	}
 	if !m.renamed {
-		if err := unix.Renameat(m.dir, ExitName+".tmp", m.dir, ExitName); err != nil {
+		if err := unix.Renameat(m.dir, m.recordName+".tmp", m.dir, m.recordName); err != nil {
 			return step("rename the exit record", err)
 		}
 		m.renamed = true

@@ -121,9 +121,9 @@ func TestProgramIsBounded(t *testing.T) {
 	if got := unix.BytePtrToString((*byte)(pointer(second))); got != "two" || *(*uintptr)(pointer(list + 16)) != 0 {
 		t.Errorf("got %q", got)
 	}
-	boxProgram(p, &Box{Hostname: "x", TaskFiles: []string{"/t"}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20})
+	boxProgram(p, &Box{TaskFiles: []string{"/t"}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20})
 	jobProgram(programs[1], &Run{
-		Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
+		Hostname: "x", StdinStream: true, Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
 		Trees: slices.Repeat([]Tree{{Source: "/usr", Target: "/a/b/c"}}, maxTrees), Filter: make([]byte, 8*4096),
 	}, 3, 4)
 	if p.full || programs[1].full {

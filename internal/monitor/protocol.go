@@ -50,8 +50,19 @@ const (
 	ListenFD  = 4 // listening socket for later daemons
 )
 
-// ExitName is the file in a job's directory that says how it ended: a Record.
-const ExitName = "exit.json"
+// ExitName returns the name of the file in a job's directory that says how an
+// attempt (from 1) ended: a Record. As long as there is no such file, one with
+// ".tmp" behind its name says that the attempt was begun.
+func ExitName(attempt int) string {
+	if attempt <= 1 {
+		return "exit.json"
+	}
+	return "exit-" + itoa(int64(attempt)) + ".json"
+}
+
+// WorkName is the file in a job's directory with what the job left in /work: a
+// tar archive. There is none when it left nothing.
+const WorkName = "work.tar"
 
 // maxMessage bounds a document on the control socket. The largest is a Run
 // with all arguments and variables that execve(2) can take, as JSON.
@@ -59,9 +70,8 @@ const maxMessage = 16 << 20
 
 // Box is what a monitor needs to build the job's box before the job is known.
 type Box struct {
-	Hostname string `json:"hostname"`
-	IDBase   uint32 `json:"id_base"` // first of the subordinate ids
-	IDCount  uint32 `json:"id_count"`
+	IDBase  uint32 `json:"id_base"` // first of the subordinate ids
+	IDCount uint32 `json:"id_count"`
 
 	// CgroupDir is the job's cgroup in the v2 hierarchy, entered at clone;
 	// TaskFiles are the tasks files of its cgroups in v1 hierarchies, which the
@@ -77,7 +87,9 @@ type Box struct {
 
 // Run is one job for a Box.
 type Run struct {
-	Dir string `json:"dir"` // the job's directory on the host: log and exit record
+	Dir      string `json:"dir"`      // the job's directory on the host: log and exit record
+	Attempt  int    `json:"attempt"`  // which run of the job this is, from 1
+	Hostname string `json:"hostname"` // the job's
 
 	Trees []Tree `json:"trees"`
 	Links []Link `json:"links,omitempty"`
@@ -90,6 +102,14 @@ type Run struct {
 	WorkDir string   `json:"workdir"`
 	Init    bool     `json:"init,omitempty"`
 
+	// StdinPath is a file of the host that is the job's standard input.
+	// StdinStream makes a pipe of it instead, fed through a connection that
+	// begins with Request.StdinBegin. Neither: /dev/null.
+	StdinPath   string `json:"stdin_path,omitempty"`
+	StdinStream bool   `json:"stdin_stream,omitempty"`
+	// FilesPath is an archive of the host to be unpacked into /work.
+	FilesPath string `json:"files_path,omitempty"`
+
 	Filter       []byte   `json:"filter,omitempty"` // seccomp program: struct sock_filter, in the host's byte order
 	FilterFlags  uint32   `json:"filter_flags,omitempty"`
 	Capabilities uint64   `json:"capabilities"` // kept in the bounding, permitted and effective sets
@@ -98,6 +118,11 @@ type Run struct {
 	TimeoutNanos int64 `json:"timeout_nanos,omitempty"`
 	GraceNanos   int64 `json:"grace_nanos"` // between the signal and the kill when the time is up
 	LogMaxBytes  int64 `json:"log_max_bytes,omitempty"`
+	// LogShrinks makes room on a full disk by giving up the older half of the
+	// log; otherwise the job waits until there is some.
+	LogShrinks bool `json:"log_shrinks,omitempty"`
+	// WorkMaxBytes bounds what is kept of /work when the job ends.
+	WorkMaxBytes int64 `json:"work_max_bytes,omitempty"`
 }
 
 // Tree is a directory or file of the host that the job sees read-only.
@@ -133,6 +158,13 @@ type Request struct {
 	Run    *Run  `json:"run,omitempty"`
 	Signal int   `json:"signal,omitempty"` // send to PID 1
 	Stop   *Stop `json:"stop,omitempty"`
+
+	// StdinBegin turns the connection into the job's standard input: what
+	// follows are its bytes, from Started.StdinBytes on. That they end does not
+	// end the input, for the daemon may have been killed: StdinEnd, on a
+	// control connection, says after how many bytes it ends.
+	StdinBegin bool   `json:"stdin_begin,omitempty"`
+	StdinEnd   *int64 `json:"stdin_end,omitempty"`
 }
 
 // Stop ends the job: signal, grace, kill.
@@ -153,10 +185,16 @@ type Started struct {
 	PID       int    `json:"pid"` // PID 1 as the host numbers it
 	IDBase    uint32 `json:"id_base"`
 	UnixNanos int64  `json:"unix_nanos"`
+	// StdinBytes is how much of a streamed standard input was taken.
+	StdinBytes int64 `json:"stdin_bytes,omitempty"`
 }
 
 // StepWorkDir is the Failure.Step of a working directory that can't be entered.
 const StepWorkDir = "enter the working directory"
+
+// StepFiles is the Failure.Step of files that came along and can't be put into
+// /work.
+const StepFiles = "unpack the files into /work"
 
 // Failure says that the command could not be started, and at which step.
 type Failure struct {
@@ -175,6 +213,13 @@ type Record struct {
 	EndedNanos   int64  `json:"ended_nanos"`
 	LogBytes     int64  `json:"log_bytes"`
 	LogError     string `json:"log_error,omitempty"` // output was lost, and why
+
+	WorkBytes  int64  `json:"work_bytes,omitempty"`  // of the files in WorkName
+	WorkBeyond int    `json:"work_beyond,omitempty"` // files that are not there: too many, or too large
+	WorkError  string `json:"work_error,omitempty"`  // what was in /work is lost, and why
+
+	// Failure says that the command was never run, and why.
+	Failure *Failure `json:"failure,omitempty"`
 }
 
 // Cause is why a job ended when that was not its own doing.

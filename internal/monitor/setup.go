@@ -19,7 +19,7 @@ const (
 	slotTask = 12 // the tasks files of the v1 hierarchies
 	slotTree = 20 // the job's trees
 	maxTasks = slotTree - slotTask
-	maxTrees = maxSlots - slotTree
+	maxTrees = maxSlots - slotTree - 1 // and standard input
 )
 
 const (
@@ -35,20 +35,23 @@ func boxProgram(p *program, box *Box) {
 	p.add("wait for the id maps", op{kind: opReceive})
 	mountRoot(p, box)
 	becomeRoot(p)
-	nameHost(p, box)
 	bringLoopbackUp(p)
 	buildRoot(p)
 	mountProc(p)
 	mountDev(p, box)
 	leaveHost(p)
+	p.call("say that the box is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
 	p.add("wait for the job", op{kind: opReceive, save: slotTree})
 }
 
 // jobProgram is the second half: it ends in execve. out and err are the write
-// ends of the job's pipes.
+// ends of the job's pipes; its standard input, if it has one, comes behind the
+// trees.
 func jobProgram(p *program, run *Run, out, err int) {
+	nameHost(p, run.Hostname)
 	attachTrees(p, run)
 	enterWorkDir(p, run)
+	connectInput(p, run)
 	connectOutput(p, out, err)
 	resetSignals(p)
 	limitResources(p, run)
@@ -97,8 +100,8 @@ func dieWithMonitor(p *program) {
 	p.call("prctl PR_SET_PDEATHSIG", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL))
 }
 
-func nameHost(p *program, box *Box) {
-	p.call("sethostname", unix.SYS_SETHOSTNAME, p.str(box.Hostname), uintptr(len(box.Hostname)))
+func nameHost(p *program, name string) {
+	p.call("sethostname", unix.SYS_SETHOSTNAME, p.str(name), uintptr(len(name)))
 }
 
 func bringLoopbackUp(p *program) {
@@ -248,9 +251,16 @@ func enterWorkDir(p *program, run *Run) {
 	p.call("umask", unix.SYS_UMASK, 0o022)
 }
 
+func connectInput(p *program, run *Run) {
+	slot := uintptr(slotTree + len(run.Trees))
+	if run.StdinPath == "" && !run.StdinStream {
+		slot = slotStdin
+		p.call("open /dev/null", unix.SYS_OPENAT, atFDCWD, p.str("/dev/null"), unix.O_RDONLY|unix.O_CLOEXEC, 0).into(slotStdin)
+	}
+	p.call("connect standard input", unix.SYS_DUP3, slot, 0, 0).slot(0)
+}
+
 func connectOutput(p *program, out, err int) {
-	p.call("open /dev/null", unix.SYS_OPENAT, atFDCWD, p.str("/dev/null"), unix.O_RDONLY|unix.O_CLOEXEC, 0).into(slotStdin)
-	p.call("connect standard input", unix.SYS_DUP3, slotStdin, 0, 0).slot(0)
 	p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
 	p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
 	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC)

@@ -24,16 +24,28 @@ type jobService struct {
 	sup *supervisor.Supervisor
 }
 
-func (s *jobService) run(ctx context.Context, r *api.RunJobRequest) (joblet.Job, error) {
+// submit runs the job that r asks for, with what came along with it, if anything.
+func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *supervisor.Staged) (joblet.Job, error) {
 	spec, err := wire.SpecFromProto(r)
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	return s.sup.Run(ctx, spec, callerOf(ctx).name())
+	if spec.Stdin != joblet.StdinNone {
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input: only SubmitJob can carry it")
+	}
+	if len(r.GetUploads()) > 0 {
+		staged = s.sup.Stage()
+		archive := uploads(r.GetUploads())
+		defer archive.Close()
+		if err := staged.Files(archive); err != nil {
+			return joblet.Job{}, joinDiscard(err, staged)
+		}
+	}
+	return s.sup.Submit(ctx, spec, callerOf(ctx).name(), staged)
 }
 
 func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.RunJobResponse, error) {
-	job, err := s.run(ctx, r)
+	job, err := s.submit(ctx, r, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -41,14 +53,11 @@ func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.Run
 }
 
 func (s *jobService) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
-	job, err := s.run(out.Context(), r)
+	job, err := s.submit(out.Context(), r, nil)
 	if err != nil {
 		return err
 	}
-	if err := out.Send(&api.JobEvent{Event: &api.JobEvent_Started{Started: wire.JobToProto(job)}}); err != nil {
-		return err
-	}
-	return s.follow(job.ID, joblet.LogOptions{Follow: true}, out)
+	return s.follow(out.Context(), job.ID, joblet.LogOptions{Follow: true}, out.Send)
 }
 
 func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
@@ -56,17 +65,32 @@ func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	return s.follow(r.GetUuid(), opt, out)
+	return s.follow(out.Context(), r.GetUuid(), opt, out.Send)
 }
 
-func (s *jobService) follow(ref string, opt joblet.LogOptions, out grpc.ServerStreamingServer[api.JobEvent]) error {
-	job, err := s.sup.Follow(out.Context(), ref, opt, func(c logstore.Chunk) error {
-		return out.Send(chunkToProto(c))
+func (s *jobService) follow(ctx context.Context, ref string, opt joblet.LogOptions, send func(*api.JobEvent) error) error {
+	job, err := s.sup.Follow(ctx, ref, opt, func(e supervisor.Event) error {
+		if e.Job != nil {
+			return send(jobEvent(*e.Job))
+		}
+		return send(chunkToProto(e.Chunk))
 	})
 	if err != nil {
 		return err
 	}
-	return out.Send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: wire.JobToProto(job)}})
+	return send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: wire.JobToProto(job)}})
+}
+
+// jobEvent says that a job waits or runs.
+func jobEvent(job joblet.Job) *api.JobEvent {
+	p := wire.JobToProto(job)
+	switch {
+	case job.State.Final():
+		return &api.JobEvent{Event: &api.JobEvent_Ended{Ended: p}}
+	case job.State.Alive():
+		return &api.JobEvent{Event: &api.JobEvent_Started{Started: p}}
+	}
+	return &api.JobEvent{Event: &api.JobEvent_Waiting{Waiting: p}}
 }
 
 // chunkToProto returns a piece of output, or a gap in it, as an event. It refers
@@ -85,11 +109,11 @@ func (s *jobService) GetJobLogs(r *api.GetJobLogsRequest, out grpc.ServerStreami
 	if err != nil {
 		return err
 	}
-	_, err = s.sup.Follow(out.Context(), r.GetUuid(), opt, func(c logstore.Chunk) error {
-		if len(c.Data) == 0 {
-			return nil // DataChunk has no way to tell a gap
+	_, err = s.sup.Follow(out.Context(), r.GetUuid(), opt, func(e supervisor.Event) error {
+		if len(e.Chunk.Data) == 0 {
+			return nil // DataChunk has no way to tell a gap, nor anything else
 		}
-		return out.Send(&api.DataChunk{Payload: c.Data})
+		return out.Send(&api.DataChunk{Payload: e.Chunk.Data})
 	})
 	return err
 }
@@ -161,17 +185,11 @@ func (s *jobService) StopJob(ctx context.Context, r *api.StopJobRequest) (*api.S
 }
 
 func (s *jobService) CancelJob(ctx context.Context, r *api.CancelJobRequest) (*api.CancelJobResponse, error) {
-	job, err := s.sup.Job(ctx, r.GetUuid())
+	job, err := s.sup.Cancel(ctx, r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
-	if job.State != joblet.Pending && job.State != joblet.Scheduled {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s is %v: only a job that has not started can be canceled", joblet.ShortID(job.ID), job.State)
-	}
-	if job, err = s.sup.Stop(ctx, job.ID, joblet.StopOptions{Grace: -1}); err != nil {
-		return nil, err
-	}
-	return &api.CancelJobResponse{Uuid: job.ID, Status: job.State.String()}, nil
+	return &api.CancelJobResponse{Uuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
 }
 
 func (s *jobService) SignalJob(ctx context.Context, r *api.SignalJobRequest) (*api.SignalJobResponse, error) {
@@ -202,33 +220,35 @@ func (s *jobService) DeleteJob(ctx context.Context, r *api.DeleteJobRequest) (*a
 
 // DeleteAllJobs deletes every job that has ended.
 func (s *jobService) DeleteAllJobs(ctx context.Context, _ *api.DeleteAllJobsRequest) (*api.DeleteAllJobsResponse, error) {
-	out := &api.DeleteAllJobsResponse{Success: true}
-	var ended []string // deleted after the listing, which pages by jobs that exist
-	for f := (joblet.Filter{Limit: batchSize}); ; {
-		jobs, err := s.sup.Jobs(ctx, f)
-		if err != nil {
-			return nil, err
-		}
-		for _, j := range jobs {
-			if j.State.Final() {
-				ended = append(ended, j.ID)
-			} else {
-				out.SkippedCount++
-			}
-		}
-		if len(jobs) < batchSize {
-			break
-		}
-		f.Before = jobs[len(jobs)-1].ID
+	deleted, _, err := s.sup.Prune(ctx, joblet.Filter{}, false)
+	if err != nil {
+		return nil, err
 	}
-	for _, id := range ended {
-		if err := s.sup.Delete(ctx, id); err != nil && joblet.KindOf(err) != joblet.NotFound {
-			return nil, err
-		}
-		out.DeletedCount++
+	skipped := s.sup.Active()
+	return &api.DeleteAllJobsResponse{
+		Success: true, DeletedCount: int32(deleted), SkippedCount: int32(skipped),
+		Message: fmt.Sprintf("%d jobs deleted, %d have not ended", deleted, skipped),
+	}, nil
+}
+
+func (s *jobService) PruneJobs(ctx context.Context, r *api.PruneJobsRequest) (*api.PruneJobsResponse, error) {
+	f, err := wire.PruneFromProto(r)
+	if err != nil {
+		return nil, err
 	}
-	out.Message = fmt.Sprintf("%d jobs deleted, %d have not ended", out.DeletedCount, out.SkippedCount)
-	return out, nil
+	deleted, freed, err := s.sup.Prune(ctx, f, r.GetDryRun())
+	if err != nil {
+		return nil, err
+	}
+	return &api.PruneJobsResponse{DeletedCount: int32(deleted), FreedBytes: freed}, nil
+}
+
+func (s *jobService) RerunJob(ctx context.Context, r *api.RerunJobRequest) (*api.RunJobResponse, error) {
+	job, err := s.sup.Rerun(ctx, r.GetUuid(), callerOf(ctx).name(), r.GetSecretEnvironment())
+	if err != nil {
+		return nil, err
+	}
+	return &api.RunJobResponse{JobUuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
 }
 
 func (s *jobService) StreamJobMetrics(*api.StreamJobMetricsRequest, grpc.ServerStreamingServer[api.JobMetricsEvent]) error {

@@ -31,6 +31,10 @@ func (r role) String() string { return roleNames[r] }
 var roles = map[string]role{
 	api.JobService_RunJob_FullMethodName:              developer,
 	api.JobService_RunJobAttached_FullMethodName:      developer,
+	api.JobService_SubmitJob_FullMethodName:           developer,
+	api.JobService_RerunJob_FullMethodName:            developer,
+	api.JobService_PruneJobs_FullMethodName:           developer,
+	api.JobService_GetJobFiles_FullMethodName:         reader,
 	api.JobService_StopJob_FullMethodName:             developer,
 	api.JobService_CancelJob_FullMethodName:           developer,
 	api.JobService_SignalJob_FullMethodName:           developer,

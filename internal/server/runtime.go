@@ -13,7 +13,6 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/wire"
@@ -126,16 +125,16 @@ func (s *runtimeService) TestRuntime(ctx context.Context, r *api.TestRuntimeRequ
 	if len(rt.Test) == 0 {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "runtime %s has no test command in its recipe", rt.Name)
 	}
-	job, err := s.sup.Run(ctx, joblet.Spec{
+	job, err := s.sup.Submit(ctx, joblet.Spec{
 		Command: rt.Test[0], Args: rt.Test[1:], Runtime: rt.Name, Timeout: testTimeout,
-	}, callerOf(ctx).name())
+	}, callerOf(ctx).name(), nil)
 	if err != nil {
 		return nil, err
 	}
 	defer s.discard(job.ID)
 	var output []byte
-	job, err = s.sup.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, func(c logstore.Chunk) error {
-		output = append(output, c.Data...)
+	job, err = s.sup.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, func(e supervisor.Event) error {
+		output = append(output, e.Chunk.Data...)
 		if len(output) > 2*maxTestOutput {
 			output = append(output[:0], output[len(output)-maxTestOutput:]...)
 		}

@@ -15,7 +15,7 @@ import (
 )
 
 // benchJob is a job of a size that is usual.
-func benchJob(n int) joblet.Job {
+func benchJob(n int) Record {
 	job := jobN(n)
 	job.Spec = joblet.Spec{
 		Command: "bash", Args: []string{"-c", "sleep 30 & sleep 40 & ps aux"}, Runtime: "python-3.11-ml",
@@ -67,6 +67,24 @@ func BenchmarkLife(b *testing.B) {
 	})
 }
 
+// The same with labels.
+func BenchmarkLifeLabeled(b *testing.B) {
+	s := openTest(b)
+	timed(b, func(n int) error {
+		job := benchJob(n)
+		job.Spec.Labels = map[string]string{"team": "vision", "run": fmt.Sprint(n)}
+		if err := s.Insert(b.Context(), job); err != nil {
+			return err
+		}
+		job.State = joblet.Running
+		if err := s.UpdateUnsynced(b.Context(), job); err != nil {
+			return err
+		}
+		job.State = joblet.Completed
+		return s.UpdateUnsynced(b.Context(), job)
+	})
+}
+
 func BenchmarkInsert8AtOnce(b *testing.B) {
 	s := openTest(b)
 	var n atomic.Int64
@@ -106,11 +124,32 @@ func many(b *testing.B, n int) *Store {
 				case i%1000 == 500:
 					job.State = joblet.Failed
 				}
+				job.Ended = job.Created.Add(time.Minute)
+				if i >= n*4/10 && i < n/2 { // a tenth waited long
+					job.Ended = epoch.Add(time.Duration(n) * time.Second)
+				}
+				job.DiskBytes = 4096
 				job.Owner = fmt.Sprintf("uid:%d", 1000+i%20)
 				job.Spec.Name = []string{"", "train", "eval", "rare"}[min(i%3+i%99_999/99_998*3, 3)]
-				spec, err := encodeSpec(job.Spec)
+				// Half of all jobs have a=b, a quarter c=d, a few of them a as well.
+				switch i / 20 % 4 {
+				case 0:
+					job.Spec.Labels = map[string]string{"a": "b"}
+				case 1:
+					job.Spec.Labels = map[string]string{"a": "b", "run": fmt.Sprint(i)}
+				case 2:
+					job.Spec.Labels = map[string]string{"c": "d"}
+				}
+				if i%100_000 == 40 {
+					job.Spec.Labels["a"] = "rare"
+				}
+				if i >= n/2 && i/20%2 == 1 {
+					job.Parent = jobN(i / 20 % 10 / 9).ID // one has few runs, one many
+				}
+				ch, err := newInsert(job)
 				if err == nil {
-					err = s.do(b.Context(), &change{kind: insert, job: job, spec: spec, unsynced: true})
+					ch.unsynced = true
+					err = s.do(b.Context(), ch)
 				}
 				if err != nil {
 					end <- err
@@ -134,6 +173,11 @@ func BenchmarkRecords(b *testing.B) {
 			if info, err := os.Stat(s.path); err == nil {
 				b.Logf("%d records take %d MB", n, info.Size()/1e6)
 			}
+			start := time.Now()
+			if err := s.Check(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			b.Logf("a check of all takes %v", time.Since(start))
 			page, err := s.List(b.Context(), joblet.Filter{Limit: 1000})
 			if err != nil {
 				b.Fatal(err)
@@ -151,7 +195,8 @@ func BenchmarkRecords(b *testing.B) {
 					return s.Insert(b.Context(), job)
 				})
 			})
-			failed, lost := []joblet.State{joblet.Failed}, []joblet.State{joblet.Lost}
+			failed, lost, running := []joblet.State{joblet.Failed}, []joblet.State{joblet.Lost}, []joblet.State{joblet.Running}
+			at := func(second int) time.Time { return epoch.Add(time.Duration(second) * time.Second) }
 			for _, l := range []struct {
 				name string
 				f    joblet.Filter
@@ -171,12 +216,51 @@ func BenchmarkRecords(b *testing.B) {
 				{"since-name-failed", joblet.Filter{Since: epoch, Name: "train", States: failed}},
 				{"page", joblet.Filter{Before: page[999].ID}},
 				{"page-failed", joblet.Filter{Before: page[999].ID, States: failed}},
+				{"label", joblet.Filter{Labels: labels("a=b")}},
+				{"label-running", joblet.Filter{Labels: labels("a=b"), States: running}},
+				{"label-lost", joblet.Filter{Labels: labels("a=b"), States: lost}},
+				{"label-any", joblet.Filter{Labels: labels("a")}},
+				{"label-any-of-many", joblet.Filter{Labels: labels("run")}},
+				{"label-one", joblet.Filter{Labels: labels("run=5")}},
+				{"label-rare", joblet.Filter{Labels: labels("a=rare")}},
+				{"label-none", joblet.Filter{Labels: labels("a=none")}},
+				{"label-owner-name-failed", joblet.Filter{Labels: labels("a=b"), Owner: "uid:1000", Name: "train", States: failed}},
+				{"label-name", joblet.Filter{Labels: labels("a=b"), Name: "train"}},
+				{"label-rare-name", joblet.Filter{Labels: labels("a=b"), Name: "rare"}},
+				{"label-parent", joblet.Filter{Labels: labels("a=b"), Parent: jobN(0).ID}},
+				{"labels", joblet.Filter{Labels: labels("a=b", "run")}},
+				{"labels-one", joblet.Filter{Labels: labels("a=b", "run=5")}},
+				{"labels-rare", joblet.Filter{Labels: labels("a=rare", "c=d")}},
+				{"labels-disjoint", joblet.Filter{Labels: labels("a=b", "c=d")}},
+				{"label-since", joblet.Filter{Labels: labels("a=b"), Since: at(n - 20)}},
+				{"label-page-failed", joblet.Filter{Labels: labels("a=b"), States: failed, Before: page[999].ID}},
+				{"label-ended-before", joblet.Filter{Labels: labels("a=b"), EndedBefore: at(n / 2)}},
+				{"label-ended-before-none", joblet.Filter{Labels: labels("a=b"), EndedBefore: at(0)}},
+				{"parent", joblet.Filter{Parent: jobN(0).ID}},
+				{"parent-running", joblet.Filter{Parent: jobN(0).ID, States: running}},
+				{"parent-lost", joblet.Filter{Parent: jobN(1).ID, States: lost}},
+				{"parent-none", joblet.Filter{Parent: jobN(2).ID}},
+				{"parent-ended-before", joblet.Filter{Parent: jobN(0).ID, EndedBefore: at(n * 3 / 4)}},
+				{"ended-before", joblet.Filter{EndedBefore: at(n / 2)}},
+				{"ended-before-none", joblet.Filter{EndedBefore: at(0)}},
+				{"ended-before-all", joblet.Filter{EndedBefore: at(2 * n)}},
+				{"ended-before-failed", joblet.Filter{EndedBefore: at(n / 2), States: failed}},
+				{"ended-before-running", joblet.Filter{EndedBefore: at(n / 2), States: running}},
+				{"ended-before-owner-name", joblet.Filter{EndedBefore: at(n / 2), Owner: "uid:1007", Name: "train"}},
+				{"ended-before-since", joblet.Filter{EndedBefore: at(n / 2), Since: at(n/2 - 70)}},
+				{"ended-before-page", joblet.Filter{EndedBefore: at(n / 2), Before: page[999].ID}},
 			} {
 				l.f.Limit = 50
 				b.Run("list/"+l.name, func(b *testing.B) {
 					timed(b, func(int) error { _, err := s.List(b.Context(), l.f); return err })
 				})
 			}
+			b.Run("oldest-ended", func(b *testing.B) {
+				timed(b, func(int) error { _, err := s.OldestEnded(b.Context(), 50); return err })
+			})
+			b.Run("disk-bytes", func(b *testing.B) {
+				timed(b, func(int) error { _, err := s.DiskBytes(b.Context()); return err })
+			})
 			b.Run("unfinished", func(b *testing.B) {
 				timed(b, func(int) error { _, err := s.Unfinished(b.Context()); return err })
 			})

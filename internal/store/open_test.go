@@ -11,9 +11,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"zombiezen.com/go/sqlite"
@@ -96,6 +98,9 @@ func TestOpenRefuses(t *testing.T) {
 		{"all but the header overwritten", content(damagedAt(4096, len(good))), "damaged"},
 		{"no table", script("DROP TABLE job"), "damaged"},
 		{"no index", script("DROP INDEX job_owner"), "damaged"},
+		{"no index of labels", script("DROP INDEX label_value"), "damaged"},
+		{"no index of ends", script("DROP INDEX job_ended"), "damaged"},
+		{"no trigger", script("DROP TRIGGER job_updated"), "damaged"},
 		{"no version", script("PRAGMA user_version = 0"), "another program"},
 		{"newer schema", script("PRAGMA user_version = 99"), "version is 99"},
 		{"another program's", func(t *testing.T, path string) {
@@ -171,6 +176,7 @@ func TestDamageFoundLater(t *testing.T) {
 	}
 	_ = f.Close()
 	if s, err = Open(t.Context(), path); err == nil {
+		wantKind(t, s.Check(t.Context()), joblet.FailedPrecondition, path, "damaged")
 		_, err = s.List(t.Context(), joblet.Filter{})
 		_ = s.Close()
 	}
@@ -253,6 +259,194 @@ func TestMigrate(t *testing.T) {
 			}
 			_, err = Open(t.Context(), path)
 			wantKind(t, err, joblet.FailedPrecondition, path, "newer joblet")
+		})
+	}
+}
+
+// versionOne makes a database as the first released version left it, with a
+// job in each state, and returns what is in it, newest first.
+func versionOne(t *testing.T, path string) []Record {
+	t.Helper()
+	released, err := steps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := released[0] + fmt.Sprintf("PRAGMA application_id = %d; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;", applicationID)
+	var all []Record
+	for n, state := range joblet.States() {
+		job := jobN(n)
+		job.State, job.Owner = state, []string{"uid:0", "cert:bob"}[n%2]
+		job.Reason, job.PID, job.IDBase, job.LogBytes = "it's so", 100+n, 0x70000000, int64(n)<<20
+		name, spec := "NULL", `{"command":"sh","args":["-c","a && b"],"env":{"A":"1"},"secret_env":{"TOKEN":"***"},"timeout":60000000000}`
+		job.Spec = joblet.Spec{
+			Command: "sh", Args: []string{"-c", "a && b"}, Env: map[string]string{"A": "1"},
+			SecretEnv: map[string]string{"TOKEN": joblet.Mask}, Timeout: time.Minute,
+		}
+		if n%3 == 0 {
+			name, spec = "'train'", `{"command":"python","name":"train","runtime":"python-3.11","init":true}`
+			job.Spec = joblet.Spec{Command: "python", Name: "train", Runtime: "python-3.11", Init: true}
+		}
+		started, ended, code, signal := "NULL", "NULL", "NULL", "NULL"
+		if n > 2 {
+			job.Started = job.Created.Add(1)
+			started = fmt.Sprint(job.Started.UnixNano())
+		}
+		if state.Final() {
+			job.Ended = job.Created.Add(time.Hour)
+			ended = fmt.Sprint(job.Ended.UnixNano())
+		}
+		if state == joblet.Completed || state == joblet.Failed {
+			job.Exit = &joblet.Exit{Code: n, Signal: n - 5}
+			code, signal = fmt.Sprint(n), fmt.Sprint(n-5)
+		}
+		script += fmt.Sprintf(`INSERT INTO job (seq, id, state, owner, name, created, started, ended, exit_code, exit_signal,
+			reason, pid, id_base, log_bytes, spec) VALUES (%d, '%s', '%v', '%s', %s, %d, %s, %s, %s, %s, 'it''s so', %d, %d, %d, '%s');`,
+			job.Created.UnixNano(), job.ID, state, job.Owner, name, job.Created.UnixNano(), started, ended, code, signal,
+			job.PID, job.IDBase, job.LogBytes, spec)
+		all = append(all, job)
+	}
+	c, err := sqlite.OpenConn(path, sqlite.OpenReadWrite|sqlite.OpenCreate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text := strings.TrimSpace(script); text != ""; text = strings.TrimSpace(text) {
+		stmt, trailing, err := c.PrepareTransient(text)
+		if err == nil {
+			_, err = stmt.Step()
+			err = errors.Join(err, stmt.Finalize())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text = text[len(text)-trailing:]
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(all)
+	return all
+}
+
+// Records of the first released version: all are there afterwards, and what
+// is new works for them, too.
+func TestFromVersionOne(t *testing.T) {
+	t.Parallel()
+	released, err := steps()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, interrupted := range []bool{false, true} {
+		t.Run(fmt.Sprint("interrupted ", interrupted), func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "joblet.db")
+			all := versionOne(t, path)
+			if interrupted {
+				_, err := open(t.Context(), path, []string{released[0], released[1] + "nonsense;"})
+				if err == nil || !strings.Contains(err.Error(), "version 2") {
+					t.Fatalf("a broken step: %v", err)
+				}
+				withSQL(t, path, sqlite.OpenReadWrite, `SELECT seq FROM job INDEXED BY job_owner WHERE owner = '' AND state = '';
+					CREATE TABLE label (a); DROP TABLE label;`) // nothing of version 2 is left
+			}
+			s := reopen(t, path)
+			if err := s.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+			for _, want := range all {
+				if got, err := s.Get(t.Context(), want.ID); err != nil || !reflect.DeepEqual(got, want) {
+					t.Errorf("Get: %+v, %v\nwant %+v", got, err, want)
+				}
+			}
+			for _, f := range []joblet.Filter{
+				{}, {Name: "train"}, {Owner: "cert:bob"}, {States: []joblet.State{joblet.Failed, joblet.Running}},
+				{Name: "train", Owner: "uid:0", States: []joblet.State{joblet.Stopped}},
+				{EndedBefore: jobN(8).Created.Add(time.Hour)}, {Parent: all[0].ID}, {Labels: labels("a")}, {Since: jobN(3).Created},
+			} {
+				want := []int{}
+				for _, r := range all {
+					if passes(f, r.Job) {
+						want = append(want, numbers([]joblet.Job{r.Job})...)
+					}
+				}
+				if got, err := s.List(t.Context(), f); err != nil || !slices.Equal(numbers(got), want) {
+					t.Errorf("%+v: jobs %v, %v, want %v", f, numbers(got), err, want)
+				}
+			}
+			if got, err := s.Resolve(t.Context(), "train"); err != nil || got.ID != jobN(3).ID {
+				t.Errorf("train is %s, %v", got.ID, err)
+			}
+			if got, err := s.Unfinished(t.Context()); err != nil || len(got) != 5 || got[0].ID != jobN(0).ID {
+				t.Errorf("%d unfinished, %v", len(got), err)
+			}
+			if got, err := s.OldestEnded(t.Context(), 2); err != nil || !slices.Equal(numbers(got), []int{5, 6}) {
+				t.Errorf("oldest ended: %v, %v", numbers(got), err)
+			}
+
+			// They can end and go as others do.
+			rec := all[len(all)-1]
+			rec.State, rec.Ended, rec.DiskBytes, rec.Sealed, rec.Attempt = joblet.Canceled, rec.Created.Add(1), 7, []byte("x"), 1
+			if err := s.Update(t.Context(), rec); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := s.Get(t.Context(), rec.ID); err != nil || !reflect.DeepEqual(got, rec) {
+				t.Errorf("Get: %+v, %v\nwant %+v", got, err, rec)
+			}
+			if got, err := s.DiskBytes(t.Context()); err != nil || got != 7 {
+				t.Errorf("%d bytes, %v", got, err)
+			}
+			for _, r := range all {
+				if err := s.Delete(t.Context(), r.ID); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := s.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// What Open cannot afford to look for, Check finds.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct{ name, script, want string }{
+		{"nothing", "", ""},
+		{"orphan", "INSERT INTO label VALUES (17, 'a', 'b', '', 'RUNNING', NULL)", "labels without a job, in row 17"},
+		{"state of a label", "UPDATE label SET state = 'RUNNING' WHERE name = 'c'", "labels out of step with job " + jobN(1).ID},
+		{"end of a label", "UPDATE label SET ended = 1", "labels out of step with job " + jobN(1).ID},
+		{"label missing", "DELETE FROM label WHERE name = 'a'", "the number of labels is wrong of job " + jobN(1).ID},
+		{"label too many", "UPDATE job SET labels = 0", "the number of labels is wrong of job " + jobN(1).ID},
+		{"other label", "UPDATE label SET value = 'x' WHERE name = 'a'", "the labels are not the spec's of job " + jobN(1).ID},
+		{"state", "UPDATE job SET state = 'BORED' WHERE name = 'name'", "the state is unknown of job " + jobN(1).ID},
+		{"spec", "UPDATE job SET spec = '{' WHERE name = 'name'", "the spec is not JSON of job " + jobN(1).ID},
+		{"past", "UPDATE job SET past = '{' WHERE name = 'name'", "the past attempts are not JSON of job " + jobN(1).ID},
+		{"name", "UPDATE job SET name = 'x' WHERE name = 'name'", "the name is not the spec's of job " + jobN(1).ID},
+		{"key", "UPDATE job SET idem_key = id", "the idempotency key is not the spec's of job " + jobN(1).ID},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "joblet.db")
+			s := reopen(t, path)
+			job := jobN(1)
+			job.Spec.Labels = map[string]string{"c": "d", "a": "ü \"\u2028"}
+			job.Spec.Name, job.Spec.IdempotencyKey = "name", "key"
+			mustInsert(t, s, job, jobN(2))
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			withSQL(t, path, sqlite.OpenReadWrite, tc.script)
+			s = reopen(t, path)
+			err := s.Check(t.Context())
+			if tc.want == "" {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			wantKind(t, err, joblet.FailedPrecondition, path, tc.want)
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than a line: %q", err)
+			}
 		})
 	}
 }
@@ -415,6 +609,7 @@ func insertForever(path string) {
 		go func() {
 			for n := first + worker; ; n += 4 {
 				job := jobN(n)
+				job.Spec.Labels = map[string]string{"worker": fmt.Sprint(worker)}
 				fail(s.Insert(ctx, job))
 				job.State = joblet.Running
 				fail(s.UpdateUnsynced(ctx, job))
@@ -484,13 +679,8 @@ func TestKill(t *testing.T) {
 				t.Errorf("job %d: %v, %v", n, job.State, err)
 			}
 		}
-		var faults []string
-		err = s.read(t.Context(), "check", func(c *sqlite.Conn) (err error) {
-			faults, err = column(c, nil, (*sqlite.Stmt).ColumnText, "PRAGMA integrity_check")
-			return err
-		})
-		if err != nil || !slices.Equal(faults, []string{"ok"}) {
-			t.Errorf("integrity: %s, %v", faults, err)
+		if err := s.Check(t.Context()); err != nil {
+			t.Error(err)
 		}
 		if err := s.Close(); err != nil {
 			t.Fatal(err)

@@ -18,43 +18,62 @@ import (
 
 const maxSeq = math.MaxInt64 // behind every row
 
-const selectJob = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
-	reason, pid, id_base, log_bytes, spec FROM job `
+const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
+	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes, `
 
 const (
-	jobByID      = selectJob + `WHERE id = ?`
-	jobBySeq     = selectJob + `WHERE seq = ?`
-	jobsByPrefix = selectJob + `WHERE id >= ? AND id < ? ORDER BY id LIMIT ?`
-	newestJobs   = selectJob + `WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?`
+	selectJob    = columns + `NULL FROM job `
+	selectRecord = columns + `sealed FROM job `
+
+	recordByID      = selectRecord + `WHERE id = ?`
+	recordBySeq     = selectRecord + `WHERE seq = ?`
+	recordsByPrefix = selectRecord + `WHERE id >= ? AND id < ? ORDER BY id LIMIT ?`
+	jobBySeq        = selectJob + `WHERE seq = ?`
+	newestJobs      = selectJob + `WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?`
 
 	seqByID = `SELECT seq FROM job WHERE id = ?`
 
 	// The indexes are named so that no statistics, or their absence, can lead
 	// the planner elsewhere.
-	ownersFrom      = `SELECT owner FROM job INDEXED BY job_owner WHERE owner >= ? ORDER BY owner LIMIT 1`
-	namedOwnersFrom = `SELECT owner FROM job INDEXED BY job_name WHERE name = ? AND owner >= ? ORDER BY owner LIMIT 1`
-	seqs            = `SELECT seq FROM job INDEXED BY job_owner
-		WHERE owner = ? AND state = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?`
-	namedSeqs = `SELECT seq FROM job INDEXED BY job_name
-		WHERE name = ? AND owner = ? AND state = ? AND seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?`
+	recordByKey = selectRecord + `INDEXED BY job_key WHERE owner = ? AND idem_key = ?`
+
+	// As the partial index job_ended has it, letter by letter.
+	isFinal     = `state IN ('COMPLETED', 'FAILED', 'STOPPED', 'CANCELED', 'TIMEOUT', 'LOST')`
+	oldestEnded = selectJob + `INDEXED BY job_ended WHERE ` + isFinal + ` ORDER BY ended LIMIT ?`
+	diskBytes   = `SELECT coalesce(sum(disk_bytes), 0) FROM job INDEXED BY job_ended WHERE ` + isFinal
+
+	lastBackwards = `SELECT coalesce(max(seq), 0) FROM job INDEXED BY job_backwards WHERE ended < created AND ended < ?`
 )
 
 // Get returns the record of the job with this id. An unknown id is of kind
 // NotFound.
-func (s *Store) Get(ctx context.Context, id string) (joblet.Job, error) {
-	var job joblet.Job
+func (s *Store) Get(ctx context.Context, id string) (Record, error) {
+	return s.one(ctx, id, recordByID, id)
+}
+
+// ByKey returns the job that this owner submitted with this idempotency key.
+// An unknown key is of kind NotFound.
+func (s *Store) ByKey(ctx context.Context, owner, key string) (Record, error) {
+	return s.one(ctx, "with the idempotency key "+key, recordByKey, owner, key)
+}
+
+// one returns the only record that a query finds; what names it if there is
+// none.
+func (s *Store) one(ctx context.Context, what, text string, args ...any) (Record, error) {
+	var found []Record
 	err := s.read(ctx, "read job records", func(c *sqlite.Conn) error {
-		found, err := jobs(c, jobByID, id)
-		if err != nil {
+		if err := records(c, appendTo(&found), text, args...); err != nil {
 			return err
 		}
 		if len(found) == 0 {
-			return notFound(id)
+			return notFound(what)
 		}
-		job = found[0]
 		return nil
 	})
-	return job, err
+	if err != nil {
+		return Record{}, err
+	}
+	return found[0], nil
 }
 
 // shortIDLen is the length of what joblet.ShortID gives.
@@ -74,26 +93,28 @@ const maxCandidates = 5
 //
 // A prefix of several ids is of kind InvalidArgument and lists some of them;
 // a reference to nothing is of kind NotFound.
-func (s *Store) Resolve(ctx context.Context, ref string) (joblet.Job, error) {
+func (s *Store) Resolve(ctx context.Context, ref string) (Record, error) {
 	if ref == "" {
-		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
+		return Record{}, joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
 	}
 	if len(ref) > joblet.MaxNameLen {
-		return joblet.Job{}, notFound(ref)
+		return Record{}, notFound(ref)
 	}
-	var job joblet.Job
+	var rec Record
 	err := s.read(ctx, "look up job", func(c *sqlite.Conn) error {
 		prefix := strings.ToLower(ref)
-		lookups := []func() ([]joblet.Job, error){
-			func() ([]joblet.Job, error) {
-				return list(ctx, c, joblet.Filter{Name: ref, States: unfinished, Limit: 1})
-			},
-			func() ([]joblet.Job, error) { return list(ctx, c, joblet.Filter{Name: ref, Limit: 1}) },
+		byName := func(states []joblet.State) func() ([]Record, error) {
+			return func() (found []Record, err error) {
+				err = list(ctx, c, joblet.Filter{Name: ref, States: states, Limit: 1}, recordBySeq, appendTo(&found))
+				return found, err
+			}
 		}
+		lookups := []func() ([]Record, error){byName(unfinished), byName(nil)}
 		if strings.Trim(prefix, "0123456789abcdef-") == "" {
 			// Every character of an id sorts before "g".
-			byPrefix := func() ([]joblet.Job, error) {
-				return jobs(c, jobsByPrefix, prefix, prefix+"g", int64(maxCandidates+1))
+			byPrefix := func() (found []Record, err error) {
+				err = records(c, appendTo(&found), recordsByPrefix, prefix, prefix+"g", int64(maxCandidates+1))
+				return found, err
 			}
 			if len(prefix) >= shortIDLen {
 				lookups = slices.Insert(lookups, 0, byPrefix)
@@ -109,7 +130,7 @@ func (s *Store) Resolve(ctx context.Context, ref string) (joblet.Job, error) {
 			switch len(found) {
 			case 0:
 			case 1:
-				job = found[0]
+				rec = found[0]
 				return nil
 			default:
 				return ambiguous(ref, found)
@@ -117,14 +138,14 @@ func (s *Store) Resolve(ctx context.Context, ref string) (joblet.Job, error) {
 		}
 		return notFound(ref)
 	})
-	return job, err
+	return rec, err
 }
 
 func notFound(ref string) error {
 	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", printable(ref, 80))
 }
 
-func ambiguous(ref string, found []joblet.Job) error {
+func ambiguous(ref string, found []Record) error {
 	var b strings.Builder
 	for _, job := range found[:min(len(found), maxCandidates)] {
 		id := joblet.ShortID(job.ID)
@@ -161,30 +182,73 @@ func (s *Store) List(ctx context.Context, f joblet.Filter) ([]joblet.Job, error)
 	if f.Limit < 0 {
 		return nil, joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
 	}
+	if len(f.Labels) > joblet.MaxLabels {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "list jobs: %d labels: a job has at most %d", len(f.Labels), joblet.MaxLabels)
+	}
 	var found []joblet.Job
 	err := s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
-		var err error
-		found, err = list(ctx, c, f)
-		return err
+		return list(ctx, c, f, jobBySeq, func(r Record) { found = append(found, r.Job) })
 	})
 	return found, err
 }
 
 var unfinished = slices.DeleteFunc(joblet.States(), joblet.State.Final)
 
-// Unfinished returns the jobs that have not ended, newest first.
-func (s *Store) Unfinished(ctx context.Context) ([]joblet.Job, error) {
-	return s.List(ctx, joblet.Filter{States: unfinished})
+// Unfinished returns the jobs that have not ended, oldest first.
+func (s *Store) Unfinished(ctx context.Context) ([]Record, error) {
+	var found []Record
+	err := s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
+		return list(ctx, c, joblet.Filter{States: unfinished}, recordBySeq, appendTo(&found))
+	})
+	slices.Reverse(found)
+	return found, err
 }
 
-// list answers f from ranges of an index, each in the order of the list: one
-// for every owner and state asked for. A filter thus reads no more entries of
-// each range than the list may get, however many jobs there are.
-func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter) (found []joblet.Job, err error) {
-	// One snapshot: a job that changes state in between would be seen in two
-	// ranges or in none.
+// OldestEnded returns at most limit of the jobs that have ended, by the time
+// of their end, oldest first; 0 means no limit.
+func (s *Store) OldestEnded(ctx context.Context, limit int) ([]joblet.Job, error) {
+	if limit < 0 {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "list ended jobs: limit %d is negative", limit)
+	}
+	var found []joblet.Job
+	err := s.read(ctx, "list ended jobs", func(c *sqlite.Conn) error {
+		c.SetInterrupt(ctx.Done())
+		defer c.SetInterrupt(nil)
+		return records(c, func(r Record) { found = append(found, r.Job) }, oldestEnded, sqlLimit(limit))
+	})
+	return found, err
+}
+
+// DiskBytes returns what the directories of all ended jobs take on disk. It
+// reads an entry of an index for each of them: a fraction of a second for a
+// million.
+func (s *Store) DiskBytes(ctx context.Context) (int64, error) {
+	var sum int64
+	err := s.read(ctx, "add up job records", func(c *sqlite.Conn) error {
+		c.SetInterrupt(ctx.Done())
+		defer c.SetInterrupt(nil)
+		sums, err := column(c, nil, (*sqlite.Stmt).ColumnInt64, diskBytes)
+		if err == nil {
+			sum = sums[0]
+		}
+		return err
+	})
+	return sum, err
+}
+
+// sqlLimit is a limit as SQL has it: there a negative one is none.
+func sqlLimit(limit int) int64 {
+	if limit == 0 {
+		return -1
+	}
+	return int64(limit)
+}
+
+// snapshot runs fn in a read transaction, so that it sees one state of the
+// records, and interrupts it when ctx ends.
+func snapshot(ctx context.Context, c *sqlite.Conn, fn func() error) (err error) {
 	if err := run(c, "BEGIN"); err != nil {
-		return nil, err
+		return err
 	}
 	c.SetInterrupt(ctx.Done())
 	defer func() {
@@ -193,137 +257,319 @@ func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter) (found []joblet.
 			err = endErr
 		}
 	}()
+	return fn()
+}
 
-	oldest, end, limit := int64(0), int64(maxSeq), int64(-1)
-	if f.Since.After(time.Unix(0, maxSeq)) {
-		return nil, nil
-	} else if f.Since.After(time.Unix(0, 0)) {
-		oldest = f.Since.UnixNano()
+// list calls add on what f passes, newest first. bySeq is the query for one
+// row. In one snapshot: a job that changes state in between would be seen in
+// two ranges or in none.
+func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter, bySeq string, add func(Record)) error {
+	r := seqRange{oldest: 0, end: maxSeq, endedBefore: maxSeq, limit: sqlLimit(f.Limit)}
+	if f.Since.After(lastTime) {
+		return nil
+	} else if f.Since.After(firstTime) {
+		r.oldest = f.Since.UnixNano()
 	}
-	if f.Limit > 0 {
-		limit = int64(f.Limit)
-	}
-	if f.Before != "" {
-		before, err := column(c, nil, (*sqlite.Stmt).ColumnInt64, seqByID, f.Before)
-		if err != nil {
-			return nil, err
-		}
-		if len(before) == 0 {
-			return nil, notFound(f.Before)
-		}
-		end = before[0]
-	}
-
 	f.States = slices.Compact(slices.Sorted(slices.Values(f.States)))
 	if len(f.States) == 0 {
 		f.States = joblet.States()
 	}
-	if f.Name == "" && f.Owner == "" && slices.Equal(f.States, joblet.States()) {
-		found, err = jobs(c, newestJobs, oldest, end, limit)
-	} else {
-		found, err = merged(c, f, oldest, end, limit)
-	}
-	// seq may be some nanoseconds ahead of the time of creation.
-	tooOld := func(j joblet.Job) bool { return j.Created.Before(f.Since) }
-	for len(found) > 0 && tooOld(found[len(found)-1]) {
-		found = found[:len(found)-1]
-	}
-	return found, err
-}
-
-// merged is list for the jobs with oldest <= seq < end, at most limit of them
-// unless it is negative.
-func merged(c *sqlite.Conn, f joblet.Filter, oldest, end, limit int64) ([]joblet.Job, error) {
-	owners := []string{f.Owner}
-	if f.Owner == "" {
-		var err error
-		if owners, err = allOwners(c, f.Name); err != nil {
-			return nil, err
+	all := f.Name == "" && f.Owner == "" && f.Parent == "" && len(f.Labels) == 0 && slices.Equal(f.States, joblet.States())
+	if !f.EndedBefore.IsZero() {
+		if f.EndedBefore.Before(firstTime) {
+			return nil
+		}
+		all, r.ended = false, true
+		f.States = slices.DeleteFunc(f.States, func(s joblet.State) bool { return !s.Final() })
+		if !f.EndedBefore.After(lastTime) {
+			r.endedBefore = f.EndedBefore.UnixNano()
 		}
 	}
-	var all []int64
-	for _, owner := range owners {
-		for _, state := range f.States {
-			var err error
-			if f.Name == "" {
-				all, err = column(c, all, (*sqlite.Stmt).ColumnInt64, seqs, owner, state.String(), oldest, end, limit)
-			} else {
-				all, err = column(c, all, (*sqlite.Stmt).ColumnInt64, namedSeqs, f.Name, owner, state.String(), oldest, end, limit)
-			}
+	return snapshot(ctx, c, func() error {
+		if f.Before != "" {
+			before, err := column(c, nil, (*sqlite.Stmt).ColumnInt64, seqByID, f.Before)
 			if err != nil {
-				return nil, err
+				return err
+			}
+			if len(before) == 0 {
+				return notFound(f.Before)
+			}
+			r.end = before[0]
+		}
+		// seq may be some nanoseconds ahead of the time of creation.
+		addYoung := func(rec Record) {
+			if !rec.Created.Before(f.Since) {
+				add(rec)
 			}
 		}
-	}
-	slices.SortFunc(all, func(a, b int64) int { return cmp.Compare(b, a) })
-	if limit >= 0 {
-		all = all[:min(int64(len(all)), limit)]
-	}
-	found := make([]joblet.Job, 0, len(all))
-	for _, seq := range all {
-		one, err := jobs(c, jobBySeq, seq)
-		if err != nil {
-			return nil, err
+		if all {
+			return records(c, addYoung, newestJobs, r.oldest, r.end, r.limit)
 		}
-		found = append(found, one...)
-	}
-	return found, nil
+		if r.ended {
+			// What ended before a moment was created before it, unless the clock
+			// was set back. seq is ahead of that by less than a second: it moves
+			// on by one for each job of the same instant.
+			last, err := column(c, nil, (*sqlite.Stmt).ColumnInt64, lastBackwards, r.endedBefore)
+			if err != nil {
+				return err
+			}
+			created := min(r.endedBefore, maxSeq-int64(time.Second)) + int64(time.Second)
+			r.end = min(r.end, max(created, last[0]+1))
+		}
+		found, err := merged(c, f, r)
+		if err != nil {
+			return err
+		}
+		for _, seq := range found {
+			if err := records(c, addYoung, bySeq, seq); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-// allOwners returns every owner of a job, or of a job with this name, by
-// jumping in an index from one to the next.
-func allOwners(c *sqlite.Conn, name string) ([]string, error) {
-	var all []string
+// seqRange says which part of an index's range is wanted.
+type seqRange struct {
+	oldest, end int64 // oldest <= seq < end
+	ended       bool  // only jobs that ended before endedBefore
+	endedBefore int64
+	limit       int64 // at most so many, the newest; negative: all
+}
+
+// source is an index whose entries are some columns that a filter fixes, then
+// owner, state, seq and ended: one range, in the order of lists, for each
+// owner and state. A filter thus reads no more entries of a range than the
+// list may get, however many jobs there are.
+type source struct {
+	from  string // table and index
+	where string // the columns that are fixed
+	args  []any  // their values
+}
+
+// everyJob is the source of filters that fix neither name nor parent nor
+// label.
+var everyJob = source{from: `job INDEXED BY job_owner`}
+
+// sources returns the sources that f narrows a list to: a job must be in all.
+func sources(f joblet.Filter) []source {
+	var all []source
+	for i, m := range f.Labels {
+		switch {
+		case slices.Contains(f.Labels[:i], m):
+		case m.Any:
+			all = append(all, source{`label INDEXED BY label_name`, `name = ? AND `, []any{m.Name}})
+		default:
+			all = append(all, source{`label INDEXED BY label_value`, `name = ? AND value = ? AND `, []any{m.Name, m.Value}})
+		}
+	}
+	if f.Parent != "" {
+		all = append(all, source{`job INDEXED BY job_parent`, `parent = ? AND `, []any{f.Parent}})
+	}
+	if f.Name != "" {
+		all = append(all, source{`job INDEXED BY job_name`, `name = ? AND `, []any{f.Name}})
+	}
+	if len(all) == 0 {
+		all = append(all, everyJob)
+	}
+	return all
+}
+
+// nextOwner is the query for the first owner in s from one on.
+func (s source) nextOwner() string {
+	return `SELECT owner FROM ` + s.from + ` WHERE ` + s.where + `owner >= ? ORDER BY owner LIMIT 1`
+}
+
+// seqs is the query for a part of the range of an owner and a state.
+func (s source) seqs() string {
+	return `SELECT seq FROM ` + s.from + ` WHERE ` + s.where + `owner = ? AND state = ? AND seq >= ? AND seq < ?
+		AND (? OR ended < ?) ORDER BY seq DESC LIMIT ?`
+}
+
+// owners returns every owner of a job in s by jumping from one to the next.
+func (s source) owners(c *sqlite.Conn) (all []string, err error) {
 	for from := ""; ; from = all[len(all)-1] + "\x00" {
 		n := len(all)
-		var err error
-		if name == "" {
-			all, err = column(c, all, (*sqlite.Stmt).ColumnText, ownersFrom, from)
-		} else {
-			all, err = column(c, all, (*sqlite.Stmt).ColumnText, namedOwnersFrom, name, from)
-		}
+		all, err = column(c, all, (*sqlite.Stmt).ColumnText, s.nextOwner(), append(slices.Clone(s.args), from)...)
 		if err != nil || len(all) == n {
 			return all, err
 		}
 	}
 }
 
-// jobs returns what a query that starts with selectJob finds.
-func jobs(c *sqlite.Conn, text string, args ...any) ([]joblet.Job, error) {
+// read appends the row numbers in r of the jobs in s with this owner and state
+// to buf, newest first.
+func (s source) read(c *sqlite.Conn, buf []int64, owner string, state joblet.State, r seqRange) ([]int64, error) {
+	var whenever int64
+	if !r.ended {
+		whenever = 1
+	}
+	args := append(slices.Clone(s.args), owner, state.String(), r.oldest, r.end, whenever, r.endedBefore, r.limit)
+	return column(c, buf, (*sqlite.Stmt).ColumnInt64, s.seqs(), args...)
+}
+
+// merged returns the row numbers in r of the jobs that f passes, newest first.
+func merged(c *sqlite.Conn, f joblet.Filter, r seqRange) (all []int64, err error) {
+	from := sources(f)
+	owners := []string{f.Owner}
+	if f.Owner == "" {
+		if owners, err = from[0].owners(c); err != nil {
+			return nil, err
+		}
+	}
+	newestFirst := func(a, b int64) int { return cmp.Compare(b, a) }
+	for _, owner := range owners {
+		for _, state := range f.States {
+			n := len(all)
+			if len(from) == 1 {
+				all, err = from[0].read(c, all, owner, state, r)
+			} else {
+				all, err = intersection(c, all, from, owner, state, r)
+			}
+			if err != nil {
+				return nil, err
+			}
+			if r.limit >= 0 && len(all) > n && int64(len(all)) >= r.limit {
+				slices.SortFunc(all, newestFirst)
+				all = all[:r.limit]
+				r.oldest = all[r.limit-1] + 1 // what is older cannot get into the list any more
+			}
+		}
+	}
+	slices.SortFunc(all, newestFirst)
+	return all, nil
+}
+
+// intersection appends the row numbers in r of the jobs with this owner and
+// state that are in all sources, newest first: each source in turn jumps to
+// the newest job that is not newer than where the others are. That takes no
+// more jumps than the smallest source has entries.
+func intersection(c *sqlite.Conn, all []int64, from []source, owner string, state joblet.State, r seqRange) ([]int64, error) {
+	cursors := make([]cursor, len(from))
+	for i, src := range from {
+		cursors[i] = cursor{source: src, owner: owner, state: state, r: r}
+	}
+	at, agree, left := r.end-1, 0, r.limit
+	for i := 0; left != 0; i = (i + 1) % len(cursors) {
+		seq, err := cursors[i].seek(c, at)
+		if err != nil || seq < 0 {
+			return all, err
+		}
+		if seq < at {
+			at, agree = seq, 0
+		}
+		if agree++; agree == len(cursors) {
+			all = append(all, at)
+			at, agree = at-1, 0
+			left--
+		}
+	}
+	return all, nil
+}
+
+// A cursor reads so many entries at once: few after a jump over nearly all that
+// it had, because the next one may be as far, many if enough were needed.
+const minAhead, maxAhead = 4, 1024
+
+// cursor goes down a source's range.
+type cursor struct {
+	source
+	owner string
+	state joblet.State
+	r     seqRange
+	ahead []int64 // read, not yet passed
+	buf   []int64 // ahead's memory
+	used  int     // seeks that buf has answered
+	end   bool    // ahead is the rest of the range
+}
+
+// seek returns the newest entry that is not newer than at, or -1. at never
+// grows.
+func (cur *cursor) seek(c *sqlite.Conn, at int64) (int64, error) {
+	i, _ := slices.BinarySearchFunc(cur.ahead, at, func(seq, at int64) int { return cmp.Compare(at, seq) })
+	cur.ahead = cur.ahead[i:]
+	if len(cur.ahead) == 0 && !cur.end {
+		n := int64(minAhead)
+		if cur.used > len(cur.buf)/8 { // a jump costs as much as ten entries or so
+			n = min(4*int64(len(cur.buf)), maxAhead)
+		}
+		cur.r.end, cur.r.limit = at+1, n
+		var err error
+		if cur.buf, err = cur.read(c, cur.buf[:0], cur.owner, cur.state, cur.r); err != nil {
+			return -1, err
+		}
+		cur.ahead, cur.used, cur.end = cur.buf, 0, int64(len(cur.buf)) < n
+	}
+	if len(cur.ahead) == 0 {
+		return -1, nil
+	}
+	cur.used++
+	return cur.ahead[0], nil
+}
+
+// appendTo returns a function that appends to all.
+func appendTo(all *[]Record) func(Record) {
+	return func(r Record) { *all = append(*all, r) }
+}
+
+// records calls add on what a query that starts with columns finds.
+func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 	stmt, err := c.Prepare(text)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var found []joblet.Job
 	var buf []byte
-	err = query(stmt, func(row *sqlite.Stmt) error {
-		job := joblet.Job{
-			ID:       row.ColumnText(0),
-			Owner:    row.ColumnText(2),
-			Created:  columnTime(row, 3),
-			Started:  columnTime(row, 4),
-			Ended:    columnTime(row, 5),
-			Reason:   row.ColumnText(8),
-			PID:      row.ColumnInt(9),
-			IDBase:   uint32(row.ColumnInt64(10)),
-			LogBytes: row.ColumnInt64(11),
+	decode := func(row *sqlite.Stmt, col int, into any) error {
+		buf = slices.Grow(buf[:0], row.ColumnLen(col))
+		buf = buf[:row.ColumnBytes(col, buf[:cap(buf)])]
+		return json.Unmarshal(buf, into)
+	}
+	return query(stmt, func(row *sqlite.Stmt) error {
+		r := Record{
+			Job: joblet.Job{
+				ID:        row.ColumnText(0),
+				Owner:     row.ColumnText(2),
+				Created:   columnTime(row, 3),
+				Started:   columnTime(row, 4),
+				Ended:     columnTime(row, 5),
+				Reason:    row.ColumnText(8),
+				PID:       row.ColumnInt(9),
+				IDBase:    uint32(row.ColumnInt64(10)),
+				LogBytes:  row.ColumnInt64(11),
+				Scheduled: columnTime(row, 13),
+				Parent:    row.ColumnText(14),
+				Attempt:   row.ColumnInt(15),
+				Failure:   joblet.Kind(row.ColumnInt(17)),
+				WorkBytes: row.ColumnInt64(18),
+			},
+			Box:       row.ColumnText(19),
+			DiskBytes: row.ColumnInt64(20),
 		}
 		if !row.ColumnIsNull(6) {
-			job.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
+			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
+		}
+		if !row.ColumnIsNull(21) {
+			r.Sealed = make([]byte, row.ColumnLen(21))
+			row.ColumnBytes(21, r.Sealed)
 		}
 		var err error
-		if job.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
-			return fmt.Errorf("record of job %s: unknown state %q", job.ID, row.ColumnText(1))
+		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
+			return fmt.Errorf("record of job %s: unknown state %q", r.ID, row.ColumnText(1))
 		}
-		buf = slices.Grow(buf[:0], row.ColumnLen(12))
-		buf = buf[:row.ColumnBytes(12, buf[:cap(buf)])]
-		if err := json.Unmarshal(buf, &job.Spec); err != nil {
-			return fmt.Errorf("record of job %s: %w", job.ID, err)
+		if err := decode(row, 12, &r.Spec); err != nil {
+			return fmt.Errorf("record of job %s: %w", r.ID, err)
 		}
-		found = append(found, job)
+		if row.ColumnLen(16) > 0 {
+			if err := decode(row, 16, &r.Past); err != nil {
+				return fmt.Errorf("record of job %s: past attempts: %w", r.ID, err)
+			}
+			for i := range r.Past {
+				r.Past[i].Started, r.Past[i].Ended = r.Past[i].Started.UTC(), r.Past[i].Ended.UTC()
+			}
+		}
+		add(r)
 		return nil
 	}, args...)
-	return found, err
 }
 
 // column appends the first column of a query's rows to all.

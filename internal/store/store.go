@@ -41,6 +41,10 @@ const maxReaders = 4
 // joblet.MaxArgEnvSize bytes of text, and JSON makes at most six of one.
 const maxSpecSize = 16 << 20
 
+// maxSealedSize bounds encrypted secrets, in bytes: they are part of what
+// maxSpecSize bounds.
+const maxSealedSize = maxSpecSize
+
 // Store is an open file of job records. Its methods may be called from any
 // goroutine.
 type Store struct {
@@ -247,8 +251,7 @@ func (s *Store) setUp(version int, steps []string) error {
 	if _, err := pragma(c, "SELECT count(*) FROM (SELECT id FROM job ORDER BY id LIMIT 1)"); err != nil {
 		return err
 	}
-	_, err = jobs(c, newestJobs, int64(0), int64(maxSeq), int64(1))
-	return err
+	return records(c, func(Record) {}, newestJobs, int64(0), int64(maxSeq), int64(1))
 }
 
 // tune applies what every connection has, then more.

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,17 +43,17 @@ func reopen(t testing.TB, path string) *Store {
 }
 
 // jobN is the nth job of a test; n is part of its id.
-func jobN(n int) joblet.Job {
-	return joblet.Job{
+func jobN(n int) Record {
+	return Record{Job: joblet.Job{
 		ID:      fmt.Sprintf("%08x-0000-4000-8000-%012x", n, n),
 		Spec:    joblet.Spec{Command: "true"},
 		Owner:   "uid:0",
 		State:   joblet.Pending,
 		Created: epoch.Add(time.Duration(n) * time.Second),
-	}
+	}}
 }
 
-func mustInsert(t testing.TB, s *Store, jobs ...joblet.Job) {
+func mustInsert(t testing.TB, s *Store, jobs ...Record) {
 	t.Helper()
 	for _, job := range jobs {
 		if err := s.Insert(context.Background(), job); err != nil {
@@ -72,23 +74,33 @@ func wantKind(t testing.TB, err error, kind joblet.Kind, parts ...string) {
 	}
 }
 
-// fullJob returns a job none of whose fields is zero.
-func fullJob(t *testing.T) joblet.Job {
+// fullJob returns a record none of whose fields is zero.
+func fullJob(t *testing.T) Record {
 	t.Helper()
-	job := joblet.Job{
+	job := Record{Job: joblet.Job{
 		ID: joblet.NewID(),
 		Spec: joblet.Spec{
 			Command: "sh", Args: []string{"-c", "a && b > 'c' \u2028 <ü>", ""}, Name: "nightly", Runtime: "python-3.11", WorkDir: "/work/x",
 			Env:       map[string]string{"A": "1", "B": "line\nline"},
 			SecretEnv: map[string]string{"TOKEN": "hunter2-in-clear", "EMPTY": ""},
 			Timeout:   time.Minute + 1, Init: true,
+			Labels:   map[string]string{"team/x": "vision \u2028 \"ü\" \\n", "empty": ""},
+			Schedule: "*/5 * * * *", Overlap: joblet.OverlapQueue,
+			Retries: 3, RetryDelay: time.Second, RetryOn: []int{1, 124},
+			DependsOn: []string{"a"}, Priority: -7, IdempotencyKey: "once ü",
+			Stdin: joblet.StdinStream, Uploads: []string{"data"}, LogMax: 1 << 20,
 		},
 		Owner: "cert:alice", State: joblet.Failed,
 		Created: epoch, Started: epoch.Add(1), Ended: epoch.Add(time.Hour),
 		Exit: &joblet.Exit{Code: 3, Signal: 9}, Reason: "out of memory",
 		PID: 4711, IDBase: 4294901760, LogBytes: 1 << 40,
-	}
-	requireFilled(t, "Job", reflect.ValueOf(job))
+		Scheduled: epoch.Add(time.Minute), Parent: joblet.NewID(), Attempt: 3, Failure: joblet.NotExecutable, WorkBytes: 1 << 41,
+		Past: []joblet.Attempt{
+			{Started: epoch.Add(2), Ended: epoch.Add(3), State: joblet.Failed, Exit: &joblet.Exit{Code: 1}, Reason: "a <b> \u2028"},
+			{State: joblet.TimedOut},
+		},
+	}, Box: "b1", Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
+	requireFilled(t, "Record", reflect.ValueOf(job))
 	return job
 }
 
@@ -117,7 +129,7 @@ func TestRoundTrip(t *testing.T) {
 	mustInsert(t, s, full, bare)
 	stored := full
 	stored.Spec = full.Spec.Redacted()
-	check := func(s *Store, want ...joblet.Job) {
+	check := func(s *Store, want ...Record) {
 		t.Helper()
 		for _, w := range want {
 			if got, err := s.Get(t.Context(), w.ID); err != nil || !reflect.DeepEqual(got, w) {
@@ -134,13 +146,18 @@ func TestRoundTrip(t *testing.T) {
 	ended := fullJob(t)
 	ended.ID, ended.State = bare.ID, joblet.Stopped
 	want := ended
-	want.Spec, want.Owner, want.Created = bare.Spec, bare.Owner, bare.Created
+	want.Spec, want.Owner, want.Created, want.Parent = bare.Spec, bare.Owner, bare.Created, ""
 	if err := s.Update(t.Context(), ended); err != nil {
 		t.Fatal(err)
 	}
 	check(s, stored, want)
-	want.State, want.Exit, want.Ended = joblet.Running, nil, time.Time{}
+	want.State, want.Exit, want.Ended, want.Sealed, want.Past = joblet.Running, nil, time.Time{}, nil, nil
 	if err := s.UpdateUnsynced(t.Context(), want); err != nil {
+		t.Fatal(err)
+	}
+	check(s, stored, want)
+	want.Sealed = []byte{} // empty is not none
+	if err := s.Update(t.Context(), want); err != nil {
 		t.Fatal(err)
 	}
 	check(s, stored, want)
@@ -167,36 +184,43 @@ func TestRefusedChanges(t *testing.T) {
 	t.Parallel()
 	s := openTest(t)
 	mustInsert(t, s, jobN(1))
-	with := func(change func(*joblet.Job)) joblet.Job {
+	with := func(change func(*Record)) Record {
 		job := jobN(2)
 		change(&job)
 		return job
 	}
 	for _, tc := range []struct {
 		name string
-		job  joblet.Job
+		job  Record
 		kind joblet.Kind
 	}{
-		{"taken id", with(func(j *joblet.Job) { j.ID = jobN(1).ID }), joblet.AlreadyExists},
+		{"taken id", with(func(j *Record) { j.ID = jobN(1).ID }), joblet.AlreadyExists},
 		{"taken id and time", jobN(1), joblet.AlreadyExists},
-		{"no id", with(func(j *joblet.Job) { j.ID = "" }), joblet.InvalidArgument},
-		{"no state", with(func(j *joblet.Job) { j.State = 0 }), joblet.InvalidArgument},
-		{"no time", with(func(j *joblet.Job) { j.Created = time.Time{} }), joblet.InvalidArgument},
-		{"time too far", with(func(j *joblet.Job) { j.Created = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }), joblet.InvalidArgument},
-		{"not UTF-8", with(func(j *joblet.Job) { j.Spec.Args = []string{"\xff"} }), joblet.InvalidArgument},
-		{"too large", with(func(j *joblet.Job) { j.Spec.Args = []string{strings.Repeat("x", maxSpecSize)} }), joblet.InvalidArgument},
+		{"no id", with(func(j *Record) { j.ID = "" }), joblet.InvalidArgument},
+		{"no state", with(func(j *Record) { j.State = 0 }), joblet.InvalidArgument},
+		{"no time", with(func(j *Record) { j.Created = time.Time{} }), joblet.InvalidArgument},
+		{"time too far", with(func(j *Record) { j.Created = time.Date(2300, 1, 1, 0, 0, 0, 0, time.UTC) }), joblet.InvalidArgument},
+		{"start too early", with(func(j *Record) { j.Started = time.Date(1900, 1, 1, 0, 0, 0, 0, time.UTC) }), joblet.InvalidArgument},
+		{"scheduled too late", with(func(j *Record) { j.Scheduled = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC) }), joblet.InvalidArgument},
+		{"attempt without a state", with(func(j *Record) { j.Past = []joblet.Attempt{{}} }), joblet.InvalidArgument},
+		{"attempt in no time", with(func(j *Record) {
+			j.Past = []joblet.Attempt{{State: joblet.Failed, Ended: time.Date(10001, 1, 1, 0, 0, 0, 0, time.UTC)}}
+		}), joblet.InvalidArgument},
+		{"huge secrets", with(func(j *Record) { j.Sealed = make([]byte, maxSealedSize+1) }), joblet.InvalidArgument},
+		{"not UTF-8", with(func(j *Record) { j.Spec.Args = []string{"\xff"} }), joblet.InvalidArgument},
+		{"too large", with(func(j *Record) { j.Spec.Args = []string{strings.Repeat("x", maxSpecSize)} }), joblet.InvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) { wantKind(t, s.Insert(t.Context(), tc.job), tc.kind) })
 	}
 	wantKind(t, s.Update(t.Context(), jobN(3)), joblet.NotFound, "rnx job list")
-	wantKind(t, s.Update(t.Context(), joblet.Job{ID: jobN(1).ID}), joblet.InvalidArgument)
+	wantKind(t, s.Update(t.Context(), Record{Job: joblet.Job{ID: jobN(1).ID}}), joblet.InvalidArgument)
 	wantKind(t, s.UpdateUnsynced(t.Context(), jobN(3)), joblet.NotFound)
 	wantKind(t, s.Delete(t.Context(), jobN(3).ID), joblet.NotFound)
 	_, err := s.Get(t.Context(), jobN(3).ID)
 	wantKind(t, err, joblet.NotFound, jobN(3).ID)
 
 	// U+FFFD itself, and its escape as text, are as good as any other.
-	fine := with(func(j *joblet.Job) { j.Spec.Args = []string{"\ufffd", `\ufffd`} })
+	fine := with(func(j *Record) { j.Spec.Args = []string{"\ufffd", `\ufffd`} })
 	mustInsert(t, s, fine)
 	if got, err := s.Get(t.Context(), fine.ID); err != nil || !reflect.DeepEqual(got, fine) {
 		t.Errorf("Get: %+v, %v", got, err)
@@ -245,25 +269,89 @@ func numbers(jobs []joblet.Job) []int {
 	return ns
 }
 
+// passes says what Filter's fields mean, but for Limit and Before.
+func passes(f joblet.Filter, j joblet.Job) bool {
+	for _, m := range f.Labels {
+		if value, ok := j.Spec.Labels[m.Name]; !ok || !m.Any && value != m.Value {
+			return false
+		}
+	}
+	return (len(f.States) == 0 || slices.Contains(f.States, j.State)) &&
+		(f.Name == "" || j.Spec.Name == f.Name) && (f.Owner == "" || j.Owner == f.Owner) &&
+		(f.Parent == "" || j.Parent == f.Parent) && !j.Created.Before(f.Since) &&
+		(f.EndedBefore.IsZero() || j.State.Final() && !j.Ended.IsZero() && j.Ended.Before(f.EndedBefore))
+}
+
+// labels reads label matches.
+func labels(texts ...string) (all []joblet.LabelMatch) {
+	for _, text := range texts {
+		m, err := joblet.ParseLabelMatch(text)
+		if err != nil {
+			panic(err)
+		}
+		all = append(all, m)
+	}
+	return all
+}
+
 func TestList(t *testing.T) {
 	t.Parallel()
 	s := openTest(t)
 	var all []joblet.Job
-	for n := range 132 {
+	for n := range 264 {
 		job := jobN(n)
-		job.State = joblet.States()[n%11]
 		job.Owner = []string{"uid:0", "uid:1000", "", "cert:bob"}[n%4]
 		job.Spec.Name = []string{"", "train", "eval"}[n/3%3]
+		job.Parent = []string{"", jobN(0).ID, "", jobN(1).ID, ""}[n%5]
 		if n >= 50 && n < 60 {
 			job.Created = jobN(50).Created // they share one instant
 		}
-		all = append(all, job)
+		switch n % 7 {
+		case 0:
+			job.Spec.Labels = map[string]string{"a": "b", "c": "d", "every/seventh": "ü \"x\""}
+		case 1, 3:
+			job.Spec.Labels = map[string]string{"a": "b", "run": fmt.Sprint(n)}
+		case 2:
+			job.Spec.Labels = map[string]string{"a": "", "c": "d"}
+		case 4:
+			job.Spec.Labels = map[string]string{"c": "b"}
+		}
+		state := joblet.States()[n%11]
+		if n%2 == 0 { // every second is not born with its state
+			mustInsert(t, s, job)
+		}
+		job.State = state
+		if state.Final() {
+			job.Ended = job.Created.Add(time.Duration(n%6) * time.Minute / 2)
+			switch n % 13 {
+			case 0:
+				job.Ended = time.Time{} // nobody knows
+			case 1:
+				job.Ended = job.Created.Add(-time.Minute) // the clock was set
+			}
+		}
+		if n%2 == 0 {
+			if err := s.UpdateUnsynced(t.Context(), job); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			mustInsert(t, s, job)
+		}
+		if n%12 == 11 {
+			if err := s.Delete(t.Context(), job.ID); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		all = append(all, job.Job)
 	}
-	mustInsert(t, s, all...)
+	if err := s.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
 	slices.Reverse(all)
 
 	states := func(s ...joblet.State) []joblet.State { return s }
-	for _, f := range []joblet.Filter{
+	filters := []joblet.Filter{
 		{},
 		{States: states(joblet.Running)},
 		{States: states(joblet.Running, joblet.Failed, joblet.Running)},
@@ -277,42 +365,276 @@ func TestList(t *testing.T) {
 		{Owner: "cert:bob", States: states(joblet.Pending)},
 		{Owner: "uid:0", Name: "train"},
 		{Owner: "uid:0", Name: "train", States: states(joblet.Stopped, joblet.Canceled, joblet.TimedOut)},
-	} {
+		{Parent: jobN(0).ID},
+		{Parent: jobN(1).ID, States: states(joblet.Failed, joblet.Running)},
+		{Parent: jobN(2).ID},
+		{Labels: labels("a=b")},
+		{Labels: labels("a")},
+		{Labels: labels("a=")},
+		{Labels: labels("A=b")},
+		{Labels: labels("run=15")},
+		{Labels: labels("run")},
+		{Labels: labels(`every/seventh=ü "x"`)},
+		{Labels: labels("a=b", "a=b", "a")},
+		{Labels: labels("a=b", "a=")},
+		{Labels: labels("a=b", "c=d")},
+		{Labels: labels("c", "a", "every/seventh"), Owner: "uid:0"},
+		{Labels: labels("a=b", "nothing")},
+		{Labels: labels("a=b"), States: states(joblet.Running, joblet.TimedOut)},
+		{Labels: labels("a", "c=d"), Name: "train", Parent: jobN(0).ID},
+		{Parent: jobN(0).ID, Name: "eval", Owner: "cert:bob"},
+	}
+	// And such as nobody thinks of.
+	pick := func(n int) bool { return rand.IntN(n) == 0 }
+	for range 60 {
+		var f joblet.Filter
+		for _, m := range labels("a", "a=b", "a=", "c=d", "c", "run=17") {
+			if pick(4) {
+				f.Labels = append(f.Labels, m)
+			}
+		}
+		for _, state := range joblet.States() {
+			if pick(3) {
+				f.States = append(f.States, state)
+			}
+		}
+		if pick(4) {
+			f.Owner = "uid:0"
+		}
+		if pick(4) {
+			f.Name = "train"
+		}
+		if pick(4) {
+			f.Parent = jobN(0).ID
+		}
+		filters = append(filters, f)
+	}
+	passed := 0
+	for _, f := range filters {
 		for _, since := range []time.Time{{}, epoch.Add(-time.Hour), jobN(100).Created, jobN(50).Created.Add(3), time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)} {
-			for _, limit := range []int{0, 7, 1000} {
-				f.Since, f.Limit = since, limit
-				want := slices.DeleteFunc(slices.Clone(all), func(j joblet.Job) bool {
-					return len(f.States) > 0 && !slices.Contains(f.States, j.State) ||
-						f.Name != "" && j.Spec.Name != f.Name || f.Owner != "" && j.Owner != f.Owner || j.Created.Before(f.Since)
-				})
-				// Page through all of it.
-				got, f := []joblet.Job{}, f
-				for {
-					page, err := s.List(t.Context(), f)
-					if err != nil {
-						t.Fatalf("%+v: %v", f, err)
+			for _, endedBefore := range []time.Time{{}, time.Unix(-1, 0), jobN(50).Created.Add(1), jobN(200).Created, time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)} {
+				for _, limit := range []int{0, 7, 1000} {
+					f.Since, f.EndedBefore, f.Limit = since, endedBefore, limit
+					want := slices.DeleteFunc(slices.Clone(all), func(j joblet.Job) bool { return !passes(f, j) })
+					passed += len(want)
+					// Page through all of it.
+					got, f := []joblet.Job{}, f
+					for {
+						page, err := s.List(t.Context(), f)
+						if err != nil {
+							t.Fatalf("%+v: %v", f, err)
+						}
+						got = append(got, page...)
+						if limit == 0 || len(page) < limit {
+							break
+						}
+						f.Before = page[len(page)-1].ID
 					}
-					got = append(got, page...)
-					if limit == 0 || len(page) < limit {
-						break
+					if !reflect.DeepEqual(got, want) {
+						t.Fatalf("%+v: jobs %v, want %v", f, numbers(got), numbers(want))
 					}
-					f.Before = page[len(page)-1].ID
-				}
-				if !reflect.DeepEqual(got, want) {
-					t.Errorf("%+v: jobs %v, want %v", f, numbers(got), numbers(want))
 				}
 			}
 		}
 	}
+	t.Logf("%d jobs passed %d filters", passed, len(filters))
 	_, err := s.List(t.Context(), joblet.Filter{Before: joblet.NewID()})
 	wantKind(t, err, joblet.NotFound)
 	_, err = s.List(t.Context(), joblet.Filter{Limit: -1})
 	wantKind(t, err, joblet.InvalidArgument)
+	_, err = s.List(t.Context(), joblet.Filter{Labels: make([]joblet.LabelMatch, joblet.MaxLabels+1)})
+	wantKind(t, err, joblet.InvalidArgument)
 
-	open, err := s.Unfinished(t.Context())
+	unfinished, err := s.Unfinished(t.Context())
+	open := []joblet.Job{}
+	for _, r := range unfinished {
+		open = append(open, r.Job)
+	}
 	want := slices.DeleteFunc(slices.Clone(all), func(j joblet.Job) bool { return j.State.Final() })
+	slices.Reverse(want)
 	if err != nil || !reflect.DeepEqual(open, want) {
 		t.Errorf("unfinished: jobs %v, %v, want %v", numbers(open), err, numbers(want))
+	}
+
+	want = slices.DeleteFunc(slices.Clone(all), func(j joblet.Job) bool { return !j.State.Final() })
+	slices.SortStableFunc(want, func(a, b joblet.Job) int { return a.Ended.Compare(b.Ended) })
+	for _, limit := range []int{0, 1, 20, 1000} {
+		want := want
+		if limit > 0 {
+			want = want[:min(limit, len(want))]
+		}
+		ended, err := s.OldestEnded(t.Context(), limit)
+		if err != nil || len(ended) != len(want) {
+			t.Fatalf("OldestEnded(%d): %d jobs, %v, want %d", limit, len(ended), err, len(want))
+		}
+		for i := range want { // of equal times any may be first
+			if !ended[i].State.Final() || !ended[i].Ended.Equal(want[i].Ended) {
+				t.Errorf("OldestEnded(%d): job %d ended %v, want %v", limit, i, ended[i].Ended, want[i].Ended)
+			}
+		}
+	}
+	_, err = s.OldestEnded(t.Context(), -1)
+	wantKind(t, err, joblet.InvalidArgument)
+}
+
+// Jobs that share labels in every other place: the intersection reads ahead.
+func TestIntersection(t *testing.T) {
+	t.Parallel()
+	s := openTest(t)
+	var wg sync.WaitGroup
+	next := make(chan int)
+	for range maxBatch {
+		wg.Go(func() {
+			for n := range next {
+				job := jobN(n)
+				job.Spec.Labels = map[string]string{[]string{"even", "odd"}[n%2]: "", fmt.Sprint("block-", n/1500): ""}
+				if n%1000 == 999 {
+					job.Spec.Labels["even"] = ""
+				}
+				if err := s.Insert(t.Context(), job); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for n := range 4000 {
+		next <- n
+	}
+	close(next)
+	wg.Wait()
+	for _, tc := range []struct {
+		labels []string
+		limit  int
+		want   []int
+	}{
+		{[]string{"even", "odd"}, 0, []int{3999, 2999, 1999, 999}},
+		{[]string{"odd", "even"}, 3, []int{3999, 2999, 1999}},
+		{[]string{"even", "odd", "block-1"}, 0, []int{2999, 1999}},
+		{[]string{"block-0", "odd", "even"}, 0, []int{999}},
+		{[]string{"block-0", "block-1"}, 0, []int{}},
+		{[]string{"block-0", "even"}, 2, []int{1498, 1496}},
+	} {
+		got, err := s.List(t.Context(), joblet.Filter{Labels: labels(tc.labels...), Limit: tc.limit})
+		if err != nil || !slices.Equal(numbers(got), tc.want) {
+			t.Errorf("%v: jobs %v, %v, want %v", tc.labels, numbers(got), err, tc.want)
+		}
+	}
+	for _, label := range []string{"even", "odd"} {
+		both, err := s.List(t.Context(), joblet.Filter{Labels: labels("block-2", label)})
+		if err != nil || len(both) < 500 {
+			t.Errorf("%s in block 2: %d jobs, %v", label, len(both), err)
+		}
+	}
+}
+
+func TestIdempotencyKey(t *testing.T) {
+	t.Parallel()
+	s := openTest(t)
+	keyed := func(n int, owner, key string) Record {
+		job := jobN(n)
+		job.Owner, job.Spec.IdempotencyKey, job.Sealed = owner, key, []byte{byte(n)}
+		return job
+	}
+	first := keyed(1, "uid:1", "once")
+	mustInsert(t, s, first, keyed(2, "uid:2", "once"), keyed(3, "uid:1", "twice"), keyed(4, "uid:1", ""), keyed(5, "uid:1", ""))
+	wantKind(t, s.Insert(t.Context(), keyed(6, "uid:1", "once")), joblet.AlreadyExists, "uid:1", "key once")
+	wantKind(t, s.Insert(t.Context(), keyed(1, "uid:1", "once")), joblet.AlreadyExists, "the id "+first.ID)
+	wantKind(t, s.Insert(t.Context(), keyed(1, "uid:1", "new")), joblet.AlreadyExists, "the id "+first.ID)
+
+	if got, err := s.ByKey(t.Context(), "uid:1", "once"); err != nil || !reflect.DeepEqual(got, first) {
+		t.Errorf("ByKey: %+v, %v", got, err)
+	}
+	for _, unknown := range [][2]string{{"uid:1", "ONCE"}, {"uid:3", "once"}, {"uid:1", ""}, {"", "once"}} {
+		_, err := s.ByKey(t.Context(), unknown[0], unknown[1])
+		wantKind(t, err, joblet.NotFound, "idempotency key "+unknown[1])
+	}
+
+	// An ended job keeps its key, one that is deleted does not.
+	first.State = joblet.Completed
+	if err := s.Update(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, s.Insert(t.Context(), keyed(6, "uid:1", "once")), joblet.AlreadyExists)
+	if err := s.Delete(t.Context(), first.ID); err != nil {
+		t.Fatal(err)
+	}
+	mustInsert(t, s, keyed(6, "uid:1", "once"))
+
+	// Of many at once one is first, and the others do not spoil its batch.
+	var wg sync.WaitGroup
+	var inserted atomic.Int64
+	for n := 100; n < 150; n++ {
+		wg.Go(func() {
+			job := keyed(n, "uid:1", "race")
+			job.Spec.Labels = map[string]string{"a": "b"}
+			switch err := s.Insert(t.Context(), job); {
+			case err == nil:
+				inserted.Add(1)
+			case joblet.KindOf(err) != joblet.AlreadyExists:
+				t.Error(err)
+			}
+			if err := s.Insert(t.Context(), keyed(n+1000, "uid:1", "")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	all, err := s.List(t.Context(), joblet.Filter{Labels: labels("a=b")})
+	if err != nil || len(all) != 1 || inserted.Load() != 1 {
+		t.Errorf("%d jobs with one key, %d inserted, %v", len(all), inserted.Load(), err)
+	}
+	if err := s.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDiskBytes(t *testing.T) {
+	t.Parallel()
+	s := openTest(t)
+	want := int64(0)
+	for n, state := range joblet.States() {
+		job := jobN(n)
+		job.State, job.DiskBytes = state, 1<<(40+n)
+		if state.Final() {
+			want += job.DiskBytes
+		}
+		mustInsert(t, s, job)
+	}
+	check := func() {
+		t.Helper()
+		if got, err := s.DiskBytes(t.Context()); err != nil || got != want {
+			t.Errorf("%#x bytes, %v, want %#x", got, err, want)
+		}
+	}
+	check()
+	job := jobN(0)
+	job.State, job.DiskBytes = joblet.Canceled, 1
+	want++
+	if err := s.Update(t.Context(), job); err != nil {
+		t.Fatal(err)
+	}
+	check()
+	if err := s.Delete(t.Context(), job.ID); err != nil {
+		t.Fatal(err)
+	}
+	want--
+	check()
+	if got, err := openTest(t).DiskBytes(t.Context()); err != nil || got != 0 {
+		t.Errorf("%d bytes of no jobs, %v", got, err)
+	}
+}
+
+// A kind's number is in databases out there.
+func TestKindNumbers(t *testing.T) {
+	t.Parallel()
+	for number, kind := range []joblet.Kind{
+		joblet.Internal, joblet.InvalidArgument, joblet.NotFound, joblet.AlreadyExists, joblet.FailedPrecondition,
+		joblet.PermissionDenied, joblet.ResourceExhausted, joblet.Unavailable, joblet.Unimplemented,
+		joblet.CommandNotFound, joblet.NotExecutable,
+	} {
+		if int(kind) != number {
+			t.Errorf("%v is %d, and %d in the records", kind, kind, number)
+		}
 	}
 }
 
@@ -411,6 +733,7 @@ func TestConcurrent(t *testing.T) {
 		wg.Go(func() {
 			for i := range each {
 				job := jobN(w*each + i)
+				job.Spec.Labels = map[string]string{"worker": fmt.Sprint(w), "odd": fmt.Sprint(i % 2)}
 				mustDo := func(err error) {
 					if err != nil {
 						t.Error(err)
@@ -427,6 +750,11 @@ func TestConcurrent(t *testing.T) {
 				}
 				_, err := s.List(t.Context(), joblet.Filter{States: []joblet.State{joblet.Running, joblet.Completed}, Limit: 5})
 				mustDo(err)
+				mine, err := s.List(t.Context(), joblet.Filter{States: []joblet.State{joblet.Running}, Labels: labels(fmt.Sprint("worker=", w), "odd")})
+				mustDo(err)
+				if len(mine) != 1 || mine[0].ID != job.ID {
+					t.Errorf("running jobs of worker %d: %v, want %d", w, numbers(mine), w*each+i)
+				}
 				job.State = joblet.Completed
 				mustDo(s.Update(t.Context(), job))
 				if i%3 == 0 {
@@ -436,7 +764,10 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	done, err := s.List(t.Context(), joblet.Filter{States: []joblet.State{joblet.Completed}})
+	if err := s.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	done, err := s.List(t.Context(), joblet.Filter{States: []joblet.State{joblet.Completed}, Labels: labels("worker")})
 	if want := workers * each * 2 / 3; err != nil || len(done) != want {
 		t.Errorf("%d jobs, %v, want %d", len(done), err, want)
 	}
@@ -450,8 +781,11 @@ func TestContext(t *testing.T) {
 	cancel()
 	_, getErr := s.Get(ctx, jobN(1).ID)
 	_, listErr := s.List(ctx, joblet.Filter{})
+	_, endedErr := s.OldestEnded(ctx, 0)
+	_, sumErr := s.DiskBytes(ctx)
+	_, keyErr := s.ByKey(ctx, "a", "b")
 	_, openErr := Open(ctx, filepath.Join(t.TempDir(), "joblet.db"))
-	for _, err := range []error{getErr, listErr, openErr, s.Insert(ctx, jobN(2)), s.Update(ctx, jobN(1)), s.Delete(ctx, jobN(1).ID)} {
+	for _, err := range []error{getErr, listErr, endedErr, sumErr, keyErr, openErr, s.Check(ctx), s.Insert(ctx, jobN(2)), s.Update(ctx, jobN(1)), s.Delete(ctx, jobN(1).ID)} {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v, want context.Canceled", err)
 		}

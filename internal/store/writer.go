@@ -49,8 +49,9 @@ const (
 // change is one caller's wish and its outcome.
 type change struct {
 	kind     changeKind
-	job      joblet.Job // for remove, the ID alone
-	spec     string     // for insert: job.Spec as JSON
+	rec      Record // for remove, the ID alone
+	spec     string // for insert: rec.Spec as JSON
+	past     string // rec.Past as JSON; empty: none
 	unsynced bool
 	err      error
 	done     chan struct{} // closed once err is final
@@ -58,9 +59,10 @@ type change struct {
 
 // writer is the state of the goroutine that writes.
 type writer struct {
-	conn                          *sqlite.Conn
-	insert, successor, update, rm *sqlite.Stmt
-	begin, commit, rollback       *sqlite.Stmt
+	conn                     *sqlite.Conn
+	insert, taken, successor *sqlite.Stmt
+	update, rm               *sqlite.Stmt
+	begin, commit, rollback  *sqlite.Stmt
 
 	unsynced bool // the connection is set to commit without fsync
 	frames   int  // pages in the log since the last checkpoint, about
@@ -73,11 +75,16 @@ func (w *writer) prepare() error {
 		stmt  **sqlite.Stmt
 		query string
 	}{
-		{&w.insert, `INSERT INTO job (seq, id, state, owner, name, created, started, ended, exit_code, exit_signal,
-			reason, pid, id_base, log_bytes, spec) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`},
+		{&w.insert, `INSERT INTO job (seq, id, owner, name, created, spec, parent, idem_key, labels,
+			state, started, ended, exit_code, exit_signal, reason, pid, id_base, log_bytes,
+			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes)
+			VALUES (?26, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
+			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)`},
+		{&w.taken, `SELECT id FROM job WHERE id = ?`},
 		{&w.successor, `SELECT max(seq) + 1 FROM job WHERE seq BETWEEN ?1 AND ?1 + 999`},
-		{&w.update, `UPDATE job SET state = ?, started = ?, ended = ?, exit_code = ?, exit_signal = ?,
-			reason = ?, pid = ?, id_base = ?, log_bytes = ? WHERE id = ?`},
+		{&w.update, `UPDATE job SET state = ?1, started = ?2, ended = ?3, exit_code = ?4, exit_signal = ?5,
+			reason = ?6, pid = ?7, id_base = ?8, log_bytes = ?9, scheduled = ?10, attempt = ?11, past = ?12,
+			failure = ?13, work_bytes = ?14, box = ?15, sealed = ?16, disk_bytes = ?17 WHERE id = ?18`},
 		{&w.rm, `DELETE FROM job WHERE id = ?`},
 		{&w.begin, `BEGIN IMMEDIATE`},
 		{&w.commit, `COMMIT`},
@@ -94,7 +101,11 @@ func (w *writer) prepare() error {
 // check compiles what readers will ask, so that a table or an index that is
 // missing is found at once.
 func (w *writer) check() error {
-	for _, text := range []string{jobByID, jobsByPrefix, newestJobs, ownersFrom, namedOwnersFrom, seqs, namedSeqs} {
+	texts := []string{recordByID, recordsByPrefix, recordByKey, newestJobs, oldestEnded, diskBytes, lastBackwards}
+	for _, src := range sources(joblet.Filter{Name: "a", Parent: "a", Labels: []joblet.LabelMatch{{}, {Any: true}}}) {
+		texts = append(texts, src.nextOwner(), src.seqs())
+	}
+	for _, text := range append(texts, everyJob.nextOwner(), everyJob.seqs()) {
 		stmt, _, err := w.conn.PrepareTransient(text)
 		if err != nil {
 			return err
@@ -103,51 +114,114 @@ func (w *writer) check() error {
 			return err
 		}
 	}
-	return nil
+	return w.triggers()
+}
+
+// triggers reports whether those are there that keep the table of labels.
+func (w *writer) triggers() error {
+	n, err := pragma(w.conn, `SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'job'`)
+	if err == nil && n < 3 {
+		err = sqlite.ResultError.ToError()
+	}
+	return err
+}
+
+// Record is a job with what only the daemon needs to know of it.
+type Record struct {
+	joblet.Job
+	Box       string // id of the engine's box of the latest attempt; empty: none
+	Sealed    []byte // the job's secrets, encrypted; nil: none
+	DiskBytes int64  // what the job's directory takes on disk; 0 until it has ended
 }
 
 // Insert records a new job. It is on the disk, safe from a crash of the
-// machine, when Insert returns. Secrets are masked first: their values never
-// reach the disk. An id that is taken is of kind AlreadyExists, a full disk of
-// kind ResourceExhausted.
+// machine, when Insert returns. The spec's secrets are masked first: their
+// values reach the disk in r.Sealed or not at all. An id that is taken is of
+// kind AlreadyExists, and so is an idempotency key that another job of the
+// same owner has; a full disk is of kind ResourceExhausted.
 //
 // ctx counts until the writer has taken the record, which is at most one
 // transaction later; after an error of ctx nothing has been recorded.
-func (s *Store) Insert(ctx context.Context, job joblet.Job) error {
-	if !joblet.ValidID(job.ID) {
-		return joblet.Errorf(joblet.InvalidArgument, "record job: %.64q is not a job id", job.ID)
-	}
-	if job.State < joblet.Pending || job.State > joblet.Lost {
-		return joblet.Errorf(joblet.InvalidArgument, "record job %s: %v is not a state", job.ID, job.State)
-	}
-	if job.Created.Before(time.Unix(0, 1)) || job.Created.After(time.Unix(0, maxSeq-1)) {
-		return joblet.Errorf(joblet.InvalidArgument, "record job %s: time of creation %v is out of range", job.ID, job.Created)
-	}
-	spec, err := encodeSpec(job.Spec)
+func (s *Store) Insert(ctx context.Context, r Record) error {
+	ch, err := newInsert(r)
 	if err != nil {
-		return fmt.Errorf("record job %s: %w", job.ID, err)
+		return err
 	}
-	return s.do(ctx, &change{kind: insert, job: job, spec: spec})
+	return s.do(ctx, ch)
+}
+
+func newInsert(r Record) (*change, error) {
+	ch := &change{kind: insert, rec: r}
+	if !joblet.ValidID(r.ID) {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "record job: %.64q is not a job id", r.ID)
+	}
+	if r.Created.Before(firstTime) || r.Created.After(lastTime) {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "%s: time of creation %v is out of range", ch.what(), r.Created)
+	}
+	var err error
+	if ch.spec, err = encodeSpec(r.Spec); err != nil {
+		return nil, fmt.Errorf("%s: %w", ch.what(), err)
+	}
+	return ch, ch.encode()
 }
 
 // Update records what has become of a job: everything but what was asked
-// (Spec, Owner, Created), which stays as it was inserted. It is as durable as
-// Insert. An unknown id is of kind NotFound.
-func (s *Store) Update(ctx context.Context, job joblet.Job) error {
-	return s.do(ctx, &change{kind: update, job: job})
+// (Spec, Owner, Created, Parent), which stays as it was inserted. It is as
+// durable as Insert. An unknown id is of kind NotFound.
+func (s *Store) Update(ctx context.Context, r Record) error {
+	return s.update(ctx, r, false)
 }
 
 // UpdateUnsynced is Update without the fsync: the change is there for every
 // reader at once and outlives this process, but a crash of the machine may
 // take it back unless another change was synced later. It suits what the
 // job's directory knows better, such as that the job runs.
-func (s *Store) UpdateUnsynced(ctx context.Context, job joblet.Job) error {
-	return s.do(ctx, &change{kind: update, job: job, unsynced: true})
+func (s *Store) UpdateUnsynced(ctx context.Context, r Record) error {
+	return s.update(ctx, r, true)
+}
+
+func (s *Store) update(ctx context.Context, r Record, unsynced bool) error {
+	ch := &change{kind: update, rec: r, unsynced: unsynced}
+	if err := ch.encode(); err != nil {
+		return err
+	}
+	return s.do(ctx, ch)
 }
 
 // Delete removes a job's record, durably. An unknown id is of kind NotFound.
 func (s *Store) Delete(ctx context.Context, id string) error {
-	return s.do(ctx, &change{kind: remove, job: joblet.Job{ID: id}})
+	return s.do(ctx, &change{kind: remove, rec: Record{Job: joblet.Job{ID: id}}})
+}
+
+// The times that the database can hold.
+var firstTime, lastTime = time.Unix(0, 1), time.Unix(0, maxSeq-1)
+
+// encode checks and encodes what insert and update have in common.
+func (ch *change) encode() error {
+	r := &ch.rec
+	if r.State < joblet.Pending || r.State > joblet.Lost {
+		return joblet.Errorf(joblet.InvalidArgument, "%s: %v is not a state", ch.what(), r.State)
+	}
+	for _, t := range []time.Time{r.Started, r.Ended, r.Scheduled} {
+		if !t.IsZero() && (t.Before(firstTime) || t.After(lastTime)) {
+			return joblet.Errorf(joblet.InvalidArgument, "%s: time %v is out of range: it must be after 1970 and before %d", ch.what(), t, lastTime.Year())
+		}
+	}
+	if len(r.Sealed) > maxSealedSize {
+		return joblet.Errorf(joblet.InvalidArgument, "%s: the secrets take %d bytes: at most %d are possible", ch.what(), len(r.Sealed), maxSealedSize)
+	}
+	for i, a := range r.Past {
+		if a.State < joblet.Pending || a.State > joblet.Lost { // it could not be read back
+			return joblet.Errorf(joblet.InvalidArgument, "%s: attempt %d: %v is not a state", ch.what(), i+1, a.State)
+		}
+	}
+	if len(r.Past) > 0 {
+		var err error
+		if ch.past, err = toJSON(r.Past); err != nil {
+			return joblet.Errorf(joblet.InvalidArgument, "%s: encode past attempts: %w", ch.what(), err)
+		}
+	}
+	return nil
 }
 
 // do hands ch to the writer and waits for its outcome. The channel has no
@@ -170,7 +244,7 @@ func (s *Store) do(ctx context.Context, ch *change) error {
 }
 
 func (ch *change) what() string {
-	return [...]string{"record job ", "update the record of job ", "delete the record of job "}[ch.kind] + joblet.ShortID(ch.job.ID)
+	return [...]string{"record job ", "update the record of job ", "delete the record of job "}[ch.kind] + joblet.ShortID(ch.rec.ID)
 }
 
 // write is the writer goroutine: changes first, housekeeping when there are
@@ -231,7 +305,7 @@ func (w *writer) apply(batch []*change) error {
 	unsynced := true
 	for _, ch := range batch {
 		unsynced = unsynced && ch.unsynced
-		w.frames += 7 + (len(ch.spec)+len(ch.job.Reason))/4096
+		w.frames += 7 + 6*len(ch.rec.Spec.Labels) + (len(ch.spec)+len(ch.rec.Reason)+len(ch.past)+len(ch.rec.Sealed))/4096
 	}
 	if err := w.setUnsynced(unsynced); err != nil {
 		return err
@@ -284,38 +358,29 @@ func (w *writer) exec(ch *change) error {
 	case update:
 		return w.execUpdate(ch)
 	default:
-		w.rm.BindText(1, ch.job.ID)
-		return w.changeOne(w.rm, ch.job.ID)
+		w.rm.BindText(1, ch.rec.ID)
+		return w.changeOne(w.rm, ch.rec.ID)
 	}
 }
 
 func (w *writer) execInsert(ch *change) error {
-	job, stmt := &ch.job, w.insert
+	r, stmt := &ch.rec, w.insert
 	// A spec may be large and would stay bound until the next one comes.
 	defer func() { _ = stmt.ClearBindings() }()
-	stmt.BindText(2, job.ID)
-	stmt.BindText(3, job.State.String())
-	stmt.BindText(4, job.Owner)
-	if job.Spec.Name == "" {
-		stmt.BindNull(5)
-	} else {
-		stmt.BindText(5, job.Spec.Name)
-	}
-	stmt.BindInt64(6, job.Created.UnixNano())
-	bindTime(stmt, 7, job.Started)
-	bindTime(stmt, 8, job.Ended)
-	bindExit(stmt, 9, job.Exit)
-	stmt.BindText(11, job.Reason)
-	stmt.BindInt64(12, int64(job.PID))
-	stmt.BindInt64(13, int64(job.IDBase))
-	stmt.BindInt64(14, job.LogBytes)
-	stmt.BindText(15, ch.spec)
-	for seq := job.Created.UnixNano(); ; {
-		stmt.BindInt64(1, seq)
+	bindState(stmt, ch)
+	stmt.BindText(19, r.Owner)
+	bindOptional(stmt, 20, r.Spec.Name)
+	stmt.BindInt64(21, r.Created.UnixNano())
+	stmt.BindText(22, ch.spec)
+	bindOptional(stmt, 23, r.Parent)
+	bindOptional(stmt, 24, r.Spec.IdempotencyKey)
+	stmt.BindInt64(25, int64(len(r.Spec.Labels)))
+	for seq := r.Created.UnixNano(); ; {
+		stmt.BindInt64(26, seq)
 		err := step(stmt)
 		switch sqlite.ErrCode(err) {
 		case sqlite.ResultConstraintUnique:
-			return joblet.Errorf(joblet.AlreadyExists, "record job: a job with the id %s exists", job.ID)
+			return w.collision(r)
 		case sqlite.ResultConstraintPrimaryKey, sqlite.ResultConstraintRowID:
 			if err := query(w.successor, func(row *sqlite.Stmt) error {
 				seq = row.ColumnInt64(0)
@@ -329,21 +394,58 @@ func (w *writer) execInsert(ch *change) error {
 	}
 }
 
-func (w *writer) execUpdate(ch *change) error {
-	job, stmt := &ch.job, w.update
-	if job.State < joblet.Pending || job.State > joblet.Lost {
-		return joblet.Errorf(joblet.InvalidArgument, "%s: %v is not a state", ch.what(), job.State)
+// collision says what of r another job has already.
+func (w *writer) collision(r *Record) error {
+	err := joblet.Errorf(joblet.AlreadyExists, "record job: %s has a job with the idempotency key %s", r.Owner, printable(r.Spec.IdempotencyKey, 80))
+	if lookupErr := query(w.taken, func(*sqlite.Stmt) error {
+		err = joblet.Errorf(joblet.AlreadyExists, "record job: a job with the id %s exists", r.ID)
+		return nil
+	}, r.ID); lookupErr != nil {
+		return lookupErr
 	}
-	stmt.BindText(1, job.State.String())
-	bindTime(stmt, 2, job.Started)
-	bindTime(stmt, 3, job.Ended)
-	bindExit(stmt, 4, job.Exit)
-	stmt.BindText(6, job.Reason)
-	stmt.BindInt64(7, int64(job.PID))
-	stmt.BindInt64(8, int64(job.IDBase))
-	stmt.BindInt64(9, job.LogBytes)
-	stmt.BindText(10, job.ID)
-	return w.changeOne(stmt, job.ID)
+	return err
+}
+
+func (w *writer) execUpdate(ch *change) error {
+	defer func() { _ = w.update.ClearBindings() }() // of Sealed
+	bindState(w.update, ch)
+	return w.changeOne(w.update, ch.rec.ID)
+}
+
+// bindState binds the parameters that insert and update share: what becomes of
+// a job, and its id.
+func bindState(stmt *sqlite.Stmt, ch *change) {
+	r := &ch.rec
+	stmt.BindText(1, r.State.String())
+	bindTime(stmt, 2, r.Started)
+	bindTime(stmt, 3, r.Ended)
+	bindExit(stmt, 4, r.Exit)
+	stmt.BindText(6, r.Reason)
+	stmt.BindInt64(7, int64(r.PID))
+	stmt.BindInt64(8, int64(r.IDBase))
+	stmt.BindInt64(9, r.LogBytes)
+	bindTime(stmt, 10, r.Scheduled)
+	stmt.BindInt64(11, int64(r.Attempt))
+	stmt.BindText(12, ch.past)
+	stmt.BindInt64(13, int64(r.Failure))
+	stmt.BindInt64(14, r.WorkBytes)
+	stmt.BindText(15, r.Box)
+	if r.Sealed == nil {
+		stmt.BindNull(16)
+	} else {
+		stmt.BindBytes(16, r.Sealed)
+	}
+	stmt.BindInt64(17, r.DiskBytes)
+	stmt.BindText(18, r.ID)
+}
+
+// bindOptional binds a text, or NULL for an empty one.
+func bindOptional(stmt *sqlite.Stmt, param int, text string) {
+	if text == "" {
+		stmt.BindNull(param)
+	} else {
+		stmt.BindText(param, text)
+	}
 }
 
 func (w *writer) changeOne(stmt *sqlite.Stmt, id string) error {
@@ -430,11 +532,11 @@ func encodeSpec(spec joblet.Spec) (string, error) {
 	return text, nil
 }
 
-func toJSON(spec joblet.Spec) (string, error) {
+func toJSON(v any) (string, error) {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false) // "&&" stays "&&" for whoever looks into the file
-	err := enc.Encode(spec)
+	err := enc.Encode(v)
 	return strings.TrimSuffix(b.String(), "\n"), err
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -16,16 +17,17 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/store"
 )
 
 // maxRecord bounds an exit record; a real one has 200 bytes.
 const maxRecord = 64 << 10
 
-// readRecord reads the exit record in a job's directory. The error is
-// fs.ErrNotExist when there is none, or only one that was being written when
+// readRecord reads the exit record of an attempt in a job's directory. The error
+// is fs.ErrNotExist when there is none, or only one that was being written when
 // the host went down.
-func readRecord(dir string) (*monitor.Record, error) {
-	name := filepath.Join(dir, monitor.ExitName)
+func readRecord(dir string, attempt int) (*monitor.Record, error) {
+	name := filepath.Join(dir, monitor.ExitName(attempt))
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, err
@@ -44,9 +46,21 @@ func readRecord(dir string) (*monitor.Record, error) {
 	return &r, nil
 }
 
-// conclude gives a job its final state: from its exit record, or, without one,
-// LOST.
+// begun reports whether a monitor has begun an attempt: then it may have run.
+func begun(dir string, attempt int) bool {
+	name := filepath.Join(dir, monitor.ExitName(attempt))
+	for _, n := range []string{name, name + ".tmp"} {
+		if _, err := os.Lstat(n); !errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+	}
+	return false
+}
+
+// conclude gives a job whose run is over its final state: from its exit record,
+// or, without one, LOST.
 func conclude(job *joblet.Job, r *monitor.Record, dir string) {
+	asked := job.State == joblet.Stopping
 	if r == nil {
 		job.State = joblet.Lost
 		job.Reason = "its monitor ended without an exit record: it was killed, or the host went down"
@@ -56,12 +70,18 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 		}
 		return
 	}
+	if r.Failure != nil {
+		err := startError(job.Spec, *r.Failure)
+		job.State, job.Reason, job.Failure, job.Ended = joblet.Failed, err.Error(), joblet.KindOf(err), time.Now()
+		return
+	}
 	job.Exit = &joblet.Exit{Code: r.Code, Signal: r.Signal}
 	job.Started = time.Unix(0, r.StartedNanos)
 	job.Ended = time.Unix(0, r.EndedNanos)
 	job.LogBytes = r.LogBytes
+	job.WorkBytes = r.WorkBytes
 	switch {
-	case r.Cause == monitor.CauseStop:
+	case r.Cause == monitor.CauseStop, asked && r.Cause == "":
 		job.State = joblet.Stopped
 	case r.Cause == monitor.CauseTimeout:
 		job.State = joblet.TimedOut
@@ -74,29 +94,52 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 	default:
 		job.State = joblet.Failed
 	}
-	if r.LogError != "" {
+	switch {
+	case r.LogError != "":
 		job.Reason = r.LogError
+	case r.WorkError != "":
+		job.Reason = r.WorkError
+	case r.WorkBeyond > 0 && job.Reason == "":
+		job.Reason = fmt.Sprintf("%d files in /work could not be kept: they are too many or too large", r.WorkBeyond)
 	}
 }
 
 // recover takes over from a former daemon, however that ended: it adopts the
-// jobs that run, concludes those that ended meanwhile, and removes what belongs
-// to no job.
+// jobs that run, concludes those that ended meanwhile, lets those wait that
+// waited, and removes what belongs to no job.
 func (s *Supervisor) recover(ctx context.Context) error {
 	unfinished, err := s.store.Unfinished(ctx)
 	if err != nil {
 		return err
 	}
-	known := map[string]bool{}
-	for _, job := range unfinished {
-		known[job.ID] = true
-		if err := s.recoverJob(ctx, job); err != nil {
-			return err
-		}
-	}
 	boxes, err := s.engine.Boxes()
 	if err != nil {
 		return err
+	}
+	known := map[string]bool{}
+	var waiting, over []*live
+	for _, rec := range unfinished {
+		if rec.Box == "" && rec.State.Alive() { // recorded by a version whose boxes had the jobs' ids
+			rec.Box, rec.Attempt = rec.ID, max(rec.Attempt, 1)
+		}
+		known[rec.Box] = true
+		l := newLive(rec)
+		if err := s.unseal(l); err != nil {
+			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
+			l.rec.Reason = err.Error()
+		}
+		s.use(rec.Spec.Runtime, 1)
+		if err := s.admit(l); err != nil {
+			return err
+		}
+		switch is, err := s.recoverJob(l); {
+		case err != nil:
+			return err
+		case is == recoveredWaits:
+			waiting = append(waiting, l)
+		case is == recoveredOver:
+			over = append(over, l)
+		}
 	}
 	for _, id := range boxes {
 		if !known[id] { // a spare, or a job that nobody was promised
@@ -105,55 +148,145 @@ func (s *Supervisor) recover(ctx context.Context) error {
 			}
 		}
 	}
+	for _, l := range over {
+		s.settle(l)
+	}
+	for _, l := range waiting {
+		switch {
+		case l.rec.Spec.Stdin == joblet.StdinStream:
+			s.lostInput(l)
+		case len(l.rec.Sealed) > 0 && masked(l.rec.Spec.SecretEnv):
+			s.cancelWaiting(l, l.rec.Reason)
+		default:
+			s.enqueue(l)
+		}
+	}
 	return s.sweep()
 }
 
-func (s *Supervisor) recoverJob(ctx context.Context, job joblet.Job) error {
-	proc, err := s.engine.Adopt(job.ID)
+type recovered int
+
+const (
+	recoveredRuns  recovered = iota // its monitor has it
+	recoveredWaits                  // it is to run
+	recoveredOver                   // it has ended
+)
+
+// recoverJob finds out what became of a job while no daemon ran.
+func (s *Supervisor) recoverJob(l *live) (recovered, error) {
+	rec := l.rec
+	if !rec.State.Alive() {
+		return recoveredWaits, nil
+	}
+	s.mu.Lock()
+	s.busy++
+	s.mu.Unlock()
+	proc, err := s.engine.Adopt(rec.Box)
 	if err == nil {
-		l := newLive(job)
-		if err := s.admit(l); err != nil {
-			return err
+		if rec.State == joblet.Initializing {
+			s.running(l, proc)
+		} else {
+			s.mu.Lock()
+			l.proc = proc
+			l.rec.PID, l.rec.Started = proc.PID, proc.Started
+			s.mu.Unlock()
 		}
-		s.use(job.Spec.Runtime, 1)
-		s.running(l, proc)
-		s.cfg.Log.Info("job runs on", "job", job.ID, "pid", proc.PID)
-		go s.watch(l)
+		s.cfg.Log.Info("job runs on", "job", rec.ID, "pid", proc.PID)
+		s.background(func() { s.watch(l) })
+		return recoveredRuns, nil
+	}
+	dir := s.jobDir(rec.ID)
+	if _, readErr := readRecord(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
+		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
+	}
+	if rec.State == joblet.Initializing && !begun(dir, rec.Attempt) {
+		s.cfg.Log.Info("a job's start was cut short before it ran", "job", rec.ID)
+		if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
+			s.cfg.Log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
+		}
+		s.mu.Lock()
+		s.busy--
+		s.mu.Unlock()
+		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase = "", 0 })
+		return recoveredWaits, s.save(l, true)
+	}
+	s.cfg.Log.Info("job ended while no daemon ran", "job", rec.ID, "monitor", err)
+	if rec.State == joblet.Initializing { // it was seen to start by nobody
+		s.become(l, joblet.Running, nil)
+	}
+	return recoveredOver, nil
+}
+
+// unseal gives a live job its secrets back.
+func (s *Supervisor) unseal(l *live) error {
+	if len(l.rec.Sealed) == 0 {
 		return nil
 	}
-	record, readErr := readRecord(s.jobDir(job.ID))
-	if readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
-		return fmt.Errorf("recover job %s: %w", job.ID, readErr)
+	secrets, err := s.secrets.open(l.rec.ID, l.rec.Sealed)
+	if err != nil {
+		return err
 	}
-	conclude(&job, record, s.jobDir(job.ID))
-	s.cfg.Log.Info("job ended while no daemon ran", "job", job.ID, "state", job.State, "monitor", err)
-	if err := s.engine.Release(job.ID, job.IDBase); err != nil {
-		s.cfg.Log.Error("release an ended job", "job", job.ID, "error", err)
-	}
-	return s.store.Update(ctx, job)
+	l.rec.Spec.SecretEnv = secrets
+	return nil
 }
+
+// masked reports whether a job's secrets are what the database shows of them.
+func masked(secrets map[string]string) bool {
+	for value := range maps.Values(secrets) {
+		if value != joblet.Mask {
+			return false
+		}
+	}
+	return true
+}
+
+// lostFound is where the directories of ended jobs go that a new database knows
+// nothing of.
+const lostFound = "lost+found"
 
 // sweep removes job directories without a record: jobs whose start or deletion
 // was cut short. It looks at the directories that are there now, in the
 // background; later ones belong to this daemon.
+//
+// With no record at all, the database itself is what was lost, or put aside:
+// then the outputs of jobs are kept, in lostFound.
 func (s *Supervisor) sweep() error {
 	entries, err := os.ReadDir(s.jobsDir())
 	if err != nil {
 		return fmt.Errorf("list the jobs' directories: %w", err)
 	}
-	s.watchers.Go(func() {
+	any, err := s.store.List(s.ctx, joblet.Filter{Limit: 1})
+	if err != nil {
+		return err
+	}
+	s.work.Go(func() {
 		for _, e := range entries {
 			if s.ctx.Err() != nil {
 				return
 			}
-			if id := e.Name(); joblet.ValidID(id) && s.find(id) == nil {
-				if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) == joblet.NotFound {
-					if err := os.RemoveAll(s.jobDir(id)); err != nil {
-						s.cfg.Log.Warn("remove the directory of no job", "job", id, "error", err)
-					}
-				}
+			id := e.Name()
+			if !joblet.ValidID(id) || s.find(id) != nil {
+				continue
+			}
+			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
+				continue
+			}
+			if err := s.sweepOne(id, len(any) == 0); err != nil {
+				s.cfg.Log.Warn("remove the directory of no job", "job", id, "error", err)
 			}
 		}
 	})
 	return nil
+}
+
+func (s *Supervisor) sweepOne(id string, keep bool) error {
+	if _, err := readRecord(s.jobDir(id), 1); !keep || err != nil {
+		return os.RemoveAll(s.jobDir(id))
+	}
+	dir := filepath.Join(s.cfg.StateDir, lostFound)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	s.cfg.Log.Warn("the job records are new and know nothing of an ended job: its output is kept", "job", id, "in", dir)
+	return os.Rename(s.jobDir(id), filepath.Join(dir, id))
 }

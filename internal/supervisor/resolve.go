@@ -1,8 +1,13 @@
 package supervisor
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/joblet/joblet"
@@ -11,9 +16,6 @@ import (
 
 // defaultPath is where a job's commands are looked for.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// logMaxBytes bounds a job's log; beyond it the oldest bytes go.
-const logMaxBytes = 1 << 30
 
 // resolve turns the names in a spec into facts for the engine.
 func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
@@ -41,6 +43,28 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	}
 	run.TimeoutNanos = int64(spec.Timeout)
 	run.GraceNanos = int64(joblet.DefaultGrace)
-	run.LogMaxBytes = logMaxBytes
+	run.LogMaxBytes = cmp.Or(spec.LogMax, joblet.DefaultLogMax)
+	run.LogShrinks = s.cfg.LogShrinks
+	run.WorkMaxBytes = engine.DefaultDiskBytes
 	return run, nil
+}
+
+// prepare adds to run what it is of one job: its directory, name and input.
+func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
+	run.Dir = s.jobDir(job.ID)
+	run.Attempt = job.Attempt
+	run.Hostname = joblet.ShortID(job.ID)
+	run.Files = append(run.Files, engine.IdentityFiles(run.Hostname)...)
+	run.Env = append(run.Env, "JOBLET_JOB_ID="+job.ID, fmt.Sprintf("JOBLET_ATTEMPT=%d", job.Attempt))
+	run.StdinStream = job.Spec.Stdin == joblet.StdinStream
+	if job.Spec.Stdin == joblet.StdinFile {
+		run.StdinPath = filepath.Join(run.Dir, stdinName)
+	}
+	if len(job.Spec.Uploads) > 0 {
+		run.FilesPath = filepath.Join(run.Dir, filesName)
+	}
+	if err := os.Mkdir(run.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
 }

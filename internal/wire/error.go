@@ -57,6 +57,15 @@ func reason(k joblet.Kind) string {
 	return strings.ToUpper(strings.ReplaceAll(k.String(), " ", "_"))
 }
 
+func kindFromReason(s string) (_ joblet.Kind, known bool) {
+	for k := range codeOf {
+		if s == reason(joblet.Kind(k)) {
+			return joblet.Kind(k), true
+		}
+	}
+	return joblet.Internal, false
+}
+
 // ErrInternal is all that a client learns of an error without a kind.
 var ErrInternal = joblet.Errorf(joblet.Internal, "internal error: the daemon's log has the detail")
 
@@ -119,10 +128,8 @@ func ErrorFromStatus(err error) error {
 		if !ok || info.GetDomain() != domain {
 			continue
 		}
-		for k := range codeOf {
-			if info.GetReason() == reason(joblet.Kind(k)) {
-				kind = joblet.Kind(k)
-			}
+		if k, ok := kindFromReason(info.GetReason()); ok {
+			kind = k
 		}
 	}
 	return joblet.Errorf(kind, "%s", s.Message())

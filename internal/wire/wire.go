@@ -5,19 +5,24 @@
 package wire
 
 import (
-	"fmt"
 	"maps"
+	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 )
 
-// SpecToProto returns the request that asks for s. Secrets are in it. Protobuf
-// texts are UTF-8, so a spec that holds other bytes is refused.
+// SpecToProto returns the request that asks for s. Secrets are in it; s.Uploads
+// are not: they say what came along. Protobuf texts are UTF-8, so a spec that
+// holds other bytes is refused.
 func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 	for i, a := range slices.Concat([]string{s.Command}, s.Args) {
 		if !utf8.ValidString(a) {
@@ -31,7 +36,16 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 			}
 		}
 	}
-	for what, text := range map[string]string{"job name": s.Name, "runtime name": s.Runtime, "workdir": s.WorkDir} {
+	for name, value := range s.Labels {
+		if !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "label %.100q: not UTF-8", name)
+		}
+	}
+	for what, text := range map[string]string{
+		"job name": s.Name, "runtime name": s.Runtime, "workdir": s.WorkDir, "schedule": s.Schedule,
+		"overlap": string(s.Overlap), "idempotency key": s.IdempotencyKey, "standard input": string(s.Stdin),
+		"dependency": strings.Join(s.DependsOn, " "),
+	} {
 		if !utf8.ValidString(text) {
 			return nil, joblet.Errorf(joblet.InvalidArgument, "%s %.100q: not UTF-8", what, text)
 		}
@@ -46,12 +60,24 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		SecretEnvironment: s.SecretEnv,
 		TimeoutMs:         toMillis(s.Timeout),
 		Init:              s.Init,
+		Labels:            s.Labels,
+		Schedule:          s.Schedule,
+		Overlap:           string(s.Overlap),
+		Retries:           toInt32(s.Retries),
+		RetryDelayMs:      toMillis(s.RetryDelay),
+		RetryOn:           toInt32s(s.RetryOn),
+		DependsOn:         s.DependsOn,
+		Priority:          toInt32(s.Priority),
+		IdempotencyKey:    s.IdempotencyKey,
+		Stdin:             string(s.Stdin),
+		LogMaxBytes:       s.LogMax,
 	}, nil
 }
 
 // SpecFromProto returns the spec that r asks for, not yet validated. A field
 // that is set and not built is an Unimplemented error that names it: what a
-// user asks for is done or refused, never passed over.
+// user asks for is done or refused, never passed over. What comes along (files,
+// uploads) and how the call goes on (detach) is the caller's to read.
 func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 	for _, f := range []struct {
 		name string
@@ -61,8 +87,6 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		{"cpu_cores", r.GetCpuCores() != ""},
 		{"max_memory", r.GetMaxMemory() != 0},
 		{"max_io_bps", r.GetMaxIoBps() != 0},
-		{"uploads", len(r.GetUploads()) != 0},
-		{"schedule", r.GetSchedule() != ""},
 		{"network", r.GetNetwork() != "" && r.GetNetwork() != "none"},
 		{"volumes", len(r.GetVolumes()) != 0},
 		{"gpu_count", r.GetGpuCount() != 0},
@@ -76,6 +100,13 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 	if err != nil {
 		return joblet.Spec{}, err
 	}
+	retryDelay, err := fromMillis("retry_delay_ms", r.GetRetryDelayMs())
+	if err != nil {
+		return joblet.Spec{}, err
+	}
+	if n := len(r.GetRetryOn()); n > maxRetryOn {
+		return joblet.Spec{}, joblet.Errorf(joblet.InvalidArgument, "retry_on with %d statuses: there are only %d", n, maxRetryOn)
+	}
 	return joblet.Spec{
 		Command:   r.GetCommand(),
 		Args:      r.GetArgs(),
@@ -86,13 +117,27 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		SecretEnv: r.GetSecretEnvironment(),
 		Timeout:   timeout,
 		Init:      r.GetInit(),
+
+		Labels:         r.GetLabels(),
+		Schedule:       r.GetSchedule(),
+		Overlap:        joblet.Overlap(r.GetOverlap()),
+		Retries:        int(r.GetRetries()),
+		RetryDelay:     retryDelay,
+		RetryOn:        fromInt32s(r.GetRetryOn()),
+		DependsOn:      r.GetDependsOn(),
+		Priority:       int(r.GetPriority()),
+		IdempotencyKey: r.GetIdempotencyKey(),
+		Stdin:          joblet.Stdin(r.GetStdin()),
+		LogMax:         r.GetLogMaxBytes(),
 	}, nil
 }
+
+const maxRetryOn = 255 // exit statuses that are not 0
 
 // JobToProto returns j as lists show it, its secrets masked.
 func JobToProto(j joblet.Job) *api.Job {
 	s := j.Spec.Redacted()
-	return &api.Job{
+	p := &api.Job{
 		Uuid:              j.ID,
 		Command:           text(s.Command),
 		Args:              texts(s.Args),
@@ -100,6 +145,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		StartTime:         formatTime(j.Started),
 		EndTime:           formatTime(j.Ended),
 		ExitCode:          exitCode(j),
+		ScheduledTime:     formatTime(j.Scheduled),
 		Runtime:           s.Runtime,
 		Environment:       textMap(s.Env),
 		SecretEnvironment: s.SecretEnv,
@@ -114,69 +160,71 @@ func JobToProto(j joblet.Job) *api.Job {
 		Init:              s.Init,
 		IdBase:            j.IDBase,
 		WorkDir:           text(s.WorkDir),
+		Labels:            textMap(s.Labels),
+		Priority:          toInt32(s.Priority),
+		Attempt:           toInt32(j.Attempt),
+		Retries:           toInt32(s.Retries),
+		RetryDelayMs:      toMillis(s.RetryDelay),
+		RetryOn:           toInt32s(s.RetryOn),
+		DependsOn:         texts(s.DependsOn),
+		Schedule:          text(s.Schedule),
+		Overlap:           text(string(s.Overlap)),
+		Parent:            j.Parent,
+		IdempotencyKey:    text(s.IdempotencyKey),
+		Stdin:             text(string(s.Stdin)),
+		Uploads:           texts(s.Uploads),
+		LogMaxBytes:       s.LogMax,
+		WorkBytes:         j.WorkBytes,
 	}
+	if j.State == joblet.Failed && j.Exit == nil {
+		p.Failure = reason(j.Failure)
+	}
+	for _, a := range j.Past {
+		p.Past = append(p.Past, &api.JobAttempt{
+			StartTime: formatTime(a.Started), EndTime: formatTime(a.Ended),
+			Status: a.State.String(), Exit: exitToProto(a.Exit), Reason: text(a.Reason),
+		})
+	}
+	return p
 }
 
 // StatusToProto returns j as GetJobStatus shows it: the same as JobToProto in
 // the older message.
 func StatusToProto(j joblet.Job) *api.GetJobStatusResponse {
-	p := JobToProto(j)
-	return &api.GetJobStatusResponse{
-		Uuid:              p.Uuid,
-		Command:           p.Command,
-		Args:              p.Args,
-		Status:            p.Status,
-		StartTime:         p.StartTime,
-		EndTime:           p.EndTime,
-		ExitCode:          p.ExitCode,
-		Runtime:           p.Runtime,
-		Environment:       p.Environment,
-		SecretEnvironment: p.SecretEnvironment,
-		Name:              p.Name,
-		Exit:              p.Exit,
-		Reason:            p.Reason,
-		CreatedTime:       p.CreatedTime,
-		Owner:             p.Owner,
-		HostPid:           p.HostPid,
-		LogBytes:          p.LogBytes,
-		TimeoutMs:         p.TimeoutMs,
-		Init:              p.Init,
-		IdBase:            p.IdBase,
-		WorkDir:           p.WorkDir,
-	}
+	p := &api.GetJobStatusResponse{}
+	copyFields(p, JobToProto(j))
+	return p
 }
 
-// record is what api.Job and api.GetJobStatusResponse have in common: the same
-// facts under different numbers.
-type record interface {
-	GetUuid() string
-	GetCommand() string
-	GetArgs() []string
-	GetStatus() string
-	GetStartTime() string
-	GetEndTime() string
-	GetRuntime() string
-	GetEnvironment() map[string]string
-	GetSecretEnvironment() map[string]string
-	GetName() string
-	GetExit() *api.JobExit
-	GetReason() string
-	GetCreatedTime() string
-	GetOwner() string
-	GetHostPid() int64
-	GetLogBytes() int64
-	GetTimeoutMs() int64
-	GetInit() bool
-	GetIdBase() uint32
-	GetWorkDir() string
+// copyFields sets dst's fields to those of the same name in src, which it shares
+// afterwards: the two messages that hold a job tell the same facts under
+// different numbers.
+func copyFields(dst, src proto.Message) {
+	to := dst.ProtoReflect()
+	fields := to.Descriptor().Fields()
+	src.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if same := fields.ByName(f.Name()); same != nil {
+			to.Set(same, v)
+		}
+		return true
+	})
 }
 
-// JobFromProto reads an api.Job or an api.GetJobStatusResponse.
-func JobFromProto(p record) (joblet.Job, error) {
+// StatusFromProto is JobFromProto for the older message.
+func StatusFromProto(p *api.GetJobStatusResponse) (joblet.Job, error) {
+	job := &api.Job{}
+	copyFields(job, p)
+	return JobFromProto(job)
+}
+
+// JobFromProto returns the job that p shows. A failure of a kind that this
+// version does not know is Internal; a state must be known.
+func JobFromProto(p *api.Job) (joblet.Job, error) {
 	state, err := joblet.ParseState(p.GetStatus())
 	if err != nil {
 		return joblet.Job{}, err
 	}
+	failure, _ := kindFromReason(p.GetFailure())
 	j := joblet.Job{
 		ID: p.GetUuid(),
 		Spec: joblet.Spec{
@@ -189,44 +237,64 @@ func JobFromProto(p record) (joblet.Job, error) {
 			SecretEnv: p.GetSecretEnvironment(),
 			Timeout:   time.Duration(p.GetTimeoutMs()) * time.Millisecond,
 			Init:      p.GetInit(),
+
+			Labels:         p.GetLabels(),
+			Schedule:       p.GetSchedule(),
+			Overlap:        joblet.Overlap(p.GetOverlap()),
+			Retries:        int(p.GetRetries()),
+			RetryDelay:     time.Duration(p.GetRetryDelayMs()) * time.Millisecond,
+			RetryOn:        fromInt32s(p.GetRetryOn()),
+			DependsOn:      p.GetDependsOn(),
+			Priority:       int(p.GetPriority()),
+			IdempotencyKey: p.GetIdempotencyKey(),
+			Stdin:          joblet.Stdin(p.GetStdin()),
+			Uploads:        p.GetUploads(),
+			LogMax:         p.GetLogMaxBytes(),
 		},
-		Owner:    p.GetOwner(),
-		State:    state,
-		Reason:   p.GetReason(),
-		PID:      int(p.GetHostPid()),
-		IDBase:   p.GetIdBase(),
-		LogBytes: p.GetLogBytes(),
+		Owner:     p.GetOwner(),
+		State:     state,
+		Parent:    p.GetParent(),
+		Attempt:   int(p.GetAttempt()),
+		Exit:      exitFromProto(p.GetExit()),
+		Reason:    p.GetReason(),
+		Failure:   failure,
+		PID:       int(p.GetHostPid()),
+		IDBase:    p.GetIdBase(),
+		LogBytes:  p.GetLogBytes(),
+		WorkBytes: p.GetWorkBytes(),
 	}
-	if e := p.GetExit(); e != nil {
-		j.Exit = &joblet.Exit{Code: int(e.GetCode()), Signal: int(e.GetSignal())}
-	}
-	for _, t := range []struct {
-		name string
-		to   *time.Time
-		from string
-	}{
+	if err := parseTimes([]timeField{
 		{"created_time", &j.Created, p.GetCreatedTime()},
 		{"start_time", &j.Started, p.GetStartTime()},
 		{"end_time", &j.Ended, p.GetEndTime()},
-	} {
-		if *t.to, err = parseTime(t.from); err != nil {
-			return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "%s: %w", t.name, err)
+		{"scheduled_time", &j.Scheduled, p.GetScheduledTime()},
+	}); err != nil {
+		return joblet.Job{}, err
+	}
+	for _, past := range p.GetPast() {
+		a := joblet.Attempt{Exit: exitFromProto(past.GetExit()), Reason: past.GetReason()}
+		if a.State, err = joblet.ParseState(past.GetStatus()); err != nil {
+			return joblet.Job{}, err
 		}
+		if err := parseTimes([]timeField{
+			{"start_time", &a.Started, past.GetStartTime()},
+			{"end_time", &a.Ended, past.GetEndTime()},
+		}); err != nil {
+			return joblet.Job{}, err
+		}
+		j.Past = append(j.Past, a)
 	}
 	return j, nil
 }
 
-// exitCode is the one number that older clients read.
+// exitCode is the one number that older clients read: -1 for a job that ended
+// without its command having run.
 func exitCode(j joblet.Job) int32 {
-	switch {
-	case j.State == joblet.TimedOut:
-		return joblet.StatusTimeout
-	case j.Exit != nil:
-		return int32(j.Exit.Status())
-	case j.State.Final():
+	if j.State.Final() && j.State != joblet.TimedOut && j.Exit == nil && j.Started.IsZero() {
 		return -1
 	}
-	return 0
+	status, _ := j.Status()
+	return int32(status)
 }
 
 func exitToProto(e *joblet.Exit) *api.JobExit {
@@ -236,9 +304,16 @@ func exitToProto(e *joblet.Exit) *api.JobExit {
 	return &api.JobExit{Code: int32(e.Code), Signal: int32(e.Signal)}
 }
 
+func exitFromProto(p *api.JobExit) *joblet.Exit {
+	if p == nil {
+		return nil
+	}
+	return &joblet.Exit{Code: int(p.GetCode()), Signal: int(p.GetSignal())}
+}
+
 // StopToProto returns the request to stop the job that ref names.
 func StopToProto(ref string, o joblet.StopOptions) *api.StopJobRequest {
-	r := &api.StopJobRequest{Uuid: ref, Signal: int32(o.Signal)}
+	r := &api.StopJobRequest{Uuid: ref, Signal: toInt32(o.Signal)}
 	if o.Grace >= 0 {
 		ms := toMillis(o.Grace)
 		r.GraceMs = &ms
@@ -272,43 +347,109 @@ func SignalFromProto(r *api.SignalJobRequest) (int, error) {
 
 // FilterToProto returns the request for the jobs that pass f.
 func FilterToProto(f joblet.Filter) *api.QueryJobsRequest {
-	r := &api.QueryJobsRequest{
-		Name: f.Name, Owner: f.Owner, Before: f.Before,
-		Since: formatTime(f.Since), Limit: int32(f.Limit),
+	return &api.QueryJobsRequest{
+		Name: f.Name, Owner: f.Owner, Parent: f.Parent, Before: f.Before,
+		Since: formatTime(f.Since), EndedBefore: formatTime(f.EndedBefore), Limit: toInt32(f.Limit),
+		States: statesToProto(f.States), Labels: labelsToProto(f.Labels),
 	}
-	for _, s := range f.States {
-		r.States = append(r.States, s.String())
-	}
-	return r
 }
 
 // FilterFromProto returns the filter that r asks for.
 func FilterFromProto(r *api.QueryJobsRequest) (joblet.Filter, error) {
-	f := joblet.Filter{Name: r.GetName(), Owner: r.GetOwner(), Before: r.GetBefore(), Limit: int(r.GetLimit())}
+	f := joblet.Filter{
+		Name: r.GetName(), Owner: r.GetOwner(), Parent: r.GetParent(), Before: r.GetBefore(), Limit: int(r.GetLimit()),
+	}
 	if f.Limit < 0 {
 		return f, joblet.Errorf(joblet.InvalidArgument, "limit %d: must not be negative", f.Limit)
 	}
-	if n := len(joblet.States()); len(r.GetStates()) > n {
-		return f, joblet.Errorf(joblet.InvalidArgument, "%d states: there are only %d", len(r.GetStates()), n)
+	var err error
+	if f.States, err = statesFromProto(r.GetStates()); err != nil {
+		return f, err
 	}
-	for _, name := range r.GetStates() {
+	if f.Labels, err = labelsFromProto(r.GetLabels()); err != nil {
+		return f, err
+	}
+	return f, parseTimes([]timeField{{"since", &f.Since, r.GetSince()}, {"ended_before", &f.EndedBefore, r.GetEndedBefore()}})
+}
+
+// PruneToProto returns the request to delete the jobs that pass f, of which only
+// EndedBefore, States and Labels may be set: to pass over another would delete
+// more than was asked for.
+func PruneToProto(f joblet.Filter, dryRun bool) (*api.PruneJobsRequest, error) {
+	rest := f
+	rest.EndedBefore, rest.States, rest.Labels = time.Time{}, nil, nil
+	if !reflect.ValueOf(rest).IsZero() {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "prune: jobs can be chosen by the time of their end, their states and labels only")
+	}
+	return &api.PruneJobsRequest{
+		EndedBefore: formatTime(f.EndedBefore), States: statesToProto(f.States), Labels: labelsToProto(f.Labels), DryRun: dryRun,
+	}, nil
+}
+
+// PruneFromProto returns the filter of the jobs that r wants deleted.
+func PruneFromProto(r *api.PruneJobsRequest) (joblet.Filter, error) {
+	var f joblet.Filter
+	var err error
+	if f.States, err = statesFromProto(r.GetStates()); err != nil {
+		return f, err
+	}
+	if f.Labels, err = labelsFromProto(r.GetLabels()); err != nil {
+		return f, err
+	}
+	return f, parseTimes([]timeField{{"ended_before", &f.EndedBefore, r.GetEndedBefore()}})
+}
+
+func statesToProto(states []joblet.State) []string {
+	var names []string
+	for _, s := range states {
+		names = append(names, s.String())
+	}
+	return names
+}
+
+func statesFromProto(names []string) ([]joblet.State, error) {
+	if n := len(joblet.States()); len(names) > n {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "%d states: there are only %d", len(names), n)
+	}
+	var states []joblet.State
+	for _, name := range names {
 		s, err := joblet.ParseState(name)
 		if err != nil {
-			return f, err
+			return nil, err
 		}
-		f.States = append(f.States, s)
+		states = append(states, s)
 	}
-	var err error
-	if f.Since, err = parseTime(r.GetSince()); err != nil {
-		return f, joblet.Errorf(joblet.InvalidArgument, "since: %w", err)
+	return states, nil
+}
+
+func labelsToProto(labels []joblet.LabelMatch) []string {
+	var all []string
+	for _, m := range labels {
+		all = append(all, m.String())
 	}
-	return f, nil
+	return all
+}
+
+func labelsFromProto(all []string) ([]joblet.LabelMatch, error) {
+	if len(all) > joblet.MaxLabels {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "%d labels: at most %d are possible", len(all), joblet.MaxLabels)
+	}
+	var labels []joblet.LabelMatch
+	for _, s := range all {
+		m, err := joblet.ParseLabelMatch(s)
+		if err != nil {
+			return nil, err
+		}
+		labels = append(labels, m)
+	}
+	return labels, nil
 }
 
 // FollowToProto returns the request for the output of the job that ref names.
 func FollowToProto(ref string, o joblet.LogOptions) *api.FollowJobRequest {
 	return &api.FollowJobRequest{
-		Uuid: ref, Offset: o.Offset, Tail: o.Tail, NoFollow: !o.Follow, Stdout: o.Stdout, Stderr: o.Stderr,
+		Uuid: ref, Offset: o.Offset, Tail: o.Tail, Since: formatTime(o.Since), Until: formatTime(o.Until),
+		NoFollow: !o.Follow, Stdout: o.Stdout, Stderr: o.Stderr,
 	}
 }
 
@@ -316,6 +457,8 @@ func FollowToProto(ref string, o joblet.LogOptions) *api.FollowJobRequest {
 func LogOptionsFromProto(r interface {
 	GetOffset() int64
 	GetTail() int64
+	GetSince() string
+	GetUntil() string
 	GetNoFollow() bool
 	GetStdout() bool
 	GetStderr() bool
@@ -326,7 +469,27 @@ func LogOptionsFromProto(r interface {
 	if o.Offset < 0 || o.Tail < 0 {
 		return o, joblet.Errorf(joblet.InvalidArgument, "offset %d, tail %d: must not be negative", o.Offset, o.Tail)
 	}
-	return o, nil
+	return o, parseTimes([]timeField{{"since", &o.Since, r.GetSince()}, {"until", &o.Until, r.GetUntil()}})
+}
+
+// toInt32 keeps a number that is out of bounds out of bounds: whoever checks
+// them finds it.
+func toInt32(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) }
+
+func toInt32s(all []int) []int32 {
+	var out []int32
+	for _, n := range all {
+		out = append(out, toInt32(n))
+	}
+	return out
+}
+
+func fromInt32s(all []int32) []int {
+	var out []int
+	for _, n := range all {
+		out = append(out, int(n))
+	}
+	return out
 }
 
 // toMillis rounds up, so that a positive duration stays positive.
@@ -348,15 +511,25 @@ func formatTime(t time.Time) string {
 	return t.UTC().Format(time.RFC3339Nano)
 }
 
-func parseTime(s string) (time.Time, error) {
-	if s == "" {
-		return time.Time{}, nil
+type timeField struct {
+	name string
+	to   *time.Time
+	from string
+}
+
+// parseTimes reads each time that is given.
+func parseTimes(fields []timeField) error {
+	for _, f := range fields {
+		if f.from == "" {
+			continue
+		}
+		t, err := time.Parse(time.RFC3339Nano, f.from)
+		if err != nil {
+			return joblet.Errorf(joblet.InvalidArgument, "%s: time %.50q is not RFC 3339", f.name, f.from)
+		}
+		*f.to = t
 	}
-	t, err := time.Parse(time.RFC3339Nano, s)
-	if err != nil {
-		return time.Time{}, fmt.Errorf("time %.50q is not RFC 3339", s)
-	}
-	return t, nil
+	return nil
 }
 
 // text makes what may hold any bytes (a path, an error's text) fit for a

@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,6 +30,16 @@ func fill(t *testing.T, v reflect.Value, seed *int64) {
 	case joblet.State:
 		v.Set(reflect.ValueOf(joblet.Failed))
 		return
+	case joblet.Kind:
+		v.Set(reflect.ValueOf(joblet.NotExecutable))
+		return
+	case joblet.LabelMatch: // with a value, or any
+		m := joblet.LabelMatch{Name: fmt.Sprintf("label/%d", *seed), Any: *seed%2 == 0}
+		if !m.Any {
+			m.Value = "v=w"
+		}
+		v.Set(reflect.ValueOf(m))
+		return
 	}
 	switch v.Kind() {
 	case reflect.Struct:
@@ -41,7 +52,7 @@ func fill(t *testing.T, v reflect.Value, seed *int64) {
 	case reflect.String:
 		v.SetString(fmt.Sprintf("text-%d", *seed))
 	case reflect.Int, reflect.Int32, reflect.Int64:
-		v.SetInt(*seed % 64)
+		v.SetInt(1 + *seed%60)
 	case reflect.Uint32:
 		v.SetUint(uint64(*seed))
 	case reflect.Bool:
@@ -95,6 +106,7 @@ func TestSpecRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	want.Uploads = nil // part of a job's record, not of what is asked
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -102,20 +114,60 @@ func TestSpecRoundTrip(t *testing.T) {
 
 func TestJobRoundTrip(t *testing.T) {
 	t.Parallel()
-	job := filled[joblet.Job](t)
-	want := job
-	want.Spec = want.Spec.Redacted()
-	for name, p := range map[string]record{
-		"Job":                  overWire(t, JobToProto(job)),
-		"GetJobStatusResponse": overWire(t, StatusToProto(job)),
+	ran := filled[joblet.Job](t)
+	neverRan := ran
+	neverRan.Exit = nil
+	var empty joblet.Job
+	empty.State = joblet.Scheduled
+	for name, job := range map[string]joblet.Job{"ran": ran, "never ran": neverRan, "empty": empty} {
+		want := job
+		want.Spec = want.Spec.Redacted()
+		if job.Exit != nil {
+			want.Failure = joblet.Internal // the exit says it
+		}
+		got, err := JobFromProto(overWire(t, JobToProto(job)))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: Job:\ngot  %+v, %v\nwant %+v", name, got, err, want)
+		}
+		got, err = StatusFromProto(overWire(t, StatusToProto(job)))
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: GetJobStatusResponse:\ngot  %+v, %v\nwant %+v", name, got, err, want)
+		}
+	}
+}
+
+// TestJobMessages: the two messages that hold a job have the same fields, so
+// that none is lost on the way from one to the other.
+func TestJobMessages(t *testing.T) {
+	t.Parallel()
+	job, status := (&api.Job{}).ProtoReflect().Descriptor().Fields(), (&api.GetJobStatusResponse{}).ProtoReflect().Descriptor().Fields()
+	for i := range job.Len() {
+		f := job.Get(i)
+		same := status.ByName(f.Name())
+		if same == nil || same.Kind() != f.Kind() || same.Cardinality() != f.Cardinality() || same.Message() != f.Message() && !f.IsMap() {
+			t.Errorf("%s: GetJobStatusResponse has %v", f.Name(), same)
+		}
+	}
+}
+
+func TestFailure(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		job  joblet.Job
+		want string
+	}{
+		{joblet.Job{State: joblet.Failed, Failure: joblet.CommandNotFound}, "COMMAND_NOT_FOUND"},
+		{joblet.Job{State: joblet.Failed}, "INTERNAL"},
+		{joblet.Job{State: joblet.Failed, Exit: &joblet.Exit{Code: 1}}, ""},
+		{joblet.Job{State: joblet.Lost}, ""},
+		{joblet.Job{State: joblet.Running}, ""},
 	} {
-		got, err := JobFromProto(p)
-		if err != nil {
-			t.Fatalf("%s: %v", name, err)
+		if got := JobToProto(tt.job).GetFailure(); got != tt.want {
+			t.Errorf("%+v: got %q", tt.job, got)
 		}
-		if !reflect.DeepEqual(got, want) {
-			t.Errorf("%s:\ngot  %+v\nwant %+v", name, got, want)
-		}
+	}
+	if j, err := JobFromProto(&api.Job{Status: "FAILED", Failure: "TO_COME"}); err != nil || j.Failure != joblet.Internal {
+		t.Errorf("to come: got %v, %v", j.Failure, err)
 	}
 }
 
@@ -140,22 +192,24 @@ func TestSecretsNeverShown(t *testing.T) {
 
 func TestExitCode(t *testing.T) {
 	t.Parallel()
+	started := time.Unix(1, 0)
 	for _, tt := range []struct {
-		state joblet.State
-		exit  *joblet.Exit
-		want  int32
+		job  joblet.Job
+		want int32
 	}{
-		{joblet.Running, nil, 0},
-		{joblet.Completed, &joblet.Exit{}, 0},
-		{joblet.Failed, &joblet.Exit{Code: 3}, 3},
-		{joblet.Failed, &joblet.Exit{Signal: 9}, 137},
-		{joblet.Failed, nil, -1},
-		{joblet.Lost, nil, -1},
-		{joblet.Canceled, nil, -1},
-		{joblet.TimedOut, &joblet.Exit{Signal: 15}, 124},
+		{joblet.Job{State: joblet.Running, Started: started}, 0},
+		{joblet.Job{State: joblet.Scheduled}, 0},
+		{joblet.Job{State: joblet.Completed, Started: started, Exit: &joblet.Exit{}}, 0},
+		{joblet.Job{State: joblet.Failed, Started: started, Exit: &joblet.Exit{Code: 3}}, 3},
+		{joblet.Job{State: joblet.Failed, Started: started, Exit: &joblet.Exit{Signal: 9}}, 137},
+		{joblet.Job{State: joblet.Failed, Failure: joblet.CommandNotFound}, -1},
+		{joblet.Job{State: joblet.Lost}, -1},
+		{joblet.Job{State: joblet.Lost, Started: started}, joblet.StatusFailure},
+		{joblet.Job{State: joblet.Canceled}, -1},
+		{joblet.Job{State: joblet.TimedOut, Started: started, Exit: &joblet.Exit{Signal: 15}}, 124},
 	} {
-		if got := JobToProto(joblet.Job{State: tt.state, Exit: tt.exit}).GetExitCode(); got != tt.want {
-			t.Errorf("%v %v: got %d, want %d", tt.state, tt.exit, got, tt.want)
+		if got := JobToProto(tt.job).GetExitCode(); got != tt.want {
+			t.Errorf("%+v: got %d, want %d", tt.job, got, tt.want)
 		}
 	}
 }
@@ -174,6 +228,26 @@ func TestOptionsRoundTrip(t *testing.T) {
 		got, err := LogOptionsFromProto(overWire(t, FollowToProto("x", want)))
 		if err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	})
+	t.Run("prune", func(t *testing.T) {
+		all := filled[joblet.Filter](t)
+		want := joblet.Filter{EndedBefore: all.EndedBefore, States: all.States, Labels: all.Labels}
+		p, err := PruneToProto(want, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := PruneFromProto(overWire(t, p))
+		if err != nil || !p.GetDryRun() || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, dry run %v, %v; want %+v", got, p.GetDryRun(), err, want)
+		}
+		for field, value := range reflect.ValueOf(all).Fields() {
+			var one joblet.Filter
+			reflect.ValueOf(&one).Elem().FieldByIndex(field.Index).Set(value)
+			carried := slices.Contains([]string{"EndedBefore", "States", "Labels"}, field.Name)
+			if _, err := PruneToProto(one, false); (err == nil) != carried {
+				t.Errorf("by %s alone: got %v", field.Name, err)
+			}
 		}
 	})
 	t.Run("stop", func(t *testing.T) {
@@ -197,14 +271,30 @@ func TestRefused(t *testing.T) {
 		"huge timeout":     kind(SpecFromProto(&api.RunJobRequest{TimeoutMs: 1 << 62})),
 		"not UTF-8":        kind(SpecToProto(joblet.Spec{Command: "a\xff"})),
 		"env not UTF-8":    kind(SpecToProto(joblet.Spec{Command: "a", Env: map[string]string{"A": "\xff"}})),
+		"label not UTF-8":  kind(SpecToProto(joblet.Spec{Command: "a", Labels: map[string]string{"A": "\xff"}})),
+		"dependency":       kind(SpecToProto(joblet.Spec{Command: "a", DependsOn: []string{"x", "\xff"}})),
+		"key":              kind(SpecToProto(joblet.Spec{Command: "a", IdempotencyKey: "\xff"})),
+		"retry delay":      kind(SpecFromProto(&api.RunJobRequest{RetryDelayMs: -1})),
+		"retry on":         kind(SpecFromProto(&api.RunJobRequest{RetryOn: make([]int32, 256)})),
 		"signal":           kind(StopFromProto(&api.StopJobRequest{Signal: 65})),
 		"signal 0":         kind(SignalFromProto(&api.SignalJobRequest{})),
 		"grace":            kind(StopFromProto(&api.StopJobRequest{GraceMs: &ms})),
 		"offset":           kind(LogOptionsFromProto(&api.GetJobLogsRequest{Offset: -1})),
 		"limit":            kind(FilterFromProto(&api.QueryJobsRequest{Limit: -1})),
 		"state":            kind(FilterFromProto(&api.QueryJobsRequest{States: []string{"x"}})),
+		"huge signal":      kind(StopFromProto(StopToProto("x", joblet.StopOptions{Signal: 1<<32 + 15}))),
+		"states":           kind(PruneFromProto(&api.PruneJobsRequest{States: make([]string, 100)})),
+		"pruned state":     kind(PruneFromProto(&api.PruneJobsRequest{States: []string{"x"}})),
+		"pruned label":     kind(PruneFromProto(&api.PruneJobsRequest{Labels: []string{"="}})),
+		"ended before":     kind(PruneFromProto(&api.PruneJobsRequest{EndedBefore: "1h"})),
+		"label":            kind(FilterFromProto(&api.QueryJobsRequest{Labels: []string{"a b=c"}})),
+		"labels":           kind(FilterFromProto(&api.QueryJobsRequest{Labels: slices.Repeat([]string{"a"}, joblet.MaxLabels+1)})),
+		"log since":        kind(LogOptionsFromProto(&api.GetJobLogsRequest{Since: "1h"})),
+		"log until":        kind(LogOptionsFromProto(&api.FollowJobRequest{Until: "1h"})),
 		"since":            kind(FilterFromProto(&api.QueryJobsRequest{Since: "yesterday"})),
 		"status":           kind(JobFromProto(&api.Job{Status: "?"})),
+		"past status":      kind(JobFromProto(&api.Job{Status: "FAILED", Past: []*api.JobAttempt{{}}})),
+		"past time":        kind(JobFromProto(&api.Job{Status: "FAILED", Past: []*api.JobAttempt{{Status: "FAILED", EndTime: "?"}}})),
 		"time":             kind(JobFromProto(&api.Job{Status: "RUNNING", StartTime: "?"})),
 	} {
 		if got != joblet.InvalidArgument {
@@ -213,11 +303,32 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestOutOfBounds: a number that its field cannot hold must not become one that
+// is fine.
+func TestOutOfBounds(t *testing.T) {
+	t.Parallel()
+	for name, s := range map[string]joblet.Spec{
+		"retries":  {Retries: 1<<32 + 1},
+		"priority": {Priority: -1<<32 + 1},
+		"retry on": {RetryOn: []int{1<<32 + 1}},
+	} {
+		s.Command = "true"
+		p, err := SpecToProto(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := SpecFromProto(p); err != nil || got.Validate() == nil {
+			t.Errorf("%s: got %+v, %v", name, got, err)
+		}
+	}
+}
+
 // TestUnbuiltFields sets each field of the request alone: it must be carried
-// into the spec or be refused by name.
+// into the spec or be refused by name, but for what the server reads itself.
 func TestUnbuiltFields(t *testing.T) {
 	t.Parallel()
 	empty, _ := SpecFromProto(&api.RunJobRequest{})
+	servers := map[protoreflect.Name]bool{"uploads": true, "files": true, "detach": true}
 	fields := (&api.RunJobRequest{}).ProtoReflect().Descriptor().Fields()
 	for i := range fields.Len() {
 		f := fields.Get(i)
@@ -229,14 +340,14 @@ func TestUnbuiltFields(t *testing.T) {
 		case f.IsList() && f.Message() != nil:
 			m.Mutable(f).List().AppendMutable()
 		case f.IsList():
-			m.Mutable(f).List().Append(protoString("x"))
+			m.Mutable(f).List().Append(protoScalar(t, f))
 		default:
 			m.Set(f, protoScalar(t, f))
 		}
 		spec, err := SpecFromProto(r)
 		switch {
-		case err == nil && reflect.DeepEqual(spec, empty):
-			t.Errorf("%s is passed over", f.Name())
+		case err == nil && reflect.DeepEqual(spec, empty) != servers[f.Name()]:
+			t.Errorf("%s: got %+v", f.Name(), spec)
 		case err != nil && (joblet.KindOf(err) != joblet.Unimplemented || !strings.Contains(err.Error(), string(f.Name()))):
 			t.Errorf("%s: %v", f.Name(), err)
 		}
@@ -262,4 +373,39 @@ func protoScalar(t *testing.T, f protoreflect.FieldDescriptor) protoreflect.Valu
 	}
 	t.Fatalf("%s: no rule for %v", f.Name(), f.Kind())
 	return protoreflect.Value{}
+}
+
+// FuzzSpecFromProto: any request gives a spec that asks for the same again, or
+// an error that blames the request.
+func FuzzSpecFromProto(f *testing.F) {
+	for _, r := range []*api.RunJobRequest{
+		{Command: "true", RetryOn: []int32{-1, 300}, Labels: map[string]string{"a": "b"}, RetryDelayMs: 1},
+		{TimeoutMs: 1 << 62, Retries: -1, DependsOn: []string{""}},
+	} {
+		b, err := proto.Marshal(r)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		var r api.RunJobRequest
+		if proto.Unmarshal(b, &r) != nil {
+			return
+		}
+		spec, err := SpecFromProto(&r)
+		if err != nil {
+			if k := joblet.KindOf(err); k != joblet.InvalidArgument && k != joblet.Unimplemented {
+				t.Fatal(k, err)
+			}
+			return
+		}
+		p, err := SpecToProto(spec)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if again, err := SpecFromProto(p); err != nil || !reflect.DeepEqual(again, spec) {
+			t.Fatalf("got %+v, %v; want %+v", again, err, spec)
+		}
+	})
 }

@@ -1,0 +1,182 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/logstore"
+)
+
+// Event is something that happens to a followed job: a piece of its output, or,
+// when Job is set, that it waits (PENDING, SCHEDULED) or that a run of it has
+// started. A chunk is valid during the call only.
+type Event struct {
+	Chunk logstore.Chunk
+	Job   *joblet.Job
+}
+
+// Follow hands the job's output to emit, in order, and returns the job as it
+// is at the end: ended, when opt.Follow is set.
+func (s *Supervisor) Follow(ctx context.Context, ref string, opt joblet.LogOptions, emit func(Event) error) (joblet.Job, error) {
+	job, err := s.Job(ctx, ref)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	f := follower{s: s, id: job.ID, opt: opt, emit: emit}
+	defer f.close()
+	l := s.find(job.ID)
+	if l != nil && opt.Follow {
+		return f.live(ctx, l)
+	}
+	job = s.current(job)
+	if job.Attempt == 0 && !job.State.Final() {
+		return job, nil // it has not run yet
+	}
+	return job, f.rest(ctx, job.State.Final())
+}
+
+// follower is one reader of a job's log.
+type follower struct {
+	s      *Supervisor
+	id     string
+	opt    joblet.LogOptions
+	emit   func(Event) error
+	reader *logstore.Reader
+}
+
+func (f *follower) close() {
+	if f.reader != nil {
+		f.reader.Close()
+	}
+}
+
+func (f *follower) chunk(c logstore.Chunk) error { return f.emit(Event{Chunk: c}) }
+
+// open opens the log and goes to where the options say. It is an error
+// (fs.ErrNotExist) when there is none.
+func (f *follower) open(ctx context.Context) error {
+	if f.reader != nil {
+		return nil
+	}
+	r, err := logstore.Open(f.s.jobDir(f.id))
+	if err != nil {
+		return fmt.Errorf("open the log of job %s: %w", joblet.ShortID(f.id), err)
+	}
+	f.reader = r
+	opt := f.opt
+	if opt.Stdout != opt.Stderr {
+		r.Only(map[bool]logstore.Stream{true: logstore.Stdout, false: logstore.Stderr}[opt.Stdout])
+	}
+	if !opt.Until.IsZero() { // before Tail, which counts back from there
+		r.Until(opt.Until)
+	}
+	switch {
+	case opt.Tail > 0:
+		err = r.Tail(ctx, opt.Tail)
+	case opt.Offset > 0:
+		err = r.From(opt.Offset)
+	}
+	if err == nil && !opt.Since.IsZero() {
+		at := r.Offset()
+		if err = r.Since(opt.Since); err == nil && r.Offset() < at {
+			err = r.From(at)
+		}
+	}
+	return err
+}
+
+// rest hands on what there is.
+func (f *follower) rest(ctx context.Context, ended bool) error {
+	if err := f.open(ctx); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // it never ran
+		}
+		return err
+	}
+	if ended {
+		f.reader.WriterGone()
+	}
+	for ctx.Err() == nil {
+		c, err := f.reader.Next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err == nil {
+			err = f.chunk(c)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// live follows a job through all its runs.
+func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
+	told, started := "", 0
+	for {
+		v, err := f.s.await(ctx, l, func(v view) bool { return !v.starting && v.job.State != joblet.Initializing })
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		job := v.job
+		switch {
+		case job.State.Final():
+			return job, f.rest(ctx, true)
+		case job.State == joblet.Pending || job.State == joblet.Scheduled:
+			if now := job.State.String() + job.Scheduled.String() + job.Reason; now != told {
+				told = now
+				if err := f.emit(Event{Job: &job}); err != nil {
+					return joblet.Job{}, err
+				}
+			}
+			// What is left of the run before.
+			if job.Attempt > 0 {
+				if err := f.rest(ctx, true); err != nil {
+					return joblet.Job{}, err
+				}
+			}
+		default:
+			if job.Attempt != started {
+				started = job.Attempt
+				if err := f.emit(Event{Job: &job}); err != nil {
+					return joblet.Job{}, err
+				}
+			}
+			if f.reader != nil {
+				f.reader.Resume()
+			}
+			if err := f.open(ctx); err != nil {
+				return joblet.Job{}, err
+			}
+			if err := f.s.watcher.Follow(ctx, f.reader, v.over, f.chunk); err != nil {
+				return joblet.Job{}, err
+			}
+			if f.reader.Done() { // no more is wanted
+				return f.s.look(l).job, nil
+			}
+			// The log of this run is at its end; what becomes of the job is told
+			// in a moment.
+			if _, err := f.s.await(ctx, l, func(w view) bool { return w.job.State.Final() || w.over != v.over || isClosed(w.over) }); err != nil {
+				return joblet.Job{}, err
+			}
+			continue
+		}
+		if _, err := f.s.await(ctx, l, func(w view) bool { return w.changed != v.changed }); err != nil {
+			return joblet.Job{}, err
+		}
+	}
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}

@@ -1,0 +1,539 @@
+package supervisor
+
+import (
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/schedule"
+	"github.com/joblet/joblet/internal/store"
+)
+
+// maxWaiting bounds how many jobs may wait: each is held in memory.
+const maxWaiting = 20_000
+
+// readyHeap holds the jobs that only wait for a place: by priority, then age.
+type readyHeap []*live
+
+func (h readyHeap) Len() int      { return len(h) }
+func (h readyHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *readyHeap) Push(x any)   { *h = append(*h, x.(*live)) }
+func (h *readyHeap) Pop() any     { return pop((*[]*live)(h)) }
+func (h readyHeap) Less(i, j int) bool {
+	a, b := &h[i].rec, &h[j].rec
+	if a.Spec.Priority != b.Spec.Priority {
+		return a.Spec.Priority > b.Spec.Priority
+	}
+	return older(a, b)
+}
+
+// timerHeap holds the SCHEDULED jobs, the next one first.
+type timerHeap []*live
+
+func (h timerHeap) Len() int      { return len(h) }
+func (h timerHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h *timerHeap) Push(x any)   { *h = append(*h, x.(*live)) }
+func (h *timerHeap) Pop() any     { return pop((*[]*live)(h)) }
+func (h timerHeap) Less(i, j int) bool {
+	a, b := &h[i].rec, &h[j].rec
+	if !a.Scheduled.Equal(b.Scheduled) {
+		return a.Scheduled.Before(b.Scheduled)
+	}
+	return older(a, b)
+}
+
+func older(a, b *store.Record) bool {
+	if !a.Created.Equal(b.Created) {
+		return a.Created.Before(b.Created)
+	}
+	return a.ID < b.ID
+}
+
+func pop(h *[]*live) *live {
+	last := len(*h) - 1
+	l := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return l
+}
+
+// waiter is a job that waits for the end of another.
+type waiter struct {
+	live   *live
+	anyEnd bool // however that ends, and not only COMPLETED
+}
+
+// hasPlace reports whether one more job may run. Supervisor.mu is held.
+func (s *Supervisor) hasPlace() bool {
+	return s.cfg.MaxConcurrent <= 0 || s.busy < s.cfg.MaxConcurrent
+}
+
+// freePlace gives back the place of a job that does not run any more.
+func (s *Supervisor) freePlace() {
+	s.mu.Lock()
+	s.busy--
+	s.mu.Unlock()
+	s.nudge()
+}
+
+func (s *Supervisor) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// plan finds out when a new job is to run, and puts the names in what it waits
+// for into their final form.
+func (s *Supervisor) plan(ctx context.Context, rec *store.Record) error {
+	spec := &rec.Spec
+	if spec.Schedule != "" {
+		when, err := schedule.Parse(spec.Schedule, rec.Created)
+		if err != nil {
+			return err
+		}
+		if rec.Scheduled = when.Next(rec.Created.Add(-time.Nanosecond)); rec.Scheduled.IsZero() { // a moment ago
+			rec.Scheduled = rec.Created
+		}
+		spec.Schedule = when.String()
+		if err := spec.Validate(); err != nil { // it may turn out to repeat only now
+			return err
+		}
+	}
+	spec.DependsOn = slices.Clone(spec.DependsOn)
+	for i, ref := range spec.DependsOn {
+		job, err := s.Job(ctx, ref)
+		switch {
+		case err != nil:
+			return joblet.Errorf(joblet.KindOf(err), "depends on %.80s: %w", ref, err)
+		case job.Spec.Repeats():
+			return joblet.Errorf(joblet.InvalidArgument, "depends on %s: that job repeats and never completes", joblet.ShortID(job.ID))
+		case job.State.Final() && job.State != joblet.Completed:
+			return joblet.Errorf(joblet.FailedPrecondition, "depends on %s: that job is %v and will not complete", joblet.ShortID(job.ID), job.State)
+		}
+		spec.DependsOn[i] = job.ID
+	}
+	slices.Sort(spec.DependsOn)
+	spec.DependsOn = slices.Compact(spec.DependsOn)
+	return nil
+}
+
+// enqueueNew accepts a job that waits.
+func (s *Supervisor) enqueueNew(ctx context.Context, l *live) (joblet.Job, error) {
+	l.rec.State = joblet.Pending
+	if !l.rec.Scheduled.IsZero() {
+		l.rec.State = joblet.Scheduled
+	}
+	s.mu.Lock()
+	full := len(s.live)-s.busy >= maxWaiting
+	s.mu.Unlock()
+	if full {
+		return joblet.Job{}, joblet.Errorf(joblet.ResourceExhausted, "%d jobs wait already: try again when some have run", maxWaiting)
+	}
+	if err := s.admit(l); err != nil {
+		return joblet.Job{}, err
+	}
+	if err := s.store.Insert(ctx, l.rec); err != nil {
+		s.forget(l)
+		return joblet.Job{}, err
+	}
+	fault.Point("queue.inserted")
+	s.enqueue(l)
+	return s.look(l).job, nil
+}
+
+// enqueue lets a live job wait for what it has to wait for: its time, other
+// jobs, a place.
+func (s *Supervisor) enqueue(l *live) {
+	for {
+		unknown := s.tryEnqueue(l)
+		if unknown == "" {
+			s.nudge()
+			return
+		}
+		rec, err := s.store.Get(s.ctx, unknown)
+		if err == nil && rec.State == joblet.Completed {
+			s.mu.Lock()
+			l.rec.Spec.DependsOn = slices.DeleteFunc(slices.Clone(l.rec.Spec.DependsOn), func(id string) bool { return id == unknown })
+			s.mu.Unlock()
+			continue
+		}
+		if s.ctx.Err() != nil {
+			return // the next daemon's recovery enqueues it
+		}
+		reason := fmt.Sprintf("job %s, on which it depends, ", joblet.ShortID(unknown))
+		if err != nil {
+			reason += "is gone"
+		} else {
+			reason += "is " + rec.State.String()
+		}
+		s.cancelWaiting(l, reason)
+		return
+	}
+}
+
+// tryEnqueue returns the id of a job that l depends on and that is not live, if
+// there is one: then nothing was done.
+func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rec := &l.rec
+	if rec.State == joblet.Scheduled {
+		heap.Push(&s.timers, l)
+		return ""
+	}
+	if rec.Attempt > 0 { // what it depended on has completed
+		s.makeReady(l)
+		return ""
+	}
+	var wait []waiter
+	var on []string
+	for _, id := range rec.Spec.DependsOn {
+		other := s.live[id]
+		switch {
+		case other == nil:
+			return id
+		case other.rec.State == joblet.Completed:
+		case other.rec.State.Final():
+			return id
+		default:
+			wait, on = append(wait, waiter{live: l}), append(on, id)
+		}
+	}
+	if before := s.runBefore(l); before != nil {
+		wait, on = append(wait, waiter{live: l, anyEnd: true}), append(on, before.rec.ID)
+	}
+	for i, id := range on {
+		s.waiters[id] = append(s.waiters[id], wait[i])
+	}
+	if l.blocked = len(on); l.blocked > 0 {
+		for i := range on {
+			on[i] = joblet.ShortID(on[i])
+		}
+		rec.Reason = "waits for " + strings.Join(on[:min(len(on), 5)], ", ")
+		l.tell()
+		return ""
+	}
+	s.makeReady(l)
+	return ""
+}
+
+// runBefore returns the latest run of the same repeating job that has not ended
+// and is older than l, or nil.
+func (s *Supervisor) runBefore(l *live) (before *live) {
+	if l.rec.Parent == "" {
+		return nil
+	}
+	for _, other := range s.live {
+		if other != l && other.rec.Parent == l.rec.Parent && !other.rec.State.Final() && older(&other.rec, &l.rec) &&
+			(before == nil || older(&before.rec, &other.rec)) {
+			before = other
+		}
+	}
+	return before
+}
+
+// makeReady lets the job wait for a place. Supervisor.mu is held.
+func (s *Supervisor) makeReady(l *live) {
+	heap.Push(&s.ready, l)
+	l.rec.Reason = ""
+	if !s.hasPlace() {
+		l.rec.Reason = fmt.Sprintf("waits for its turn: %d jobs run, which is the limit", s.busy)
+	}
+	l.tell()
+}
+
+// releaseWaiters tells the jobs that wait for one that it has ended.
+func (s *Supervisor) releaseWaiters(job joblet.Job) {
+	s.mu.Lock()
+	var canceled []*live
+	for _, w := range s.waiters[job.ID] {
+		if w.live.rec.State != joblet.Pending {
+			continue // it was canceled meanwhile
+		}
+		if job.State != joblet.Completed && !w.anyEnd {
+			canceled = append(canceled, w.live)
+		} else if w.live.blocked--; w.live.blocked == 0 {
+			s.makeReady(w.live)
+		}
+	}
+	delete(s.waiters, job.ID)
+	s.mu.Unlock()
+	for _, l := range canceled {
+		s.cancelWaiting(l, fmt.Sprintf("job %s, on which it depends, is %v", joblet.ShortID(job.ID), job.State))
+	}
+	s.nudge()
+}
+
+// cancelWaiting ends a job that waits, and reports whether it still did.
+func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
+	s.mu.Lock()
+	if state := l.rec.State; l.starting || state != joblet.Pending && state != joblet.Scheduled {
+		s.mu.Unlock()
+		return false
+	}
+	next := joblet.Canceled
+	if l.rec.Attempt > 0 { // it has run, and was to run again
+		next = joblet.Stopped
+		if reason == canceledReason {
+			reason = stoppedReason
+		}
+	}
+	rec := s.becomeLocked(l, next, func(r *store.Record) {
+		r.Reason, r.Ended, r.Sealed = reason, time.Now(), nil
+		if n := len(r.Past); n > 0 {
+			r.Exit = r.Past[n-1].Exit
+		}
+		r.DiskBytes = dirBytes(s.jobDir(r.ID))
+	})
+	s.dropWaiting(l)
+	s.mu.Unlock()
+	fault.Point("cancel.concluded")
+	s.finish(l, rec)
+	return true
+}
+
+// dropWaiting takes the job out of the heaps. Supervisor.mu is held.
+func (s *Supervisor) dropWaiting(l *live) {
+	if i := slices.Index(s.ready, l); i >= 0 {
+		heap.Remove(&s.ready, i)
+	}
+	if i := slices.Index(s.timers, l); i >= 0 {
+		heap.Remove(&s.timers, i)
+	}
+}
+
+// clockCheck is how often the queue looks at the clock when nothing is due:
+// somebody may have set it.
+const clockCheck = time.Minute
+
+// runQueue is the goroutine that starts what waits, when it may.
+func (s *Supervisor) runQueue() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(s.startDue(time.Now()))
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// startDue starts what may run now and returns when to look again.
+func (s *Supervisor) startDue(now time.Time) time.Duration {
+	for {
+		s.mu.Lock()
+		if s.closing {
+			s.mu.Unlock()
+			return clockCheck
+		}
+		if len(s.timers) > 0 && !s.timers[0].rec.Scheduled.After(now) {
+			l := heap.Pop(&s.timers).(*live)
+			s.mu.Unlock()
+			s.due(l, now)
+			continue
+		}
+		if len(s.ready) > 0 && s.hasPlace() {
+			l := heap.Pop(&s.ready).(*live)
+			s.busy++
+			l.starting = true
+			s.work.Go(func() { s.launch(l) })
+			s.mu.Unlock()
+			continue
+		}
+		next := clockCheck
+		if len(s.timers) > 0 {
+			next = min(next, s.timers[0].rec.Scheduled.Sub(now))
+		}
+		s.mu.Unlock()
+		return next
+	}
+}
+
+// due lets a job whose time has come wait for its turn, or, if it repeats, makes
+// one run of it.
+func (s *Supervisor) due(l *live, now time.Time) {
+	if !s.look(l).job.Spec.Repeats() {
+		// Not recorded: a daemon that comes next finds that its time has come.
+		s.become(l, joblet.Pending, nil)
+		s.enqueue(l)
+		return
+	}
+	s.fire(l, now)
+}
+
+// fire makes one run of a job that repeats. The run's idempotency key names the
+// moment, so that a crash before the next one is recorded does not make it run
+// twice. Moments that passed while no daemon ran count as one.
+func (s *Supervisor) fire(l *live, now time.Time) {
+	s.mu.Lock()
+	parent := l.rec
+	latest, waiting := s.runsOf(parent.ID)
+	s.mu.Unlock()
+	skip := latest != nil && (parent.Spec.Overlap != joblet.OverlapQueue || waiting)
+	if skip {
+		s.cfg.Log.Info("a repeated job's run is left out: the one before it has not ended", "job", parent.ID, "due", parent.Scheduled)
+	} else if err := s.makeRun(parent); err != nil {
+		s.cfg.Log.Error("a repeated job's run could not be made", "job", parent.ID, "due", parent.Scheduled, "error", err)
+		if s.ctx.Err() != nil {
+			return // the next daemon does it
+		}
+	}
+	fault.Point("fire.made")
+	next := time.Time{}
+	when, err := schedule.Parse(parent.Spec.Schedule, now)
+	if err == nil {
+		next = when.Next(now)
+	}
+	if next.IsZero() {
+		s.cancelWaiting(l, "its schedule has no further time")
+		return
+	}
+	s.mu.Lock()
+	if l.rec.State != joblet.Scheduled { // canceled meanwhile
+		s.mu.Unlock()
+		return
+	}
+	l.rec.Scheduled = next
+	heap.Push(&s.timers, l)
+	l.tell()
+	s.mu.Unlock()
+	if err := s.save(l, false); err != nil && s.ctx.Err() == nil {
+		s.cfg.Log.Error("record a repeated job's next time", "job", parent.ID, "error", err)
+	}
+	fault.Point("fire.recorded")
+}
+
+// runsOf returns the latest run of a repeating job that has not ended, and
+// whether one waits. Supervisor.mu is held.
+func (s *Supervisor) runsOf(parent string) (latest *live, waiting bool) {
+	for _, other := range s.live {
+		if other.rec.Parent == parent && !other.rec.State.Final() {
+			waiting = waiting || other.rec.State == joblet.Pending && !other.starting
+			if latest == nil || older(&latest.rec, &other.rec) {
+				latest = other
+			}
+		}
+	}
+	return latest, waiting
+}
+
+func (s *Supervisor) makeRun(parent store.Record) error {
+	spec := parent.Spec
+	spec.Schedule, spec.Overlap = "", ""
+	spec.IdempotencyKey = runKey(parent.Job)
+	rec := store.Record{Job: joblet.Job{ID: joblet.NewID(), Spec: spec, Owner: parent.Owner, Parent: parent.ID, Created: time.Now()}}
+	switch _, err := s.store.ByKey(s.ctx, parent.Owner, spec.IdempotencyKey); {
+	case err == nil:
+		return nil
+	case joblet.KindOf(err) != joblet.NotFound:
+		return err
+	}
+	if err := s.linkInput(parent.ID, rec.ID, spec); err != nil {
+		return err
+	}
+	if _, err := s.accept(s.ctx, rec); err != nil {
+		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
+	}
+	return nil
+}
+
+// keyPrefix marks the idempotency keys that are the daemon's own.
+const keyPrefix = "joblet:"
+
+func runKey(parent joblet.Job) string {
+	return keyPrefix + parent.ID + "@" + parent.Scheduled.UTC().Format(time.RFC3339)
+}
+
+const (
+	launchTries = 60
+	launchPause = time.Second
+)
+
+// launch runs a job that has waited and has a place. That its attempt begins is
+// durable before it does, so that after a crash nobody runs it twice.
+func (s *Supervisor) launch(l *live) {
+	for try := 1; ; try++ {
+		box, err := s.tryLaunch(l)
+		if err == nil {
+			s.watch(l)
+			return
+		}
+		if box != nil {
+			if discardErr := box.Discard(); discardErr != nil {
+				s.cfg.Log.Error("give up a box", "job", l.rec.ID, "error", discardErr)
+			}
+		}
+		if s.ctx.Err() != nil {
+			return
+		}
+		var transient *transientError
+		if !errors.As(err, &transient) || try == launchTries {
+			s.failLaunch(l, err)
+			return
+		}
+		s.cfg.Log.Warn("a job could not be started; it is tried again", "job", l.rec.ID, "error", err)
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-time.After(launchPause):
+		}
+	}
+}
+
+// transientError is a failure that is the host's, and may pass.
+type transientError struct{ error }
+
+func (e *transientError) Unwrap() error { return e.error }
+
+func (s *Supervisor) tryLaunch(l *live) (*engine.Box, error) {
+	s.mu.Lock()
+	spec, again := l.rec.Spec, l.rec.State == joblet.Initializing
+	s.mu.Unlock()
+	run, err := s.resolve(spec)
+	if err != nil {
+		return nil, err
+	}
+	box, err := s.engine.Take()
+	if err != nil {
+		return nil, &transientError{err}
+	}
+	if again {
+		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt-- })
+	}
+	rec := s.becomeStarting(l, box)
+	fault.Point("launch.begin")
+	if err := s.save(l, true); err != nil {
+		return box, &transientError{err}
+	}
+	fault.Point("launch.recorded")
+	proc, err := s.boxed(box, run, rec.Job)
+	if err != nil {
+		return box, err
+	}
+	fault.Point("launch.running")
+	s.running(l, proc)
+	return nil, nil
+}
+
+// failLaunch ends a job that cannot be run.
+func (s *Supervisor) failLaunch(l *live, cause error) {
+	rec := s.become(l, joblet.Failed, func(r *store.Record) {
+		l.starting = false
+		l.endRun()
+		r.Reason, r.Failure, r.Ended, r.Sealed = cause.Error(), joblet.KindOf(cause), time.Now(), nil
+		r.DiskBytes = dirBytes(s.jobDir(r.ID))
+	})
+	s.freePlace()
+	s.finish(l, rec)
+}

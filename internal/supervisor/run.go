@@ -1,0 +1,381 @@
+package supervisor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/store"
+)
+
+// Submit accepts a job and returns once that is durable: its command runs, or
+// it waits. An error means that there is no such job and nothing of it is left;
+// its kind says whether the command could not be found or executed. input is
+// what Stage returned for the job, or nil; Submit takes it over.
+func (s *Supervisor) Submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+	job, err := s.submit(ctx, spec, owner, input)
+	if err != nil || input != nil && input.id != job.ID {
+		err = joinKind(err, input.Discard()) // not used: a failure, or the job was there already
+	}
+	return job, err
+}
+
+func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+	id := joblet.NewID()
+	if input != nil {
+		id = input.id
+		spec.Uploads = input.tops
+	}
+	if err := input.check(spec); err != nil {
+		return joblet.Job{}, err
+	}
+	if err := spec.Validate(); err != nil {
+		return joblet.Job{}, err
+	}
+	if strings.HasPrefix(spec.IdempotencyKey, keyPrefix) {
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "idempotency key %s: those that begin with %s are the daemon's own", spec.IdempotencyKey, keyPrefix)
+	}
+	if spec.WorkDir == "" {
+		spec.WorkDir = joblet.DefaultWorkDir
+	}
+	rec := store.Record{Job: joblet.Job{ID: id, Spec: spec, Owner: owner, Created: time.Now()}}
+	if err := s.plan(ctx, &rec); err != nil {
+		return joblet.Job{}, err
+	}
+	if spec.IdempotencyKey != "" {
+		unlock, err := s.keys.lock(ctx, owner+"\x00"+spec.IdempotencyKey)
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		defer unlock()
+		if known, err := s.store.ByKey(ctx, owner, spec.IdempotencyKey); err == nil {
+			return s.sameJob(known.Job, rec.Spec)
+		} else if joblet.KindOf(err) != joblet.NotFound {
+			return joblet.Job{}, err
+		}
+	}
+	return s.accept(ctx, rec)
+}
+
+// sameJob returns the job that an idempotency key stands for, if it is the one
+// that is asked for again.
+func (s *Supervisor) sameJob(known joblet.Job, asked joblet.Spec) (joblet.Job, error) {
+	if known.Spec.CommandLine() != asked.CommandLine() || known.Spec.Runtime != asked.Runtime {
+		return joblet.Job{}, joblet.Errorf(joblet.AlreadyExists, "idempotency key %s belongs to job %s, which is another: %.100s",
+			asked.IdempotencyKey, joblet.ShortID(known.ID), known.Spec.CommandLine())
+	}
+	return s.current(known), nil
+}
+
+// accept makes the job durable, and runs it if it can run at once.
+func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job, err error) {
+	spec := rec.Spec
+	s.use(spec.Runtime, 1)
+	defer func() {
+		if err != nil {
+			s.use(spec.Runtime, -1)
+		}
+	}()
+	run, err := s.resolve(spec) // also for a job that runs later: better told now
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	if rec.Sealed, err = s.secrets.seal(rec.ID, spec.SecretEnv); err != nil {
+		return joblet.Job{}, err
+	}
+	l := newLive(rec)
+	if !s.mayStart(l) {
+		return s.enqueueNew(context.WithoutCancel(ctx), l)
+	}
+	defer s.work.Done()
+	box, err := s.engine.Take()
+	if err != nil {
+		s.forget(l)
+		s.freePlace()
+		return joblet.Job{}, err
+	}
+	s.becomeStarting(l, box)
+	return s.start(context.WithoutCancel(ctx), l, box, run)
+}
+
+// mayStart reports whether the job can run at once, and then makes it a live one
+// with a place, and the caller one that Close waits for. A job with an idempotency
+// key is never started beside being recorded: a crash could leave a run without
+// a record, and asking again would run it twice.
+func (s *Supervisor) mayStart(l *live) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing || !l.rec.Scheduled.IsZero() || l.rec.Spec.IdempotencyKey != "" || len(l.rec.Spec.DependsOn) > 0 ||
+		len(s.ready) > 0 || !s.hasPlace() {
+		return false
+	}
+	s.busy++
+	s.live[l.rec.ID] = l
+	s.work.Add(1)
+	return true
+}
+
+// becomeStarting notes that the job's next attempt is about to run in box.
+func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
+	return s.become(l, joblet.Initializing, func(r *store.Record) {
+		r.Attempt++
+		r.Box, r.IDBase = box.ID, box.IDBase
+		r.Started, r.Ended, r.Exit, r.Reason, r.PID = time.Time{}, time.Time{}, nil, "", 0
+		l.over = make(chan struct{})
+		l.proc = nil
+	})
+}
+
+// start makes the job's record durable while its box gets its command: the two
+// need nothing of each other, and a job is accepted when both are done. A crash
+// between them leaves a job that nobody was promised, which recover ends.
+func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *engine.Run) (joblet.Job, error) {
+	v := s.look(l)
+	s.mu.Lock()
+	record := l.rec
+	s.mu.Unlock()
+	inserted := make(chan error, 1)
+	go func() {
+		err := s.store.Insert(ctx, record)
+		fault.Point("start.inserted")
+		inserted <- err
+	}()
+	proc, err := s.boxed(box, run, v.job)
+	fault.Point("start.running")
+	insertErr := <-inserted
+	fault.Point("start.accepted")
+	if err != nil || insertErr != nil {
+		undo := []error{box.Discard(), os.RemoveAll(s.jobDir(record.ID))}
+		if insertErr == nil {
+			undo = append(undo, s.store.Delete(ctx, record.ID))
+		}
+		if err == nil {
+			err = insertErr
+		}
+		s.forget(l)
+		s.freePlace()
+		s.engine.Refill()
+		return joblet.Job{}, joinKind(err, undo...)
+	}
+	job := s.running(l, proc)
+	s.background(func() { s.watch(l) })
+	return job, nil
+}
+
+// boxed has the box run the job.
+func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, job joblet.Job) (*engine.Process, error) {
+	if err := s.prepare(run, job); err != nil {
+		return nil, fmt.Errorf("start the job: %w", err)
+	}
+	proc, err := box.Start(run)
+	if se, ok := errors.AsType[*engine.StartError](err); ok {
+		return nil, startError(job.Spec, se.Failure)
+	}
+	return proc, err
+}
+
+// background runs f beside the caller, unless the daemon is stopping: the next
+// one takes up what f was to look after.
+func (s *Supervisor) background(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closing {
+		s.work.Go(f)
+	}
+}
+
+// joinKind adds what went wrong while a failed start was undone, and keeps the
+// kind of the failure itself.
+func joinKind(err error, more ...error) error {
+	undo := errors.Join(more...)
+	switch {
+	case undo == nil:
+		return err
+	case err == nil:
+		return undo
+	}
+	return joblet.Errorf(joblet.KindOf(err), "%w (and what was made could not be removed: %w)", err, undo)
+}
+
+// running notes that the job's command runs.
+func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
+	job := s.become(l, joblet.Running, func(r *store.Record) {
+		l.proc, l.starting = proc, false
+		r.PID, r.IDBase = proc.PID, proc.IDBase
+		r.Started = proc.Started
+	}).Job
+	job.Spec = job.Spec.Redacted()
+	return job
+}
+
+// startError gives a failed start its kind and words for the user.
+func startError(spec joblet.Spec, f engine.Failure) error {
+	errno := f.Errno
+	switch {
+	case f.IsExec:
+		switch errno {
+		case syscall.ENOENT, syscall.ENOTDIR:
+			where := "runtime " + spec.Runtime
+			if spec.Runtime == "" {
+				where = "the host's programs (no --runtime was given)"
+			}
+			return joblet.Errorf(joblet.CommandNotFound, "%s: command not found in %s", spec.Command, where)
+		case syscall.ELIBACC:
+			return joblet.Errorf(joblet.NotExecutable, "%s: exists, but its interpreter or loader does not", spec.Command)
+		case syscall.EACCES:
+			return joblet.Errorf(joblet.NotExecutable, "%s: permission denied: it is a directory or not marked executable", spec.Command)
+		case syscall.ENOEXEC:
+			return joblet.Errorf(joblet.NotExecutable, "%s: not a program for this machine, nor a script that begins with #!", spec.Command)
+		case syscall.E2BIG:
+			return joblet.Errorf(joblet.InvalidArgument, "%s: arguments and environment are too large: pass large data in a file", spec.Command)
+		}
+		return joblet.Errorf(joblet.NotExecutable, "%s: %w", spec.Command, errno)
+	case f.Step == engine.StepWorkDir:
+		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
+	case f.Step == engine.StepFiles && errno == syscall.ENOSPC:
+		return joblet.Errorf(joblet.ResourceExhausted, "the files that came along do not fit into the job's /work")
+	case errno == syscall.ENOSPC || errno == syscall.EDQUOT:
+		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
+	}
+	return fmt.Errorf("start the job: %s", f.Text)
+}
+
+// refillDelay is how long a job has the processors to itself before the next box
+// is built; a job that ends sooner is out of the way by then.
+const refillDelay = 20 * time.Millisecond
+
+// watch waits for the end of a run and settles it.
+func (s *Supervisor) watch(l *live) {
+	s.mu.Lock()
+	id, proc := l.rec.ID, l.proc
+	s.mu.Unlock()
+	// Not durable: after a crash the job's monitor says that it runs.
+	if err := s.save(l, false); err != nil && s.ctx.Err() == nil {
+		s.cfg.Log.Warn("record that a job runs", "job", id, "error", err)
+	}
+	fault.Point("run.recorded")
+	refill := time.AfterFunc(refillDelay, s.engine.Refill)
+	select {
+	case <-s.ctx.Done():
+		return // the job goes on; the next daemon adopts it
+	case <-proc.Done():
+	}
+	fault.Point("run.ended")
+	s.settle(l)
+	if refill.Stop() {
+		s.engine.Refill()
+	}
+}
+
+// settle brings a run that is over to rest: what became of it in memory, where
+// who waits for it sees it at once (the exit record is on disk already), then
+// what it had on the host released, then its record in the database.
+func (s *Supervisor) settle(l *live) {
+	s.mu.Lock()
+	rec := l.rec
+	s.mu.Unlock()
+	record, err := readRecord(s.jobDir(rec.ID), rec.Attempt)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.cfg.Log.Warn("read an exit record", "job", rec.ID, "error", err)
+	}
+	conclude(&rec.Job, record, s.jobDir(rec.ID))
+	again := retries(rec.Job)
+	if again {
+		retry(&rec.Job, time.Now())
+	} else {
+		rec.Sealed, rec.DiskBytes = nil, dirBytes(s.jobDir(rec.ID))
+	}
+	rec = s.become(l, rec.State, func(r *store.Record) {
+		*r = rec
+		l.proc = nil
+		l.endRun()
+	})
+	fault.Point("end.concluded")
+	if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
+		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
+	}
+	fault.Point("end.released")
+	if again {
+		// Durable before it runs again: launch sees to that.
+		s.persist(l)
+		fault.Point("retry.recorded")
+		s.freePlace()
+		s.enqueue(l)
+		return
+	}
+	s.freePlace()
+	s.finish(l, rec)
+}
+
+// finish is the last of a job: whoever waits for it goes on, and its end is made
+// durable.
+func (s *Supervisor) finish(l *live, rec store.Record) {
+	s.use(rec.Spec.Runtime, -1)
+	s.releaseWaiters(rec.Job)
+	if !s.persist(l) {
+		return // the daemon stops first: recover does it
+	}
+	fault.Point("end.recorded")
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.live, rec.ID)
+	l.settled = true
+	l.tell()
+}
+
+// persist makes a live job's record durable, however long that takes: on a full
+// disk, say. Until then the truth is in memory and in the job's directory. It
+// reports whether it could before the daemon stops.
+func (s *Supervisor) persist(l *live) bool {
+	for {
+		err := s.save(l, true)
+		if err == nil || joblet.KindOf(err) == joblet.NotFound {
+			return true
+		}
+		s.cfg.Log.Error("record what became of a job; it is tried again", "job", s.look(l).job.ID, "error", err)
+		select {
+		case <-s.ctx.Done():
+			return false
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// retries reports whether a job that was concluded so is to run again.
+func retries(job joblet.Job) bool {
+	if job.Attempt > job.Spec.Retries || job.State != joblet.Failed && job.State != joblet.TimedOut || job.Exit == nil {
+		return false
+	}
+	status, _ := job.Status()
+	return len(job.Spec.RetryOn) == 0 || slices.Contains(job.Spec.RetryOn, status)
+}
+
+// maxBackoff bounds the pause between two attempts, unless the user's first one
+// is longer.
+const maxBackoff = 5 * time.Minute
+
+// retry turns a job whose attempt has failed into one that waits for the next.
+func retry(job *joblet.Job, now time.Time) {
+	delay := cmp.Or(job.Spec.RetryDelay, joblet.DefaultRetryDelay)
+	limit := max(delay, maxBackoff)
+	for range job.Attempt - 1 {
+		delay = min(2*delay, limit)
+	}
+	status, _ := job.Status()
+	job.Past = append(slices.Clone(job.Past), joblet.Attempt{
+		Started: job.Started, Ended: job.Ended, State: job.State, Exit: job.Exit, Reason: job.Reason,
+	})
+	job.Reason = fmt.Sprintf("attempt %d of %d ended with status %d", job.Attempt, job.Spec.Retries+1, status)
+	job.State, job.Scheduled = joblet.Scheduled, now.Add(delay)
+	job.Exit, job.PID = nil, 0
+}

@@ -1,0 +1,119 @@
+package supervisor
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+)
+
+// sealer encrypts the secrets of jobs that wait, so that neither the database
+// nor a copy of it has them in clear (AES-256-GCM, bound to the job's id). The
+// key is a file beside it that only root may read; a job's secrets are erased
+// from its record when it ends.
+type sealer struct {
+	path string
+	mu   sync.Mutex
+	gcm  cipher.AEAD
+}
+
+const keySize = 32
+
+// cipher returns the cipher; the key file is made when there is none.
+func (s *sealer) cipher() (cipher.AEAD, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gcm != nil {
+		return s.gcm, nil
+	}
+	key, err := os.ReadFile(s.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		key, err = s.makeKey()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("key of the jobs' secrets: %w", err)
+	}
+	if len(key) != keySize {
+		return nil, fmt.Errorf("key of the jobs' secrets: %s has %d bytes and not %d", s.path, len(key), keySize)
+	}
+	block, err := aes.NewCipher(key)
+	if err != nil {
+		return nil, err
+	}
+	s.gcm, err = cipher.NewGCM(block)
+	return s.gcm, err
+}
+
+// makeKey makes a key that survives a crash before anything is sealed with it.
+func (s *sealer) makeKey() ([]byte, error) {
+	key := make([]byte, keySize)
+	_, _ = rand.Read(key) // never fails
+	f, err := os.OpenFile(s.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.Write(key)
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(s.path+".new", s.path)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(s.path))
+	}
+	if err != nil {
+		return nil, errors.Join(err, os.Remove(s.path+".new"))
+	}
+	return key, nil
+}
+
+// seal returns nil for no secrets.
+func (s *sealer) seal(id string, secrets map[string]string) ([]byte, error) {
+	if len(secrets) == 0 {
+		return nil, nil
+	}
+	gcm, err := s.cipher()
+	if err != nil {
+		return nil, err
+	}
+	plain, err := json.Marshal(secrets)
+	if err != nil {
+		return nil, err
+	}
+	nonce := make([]byte, gcm.NonceSize())
+	_, _ = rand.Read(nonce)
+	return gcm.Seal(nonce, nonce, plain, []byte(id)), nil
+}
+
+func (s *sealer) open(id string, sealed []byte) (map[string]string, error) {
+	gcm, err := s.cipher()
+	if err != nil {
+		return nil, err
+	}
+	if len(sealed) < gcm.NonceSize() {
+		return nil, errors.New("open a job's secrets: too short")
+	}
+	n := gcm.NonceSize()
+	plain, err := gcm.Open(nil, sealed[:n], sealed[n:], []byte(id))
+	if err != nil {
+		return nil, fmt.Errorf("open a job's secrets with the key %s: %w", s.path, err)
+	}
+	var secrets map[string]string
+	if err := json.Unmarshal(plain, &secrets); err != nil {
+		return nil, fmt.Errorf("open a job's secrets: %w", err)
+	}
+	return secrets, nil
+}
+
+// syncDir makes names in a directory survive a crash of the host.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

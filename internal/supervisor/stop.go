@@ -1,0 +1,349 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
+)
+
+// standing returns a live job at a moment when it either waits or runs, and not
+// in between. It has not ended.
+func (s *Supervisor) standing(ctx context.Context, ref string) (*live, view, error) {
+	job, err := s.Job(ctx, ref)
+	if err != nil {
+		return nil, view{}, err
+	}
+	if l := s.find(job.ID); l != nil {
+		v, err := s.await(ctx, l, func(v view) bool {
+			return v.job.State.Final() || v.proc != nil || !v.starting && !v.job.State.Alive()
+		})
+		if err != nil || !v.job.State.Final() {
+			return l, v, err
+		}
+		job = v.job
+	}
+	return nil, view{}, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %s", joblet.ShortID(job.ID), s.current(job).State)
+}
+
+// process returns the running job that ref names, once it runs.
+func (s *Supervisor) process(ctx context.Context, ref string) (*engine.Process, error) {
+	_, v, err := s.standing(ctx, ref)
+	if err == nil && v.proc == nil {
+		err = joblet.Errorf(joblet.FailedPrecondition, "job %s does not run: it is %s", joblet.ShortID(v.job.ID), v.job.State)
+	}
+	return v.proc, err
+}
+
+// Stop ends a job and returns it once it has ended. A job that ends by itself
+// after it was asked to is STOPPED whatever its status; one that waits to run
+// for the first time is CANCELED.
+func (s *Supervisor) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (joblet.Job, error) {
+	if opt.Signal == 0 {
+		opt.Signal = int(syscall.SIGTERM)
+	}
+	if opt.Grace < 0 {
+		opt.Grace = joblet.DefaultGrace
+	}
+	if err := validSignal(opt.Signal); err != nil {
+		return joblet.Job{}, err
+	}
+	for {
+		l, v, err := s.standing(ctx, ref)
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		id := v.job.ID
+		if v.proc == nil {
+			if s.cancelWaiting(l, canceledReason) {
+				return s.awaitEnd(ctx, id)
+			}
+			continue // it has begun to run meanwhile
+		}
+		fault.Point("stop.begin")
+		if err := s.stopping(l, v.proc, opt); err != nil {
+			return joblet.Job{}, err
+		}
+		fault.Point("stop.sent")
+		return s.awaitEnd(ctx, id)
+	}
+}
+
+const (
+	canceledReason = "it was canceled before it ran"
+	stoppedReason  = "it was stopped before its next attempt"
+)
+
+// stopping asks the job's monitor to end the run, and notes that before: an end
+// that comes in between is one on request. A job that has ended already keeps
+// the state that it has.
+func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOptions) error {
+	s.mu.Lock()
+	if l.proc != proc || !l.rec.State.Alive() {
+		defer s.mu.Unlock()
+		return joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %s", joblet.ShortID(l.rec.ID), l.rec.State)
+	}
+	if l.rec.State.MayBecome(joblet.Stopping) {
+		s.becomeLocked(l, joblet.Stopping, nil)
+	}
+	s.mu.Unlock()
+	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)
+	if err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
+		return nil // it ended just now, and is STOPPED
+	}
+	if saveErr := s.save(l, false); saveErr != nil && joblet.KindOf(saveErr) != joblet.NotFound && s.ctx.Err() == nil {
+		s.cfg.Log.Warn("record that a job is to end", "error", saveErr) // its monitor knows
+	}
+	return err
+}
+
+// Cancel ends a job that waits. One that runs is an error.
+func (s *Supervisor) Cancel(ctx context.Context, ref string) (joblet.Job, error) {
+	for {
+		l, v, err := s.standing(ctx, ref)
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		if v.proc != nil {
+			return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: only a job that waits can be canceled (rnx job stop %[1]s ends it)", joblet.ShortID(v.job.ID))
+		}
+		if s.cancelWaiting(l, canceledReason) {
+			return s.awaitEnd(ctx, v.job.ID)
+		}
+	}
+}
+
+// Signal sends a signal to the job's PID 1.
+func (s *Supervisor) Signal(ctx context.Context, ref string, sig syscall.Signal) error {
+	if err := validSignal(int(sig)); err != nil {
+		return err
+	}
+	proc, err := s.process(ctx, ref)
+	if err != nil {
+		return err
+	}
+	return proc.Signal(sig)
+}
+
+func validSignal(sig int) error {
+	if sig < 1 || sig > 64 {
+		return joblet.Errorf(joblet.InvalidArgument, "signal %d: must be between 1 and 64", sig)
+	}
+	return nil
+}
+
+// Rerun submits a job like the one that ref names, with its files, at once. What
+// that had of secrets must be given again: ended jobs have none.
+func (s *Supervisor) Rerun(ctx context.Context, ref, owner string, secrets map[string]string) (joblet.Job, error) {
+	job, err := s.Job(ctx, ref)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	spec := job.Spec
+	for name := range spec.SecretEnv {
+		if _, ok := secrets[name]; !ok {
+			return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "job %s had a secret %s, which is not kept: give it again (--secret-env %[2]s)", joblet.ShortID(job.ID), name)
+		}
+	}
+	if spec.Stdin == joblet.StdinStream {
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s had a stream as its standard input, which is not kept: run it again with --stdin", joblet.ShortID(job.ID))
+	}
+	spec.SecretEnv = secrets
+	spec.Schedule, spec.Overlap, spec.DependsOn, spec.IdempotencyKey = "", "", nil, ""
+	var input *Staged
+	if len(spec.Uploads) > 0 || spec.Stdin != joblet.StdinNone {
+		input = s.Stage()
+		input.tops, input.stdin = spec.Uploads, spec.Stdin == joblet.StdinFile
+		if err := s.linkInput(job.ID, input.id, spec); err != nil {
+			return joblet.Job{}, joinKind(err, input.Discard())
+		}
+	}
+	return s.Submit(ctx, spec, owner, input)
+}
+
+// Delete removes an ended job: record, log and directory.
+func (s *Supervisor) Delete(ctx context.Context, ref string) error {
+	job, err := s.Job(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if !job.State.Final() {
+		return joblet.Errorf(joblet.FailedPrecondition, "job %s is %s: stop it first (rnx job stop %[1]s)", joblet.ShortID(job.ID), job.State)
+	}
+	// The end must be in the database before the record may go.
+	if l := s.find(job.ID); l != nil {
+		if _, err := s.await(ctx, l, func(v view) bool { return v.settled }); err != nil {
+			return err
+		}
+	}
+	if other := s.dependent(job.ID); other != "" {
+		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
+	}
+	fault.Point("delete.begin")
+	if err := s.store.Delete(ctx, job.ID); err != nil {
+		return err
+	}
+	fault.Point("delete.record")
+	if err := os.RemoveAll(s.jobDir(job.ID)); err != nil {
+		return fmt.Errorf("remove the directory of job %s: %w", joblet.ShortID(job.ID), err)
+	}
+	fault.Point("delete.done")
+	return nil
+}
+
+// dependent returns a job that waits and depends on the one with this id, or "".
+func (s *Supervisor) dependent(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.live {
+		if l.rec.Attempt == 0 && slices.Contains(l.rec.Spec.DependsOn, id) && !l.rec.State.Final() {
+			return l.rec.ID
+		}
+	}
+	return ""
+}
+
+// pruneBatch is how many jobs are looked up at a time to be deleted.
+const pruneBatch = 500
+
+// Prune deletes the ended jobs that pass the filter, and returns how many those
+// are and what they took on disk, in bytes. With dryRun it only counts them.
+func (s *Supervisor) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (deleted int, freed int64, err error) {
+	if len(f.States) == 0 {
+		f.States = slices.DeleteFunc(joblet.States(), func(st joblet.State) bool { return !st.Final() })
+	}
+	for _, st := range f.States {
+		if !st.Final() {
+			return 0, 0, joblet.Errorf(joblet.InvalidArgument, "prune jobs that are %v: only jobs that have ended can be deleted", st)
+		}
+	}
+	var ids []string // deleted after the listing, which pages by jobs that exist
+	for f.Limit = pruneBatch; ; {
+		jobs, err := s.Jobs(ctx, f)
+		if err != nil {
+			return 0, 0, err
+		}
+		for _, job := range jobs {
+			ids = append(ids, job.ID)
+		}
+		if len(jobs) < f.Limit {
+			break
+		}
+		f.Before = ids[len(ids)-1]
+	}
+	for _, id := range ids {
+		size := dirBytes(s.jobDir(id))
+		if !dryRun {
+			if err := s.Delete(ctx, id); notDeletable(err) {
+				continue
+			} else if err != nil {
+				return deleted, freed, err
+			}
+		}
+		deleted++
+		freed += size
+	}
+	return deleted, freed, nil
+}
+
+// notDeletable reports whether a job was not deleted because it is gone or still
+// needed.
+func notDeletable(err error) bool {
+	return err != nil && (joblet.KindOf(err) == joblet.NotFound || joblet.KindOf(err) == joblet.FailedPrecondition)
+}
+
+// retainEvery is how often retention is looked after.
+const retainEvery = 10 * time.Minute
+
+// retain is the goroutine that deletes old jobs as the configuration says.
+func (s *Supervisor) retain() {
+	if s.cfg.RetainAge <= 0 && s.cfg.RetainBytes <= 0 {
+		return
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-timer.C:
+		}
+		n, err := s.retainNow()
+		if err != nil && s.ctx.Err() == nil {
+			s.cfg.Log.Error("delete old jobs", "error", err)
+		} else if n > 0 {
+			s.cfg.Log.Info("old jobs deleted", "jobs", n)
+		}
+		timer.Reset(retainEvery)
+	}
+}
+
+func (s *Supervisor) retainNow() (deleted int, err error) {
+	if s.cfg.RetainAge > 0 {
+		n, _, err := s.Prune(s.ctx, joblet.Filter{EndedBefore: time.Now().Add(-s.cfg.RetainAge)}, false)
+		if deleted += n; err != nil {
+			return deleted, err
+		}
+	}
+	if s.cfg.RetainBytes <= 0 {
+		return deleted, nil
+	}
+	size, err := s.store.DiskBytes(s.ctx)
+	if err != nil {
+		return deleted, err
+	}
+	for size > s.cfg.RetainBytes {
+		jobs, err := s.store.OldestEnded(s.ctx, pruneBatch)
+		if err != nil {
+			return deleted, err
+		}
+		before := deleted
+		for _, job := range jobs {
+			if size <= s.cfg.RetainBytes {
+				break
+			}
+			bytes := dirBytes(s.jobDir(job.ID))
+			if err := s.Delete(s.ctx, job.ID); notDeletable(err) {
+				continue
+			} else if err != nil {
+				return deleted, err
+			}
+			size -= bytes
+			deleted++
+		}
+		if deleted == before {
+			return deleted, nil // all that is left is needed
+		}
+	}
+	return deleted, nil
+}
+
+// dirBytes returns what the files in a job's directory take on disk.
+func dirBytes(dir string) (n int64) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return 0 // there is none
+	}
+	for _, e := range entries {
+		var st unix.Stat_t
+		if unix.Lstat(filepath.Join(dir, e.Name()), &st) == nil {
+			n += st.Blocks * 512
+		}
+	}
+	return n
+}
+
+// lostInput ends a job that waited, found by recovery, whose standard input was a
+// stream of a former daemon's.
+func (s *Supervisor) lostInput(l *live) {
+	s.cancelWaiting(l, "its standard input was a stream, which was lost with the daemon")
+}

@@ -1,0 +1,368 @@
+package supervisor
+
+import (
+	"bytes"
+	"container/heap"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/store"
+)
+
+// open starts a supervisor in dir, which the test closes.
+func open(t *testing.T, dir string, change func(*Config)) *Supervisor {
+	t.Helper()
+	cfg := Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// closing closes s and fails the test if that fails.
+func closing(t *testing.T, s *Supervisor) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// transitions collects the states of all jobs, in order.
+type transitions struct {
+	mu  sync.Mutex
+	all map[string][]joblet.State
+	bad []string
+}
+
+func (tr *transitions) note(id string, from, to joblet.State) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	seen := tr.all[id]
+	if len(seen) > 0 && seen[len(seen)-1] != from {
+		// A daemon that comes next begins with what is on disk: the state at
+		// which the former one was closed, or an earlier one that is not recorded.
+		if last := seen[len(seen)-1]; last.Final() {
+			tr.bad = append(tr.bad, fmt.Sprintf("%s: %v after its end as %v", id, from, last))
+		}
+	}
+	if !from.MayBecome(to) {
+		tr.bad = append(tr.bad, fmt.Sprintf("%s: from %v to %v", id, from, to))
+	}
+	tr.all[id] = append(seen, from, to)
+}
+
+// TestTransitions lets several users do random things at once to a daemon that
+// is closed and opened again meanwhile, and looks at every change of every job.
+func TestTransitions(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	dir := t.TempDir()
+	tr := &transitions{all: map[string][]joblet.State{}}
+	var mu sync.Mutex
+	var accepted []string
+	deleted := map[string]bool{}
+	const lives, users, steps = 4, 4, 40
+	for life := range lives {
+		s := open(t, dir, func(c *Config) { c.MaxConcurrent = 3 })
+		s.mu.Lock()
+		s.onChange = tr.note
+		s.mu.Unlock()
+		var wg sync.WaitGroup
+		for user := range users {
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(seed, uint64(life*users+user)))
+				anyJob := func() string {
+					mu.Lock()
+					defer mu.Unlock()
+					if len(accepted) == 0 {
+						return "none"
+					}
+					return accepted[max(0, len(accepted)-1-r.IntN(8))]
+				}
+				for range steps {
+					ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+					var err error
+					switch r.IntN(10) {
+					case 0:
+						id := anyJob()
+						if r.IntN(2) == 0 { // one that surely has not ended by itself
+							job, err := s.Submit(ctx, joblet.Spec{Command: "sleep", Args: []string{"100"}, Retries: r.IntN(2), Priority: 10}, "test", nil)
+							if err != nil {
+								t.Error(err)
+							}
+							id = job.ID
+							eventually(func() bool {
+								job, err := s.Job(ctx, id)
+								return err != nil || job.State == joblet.Running
+							})
+						}
+						_, err = s.Stop(ctx, id, joblet.StopOptions{Grace: time.Duration(r.IntN(3)) * 10 * time.Millisecond})
+					case 1:
+						_, err = s.Cancel(ctx, anyJob())
+					case 2:
+						err = s.Signal(ctx, anyJob(), 9)
+					case 3:
+						id := anyJob()
+						if err = s.Delete(ctx, id); err == nil {
+							mu.Lock()
+							deleted[id] = true
+							mu.Unlock()
+						}
+					default:
+						var job joblet.Job
+						if job, err = s.Submit(ctx, randomSpec(r, anyJob()), "test", nil); err == nil {
+							mu.Lock()
+							accepted = append(accepted, job.ID)
+							mu.Unlock()
+						}
+					}
+					switch kind := joblet.KindOf(err); {
+					case err == nil, kind == joblet.NotFound, kind == joblet.FailedPrecondition, kind == joblet.CommandNotFound:
+					default:
+						t.Errorf("%v (%v)", err, kind)
+					}
+					cancel()
+				}
+			})
+		}
+		wg.Wait()
+		if life < lives-1 {
+			closing(t, s) // with jobs in every state
+			continue
+		}
+		for _, id := range accepted {
+			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+			job, err := s.Wait(ctx, id)
+			cancel()
+			if deleted[id] && joblet.KindOf(err) == joblet.NotFound {
+				continue
+			}
+			if err != nil || !job.State.Final() || job.Attempt > job.Spec.Retries+1 || len(job.Past) != max(0, job.Attempt-1) && job.State != joblet.Stopped {
+				t.Errorf("job %s: %v, %d attempts, %d past: %v", id, job.State, job.Attempt, len(job.Past), err)
+			}
+		}
+		if !eventually(func() bool { return s.Active() == 0 }) {
+			t.Errorf("%d jobs are live after all have ended", s.Active())
+		}
+		s.mu.Lock()
+		if s.busy != 0 || len(s.ready)+len(s.timers)+len(s.waiters)+len(s.using) != 0 {
+			t.Errorf("left: %d places, %d ready, %d timers, %d waiters, %d runtimes", s.busy, len(s.ready), len(s.timers), len(s.waiters), len(s.using))
+		}
+		s.mu.Unlock()
+		closing(t, s)
+	}
+	for _, bad := range tr.bad {
+		t.Error(bad)
+	}
+	kinds := map[joblet.State]int{}
+	for _, states := range tr.all {
+		kinds[states[len(states)-1]]++
+	}
+	t.Logf("%d jobs, by their last state: %v", len(accepted), kinds)
+	for _, want := range []joblet.State{joblet.Completed, joblet.Failed, joblet.Stopped, joblet.Canceled, joblet.TimedOut} {
+		if kinds[want] == 0 {
+			t.Errorf("no job ended as %v: the test does too little", want)
+		}
+	}
+}
+
+func eventually(ok func() bool) bool {
+	for range 500 {
+		if ok() {
+			return true
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
+}
+
+func randomSpec(r *rand.Rand, other string) joblet.Spec {
+	spec := joblet.Spec{Command: "sh", Args: []string{"-c", []string{
+		"exit 0", "exit 3", "sleep 0.03", "sleep 0.03; exit 4", "trap '' TERM; sleep 0.2", "sleep 5", "kill -9 $$",
+	}[r.IntN(7)]}}
+	if strings.Contains(spec.Args[1], "sleep 5") {
+		spec.Timeout = time.Duration(20+r.IntN(100)) * time.Millisecond
+	}
+	switch r.IntN(8) {
+	case 0, 1:
+		spec.Retries, spec.RetryDelay = 1+r.IntN(3), time.Duration(1+r.IntN(40))*time.Millisecond
+	case 2:
+		spec.Schedule = "+1s"
+	case 3:
+		spec.DependsOn = []string{other}
+	case 4:
+		spec.Command = "no-such-command"
+	case 5:
+		spec.SecretEnv = map[string]string{"TOKEN": "x"}
+	}
+	spec.Priority = r.IntN(3)
+	return spec
+}
+
+func TestConclude(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		state  joblet.State
+		record *monitor.Record
+		want   joblet.State
+		status int
+	}{
+		{"success", joblet.Running, &monitor.Record{}, joblet.Completed, 0},
+		{"failure", joblet.Running, &monitor.Record{Code: 3}, joblet.Failed, 3},
+		{"signal", joblet.Running, &monitor.Record{Signal: 11}, joblet.Failed, 139},
+		{"stop", joblet.Stopping, &monitor.Record{Signal: 15, Cause: monitor.CauseStop}, joblet.Stopped, 143},
+		{"stop, noted by the monitor alone", joblet.Running, &monitor.Record{Code: 1, Cause: monitor.CauseStop}, joblet.Stopped, 1},
+		{"asked to stop and ended by itself", joblet.Stopping, &monitor.Record{Code: 1}, joblet.Stopped, 1},
+		{"timeout", joblet.Running, &monitor.Record{Signal: 9, Cause: monitor.CauseTimeout}, joblet.TimedOut, 124},
+		{"timeout before the stop", joblet.Stopping, &monitor.Record{Signal: 9, Cause: monitor.CauseTimeout}, joblet.TimedOut, 124},
+		{"lost", joblet.Running, nil, joblet.Lost, 125},
+		{"never run", joblet.Running, &monitor.Record{Failure: &monitor.Failure{IsExec: true, Errno: 2}}, joblet.Failed, 127},
+		{"not executable", joblet.Running, &monitor.Record{Failure: &monitor.Failure{IsExec: true, Errno: 13}}, joblet.Failed, 126},
+	} {
+		job := joblet.Job{State: tt.state}
+		conclude(&job, tt.record, t.TempDir())
+		status, ended := job.Status()
+		if job.State != tt.want || status != tt.status || !ended {
+			t.Errorf("%s: %v, status %d; want %v, %d", tt.name, job.State, status, tt.want, tt.status)
+		}
+		if !tt.state.MayBecome(job.State) {
+			t.Errorf("%s: from %v to %v", tt.name, tt.state, job.State)
+		}
+	}
+}
+
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1000, 0)
+	failed := func(attempt, retries int, on ...int) joblet.Job {
+		return joblet.Job{
+			State: joblet.Failed, Attempt: attempt, Exit: &joblet.Exit{Code: 7},
+			Spec: joblet.Spec{Retries: retries, RetryOn: on, RetryDelay: 100 * time.Second},
+		}
+	}
+	for name, tt := range map[string]struct {
+		job  joblet.Job
+		want bool
+	}{
+		"none wanted":     {failed(1, 0), false},
+		"first":           {failed(1, 1), true},
+		"used up":         {failed(2, 1), false},
+		"status listed":   {failed(1, 1, 3, 7), true},
+		"status unlisted": {failed(1, 1, 3), false},
+		"never run":       {joblet.Job{State: joblet.Failed, Attempt: 1, Spec: joblet.Spec{Retries: 5}}, false},
+		"timeout":         {joblet.Job{State: joblet.TimedOut, Attempt: 1, Exit: &joblet.Exit{Signal: 9}, Spec: joblet.Spec{Retries: 5, RetryOn: []int{124}}}, true},
+		"stopped":         {joblet.Job{State: joblet.Stopped, Attempt: 1, Exit: &joblet.Exit{Signal: 9}, Spec: joblet.Spec{Retries: 5}}, false},
+	} {
+		if got := retries(tt.job); got != tt.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	for attempt, want := range map[int]time.Duration{1: 100 * time.Second, 2: 200 * time.Second, 3: 300 * time.Second, 9: 300 * time.Second} {
+		job := failed(attempt, 10)
+		retry(&job, now)
+		if job.State != joblet.Scheduled || job.Scheduled.Sub(now) != want || job.Exit != nil || len(job.Past) != 1 || job.Past[0].Exit.Code != 7 {
+			t.Errorf("attempt %d: %+v", attempt, job)
+		}
+	}
+}
+
+func TestQueueOrder(t *testing.T) {
+	t.Parallel()
+	var h readyHeap
+	at := time.Unix(0, 1)
+	for i, priority := range []int{0, 5, 0, -5, 5} {
+		heap.Push(&h, newLive(store.Record{Job: joblet.Job{
+			ID: fmt.Sprint(i), Created: at.Add(time.Duration(i)), Spec: joblet.Spec{Priority: priority},
+		}}))
+	}
+	var got []string
+	for h.Len() > 0 {
+		got = append(got, heap.Pop(&h).(*live).rec.ID)
+	}
+	if want := []string{"1", "4", "0", "2", "3"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+func TestSecrets(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "key")
+	a := sealer{path: path}
+	secrets := map[string]string{"TOKEN": "hunter2", "EMPTY": ""}
+	sealed, err := a.seal("one", secrets)
+	if err != nil || bytes.Contains(sealed, []byte("hunter2")) {
+		t.Fatalf("%q %v", sealed, err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 || info.Size() != keySize {
+		t.Errorf("key: %v %v", info, err)
+	}
+	b := sealer{path: path} // the next daemon
+	if got, err := b.open("one", sealed); err != nil || got["TOKEN"] != "hunter2" || len(got) != 2 {
+		t.Errorf("%v %v", got, err)
+	}
+	if _, err := b.open("two", sealed); err == nil {
+		t.Error("another job's secrets could be opened")
+	}
+	sealed[len(sealed)-1] ^= 1
+	if _, err := b.open("one", sealed); err == nil {
+		t.Error("changed secrets could be opened")
+	}
+	if sealed, err := a.seal("one", nil); sealed != nil || err != nil {
+		t.Errorf("nothing: %v %v", sealed, err)
+	}
+	if err := os.WriteFile(path, []byte("short"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := sealer{path: path}
+	if _, err := c.seal("one", secrets); err == nil || !strings.Contains(err.Error(), path) {
+		t.Errorf("a damaged key: %v", err)
+	}
+}
+
+func TestKeyedLock(t *testing.T) {
+	t.Parallel()
+	var k keyedLock
+	n := 0
+	var wg sync.WaitGroup
+	for range 50 {
+		wg.Go(func() {
+			unlock, err := k.lock(t.Context(), "x")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			n++ // the race detector watches
+			unlock()
+		})
+	}
+	wg.Wait()
+	if n != 50 || len(k.held) != 0 {
+		t.Errorf("%d, %d held", n, len(k.held))
+	}
+	unlock, err := k.lock(t.Context(), "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := k.lock(ctx, "x"); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+}
