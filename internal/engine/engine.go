@@ -607,10 +607,11 @@ func (e *Engine) Boxes() ([]string, error) {
 }
 
 // greetTimeout bounds how long a monitor of a former daemon may take to answer.
-const greetTimeout = 10 * time.Second
+const greetTimeout = 2 * time.Second
 
 // Adopt finds the running job of a former daemon in the box with this id. The
-// error is ECONNREFUSED when that has no monitor any more.
+// error is ECONNREFUSED when that has no monitor any more, and
+// os.ErrDeadlineExceeded when the monitor is busy.
 func (e *Engine) Adopt(id string) (*Process, error) {
 	p, err := connect(id)
 	if err != nil {
@@ -619,6 +620,20 @@ func (e *Engine) Adopt(id string) (*Process, error) {
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil
+}
+
+// HasMonitor reports whether a box has a monitor, of which it asks nothing.
+func HasMonitor(id string) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return true // nobody knows: nothing may be removed
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, socketAddr(id)); err != nil {
+		return err != unix.ECONNREFUSED
+	}
+	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	return err != nil || peer.Uid == 0
 }
 
 // connect makes one more connection to the monitor of a box with a running job.

@@ -152,12 +152,15 @@ func ambiguous(ref string, found []Record) error {
 		if len(ref) >= shortIDLen {
 			id = job.ID // the short one would not tell them apart
 		}
-		fmt.Fprintf(&b, "\n  %s  %-12s  %s", id, job.State, printable(job.Spec.CommandLine(), 60))
+		if b.Len() > 0 {
+			b.WriteString(", ")
+		}
+		fmt.Fprintf(&b, "%s (%s, %s)", id, job.State, printable(job.Spec.CommandLine(), 60))
 	}
 	if len(found) > maxCandidates {
-		b.WriteString("\n  and more")
+		b.WriteString(" and more")
 	}
-	return joblet.Errorf(joblet.InvalidArgument, "several jobs' ids start with %s, give more of it:%s", ref, b.String())
+	return joblet.Errorf(joblet.InvalidArgument, "several jobs' ids start with %s, give more of it: %s", ref, b.String())
 }
 
 // printable returns s on one line, cut to at most width characters.

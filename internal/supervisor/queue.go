@@ -161,7 +161,7 @@ func (s *Supervisor) enqueue(l *live) {
 		rec, err := s.store.Get(s.ctx, unknown)
 		if err == nil && rec.State == joblet.Completed {
 			s.mu.Lock()
-			l.rec.Spec.DependsOn = slices.DeleteFunc(slices.Clone(l.rec.Spec.DependsOn), func(id string) bool { return id == unknown })
+			l.met = append(l.met, unknown)
 			s.mu.Unlock()
 			continue
 		}
@@ -185,8 +185,12 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rec := &l.rec
-	if rec.State == joblet.Scheduled {
+	switch rec.State {
+	case joblet.Pending:
+	case joblet.Scheduled:
 		heap.Push(&s.timers, l)
+		return ""
+	default: // it was canceled on its way here
 		return ""
 	}
 	if rec.Attempt > 0 { // what it depended on has completed
@@ -198,6 +202,7 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 	for _, id := range rec.Spec.DependsOn {
 		other := s.live[id]
 		switch {
+		case slices.Contains(l.met, id):
 		case other == nil:
 			return id
 		case other.rec.State == joblet.Completed:
@@ -364,9 +369,16 @@ func (s *Supervisor) startDue(now time.Time) time.Duration {
 // one run of it.
 func (s *Supervisor) due(l *live, now time.Time) {
 	if !s.look(l).job.Spec.Repeats() {
-		// Not recorded: a daemon that comes next finds that its time has come.
-		s.become(l, joblet.Pending, nil)
-		s.enqueue(l)
+		s.mu.Lock()
+		waits := l.rec.State == joblet.Scheduled // and was not canceled just now
+		if waits {
+			// Not recorded: a daemon that comes next finds that its time has come.
+			s.becomeLocked(l, joblet.Pending, nil)
+		}
+		s.mu.Unlock()
+		if waits {
+			s.enqueue(l)
+		}
 		return
 	}
 	s.fire(l, now)
@@ -378,6 +390,10 @@ func (s *Supervisor) due(l *live, now time.Time) {
 func (s *Supervisor) fire(l *live, now time.Time) {
 	s.mu.Lock()
 	parent := l.rec
+	if parent.State != joblet.Scheduled { // canceled just now
+		s.mu.Unlock()
+		return
+	}
 	latest, waiting := s.runsOf(parent.ID)
 	s.mu.Unlock()
 	skip := latest != nil && (parent.Spec.Overlap != joblet.OverlapQueue || waiting)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/monitor"
 	"github.com/joblet/joblet/internal/store"
@@ -183,16 +184,12 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 	s.mu.Unlock()
 	proc, err := s.engine.Adopt(rec.Box)
 	if err == nil {
-		if rec.State == joblet.Initializing {
-			s.running(l, proc)
-		} else {
-			s.mu.Lock()
-			l.proc = proc
-			l.rec.PID, l.rec.Started = proc.PID, proc.Started
-			s.mu.Unlock()
-		}
-		s.cfg.Log.Info("job runs on", "job", rec.ID, "pid", proc.PID)
+		s.adopted(l, proc)
 		s.background(func() { s.watch(l) })
+		return recoveredRuns, nil
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.background(func() { s.adoptLater(l) })
 		return recoveredRuns, nil
 	}
 	dir := s.jobDir(rec.ID)
@@ -215,6 +212,45 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 		s.become(l, joblet.Running, nil)
 	}
 	return recoveredOver, nil
+}
+
+// adopted notes that a former daemon's job runs.
+func (s *Supervisor) adopted(l *live, proc *engine.Process) {
+	s.mu.Lock()
+	begins := l.rec.State == joblet.Initializing
+	s.mu.Unlock()
+	s.cfg.Log.Info("job runs on", "job", l.rec.ID, "pid", proc.PID)
+	if begins {
+		s.running(l, proc)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.proc = proc
+	l.rec.PID, l.rec.Started = proc.PID, proc.Started
+	l.tell()
+}
+
+// adoptLater adopts a job whose monitor is there and does not answer: it packs
+// what the job has left, say, or waits for room on a full disk to write down how
+// it ended.
+func (s *Supervisor) adoptLater(l *live) {
+	for s.ctx.Err() == nil {
+		proc, err := s.engine.Adopt(l.rec.Box)
+		switch {
+		case err == nil:
+			s.adopted(l, proc)
+			s.watch(l)
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			continue
+		}
+		if s.look(l).job.State == joblet.Initializing {
+			s.become(l, joblet.Running, nil)
+		}
+		s.settle(l)
+		return
+	}
 }
 
 // unseal gives a live job its secrets back.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/monitor"
 )
 
 // defaultPath is where a job's commands are looked for.
@@ -62,6 +63,11 @@ func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
 	}
 	if len(job.Spec.Uploads) > 0 {
 		run.FilesPath = filepath.Join(run.Dir, filesName)
+	}
+	if job.Attempt > 1 { // what the one before left in /work is not this one's
+		if err := os.Remove(filepath.Join(run.Dir, monitor.WorkName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	if err := os.Mkdir(run.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +16,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/monitor"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -130,7 +132,7 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 	return s.become(l, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
 		r.Box, r.IDBase = box.ID, box.IDBase
-		r.Started, r.Ended, r.Exit, r.Reason, r.PID = time.Time{}, time.Time{}, nil, "", 0
+		r.Started, r.Ended, r.Exit, r.Reason, r.PID, r.WorkBytes = time.Time{}, time.Time{}, nil, "", 0, 0
 		l.over = make(chan struct{})
 		l.proc = nil
 	})
@@ -288,18 +290,25 @@ func (s *Supervisor) settle(l *live) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.cfg.Log.Warn("read an exit record", "job", rec.ID, "error", err)
 	}
+	if record == nil { // what was reserved for it
+		_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.ExitName(rec.Attempt)+".tmp"))
+	}
+	diskBytes := dirBytes(s.jobDir(rec.ID))
+	s.mu.Lock()
+	rec = l.rec // whether it was asked to stop counts up to this moment
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
 	again := retries(rec.Job)
 	if again {
 		retry(&rec.Job, time.Now())
 	} else {
-		rec.Sealed, rec.DiskBytes = nil, dirBytes(s.jobDir(rec.ID))
+		rec.Sealed, rec.DiskBytes = nil, diskBytes
 	}
-	rec = s.become(l, rec.State, func(r *store.Record) {
+	rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
 		*r = rec
 		l.proc = nil
 		l.endRun()
 	})
+	s.mu.Unlock()
 	fault.Point("end.concluded")
 	if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
@@ -377,5 +386,5 @@ func retry(job *joblet.Job, now time.Time) {
 	})
 	job.Reason = fmt.Sprintf("attempt %d of %d ended with status %d", job.Attempt, job.Spec.Retries+1, status)
 	job.State, job.Scheduled = joblet.Scheduled, now.Add(delay)
-	job.Exit, job.PID = nil, 0
+	job.Exit, job.PID, job.Ended = nil, 0, time.Time{}
 }

@@ -87,6 +87,7 @@ type live struct {
 	settled  bool          // the database has its end
 	gone     bool          // it could not be started, and there is no such job
 	blocked  int           // jobs that it waits for
+	met      []string      // jobs that it depends on and that had completed before it waited
 }
 
 func newLive(rec store.Record) *live {

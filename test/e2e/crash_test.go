@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -67,25 +68,26 @@ func TestDaemonKilledLater(t *testing.T) {
 	}
 }
 
-// monitorOf returns the pid of a running job's monitor.
-func monitorOf(t *testing.T, id string) int {
+// monitorOf returns the pid of a running job's monitor: the parent of PID 1.
+func (d *daemon) monitorOf(t *testing.T, id string) int {
 	t.Helper()
-	dirs, err := filepath.Glob("/proc/[0-9]*")
+	var job struct {
+		PID int `json:"host_pid"`
+	}
+	r := d.rnx(t.Context(), "job", "status", "--json", id)
+	if err := json.Unmarshal([]byte(r.stdout), &job); err != nil || job.PID == 0 {
+		t.Fatalf("job %s has no process: %v", id, r)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", job.PID))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range dirs {
-		argv, _ := os.ReadFile(dir + "/cmdline")
-		if string(argv) == "joblet-monitor\x00"+id+"\x00" {
-			// Its first process has the same memory until execve, and is gone from here by now.
-			pid, err := strconv.Atoi(filepath.Base(dir))
-			if err == nil {
-				return pid
-			}
-		}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	parent, err := strconv.Atoi(fields[1])
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("job %s has no monitor", id)
-	return 0
+	return parent
 }
 
 // TestMonitorKilled: the job dies with its monitor and is LOST, with a reason.
@@ -98,7 +100,7 @@ func TestMonitorKilled(t *testing.T) {
 		if !eventually(5*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "before\n" }) {
 			t.Fatal("no output")
 		}
-		pid := monitorOf(t, id)
+		pid := d.monitorOf(t, id)
 		if daemonToo {
 			d.kill(t)
 		}
@@ -133,6 +135,34 @@ func running(cmdline string) bool {
 		}
 	}
 	return false
+}
+
+// TestMonitorBusy: a monitor that does not answer the next daemon at once, as
+// while it packs a job's files, is waited for; its job is not given up.
+func TestMonitorBusy(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "sleep 1; echo done; exit 3"))
+	pid := d.monitorOf(t, id)
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	d.kill(t)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.rnx(t.Context(), "job", "list", "-q", "--status=running"); r.stdout != id+"\n" {
+		t.Errorf("while the monitor does not answer: %v", r)
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.rnx(t.Context(), "job", "wait", id); r.status != 3 {
+		t.Errorf("wait: %v", r)
+	}
+	if r := d.rnx(t.Context(), "job", "log", id); r.stdout != "done\n" {
+		t.Errorf("log: %v", r)
+	}
 }
 
 // TestDaemonStopsGracefully: SIGTERM ends the daemon within 5 s and no job.
