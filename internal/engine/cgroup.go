@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/fault"
 )
 
 // DefaultMaxPIDs is how many processes and threads a job may have at once.
@@ -126,12 +129,18 @@ func (h *hierarchy) openV2(mount, name string) error {
 // removeEmpty removes our directories if no job is in them; the next daemon makes
 // them again.
 func (h *hierarchy) removeEmpty() {
+	for _, dir := range h.dirs() {
+		_ = unix.Rmdir(dir) // EBUSY: there are jobs
+	}
+}
+
+// dirs returns our directory in each hierarchy.
+func (h *hierarchy) dirs() []string {
+	dirs := slices.Collect(maps.Values(h.v1))
 	if h.v2 != "" {
-		_ = unix.Rmdir(h.v2) // EBUSY: there are jobs
+		dirs = append(dirs, h.v2)
 	}
-	for _, dir := range h.v1 {
-		_ = unix.Rmdir(dir)
-	}
+	return dirs
 }
 
 func enableControllers(dir string, controllers []string) error {
@@ -293,6 +302,7 @@ func (c *cgroup) remove(ctx context.Context) error {
 		if err := removeCgroup(ctx, dir); err != nil {
 			errs = append(errs, err)
 		}
+		fault.Point("release.half")
 	}
 	return errors.Join(errs...)
 }

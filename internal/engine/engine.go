@@ -11,9 +11,11 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -23,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/monitor"
 )
 
@@ -356,9 +359,11 @@ func (e *Engine) build() (_ *Box, err error) {
 	if b.group, err = e.groups.create(b.ID); err != nil {
 		return nil, err
 	}
+	fault.Point("box.grouped")
 	if err := b.startMonitor(); err != nil {
 		return nil, err
 	}
+	fault.Point("box.begun")
 	box := monitor.Box{
 		IDBase: b.IDBase, IDCount: IDCount,
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: DefaultDiskBytes, ShmBytes: DefaultShmBytes,
@@ -479,6 +484,7 @@ func (b *Box) Start(run *monitor.Run) (*Process, error) {
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", err), b.conn.Close())
 	}
+	fault.Point("box.sent")
 	p := &Process{ID: b.ID, IDBase: b.IDBase, conn: b.conn, done: make(chan struct{})}
 	if err := p.greet(); err != nil {
 		return nil, errors.Join(err, b.conn.Close())
@@ -589,21 +595,19 @@ func (p *Process) request(req monitor.Request) error {
 // Boxes returns the ids of all boxes that have a cgroup: those of this daemon,
 // and what former ones with the same run directory left.
 func (e *Engine) Boxes() ([]string, error) {
-	dir := e.groups.v2
-	if dir == "" {
-		dir = e.groups.v1["pids"]
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
-	}
-	var ids []string
-	for _, entry := range entries {
-		if joblet.ValidID(entry.Name()) {
-			ids = append(ids, entry.Name())
+	ids := map[string]bool{}
+	for _, dir := range e.groups.dirs() { // a daemon may have died when only some were made, or removed
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
+		}
+		for _, entry := range entries {
+			if joblet.ValidID(entry.Name()) {
+				ids[entry.Name()] = true
+			}
 		}
 	}
-	return ids, nil
+	return slices.Sorted(maps.Keys(ids)), nil
 }
 
 // greetTimeout bounds how long a monitor of a former daemon may take to answer.

@@ -317,6 +317,9 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	m.dir = dir
 	m.recordName, m.workMax, m.logShrinks = ExitName(run.Attempt), run.WorkMaxBytes, run.LogShrinks
+	if err := m.reserveRecord(); err != nil { // before anything else is there: it says that this attempt has begun
+		return err
+	}
 	options := logstore.Options{MaxBytes: run.LogMaxBytes, MayShrink: run.LogShrinks, Append: run.Attempt > 1}
 	m.log, err = logstore.Create(dir, options)
 	if errors.Is(err, logstore.ErrNoHoles) { // then its size is the disk's
@@ -325,9 +328,6 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	if err != nil {
 		return step("create the log in "+run.Dir, err)
-	}
-	if err := m.reserveRecord(); err != nil {
-		return err
 	}
 	if len(run.Trees) > maxTrees {
 		return &stepError{"attach trees", unix.E2BIG}

@@ -97,7 +97,7 @@ func jobEvent(job joblet.Job) *api.JobEvent {
 // to c.Data, which Send no longer needs when it returns.
 func chunkToProto(c logstore.Chunk) *api.JobEvent {
 	if c.Dropped > 0 {
-		return &api.JobEvent{Event: &api.JobEvent_Gap{Gap: &api.JobLogGap{Offset: c.Offset, Length: c.Dropped}}}
+		return &api.JobEvent{Event: &api.JobEvent_Gap{Gap: &api.JobLogGap{Offset: c.Offset - c.Dropped, Length: c.Dropped}}}
 	}
 	return &api.JobEvent{Event: &api.JobEvent_Output{Output: &api.JobOutput{
 		Stream: int32(c.Stream), Offset: c.Offset, TimeNs: c.Time.UnixNano(), Data: c.Data,

@@ -692,9 +692,9 @@ func TestResolve(t *testing.T) {
 		{ref: "aabbbbbb", want: "3"},
 		{ref: "d", want: "7"},
 		{ref: "aaaaaaaa-0000-4000-8000-00000000000", kind: joblet.InvalidArgument, err: []string{
-			"  aaaaaaaa-0000-4000-8000-000000000001  COMPLETED     true '?[31m' xxx", "000002  RUNNING ", "x…"}},
-		{ref: "aa", kind: joblet.InvalidArgument, err: []string{"\n  aaaaaaaa  ", "\n  aabbbbbb  ", "\n  aac00000  ", "and more"}},
-		{ref: "aabbbbb", kind: joblet.InvalidArgument, err: []string{"\n  aabbbbbb  ", "\n  aabbbbbc  "}},
+			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '?[31m' xxx", "000002 (RUNNING, ", "x…)"}},
+		{ref: "aa", kind: joblet.InvalidArgument, err: []string{": aaaaaaaa (", ", aabbbbbb (", ", aac00000 (", " and more"}},
+		{ref: "aabbbbb", kind: joblet.InvalidArgument, err: []string{": aabbbbbb (", ", aabbbbbc ("}},
 		{ref: "train", want: "3"},
 		{ref: "Train", want: "a"},
 		{ref: "eval", want: "6"},

@@ -32,7 +32,7 @@ func (s *Supervisor) Follow(ctx context.Context, ref string, opt joblet.LogOptio
 	if l != nil && opt.Follow {
 		return f.live(ctx, l)
 	}
-	job = s.current(job)
+	job = s.current(ctx, job)
 	if job.Attempt == 0 && !job.State.Final() {
 		return job, nil // it has not run yet
 	}
@@ -98,6 +98,7 @@ func (f *follower) rest(ctx context.Context, ended bool) error {
 		return err
 	}
 	if ended {
+		f.reader.Resume() // it may stand at the end of a run that was followed by others meanwhile
 		f.reader.WriterGone()
 	}
 	for ctx.Err() == nil {

@@ -377,6 +377,7 @@ func (s *Supervisor) due(l *live, now time.Time) {
 		}
 		s.mu.Unlock()
 		if waits {
+			fault.Point("due.pending")
 			s.enqueue(l)
 		}
 		return
@@ -458,6 +459,7 @@ func (s *Supervisor) makeRun(parent store.Record) error {
 	if err := s.linkInput(parent.ID, rec.ID, spec); err != nil {
 		return err
 	}
+	fault.Point("fire.linked")
 	if _, err := s.accept(s.ctx, rec); err != nil {
 		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
 	}

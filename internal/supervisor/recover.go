@@ -16,6 +16,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/monitor"
 	"github.com/joblet/joblet/internal/store"
@@ -147,10 +148,12 @@ func (s *Supervisor) recover(ctx context.Context) error {
 			if err := s.engine.Release(id, 0); err != nil {
 				s.cfg.Log.Error("release what a former daemon left", "box", id, "error", err)
 			}
+			fault.Point("recover.released")
 		}
 	}
 	for _, l := range over {
 		s.settle(l)
+		fault.Point("recover.concluded")
 	}
 	for _, l := range waiting {
 		switch {
@@ -161,6 +164,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		default:
 			s.enqueue(l)
 		}
+		fault.Point("recover.waits")
 	}
 	return s.sweep()
 }
@@ -185,6 +189,7 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 	proc, err := s.engine.Adopt(rec.Box)
 	if err == nil {
 		s.adopted(l, proc)
+		fault.Point("recover.adopted")
 		s.background(func() { s.watch(l) })
 		return recoveredRuns, nil
 	}
@@ -205,12 +210,15 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 		s.busy--
 		s.mu.Unlock()
 		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase = "", 0 })
-		return recoveredWaits, s.save(l, true)
+		err := s.save(l, true)
+		fault.Point("recover.requeued")
+		return recoveredWaits, err
 	}
 	s.cfg.Log.Info("job ended while no daemon ran", "job", rec.ID, "monitor", err)
 	if rec.State == joblet.Initializing { // it was seen to start by nobody
 		s.become(l, joblet.Running, nil)
 	}
+	fault.Point("recover.over")
 	return recoveredOver, nil
 }
 
@@ -310,6 +318,7 @@ func (s *Supervisor) sweep() error {
 			if err := s.sweepOne(id, len(any) == 0); err != nil {
 				s.cfg.Log.Warn("remove the directory of no job", "job", id, "error", err)
 			}
+			fault.Point("recover.swept")
 		}
 	})
 	return nil

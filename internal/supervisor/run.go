@@ -61,7 +61,7 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 		}
 		defer unlock()
 		if known, err := s.store.ByKey(ctx, owner, spec.IdempotencyKey); err == nil {
-			return s.sameJob(known.Job, rec.Spec)
+			return s.sameJob(ctx, known.Job, rec.Spec)
 		} else if joblet.KindOf(err) != joblet.NotFound {
 			return joblet.Job{}, err
 		}
@@ -71,12 +71,12 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 
 // sameJob returns the job that an idempotency key stands for, if it is the one
 // that is asked for again.
-func (s *Supervisor) sameJob(known joblet.Job, asked joblet.Spec) (joblet.Job, error) {
+func (s *Supervisor) sameJob(ctx context.Context, known joblet.Job, asked joblet.Spec) (joblet.Job, error) {
 	if known.Spec.CommandLine() != asked.CommandLine() || known.Spec.Runtime != asked.Runtime {
 		return joblet.Job{}, joblet.Errorf(joblet.AlreadyExists, "idempotency key %s belongs to job %s, which is another: %.100s",
 			asked.IdempotencyKey, joblet.ShortID(known.ID), known.Spec.CommandLine())
 	}
-	return s.current(known), nil
+	return s.current(ctx, known), nil
 }
 
 // accept makes the job durable, and runs it if it can run at once.
@@ -95,6 +95,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job
 	if rec.Sealed, err = s.secrets.seal(rec.ID, spec.SecretEnv); err != nil {
 		return joblet.Job{}, err
 	}
+	fault.Point("accept.planned")
 	l := newLive(rec)
 	if !s.mayStart(l) {
 		return s.enqueueNew(context.WithoutCancel(ctx), l)
@@ -157,10 +158,14 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 	insertErr := <-inserted
 	fault.Point("start.accepted")
 	if err != nil || insertErr != nil {
-		undo := []error{box.Discard(), os.RemoveAll(s.jobDir(record.ID))}
+		// The record goes first: a crash in between leaves a directory of no
+		// job, and never a job with half of its directory.
+		undo := []error{box.Discard()}
 		if insertErr == nil {
 			undo = append(undo, s.store.Delete(ctx, record.ID))
 		}
+		fault.Point("start.undone")
+		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)))
 		if err == nil {
 			err = insertErr
 		}
@@ -179,6 +184,7 @@ func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, job joblet.Job) (*e
 	if err := s.prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
 	}
+	fault.Point("box.prepared")
 	proc, err := box.Start(run)
 	if se, ok := errors.AsType[*engine.StartError](err); ok {
 		return nil, startError(job.Spec, se.Failure)
@@ -299,7 +305,7 @@ func (s *Supervisor) settle(l *live) {
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
 	again := retries(rec.Job)
 	if again {
-		retry(&rec.Job, time.Now())
+		retry(&rec.Job)
 	} else {
 		rec.Sealed, rec.DiskBytes = nil, diskBytes
 	}
@@ -331,6 +337,7 @@ func (s *Supervisor) settle(l *live) {
 func (s *Supervisor) finish(l *live, rec store.Record) {
 	s.use(rec.Spec.Runtime, -1)
 	s.releaseWaiters(rec.Job)
+	fault.Point("end.told")
 	if !s.persist(l) {
 		return // the daemon stops first: recover does it
 	}
@@ -374,7 +381,8 @@ func retries(job joblet.Job) bool {
 const maxBackoff = 5 * time.Minute
 
 // retry turns a job whose attempt has failed into one that waits for the next.
-func retry(job *joblet.Job, now time.Time) {
+// The pause begins with the end: a crash on the way does not make it longer.
+func retry(job *joblet.Job) {
 	delay := cmp.Or(job.Spec.RetryDelay, joblet.DefaultRetryDelay)
 	limit := max(delay, maxBackoff)
 	for range job.Attempt - 1 {
@@ -385,6 +393,6 @@ func retry(job *joblet.Job, now time.Time) {
 		Started: job.Started, Ended: job.Ended, State: job.State, Exit: job.Exit, Reason: job.Reason,
 	})
 	job.Reason = fmt.Sprintf("attempt %d of %d ended with status %d", job.Attempt, job.Spec.Retries+1, status)
-	job.State, job.Scheduled = joblet.Scheduled, now.Add(delay)
+	job.State, job.Scheduled = joblet.Scheduled, job.Ended.Add(delay)
 	job.Exit, job.PID, job.Ended = nil, 0, time.Time{}
 }

@@ -32,7 +32,7 @@ func (s *Supervisor) standing(ctx context.Context, ref string) (*live, view, err
 		}
 		job = v.job
 	}
-	return nil, view{}, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %s", joblet.ShortID(job.ID), s.current(job).State)
+	return nil, view{}, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %s", joblet.ShortID(job.ID), s.current(ctx, job).State)
 }
 
 // process returns the running job that ref names, once it runs.

@@ -308,13 +308,19 @@ func (s *Supervisor) await(ctx context.Context, l *live, done func(view) bool) (
 	}
 }
 
-// current returns the job as it is now: the database does not know of the
-// latest changes of live ones.
-func (s *Supervisor) current(job joblet.Job) joblet.Job {
+// current returns the job as it is now: the database, where it was read, does
+// not know of the latest changes of live ones.
+func (s *Supervisor) current(ctx context.Context, job joblet.Job) joblet.Job {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if l := s.live[job.ID]; l != nil {
+	l := s.live[job.ID]
+	if l != nil {
 		job = l.rec.Job
+	}
+	s.mu.Unlock()
+	if l == nil && !job.State.Final() { // it has come to rest since it was read
+		if rec, err := s.store.Get(ctx, job.ID); err == nil {
+			job = rec.Job
+		}
 	}
 	job.Spec = job.Spec.Redacted()
 	return job
@@ -330,12 +336,15 @@ func (s *Supervisor) Job(ctx context.Context, ref string) (joblet.Job, error) {
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	return s.current(rec.Job), nil
+	return s.current(ctx, rec.Job), nil
 }
 
-// Jobs lists jobs, newest first. A filter by state goes by the database, which
-// may be a moment behind: a job that has moved on since is left out, and the
-// next one takes its place.
+// listBatch is how many jobs are read at a time when only some of them are wanted.
+const listBatch = 500
+
+// Jobs lists jobs, newest first. With a filter by state, those that have not
+// ended as far as the database knows are looked at as well: it may be a moment
+// behind.
 func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
 	if f.Parent != "" {
 		parent, err := s.Job(ctx, f.Parent)
@@ -351,21 +360,31 @@ func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, e
 		}
 		f.Before = before.ID
 	}
+	wanted, limit := f.States, f.Limit
+	if len(wanted) > 0 {
+		f.States = slices.DeleteFunc(joblet.States(), func(st joblet.State) bool { return st.Final() && !slices.Contains(wanted, st) })
+		if limit > 0 {
+			f.Limit = max(limit, listBatch)
+		}
+	}
 	var all []joblet.Job
-	for limit := f.Limit; ; {
+	for {
 		jobs, err := s.store.List(ctx, f)
 		if err != nil {
 			return nil, err
 		}
 		for _, job := range jobs {
-			if job = s.current(job); len(f.States) == 0 || slices.Contains(f.States, job.State) {
-				all = append(all, job)
+			if job = s.current(ctx, job); len(wanted) > 0 && !slices.Contains(wanted, job.State) {
+				continue
+			}
+			if all = append(all, job); len(all) == limit {
+				return all, nil
 			}
 		}
-		if limit == 0 || len(jobs) < f.Limit || len(all) == limit {
+		if limit == 0 || len(jobs) < f.Limit {
 			return all, nil
 		}
-		f.Before, f.Limit = jobs[len(jobs)-1].ID, limit-len(all)
+		f.Before = jobs[len(jobs)-1].ID
 	}
 }
 

@@ -275,7 +275,8 @@ func TestRetry(t *testing.T) {
 	}
 	for attempt, want := range map[int]time.Duration{1: 100 * time.Second, 2: 200 * time.Second, 3: 300 * time.Second, 9: 300 * time.Second} {
 		job := failed(attempt, 10)
-		retry(&job, now)
+		job.Ended = now
+		retry(&job)
 		if job.State != joblet.Scheduled || job.Scheduled.Sub(now) != want || job.Exit != nil || len(job.Past) != 1 || job.Past[0].Exit.Code != 7 {
 			t.Errorf("attempt %d: %+v", attempt, job)
 		}

@@ -4,10 +4,12 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,6 +96,8 @@ const runtime = "--runtime=python-3.11-ml"
 type daemon struct {
 	state, run string
 	args       []string
+	bin        string   // the program; empty: joblet in binDir
+	env        []string // beside ours
 	cmd        *exec.Cmd
 	stderr     bytes.Buffer
 }
@@ -113,6 +117,11 @@ func newDaemon(t *testing.T, args ...string) *daemon {
 	t.Cleanup(func() {
 		if d.cmd != nil {
 			d.stop()
+		}
+		for _, bad := range []string{"DATA RACE", "panic", "changes its state in a way that it should not"} {
+			if strings.Contains(d.stderr.String(), bad) {
+				t.Errorf("the daemon said %q", bad)
+			}
 		}
 		if t.Failed() {
 			t.Logf("the daemon said:\n%s", d.stderr.String())
@@ -134,7 +143,8 @@ func (d *daemon) start() error {
 		return err
 	}
 	defer r.Close()
-	d.cmd = exec.Command(binDir+"/joblet", append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run, "--ready-fd", "3"}, d.args...)...)
+	d.cmd = exec.Command(cmp.Or(d.bin, binDir+"/joblet"), append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run, "--ready-fd", "3"}, d.args...)...)
+	d.cmd.Env = append(os.Environ(), d.env...)
 	d.cmd.ExtraFiles = []*os.File{w}
 	d.cmd.Stderr = &d.stderr
 	err = d.cmd.Start()
@@ -146,7 +156,12 @@ func (d *daemon) start() error {
 		return err
 	}
 	said := make([]byte, 4096)
-	n, _ := r.Read(said)
+	n, err := r.Read(said)
+	if errors.Is(err, io.EOF) { // it died without a word
+		err := d.cmd.Wait()
+		d.cmd = nil
+		return fmt.Errorf("%w (%w): %s", errDied, err, d.stderr.String())
+	}
 	if string(said[:n]) != "ok\n" {
 		_ = d.cmd.Process.Kill()
 		_ = d.cmd.Wait()
@@ -156,10 +171,15 @@ func (d *daemon) start() error {
 	return nil
 }
 
-// stop ends the daemon's jobs and then the daemon, as an operator would.
+var errDied = errors.New("the daemon died while it started")
+
+// stop ends the daemon's jobs and then the daemon, as an operator would: first
+// those that wait, so that none takes the place of one that ends.
 func (d *daemon) stop() {
-	if ids := strings.Fields(d.rnx(context.Background(), "job", "list", "-q", "--status", "RUNNING").stdout); len(ids) > 0 {
-		d.rnx(context.Background(), append([]string{"job", "kill"}, ids...)...)
+	for _, states := range []string{"PENDING,SCHEDULED", "PENDING,SCHEDULED,INITIALIZING,RUNNING,STOPPING"} {
+		if ids := strings.Fields(d.rnx(context.Background(), "job", "list", "-q", "--status", states).stdout); len(ids) > 0 {
+			d.rnx(context.Background(), append([]string{"job", "kill"}, ids...)...)
+		}
 	}
 	_ = d.cmd.Process.Signal(syscall.SIGTERM)
 	_ = d.cmd.Wait()
@@ -190,12 +210,10 @@ func (d *daemon) checkLeaks(t *testing.T) {
 		for _, b := range boxes {
 			left = append(left, "run directory "+b.Name())
 		}
-		for _, pattern := range []string{"/sys/fs/cgroup/*/joblet*/*", "/sys/fs/cgroup/joblet*/*"} {
-			groups, _ := filepath.Glob(pattern)
-			for _, g := range groups {
-				if len(filepath.Base(g)) == 36 && d.owns(filepath.Base(g)) {
-					left = append(left, "cgroup "+g)
-				}
+		for _, group := range d.groups() {
+			boxes, _ := filepath.Glob(group + "/*-*")
+			for _, b := range boxes {
+				left = append(left, "cgroup "+b)
 			}
 		}
 		return len(left) == 0
@@ -204,20 +222,21 @@ func (d *daemon) checkLeaks(t *testing.T) {
 		t.Errorf("left on the host: %s", strings.Join(left, ", "))
 	}
 	// A daemon that was killed leaves its own cgroups, empty, for its next start.
-	sum := fnv.New32a()
-	sum.Write([]byte(d.run))
-	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-%08x", "/sys/fs/cgroup/joblet-%08x"} {
-		groups, _ := filepath.Glob(fmt.Sprintf(pattern, sum.Sum32()))
-		for _, g := range groups {
-			_ = syscall.Rmdir(g)
-		}
+	for _, g := range d.groups() {
+		_ = syscall.Rmdir(g)
 	}
 }
 
-// owns reports whether the id is that of a job of this daemon.
-func (d *daemon) owns(id string) bool {
-	_, err := os.Stat(filepath.Join(d.state, "jobs", id))
-	return err == nil
+// groups returns the daemon's own cgroup in each hierarchy; those of its boxes
+// are in there.
+func (d *daemon) groups() (dirs []string) {
+	sum := fnv.New32a()
+	sum.Write([]byte(d.run))
+	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-%08x", "/sys/fs/cgroup/joblet-%08x"} {
+		found, _ := filepath.Glob(fmt.Sprintf(pattern, sum.Sum32()))
+		dirs = append(dirs, found...)
+	}
+	return dirs
 }
 
 // result is what a program did.

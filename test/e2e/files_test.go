@@ -1,0 +1,661 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+// makeTree makes files of all sorts in a new directory.
+func makeTree(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "src")
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(os.MkdirAll(filepath.Join(dir, "sub", "deep"), 0o755))
+	do(os.Mkdir(filepath.Join(dir, "empty"), 0o700))
+	for name, mode := range map[string]fs.FileMode{
+		"plain": 0o644, "run.sh": 0o755, "secret": 0o600, "sub/two words": 0o640, "sub/deep/größe ✓": 0o444, "sub/line\nbreak": 0o644, "-flag": 0o644,
+	} {
+		do(os.WriteFile(filepath.Join(dir, name), []byte("content of "+name+"\n"), 0o600))
+		do(os.Chmod(filepath.Join(dir, name), mode))
+	}
+	do(os.WriteFile(filepath.Join(dir, "sub", "nothing"), nil, 0o644))
+	do(os.Symlink("../plain", filepath.Join(dir, "sub", "link")))
+	do(os.Symlink("sub/deep", filepath.Join(dir, "dirlink")))
+	do(os.Symlink("missing", filepath.Join(dir, "dangling")))
+	return dir
+}
+
+// listTree prints the type, permissions, content and link target of all below a
+// directory; the same as script does in a job.
+func listTree(t *testing.T, dir string) string {
+	t.Helper()
+	cmd := exec.Command("bash", "-c", treeScript)
+	cmd.Dir = dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+const treeScript = `export LC_ALL=C; find . -mindepth 1 -printf '%y %m %p %l\0' | sort -z | tr '\0' '\n'; find . -type f -print0 | sort -z | xargs -0 sha256sum --`
+
+// in runs rnx in a directory.
+func (d *daemon) in(t *testing.T, dir string, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := d.command(ctx, args...)
+	cmd.Dir = dir
+	return finish(cmd)
+}
+
+func TestFilesUpload(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	src := makeTree(t)
+	want := listTree(t, src)
+	if out := d.must(t, "--upload-dir="+src, "bash", "-c", treeScript); out != want {
+		t.Errorf("--upload-dir:\n%s\nwant:\n%s", out, want)
+	}
+	if out := d.must(t, "--upload="+src, "--workdir=/work/src", "bash", "-c", treeScript); out != want {
+		t.Errorf("--upload of a directory:\n%s\nwant:\n%s", out, want)
+	}
+	// Several; they belong to the job's root; a link as argument is followed.
+	link := filepath.Join(t.TempDir(), "alias")
+	if err := os.Symlink(filepath.Join(src, "run.sh"), link); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.in(t, src, "job", "run", "--upload=plain", "--upload="+filepath.Join(src, "sub"), "--upload="+link, "bash", "-c",
+		`stat -c '%a %u:%g %F %n' * && cat plain sub/link alias && rm plain && echo x > sub/nothing`); r.status != 0 ||
+		r.stdout != "755 0:0 regular file alias\n644 0:0 regular file plain\n755 0:0 directory sub\ncontent of plain\ncontent of plain\ncontent of run.sh\n" {
+		// sub/link leads to ../plain, which is /work/plain
+		t.Errorf("--upload: %v", r)
+	}
+	job := d.get(t, d.detach(t, "--upload="+filepath.Join(src, "plain"), "--upload="+filepath.Join(src, "sub"), "true"))
+	if !slices.Equal(job.Spec.Uploads, []string{"plain", "sub"}) {
+		t.Errorf("uploads %q", job.Spec.Uploads)
+	}
+	d.ends(t, job.ID, joblet.Completed)
+}
+
+// TestFilesRefused: what cannot or must not be sent is told in one line, and
+// nothing is left.
+func TestFilesRefused(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	make := func(f func(dir string) error) string {
+		dir := filepath.Join(t.TempDir(), "dir")
+		if err := errors.Join(os.Mkdir(dir, 0o755), f(dir)); err != nil {
+			t.Fatal(err)
+		}
+		return dir
+	}
+	outside := make(func(dir string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "l")) })
+	above := make(func(dir string) error { return os.Symlink("../../x", filepath.Join(dir, "l")) })
+	fifo := make(func(dir string) error { return unix.Mkfifo(filepath.Join(dir, "f"), 0o644) })
+	device := make(func(dir string) error {
+		return unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
+	})
+	large := make(func(dir string) error { return os.WriteFile(filepath.Join(dir, "x"), nil, 0o644) })
+	if err := os.Truncate(filepath.Join(large, "x"), 1<<30+1); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ flag, stderr string }{
+		{"--upload-dir=" + outside, `rnx: .*"?l"?: a link to "/etc/passwd": .*\n|rnx: .*l".*link to "/etc/passwd".*\n`},
+		{"--upload=" + outside, `rnx: .*l".*link to "/etc/passwd".*\n`},
+		{"--upload-dir=" + above, `rnx: .*l".*link to "../../x", which leads outside\n`},
+		{"--upload=" + above, `rnx: .*l".*link to "../../x", which leads outside\n`},
+		{"--upload-dir=" + fifo, `rnx: .*/f: is a named pipe: .*\n`},
+		{"--upload=" + filepath.Join(fifo, "f"), `rnx: .*/f: is a named pipe: .*\n`},
+		{"--upload-dir=" + device, `rnx: .*/null: is a device: .*\n`},
+		{"--upload=/dev/null", `rnx: .*/dev/null: is a device: .*\n`},
+		{"--upload-dir=" + large, `rnx: .*x".*too large: all files together may have 1073741824 bytes.*\n`},
+		{"--upload=/no/such", `rnx: --upload: .*no such file.*\n`},
+		{"--upload=/", `rnx: --upload /: it has no name .*\n`},
+		{"--upload-dir=/etc/passwd", `rnx: --upload-dir: /etc/passwd is no directory\n`},
+		{"--upload-dir=", `rnx: --upload-dir: .*\n`},
+	} {
+		d.says(t, 125, ``, test.stderr, "job", "run", test.flag, "touch", "/work/ran")
+	}
+	d.nothing(t)
+}
+
+// nothing checks that there is no job and nothing of one.
+func (d *daemon) nothing(t *testing.T) {
+	t.Helper()
+	if ids := d.ids(t); len(ids) != 0 {
+		t.Errorf("jobs %q", ids)
+	}
+	left := func() []os.DirEntry { l, _ := os.ReadDir(filepath.Join(d.state, "jobs")); return l }
+	if !eventually(5*time.Second, func() bool { return len(left()) == 0 }) {
+		t.Errorf("left: %v", left())
+	}
+}
+
+// TestFilesHostileArchives: what no rnx sends.
+func TestFilesHostileArchives(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	c := d.dial(t)
+	file := func(name string) tar.Header {
+		return tar.Header{Typeflag: tar.TypeReg, Name: name, Size: 3, Mode: 0o644}
+	}
+	link := func(name, target string) tar.Header {
+		return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}
+	}
+	archive := func(entries ...tar.Header) func(io.Writer) error {
+		return func(w io.Writer) error {
+			tw := tar.NewWriter(w)
+			for _, h := range entries {
+				if err := tw.WriteHeader(&h); err != nil {
+					return nil // the call has ended
+				}
+				if _, err := tw.Write(make([]byte, h.Size)); err != nil {
+					return nil
+				}
+			}
+			_ = tw.Close()
+			return nil
+		}
+	}
+	tests := map[string]func(io.Writer) error{
+		"absolute":              archive(file("/etc/x")),
+		"above":                 archive(file("../x")),
+		"above, hidden":         archive(file("a/../../x")),
+		"hard link":             archive(file("a"), tar.Header{Typeflag: tar.TypeLink, Name: "b", Linkname: "a"}),
+		"hard link outside":     archive(tar.Header{Typeflag: tar.TypeLink, Name: "b", Linkname: "/etc/shadow"}),
+		"device":                archive(tar.Header{Typeflag: tar.TypeBlock, Name: "sda", Devmajor: 8, Mode: 0o666}),
+		"character device":      archive(tar.Header{Typeflag: tar.TypeChar, Name: "mem", Devmajor: 1, Devminor: 1}),
+		"fifo":                  archive(tar.Header{Typeflag: tar.TypeFifo, Name: "f"}),
+		"link outside":          archive(link("l", "/etc/passwd")),
+		"link above":            archive(link("a/l", "../../x")),
+		"link, then through":    archive(link("l", "d"), file("l/x")),
+		"link outside, through": archive(link("l", "/etc"), file("l/cron.d/x")),
+		"file, then below":      archive(file("a"), file("a/b")),
+		"twice":                 archive(file("a"), file("a")),
+		"no tar": func(w io.Writer) error {
+			_, _ = w.Write(bytes.Repeat([]byte("rubbish"), 1000))
+			return nil
+		},
+		"cut off": func(w io.Writer) error {
+			var b bytes.Buffer
+			_ = archive(file("a"), file("b"))(&b)
+			_, _ = w.Write(b.Bytes()[:700])
+			return nil
+		},
+		"nothing at all": func(io.Writer) error { return nil },
+		"too large":      archive(tar.Header{Typeflag: tar.TypeReg, Name: "x", Size: 1<<30 + 1, Mode: 0o644}),
+	}
+	for name, files := range tests {
+		var got error
+		for event, err := range c.Submit(t.Context(), joblet.Spec{Command: "true"}, client.Input{Files: files}, false) {
+			if got = err; err == nil {
+				t.Errorf("%s: %T %+v", name, event, event)
+			}
+		}
+		if joblet.KindOf(got) != joblet.InvalidArgument || strings.Contains(got.Error(), "\n") {
+			t.Errorf("%s: %v (%v)", name, got, joblet.KindOf(got))
+		}
+	}
+	// An archive whose sender goes away in the middle.
+	ctx, cancel := context.WithCancel(t.Context())
+	for _, err := range c.Submit(ctx, joblet.Spec{Command: "true"}, client.Input{Files: func(w io.Writer) error {
+		var b bytes.Buffer
+		_ = archive(file("a"), file("b"))(&b)
+		_, _ = w.Write(append(b.Bytes()[:700], make([]byte, 300000)...))
+		cancel()
+		return errors.New("interrupted")
+	}}, false) {
+		if err == nil {
+			t.Error("an archive that was cut was accepted")
+		}
+	}
+	cancel()
+	d.nothing(t)
+}
+
+func TestFilesDownload(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const make = `mkdir -p out/deep "out/two words"; echo a > out/a.txt; echo b > out/deep/b.txt; printf '\0\377' > "out/two words/c"; ln -s a.txt out/link
+		chmod 750 out/deep; chmod 755 out/a.txt; echo top > top.txt; echo other > other`
+	read := func(path string) string {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err.Error()
+		}
+		return string(data)
+	}
+	files := func(dir string) string {
+		out, err := exec.Command("find", dir, "-mindepth", "1", "-printf", "%P\n").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := strings.Split(strings.TrimSpace(string(out)), "\n")
+		slices.Sort(names)
+		return strings.Join(names, ", ")
+	}
+	dir := t.TempDir()
+	if r := d.in(t, dir, "job", "run", "--name=maker", "--download=out/**", "--download=*.txt", "bash", "-c", make+"; echo done; exit 3"); r.status != 3 || r.stdout != "done\n" || r.stderr != "" {
+		t.Errorf("%v", r) // also of a job that fails
+	}
+	const out = "out, out/a.txt, out/deep, out/deep/b.txt, out/link, out/two words, out/two words/c"
+	if got := files(dir); got != out+", top.txt" {
+		t.Errorf("fetched %q", got)
+	}
+	if read(filepath.Join(dir, "out/two words/c")) != "\x00\xff" || read(filepath.Join(dir, "out/link")) != "a\n" {
+		t.Error("with other content")
+	}
+	for name, mode := range map[string]fs.FileMode{"out/deep": 0o750, "out/a.txt": 0o755, "out/deep/b.txt": 0o644} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v %v, want %v", name, info.Mode(), err, mode)
+		}
+	}
+	// Nothing of the sort is an error of its own.
+	if r := d.in(t, dir, "job", "run", "--download=nope", "true"); r.status != 125 || !strings.Contains(r.stderr, "left no files in /work") {
+		t.Errorf("%v", r)
+	}
+	if r := d.in(t, dir, "job", "run", "--download=nope", "touch", "x"); r.status != 125 || !strings.Contains(r.stderr, `there is no "nope" in /work`) {
+		t.Errorf("%v", r)
+	}
+	d.says(t, 125, ``, `rnx: --download: .*\n`, "job", "run", "-d", "--download=x", "true")
+	if r := d.in(t, dir, "job", "run", "--download=x", "--download-to=new/dir", "sh", "-c", "echo there > x"); r.status != 0 || read(filepath.Join(dir, "new/dir/x")) != "there\n" {
+		t.Errorf("--download-to: %v", r)
+	}
+
+	t.Run("cp", func(t *testing.T) {
+		cp := func(from, to string) string {
+			t.Helper()
+			dir := t.TempDir()
+			if r := d.in(t, dir, "job", "cp", from, to); r.status != 0 || r.stderr != "" {
+				t.Errorf("cp %s %s: %v", from, to, r)
+			}
+			return dir
+		}
+		if dir := cp("maker:out/a.txt", "."); files(dir) != "a.txt" || read(dir+"/a.txt") != "a\n" {
+			t.Errorf("a file: %s", files(dir))
+		}
+		if dir := cp("maker:/work/out/a.txt", "new-name"); files(dir) != "new-name" || read(dir+"/new-name") != "a\n" {
+			t.Errorf("a file with a new name: %s", files(dir))
+		}
+		if dir := cp("maker:out/deep", "."); files(dir) != "deep, deep/b.txt" {
+			t.Errorf("a directory: %s", files(dir))
+		}
+		if dir := cp("maker:out/deep", "copy"); files(dir) != "copy, copy/b.txt" {
+			t.Errorf("a directory with a new name: %s", files(dir))
+		}
+		if dir := cp("maker:out/deep/.", "."); files(dir) != "b.txt" {
+			t.Errorf("what is in a directory: %s", files(dir))
+		}
+		if dir := cp("maker:*.txt", "."); files(dir) != "top.txt" {
+			t.Errorf("a pattern: %s", files(dir))
+		}
+		if dir := cp("maker:out/**/*.txt", "all"); files(dir) != "all, all/a.txt, all/deep, all/deep/b.txt" {
+			t.Errorf("a pattern: %s", files(dir))
+		}
+		r := d.rnx(t.Context(), "job", "cp", "maker:.", "-")
+		names := []string{}
+		for tr := tar.NewReader(strings.NewReader(r.stdout)); ; {
+			h, err := tr.Next()
+			if err != nil {
+				break
+			}
+			names = append(names, h.Name)
+		}
+		slices.Sort(names)
+		if want := []string{"other", "out/", "out/a.txt", "out/deep/", "out/deep/b.txt", "out/link", "out/two words/", "out/two words/c", "top.txt"}; !slices.Equal(names, want) {
+			t.Errorf("the archive holds %q, want %q", names, want)
+		}
+		d.says(t, 1, ``, `rnx: job \S+: there is no "nope" in /work\n`, "job", "cp", "maker:nope", ".")
+		d.says(t, 1, ``, `rnx: maker:../x: must not hold ".."\n`, "job", "cp", "maker:../x", ".")
+		d.says(t, 1, ``, `rnx: maker:/etc/passwd: only files in /work can be copied\n`, "job", "cp", "maker:/etc/passwd", ".")
+		waits := d.detach(t, "--schedule=+1h", "true")
+		d.says(t, 1, ``, `rnx: job \S+ has not run: it is SCHEDULED\n`, "job", "cp", waits+":x", ".")
+	})
+	t.Run("of a running job", func(t *testing.T) {
+		id := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600")
+		if !eventually(10*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+			t.Fatal("not ready")
+		}
+		dir := t.TempDir()
+		if r := d.in(t, dir, "job", "cp", id+":out", "."); r.status != 0 || files(dir) != out {
+			t.Errorf("%v: %s", r, files(dir))
+		}
+		if read(dir+"/out/two words/c") != "\x00\xff" {
+			t.Error("with other content")
+		}
+		d.says(t, 0, id+"\n", ``, "job", "kill", id)
+		// A job that was killed leaves its files as well.
+		if r := d.in(t, dir, "job", "cp", id+":top.txt", "killed"); r.status != 0 || read(dir+"/killed") != "top\n" {
+			t.Errorf("%v", r)
+		}
+	})
+	t.Run("through links of ours", func(t *testing.T) {
+		// What stands in the way here is replaced and never written through.
+		dir := t.TempDir()
+		precious := fileWith(t, "precious")
+		if err := os.Symlink(precious, filepath.Join(dir, "top.txt")); err != nil {
+			t.Fatal(err)
+		}
+		if r := d.in(t, dir, "job", "cp", "maker:top.txt", "."); r.status != 0 || read(filepath.Join(dir, "top.txt")) != "top\n" || read(precious) != "precious" {
+			t.Errorf("%v: %q, %q", r, read(filepath.Join(dir, "top.txt")), read(precious))
+		}
+	})
+}
+
+// TestFilesHostileWork: a job that does its worst to those who copy out of it.
+func TestFilesHostileWork(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	shadow, err := os.ReadFile("/etc/shadow")
+	if err != nil {
+		t.Fatal(err)
+	}
+	passwd, err := os.ReadFile("/etc/passwd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Inside and outside swap places all the time, files and directories.
+	id := d.detach(t, "python3", "-c", `
+import os
+os.mkfifo("fifo"); os.mkfifo("dir-or-fifo.f")
+with open("sparse", "wb") as f: f.truncate(900 << 30)
+os.symlink("/etc/passwd", "evil"); os.symlink("/proc/1/root", "root"); os.symlink("..", "up")
+os.makedirs("real"); open("real/shadow", "w").write("mine"); open("real/passwd", "w").write("mine")
+os.makedirs("a/b/c"); open("a/b/c/x", "w").write("x")
+open("fine", "w").write("fine")
+print("ready", flush=True)
+i = 0
+while True:
+    i += 1
+    os.symlink("/etc/shadow", "t1"); os.rename("t1", "victim")
+    open("t2", "w").write("mine"); os.rename("t2", "victim")
+    os.symlink("/etc", "t3")
+    try:
+        os.rename("real", "hidden"); os.rename("t3", "real")
+        os.unlink("real"); os.rename("hidden", "real")
+    except OSError: pass
+    try: os.rename("a/b", "moved"); os.rename("moved", "a/b")
+    except OSError: pass
+    try: os.rename("fifo", "was"); os.mkdir("fifo"); os.rmdir("fifo"); os.rename("was", "fifo")
+    except OSError: pass
+`)
+	if !eventually(10*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+		t.Fatal("not ready")
+	}
+	check := func(t *testing.T, data string) {
+		t.Helper()
+		if strings.Contains(data, string(shadow)) || strings.Contains(data, string(passwd)) {
+			t.Fatal("files of the host are delivered")
+		}
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for n := 0; time.Now().Before(deadline) || n < 5; n++ {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		r := d.rnx(ctx, "job", "cp", id+":.", "-")
+		if ctx.Err() != nil || r.status != 0 {
+			t.Fatalf("cp: status %d, %.500s %v", r.status, r.stderr, ctx.Err())
+		}
+		cancel()
+		check(t, r.stdout)
+		fine := false
+		for tr := tar.NewReader(strings.NewReader(r.stdout)); ; {
+			h, err := tr.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			fine = fine || h.Name == "fine"
+			if h.Typeflag == tar.TypeSymlink || h.Name == "sparse" || h.Typeflag == tar.TypeFifo {
+				t.Errorf("it holds %s %q -> %q", string(h.Typeflag), h.Name, h.Linkname)
+			}
+		}
+		if !fine {
+			t.Error("what is fine is not there")
+		}
+		for _, file := range []string{"victim", "real/shadow", "real/passwd", "fifo", "evil", "root/etc/passwd", "up/etc/passwd"} {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			r := d.rnx(ctx, "job", "cp", id+":"+file, "-") // an error is fine
+			if ctx.Err() != nil {
+				t.Fatalf("cp %s hangs", file)
+			}
+			cancel()
+			check(t, r.stdout)
+		}
+	}
+	d.says(t, 0, id+"\n", ``, "job", "kill", id)
+	// Neither are they in what was kept at the end.
+	r := d.rnx(t.Context(), "job", "cp", id+":.", "-")
+	check(t, r.stdout)
+	job := d.get(t, id)
+	if r.status != 0 || !strings.Contains(job.Reason, "files in /work could not be kept") {
+		t.Errorf("status %d, %s; %+v", r.status, r.stderr, job)
+	}
+
+	t.Run("links left behind", func(t *testing.T) {
+		id := d.detach(t, "bash", "-c", `ln -s /etc/passwd evil; ln -s ../../../../etc up; mkdir d; ln -s ../x d/inside; echo x > x; ln -s x good`)
+		d.ends(t, id, joblet.Completed)
+		dir := t.TempDir()
+		r := d.in(t, dir, "job", "cp", id+":.", ".")
+		out, err := exec.Command("find", dir, "-mindepth", "1", "-printf", "%P>%l ").Output()
+		names := strings.Fields(string(out))
+		slices.Sort(names)
+		if want := []string{"d/inside>../x", "d>", "good>x", "x>"}; err != nil || r.status != 0 || !slices.Equal(names, want) {
+			t.Errorf("%v; %q, want %q", r, names, want)
+		}
+		d.says(t, 1, ``, `rnx: job \S+: there is no "evil" in /work\n`, "job", "cp", id+":evil", ".")
+		if now, _ := os.ReadFile("/etc/passwd"); !bytes.Equal(now, passwd) {
+			t.Fatal("/etc/passwd has changed")
+		}
+	})
+	t.Run("too large", func(t *testing.T) {
+		d.says(t, 0, ``, `rnx: job \S+: 1 files in /work could not be kept: .*\n`, "job", "run", "--name=large", "python3", "-c", `
+open("big", "w").truncate((1 << 30) + 1)
+open("small", "w").write("small")`)
+		id := "large"
+		job := d.ends(t, id, joblet.Completed)
+		if job.WorkBytes != 5 || job.Reason != "1 files in /work could not be kept: they are too many or too large" {
+			t.Errorf("%+v", job)
+		}
+		dir := t.TempDir()
+		if r := d.in(t, dir, "job", "cp", id+":.", "."); r.status != 0 {
+			t.Errorf("%v", r)
+		}
+		if data, err := os.ReadFile(filepath.Join(dir, "small")); err != nil || string(data) != "small" {
+			t.Errorf("%q %v", data, err)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, "big")); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("big: %v", err)
+		}
+	})
+}
+
+func TestFilesStdin(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	run := func(t *testing.T, stdin io.Reader, args ...string) result {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := d.command(ctx, append([]string{"job", "run"}, args...)...)
+		cmd.Stdin = stdin
+		return finish(cmd)
+	}
+	t.Run("64 MiB", func(t *testing.T) {
+		t.Parallel()
+		data := make([]byte, 64<<20)
+		_, _ = rand.Read(data)
+		want := fmt.Sprintf("%x  -\n", sha256.Sum256(data))
+		// The job sleeps first, so that all that lies between is full.
+		if r := run(t, bytes.NewReader(data), "--stdin", "sh", "-c", "sleep 1; sha256sum"); r.stdout != want || r.status != 0 || r.stderr != "" {
+			t.Errorf("%v, want %s", r, want)
+		}
+		file := fileWith(t, string(data[:16<<20]))
+		id := d.detach(t, "--stdin="+file, "sha256sum")
+		d.ends(t, id, joblet.Completed)
+		d.says(t, 0, fmt.Sprintf("%x  -\n", sha256.Sum256(data[:16<<20])), ``, "job", "log", id)
+	})
+	t.Run("sorts", func(t *testing.T) {
+		t.Parallel()
+		for _, test := range []struct {
+			name   string
+			stdin  io.Reader
+			args   []string
+			stdout string
+			status int
+		}{
+			{"none asked for", strings.NewReader("x"), []string{"sh", "-c", "wc -c; readlink /proc/self/fd/0"}, "0\n/dev/null\n", 0},
+			{"empty", strings.NewReader(""), []string{"--stdin", "wc", "-c"}, "0\n", 0},
+			{"an empty file", nil, []string{"--stdin=/dev/null", "wc", "-c"}, "0\n", 0},
+			{"not read", strings.NewReader(strings.Repeat("x", 8<<20)), []string{"--stdin", "echo", "done"}, "done\n", 0},
+			{"early end", strings.NewReader("first\n" + strings.Repeat("more\n", 4<<20)), []string{"--stdin", "head", "-1"}, "first\n", 0},
+			{"closed by the job", strings.NewReader(strings.Repeat("x", 8<<20)), []string{"--stdin", "sh", "-c", "exec <&-; sleep 0.3; echo closed; exit 3"}, "closed\n", 3},
+			{"retried", strings.NewReader("same\n"), []string{"--retry=2", "--retry-delay=10ms", "--stdin", "sh", "-c", "cat; exit 1"}, "same\nsame\nsame\n", 1},
+			{"read through /dev/stdin", strings.NewReader("x\n"), []string{"--stdin", "cat", "/dev/stdin"}, "x\n", 0},
+			{"scheduled", strings.NewReader("later\n"), []string{"--schedule=+1s", "--name=later", "--stdin", "cat"}, "", 0},
+		} {
+			r := run(t, test.stdin, test.args...)
+			if test.name == "scheduled" { // it printed the id
+				d.ends(t, "later", joblet.Completed)
+				r = d.rnx(t.Context(), "job", "log", "later")
+				test.stdout = "later\n"
+			}
+			if r.stdout != test.stdout || r.status != test.status || r.stderr != "" {
+				t.Errorf("%s: %v\nwant status %d and %q", test.name, r, test.status, test.stdout)
+			}
+		}
+		d.says(t, 125, ``, `rnx: --stdin: .*no such file.*\n`, "job", "run", "--stdin=/no/such", "true")
+		d.says(t, 125, ``, `rnx: --stdin: /etc is a directory\n`, "job", "run", "--stdin=/etc", "true")
+	})
+}
+
+// TestFilesStdinCut: a client or a daemon that is killed in the middle is no end
+// of the job's input.
+func TestFilesStdinCut(t *testing.T) {
+	t.Parallel()
+	for _, killed := range []string{"client", "daemon"} {
+		t.Run(killed, func(t *testing.T) {
+			t.Parallel()
+			d := newDaemon(t)
+			cmd := d.command(t.Context(), "job", "run", "--name=reader", "--stdin", "bash", "-c", `while read -r line; do echo "line $line"; done; echo EOF`)
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stdin.Close()
+			var out, errOut bytes.Buffer
+			cmd.Stdout, cmd.Stderr = &out, &errOut
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(stdin, "one\ntwo\n"); err != nil {
+				t.Fatal(err)
+			}
+			if !eventually(10*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", "reader").stdout == "line one\nline two\n" }) {
+				t.Fatal("the lines do not arrive")
+			}
+			if killed == "client" {
+				_ = cmd.Process.Kill()
+				_ = cmd.Wait()
+			} else {
+				d.kill(t)
+				d.restart(t)
+			}
+			time.Sleep(time.Second)
+			job := d.get(t, "reader")
+			if log := d.rnx(t.Context(), "job", "log", "reader").stdout; log != "line one\nline two\n" || job.State != joblet.Running {
+				t.Errorf("the job sees the end of its input: %q, %+v", log, job)
+			}
+			d.says(t, 0, job.ID+"\n", ``, "job", "kill", "reader")
+			if killed == "daemon" { // rnx finds the new one, says what is lost, and ends with the job
+				if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 137 || out.String() != "line one\nline two\n" || !strings.Contains(errOut.String(), "the rest of the input is lost") {
+					t.Errorf("status %d, %q, %q", cmd.ProcessState.ExitCode(), out.String(), errOut.String())
+				}
+			}
+		})
+	}
+	t.Run("while it waits", func(t *testing.T) {
+		t.Parallel()
+		d := newDaemon(t, "--max-concurrent=1")
+		d.detach(t, "sleep", "600")
+		start := func(name string) (*exec.Cmd, *bytes.Buffer) {
+			cmd := d.command(t.Context(), "job", "run", "--name="+name, "--stdin", "cat")
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = stdin.Close() })
+			var errOut bytes.Buffer
+			cmd.Stderr = &errOut
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if !eventually(10*time.Second, func() bool { return len(d.ids(t, "--name="+name, "--status=pending")) == 1 }) {
+				t.Fatal("it does not wait")
+			}
+			return cmd, &errOut
+		}
+		// Without its client it would wait for its input for ever.
+		one, _ := start("one")
+		_ = one.Process.Kill()
+		_ = one.Wait()
+		d.ends(t, "one", joblet.Canceled)
+		two, said := start("two")
+		time.Sleep(200 * time.Millisecond) // rnx knows its job
+		d.kill(t)
+		d.restart(t)
+		_ = two.Wait()
+		if job := d.ends(t, "two", joblet.Canceled); two.ProcessState.ExitCode() != 125 || !strings.HasPrefix(job.Reason, "its standard input was a stream") ||
+			!strings.Contains(said.String(), job.Reason) {
+			t.Errorf("status %d, %q, %+v", two.ProcessState.ExitCode(), said.String(), job)
+		}
+	})
+	t.Run("before it is accepted", func(t *testing.T) {
+		t.Parallel()
+		d := newDaemon(t)
+		cmd := d.command(t.Context(), "job", "run", "-d", "--stdin", "cat")
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stdin.Write(make([]byte, 1<<20)); err != nil {
+			t.Fatal(err)
+		}
+		if !eventually(5*time.Second, func() bool { l, _ := filepath.Glob(d.state + "/jobs/*/stdin"); return len(l) == 1 }) {
+			t.Error("nothing is taken")
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		d.nothing(t) // half of its input is no job
+	})
+}
