@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -239,9 +240,11 @@ func (o serveOptions) lock(ctx context.Context) (*os.File, error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		if conn, dialErr := net.Dial("unix", o.socket()); dialErr == nil {
+		conn, dialErr := net.Dial("unix", o.socket())
+		if dialErr == nil {
 			conn.Close()
-		} else {
+		}
+		if dialErr != nil || holderDied(f) {
 			err = waitLock(ctx, f)
 		}
 	}
@@ -263,6 +266,16 @@ func (o serveOptions) lock(ctx context.Context) (*os.File, error) {
 		return nil, fmt.Errorf("write lock: %w", err)
 	}
 	return f, nil
+}
+
+// holderDied reports whether the daemon that wrote its number into the lock is
+// gone. A daemon that is killed while it starts a monitor leaves a child that,
+// until its execve, still has the lock and the socket.
+func holderDied(f *os.File) bool {
+	holder := make([]byte, 20)
+	n, _ := f.ReadAt(holder, 0)
+	pid, err := strconv.Atoi(strings.TrimSpace(string(holder[:n])))
+	return err == nil && pid > 0 && unix.Kill(pid, 0) == unix.ESRCH
 }
 
 // waitLock waits for the lock for lockWait and then returns EWOULDBLOCK; the

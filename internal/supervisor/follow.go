@@ -120,7 +120,9 @@ func (f *follower) rest(ctx context.Context, ended bool) error {
 func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 	told, started := "", 0
 	for {
-		v, err := f.s.await(ctx, l, func(v view) bool { return !v.starting && v.job.State != joblet.Initializing })
+		v, err := f.s.await(ctx, l, func(v view) bool {
+			return v.ended || !v.starting && v.job.State != joblet.Initializing && !v.job.State.Final()
+		})
 		if err != nil {
 			return joblet.Job{}, err
 		}

@@ -687,6 +687,10 @@ func (f *fsck) checkDirs() error {
 	var orphans []string // dealt with when the listing is over
 	err := eachEntry(f.jobsDir(), func(e fs.DirEntry) error {
 		name := e.Name()
+		if id, deleting := strings.CutSuffix(name, deletingSuffix); deleting && joblet.ValidID(id) {
+			f.note(id, "its deletion was cut short; the next daemon ends that, or takes it back")
+			return nil
+		}
 		if !joblet.ValidID(name) {
 			f.left("", fmt.Sprintf("%s: %q is not a job's", f.jobsDir(), name), "move it away")
 			return nil

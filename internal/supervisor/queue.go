@@ -206,9 +206,7 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 		case other == nil:
 			return id
 		case other.rec.State == joblet.Completed:
-		case other.rec.State.Final():
-			return id
-		default:
+		default: // its end, too, counts once it is durable
 			wait, on = append(wait, waiter{live: l}), append(on, id)
 		}
 	}
@@ -284,25 +282,39 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 		s.mu.Unlock()
 		return false
 	}
-	next := joblet.Canceled
-	if l.rec.Attempt > 0 { // it has run, and was to run again
-		next = joblet.Stopped
+	l.starting = true // nobody else may end or run it
+	s.dropWaiting(l)
+	end := l.rec
+	s.mu.Unlock()
+	end.State = joblet.Canceled
+	if end.Attempt > 0 { // it has run, and was to run again
+		end.State = joblet.Stopped
 		if reason == canceledReason {
 			reason = stoppedReason
 		}
-	}
-	rec := s.becomeLocked(l, next, func(r *store.Record) {
-		r.Reason, r.Ended, r.Sealed = reason, time.Now(), nil
-		if n := len(r.Past); n > 0 {
-			r.Exit = r.Past[n-1].Exit
+		if n := len(end.Past); n > 0 {
+			end.Exit = end.Past[n-1].Exit
 		}
-		r.DiskBytes = dirBytes(s.jobDir(r.ID))
-	})
-	s.dropWaiting(l)
-	s.mu.Unlock()
-	fault.Point("cancel.concluded")
-	s.finish(l, rec)
+	}
+	end.Reason = reason
+	s.endWithoutRun(l, end)
 	return true
+}
+
+// endWithoutRun ends a job that this goroutine has claimed (live.starting). There
+// is no exit record to say so, so its end is durable before anybody sees it.
+func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
+	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, dirBytes(s.jobDir(end.ID))
+	if !s.persist(l, func() error { return s.saveRecord(l, end) }) {
+		return // the daemon stops; the next one has the job as it was
+	}
+	fault.Point("cancel.recorded")
+	s.become(l, end.State, func(r *store.Record) {
+		*r = end
+		l.starting, l.onDisk = false, true
+		l.endRun()
+	})
+	s.finish(l, end)
 }
 
 // dropWaiting takes the job out of the heaps. Supervisor.mu is held.
@@ -546,12 +558,10 @@ func (s *Supervisor) tryLaunch(l *live) (*engine.Box, error) {
 
 // failLaunch ends a job that cannot be run.
 func (s *Supervisor) failLaunch(l *live, cause error) {
-	rec := s.become(l, joblet.Failed, func(r *store.Record) {
-		l.starting = false
-		l.endRun()
-		r.Reason, r.Failure, r.Ended, r.Sealed = cause.Error(), joblet.KindOf(cause), time.Now(), nil
-		r.DiskBytes = dirBytes(s.jobDir(r.ID))
-	})
+	s.mu.Lock()
+	end := l.rec
+	s.mu.Unlock()
+	end.State, end.Reason, end.Failure = joblet.Failed, cause.Error(), joblet.KindOf(cause)
 	s.freePlace()
-	s.finish(l, rec)
+	s.endWithoutRun(l, end)
 }

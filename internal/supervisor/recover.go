@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -233,10 +234,16 @@ func (s *Supervisor) adopted(l *live, proc *engine.Process) {
 		return
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	l.proc = proc
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
 	l.tell()
+	stopping := l.rec.State == joblet.Stopping
+	s.mu.Unlock()
+	if stopping { // the monitor may not have been asked
+		if err := proc.Stop(syscall.SIGTERM, joblet.DefaultGrace); err != nil {
+			s.cfg.Log.Debug("a job ended as it was asked to again", "job", l.rec.ID, "error", err)
+		}
+	}
 }
 
 // adoptLater adopts a job whose monitor is there and does not answer: it packs
@@ -299,6 +306,11 @@ func (s *Supervisor) sweep() error {
 	if err != nil {
 		return fmt.Errorf("list the jobs' directories: %w", err)
 	}
+	for _, e := range entries {
+		if err := s.undelete(e.Name()); err != nil {
+			return err
+		}
+	}
 	any, err := s.store.List(s.ctx, joblet.Filter{Limit: 1})
 	if err != nil {
 		return err
@@ -322,6 +334,24 @@ func (s *Supervisor) sweep() error {
 		}
 	})
 	return nil
+}
+
+// undelete finishes a deletion that was cut short, or, if the record is still
+// there, takes it back.
+func (s *Supervisor) undelete(name string) error {
+	id, deleting := strings.CutSuffix(name, deletingSuffix)
+	if !deleting || !joblet.ValidID(id) {
+		return nil
+	}
+	going := filepath.Join(s.jobsDir(), name)
+	_, err := s.store.Get(s.ctx, id)
+	switch {
+	case err == nil:
+		return os.Rename(going, s.jobDir(id))
+	case joblet.KindOf(err) == joblet.NotFound:
+		return os.RemoveAll(going)
+	}
+	return err
 }
 
 func (s *Supervisor) sweepOne(id string, keep bool) error {

@@ -296,9 +296,6 @@ func (s *Supervisor) settle(l *live) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.cfg.Log.Warn("read an exit record", "job", rec.ID, "error", err)
 	}
-	if record == nil { // what was reserved for it
-		_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.ExitName(rec.Attempt)+".tmp"))
-	}
 	diskBytes := dirBytes(s.jobDir(rec.ID))
 	s.mu.Lock()
 	rec = l.rec // whether it was asked to stop counts up to this moment
@@ -312,6 +309,7 @@ func (s *Supervisor) settle(l *live) {
 	rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
 		*r = rec
 		l.proc = nil
+		l.onDisk = record != nil && !again
 		l.endRun()
 	})
 	s.mu.Unlock()
@@ -322,39 +320,43 @@ func (s *Supervisor) settle(l *live) {
 	fault.Point("end.released")
 	if again {
 		// Durable before it runs again: launch sees to that.
-		s.persist(l)
+		s.persist(l, func() error { return s.save(l, true) })
 		fault.Point("retry.recorded")
 		s.freePlace()
 		s.enqueue(l)
 		return
 	}
 	s.freePlace()
-	s.finish(l, rec)
-}
-
-// finish is the last of a job: whoever waits for it goes on, and its end is made
-// durable.
-func (s *Supervisor) finish(l *live, rec store.Record) {
-	s.use(rec.Spec.Runtime, -1)
-	s.releaseWaiters(rec.Job)
-	fault.Point("end.told")
-	if !s.persist(l) {
+	if !s.persist(l, func() error { return s.save(l, true) }) {
 		return // the daemon stops first: recover does it
 	}
 	fault.Point("end.recorded")
+	if record == nil { // it is LOST: what was reserved for its end
+		_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.ExitName(rec.Attempt)+".tmp"))
+	}
+	s.finish(l, rec)
+}
+
+// finish is the last of a job, once its end is durable: jobs that wait for it go
+// on. Before, one of them could be CANCELED for good for an end that a crash
+// takes back.
+func (s *Supervisor) finish(l *live, rec store.Record) {
+	s.use(rec.Spec.Runtime, -1)
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.live, rec.ID)
+	delete(s.live, rec.ID) // who comes from now on to wait for it looks into the database
 	l.settled = true
 	l.tell()
+	s.mu.Unlock()
+	s.releaseWaiters(rec.Job)
+	fault.Point("end.told")
 }
 
 // persist makes a live job's record durable, however long that takes: on a full
 // disk, say. Until then the truth is in memory and in the job's directory. It
 // reports whether it could before the daemon stops.
-func (s *Supervisor) persist(l *live) bool {
+func (s *Supervisor) persist(l *live, save func() error) bool {
 	for {
-		err := s.save(l, true)
+		err := save()
 		if err == nil || joblet.KindOf(err) == joblet.NotFound {
 			return true
 		}

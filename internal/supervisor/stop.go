@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -96,12 +98,15 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 		s.becomeLocked(l, joblet.Stopping, nil)
 	}
 	s.mu.Unlock()
+	// Recorded before, so that a daemon that comes next knows how an end that
+	// comes now is to be called, and asks again if the monitor was not asked.
+	if err := s.save(l, false); err != nil && s.ctx.Err() == nil {
+		s.cfg.Log.Warn("record that a job is to end", "job", s.look(l).job.ID, "error", err)
+	}
+	fault.Point("stop.recorded")
 	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)
 	if err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
 		return nil // it ended just now, and is STOPPED
-	}
-	if saveErr := s.save(l, false); saveErr != nil && joblet.KindOf(saveErr) != joblet.NotFound && s.ctx.Err() == nil {
-		s.cfg.Log.Warn("record that a job is to end", "error", saveErr) // its monitor knows
 	}
 	return err
 }
@@ -170,6 +175,9 @@ func (s *Supervisor) Rerun(ctx context.Context, ref, owner string, secrets map[s
 	return s.Submit(ctx, spec, owner, input)
 }
 
+// deletingSuffix is behind the name of a job's directory while it is deleted.
+const deletingSuffix = ".deleting"
+
 // Delete removes an ended job: record, log and directory.
 func (s *Supervisor) Delete(ctx context.Context, ref string) error {
 	job, err := s.Job(ctx, ref)
@@ -189,11 +197,21 @@ func (s *Supervisor) Delete(ctx context.Context, ref string) error {
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
 	}
 	fault.Point("delete.begin")
+	// A name that says what is going on, so that the next daemon knows what to do
+	// with a directory without a record.
+	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+deletingSuffix
+	if err := os.Rename(dir, going); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("delete job %s: %w", joblet.ShortID(job.ID), err)
+	}
+	fault.Point("delete.renamed")
 	if err := s.store.Delete(ctx, job.ID); err != nil {
+		if back := os.Rename(going, dir); back != nil && !errors.Is(back, fs.ErrNotExist) {
+			err = joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, back)
+		}
 		return err
 	}
 	fault.Point("delete.record")
-	if err := os.RemoveAll(s.jobDir(job.ID)); err != nil {
+	if err := os.RemoveAll(going); err != nil {
 		return fmt.Errorf("remove the directory of job %s: %w", joblet.ShortID(job.ID), err)
 	}
 	fault.Point("delete.done")

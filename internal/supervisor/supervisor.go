@@ -84,6 +84,7 @@ type live struct {
 	over     chan struct{} // closed when the latest run's output is complete
 	changed  chan struct{} // closed, and replaced, when anything changes
 	starting bool          // it has a place and is about to run
+	onDisk   bool          // its exit record, or the database, says how it ended
 	settled  bool          // the database has its end
 	gone     bool          // it could not be started, and there is no such job
 	blocked  int           // jobs that it waits for
@@ -261,6 +262,13 @@ func (s *Supervisor) save(l *live, durable bool) error {
 	return s.store.UpdateUnsynced(ctx, rec)
 }
 
+// saveRecord makes durable what a live job is about to become.
+func (s *Supervisor) saveRecord(l *live, rec store.Record) error {
+	l.saving.Lock()
+	defer l.saving.Unlock()
+	return s.store.Update(context.WithoutCancel(s.ctx), rec)
+}
+
 // find returns the live job with this id, or nil.
 func (s *Supervisor) find(id string) *live {
 	s.mu.Lock()
@@ -274,6 +282,7 @@ type view struct {
 	proc    *engine.Process
 	over    <-chan struct{}
 	changed <-chan struct{}
+	ended   bool // and no crash takes that back
 	settled bool
 	gone    bool
 	// starting: it neither waits nor runs, but is about to.
@@ -283,7 +292,7 @@ type view struct {
 func (s *Supervisor) look(l *live) view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{job: l.rec.Job, proc: l.proc, over: l.over, changed: l.changed, settled: l.settled, gone: l.gone, starting: l.starting}
+	v := view{ended: l.rec.State.Final() && (l.onDisk || l.settled), job: l.rec.Job, proc: l.proc, over: l.over, changed: l.changed, settled: l.settled, gone: l.gone, starting: l.starting}
 	v.job.Spec = v.job.Spec.Redacted()
 	return v
 }
@@ -391,7 +400,7 @@ func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, e
 // Wait returns the job once it has ended.
 func (s *Supervisor) Wait(ctx context.Context, ref string) (joblet.Job, error) {
 	job, err := s.Job(ctx, ref)
-	if err != nil || job.State.Final() {
+	if err != nil {
 		return job, err
 	}
 	return s.awaitEnd(ctx, job.ID)
@@ -403,7 +412,7 @@ func (s *Supervisor) awaitEnd(ctx context.Context, id string) (joblet.Job, error
 	if l == nil { // it ended a moment ago
 		return s.Job(ctx, id)
 	}
-	v, err := s.await(ctx, l, func(v view) bool { return v.job.State.Final() })
+	v, err := s.await(ctx, l, func(v view) bool { return v.ended })
 	return v.job, err
 }
 
