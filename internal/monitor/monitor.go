@@ -382,16 +382,8 @@ func (m *monitor) startJob(run *Run) error {
 // awaitBox waits until the first process has built the box, and then opens its
 // /work: as long as no code of the job's has run, nothing else can be there.
 func (m *monitor) awaitBox() error {
-	fds := []unix.PollFd{{Fd: int32(m.goSocket), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(setupTimeout); ; {
-		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
-		if err == unix.EINTR {
-			continue
-		}
-		if n == 0 {
-			return step("build the box within "+setupTimeout.String(), unix.ETIMEDOUT)
-		}
-		break
+	if err := awaitRead(m.goSocket, "build the box"); err != nil {
+		return err
 	}
 	if n, err := unix.Read(m.goSocket, make([]byte, 1)); n != 1 {
 		if setup := m.setupError(); setup != nil {
@@ -414,19 +406,27 @@ func (m *monitor) awaitBox() error {
 // awaitExec waits for the end of file that closing the status pipe on execve
 // gives.
 func (m *monitor) awaitExec() error {
-	fds := []unix.PollFd{{Fd: int32(m.statusRead), Events: unix.POLLIN}}
-	for deadline := time.Now().Add(setupTimeout); ; {
-		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
-		if err == unix.EINTR {
-			continue
-		}
-		if n == 0 {
-			return step("set the job up within "+setupTimeout.String(), unix.ETIMEDOUT)
-		}
-		break
+	if err := awaitRead(m.statusRead, "set the job up"); err != nil {
+		return err
 	}
 	unix.Close(m.statusRead)
 	return m.setupError()
+}
+
+// awaitRead waits until there is something to read, or the end, for as long as a
+// part of the set-up may take; what names that for the error.
+func awaitRead(fd int, what string) error {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	for deadline := time.Now().Add(setupTimeout); ; {
+		n, err := unix.Poll(fds, int(time.Until(deadline).Milliseconds()))
+		switch {
+		case err == unix.EINTR:
+		case n == 0:
+			return step(what+" within "+setupTimeout.String(), unix.ETIMEDOUT)
+		default:
+			return nil
+		}
+	}
 }
 
 // setupError says how the set-up failed, or nil if the last step was reached

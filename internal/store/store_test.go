@@ -411,9 +411,13 @@ func TestList(t *testing.T) {
 	}
 	passed := 0
 	for _, f := range filters {
-		for _, since := range []time.Time{{}, epoch.Add(-time.Hour), jobN(100).Created, jobN(50).Created.Add(3), time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)} {
-			for _, endedBefore := range []time.Time{{}, time.Unix(-1, 0), jobN(50).Created.Add(1), jobN(200).Created, time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)} {
-				for _, limit := range []int{0, 7, 1000} {
+		future := time.Date(3000, 1, 1, 0, 0, 0, 0, time.UTC)
+		for i, since := range []time.Time{{}, jobN(100).Created, jobN(50).Created.Add(3), epoch.Add(-time.Hour), future} {
+			for k, endedBefore := range []time.Time{{}, jobN(50).Created.Add(1), jobN(200).Created, time.Unix(-1, 0), future} {
+				if i > 2 && k > 0 || k > 2 && i > 0 { // what passes all or nothing is tried alone
+					continue
+				}
+				for _, limit := range []int{0, 7 + 20*i} {
 					f.Since, f.EndedBefore, f.Limit = since, endedBefore, limit
 					want := slices.DeleteFunc(slices.Clone(all), func(j joblet.Job) bool { return !passes(f, j) })
 					passed += len(want)

@@ -299,8 +299,8 @@ const lostFound = "lost+found"
 // was cut short. It looks at the directories that are there now, in the
 // background; later ones belong to this daemon.
 //
-// With no record at all, the database itself is what was lost, or put aside:
-// then the outputs of jobs are kept, in lostFound.
+// Beside a new database, the old one is what was lost, or put aside: then the
+// outputs of jobs are kept, in lostFound.
 func (s *Supervisor) sweep() error {
 	entries, err := os.ReadDir(s.jobsDir())
 	if err != nil {
@@ -310,10 +310,6 @@ func (s *Supervisor) sweep() error {
 		if err := s.undelete(e.Name()); err != nil {
 			return err
 		}
-	}
-	any, err := s.store.List(s.ctx, joblet.Filter{Limit: 1})
-	if err != nil {
-		return err
 	}
 	s.work.Go(func() {
 		for _, e := range entries {
@@ -327,7 +323,7 @@ func (s *Supervisor) sweep() error {
 			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
 				continue
 			}
-			if err := s.sweepOne(id, len(any) == 0); err != nil {
+			if err := s.sweepOne(id, s.created); err != nil {
 				s.cfg.Log.Warn("remove the directory of no job", "job", id, "error", err)
 			}
 			fault.Point("recover.swept")

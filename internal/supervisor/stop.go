@@ -118,6 +118,10 @@ func (s *Supervisor) Cancel(ctx context.Context, ref string) (joblet.Job, error)
 		if err != nil {
 			return joblet.Job{}, err
 		}
+		if v.proc != nil && v.job.Parent != "" && ref == v.job.Spec.Name {
+			ref = v.job.Parent // the name is the repeating job's as well, and that waits
+			continue
+		}
 		if v.proc != nil {
 			return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: only a job that waits can be canceled (rnx job stop %[1]s ends it)", joblet.ShortID(v.job.ID))
 		}

@@ -17,6 +17,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -55,6 +56,7 @@ type Supervisor struct {
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
 	secrets  sealer
+	created  bool // the database is new
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -114,7 +116,10 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	if s.store, err = store.Open(ctx, filepath.Join(cfg.StateDir, "joblet.db")); err != nil {
+	db := filepath.Join(cfg.StateDir, "joblet.db")
+	_, statErr := os.Lstat(db)
+	s.created = errors.Is(statErr, fs.ErrNotExist)
+	if s.store, err = store.Open(ctx, db); err != nil {
 		return nil, err
 	}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
@@ -360,7 +365,9 @@ func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, e
 		if err != nil {
 			return nil, err
 		}
-		f.Parent = parent.ID
+		if f.Parent = parent.ID; parent.Parent != "" { // a run has its parent's name
+			f.Parent = parent.Parent
+		}
 	}
 	if f.Before != "" {
 		before, err := s.Job(ctx, f.Before)

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -99,7 +100,31 @@ type daemon struct {
 	bin        string   // the program; empty: joblet in binDir
 	env        []string // beside ours
 	cmd        *exec.Cmd
-	stderr     bytes.Buffer
+	stderr     output
+}
+
+// output collects what a program writes, while others may look at it.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+func (o *output) Reset() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.buf.Reset()
 }
 
 // newDaemon starts a daemon with directories of its own, stops it when the test
