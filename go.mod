@@ -3,6 +3,7 @@ module github.com/joblet/joblet
 go 1.26.0
 
 require (
+	github.com/prometheus/procfs v0.23.0
 	github.com/robfig/cron/v3 v3.0.1
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9

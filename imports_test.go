@@ -20,6 +20,9 @@ func TestImports(t *testing.T) {
 		{"./internal/engine", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/archive", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/engine", "modernc.org/"}, "rnx reaches the daemon through client only"},
 	}

@@ -8460,10 +8460,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\rVolumeService\x12I\n" +
 	"\fCreateVolume\x12\x1b.joblet.CreateVolumeRequest\x1a\x1c.joblet.CreateVolumeResponse\x124\n" +
 	"\vListVolumes\x12\x14.joblet.EmptyRequest\x1a\x0f.joblet.Volumes\x12I\n" +
-	"\fRemoveVolume\x12\x1b.joblet.RemoveVolumeRequest\x1a\x1c.joblet.RemoveVolumeResponse2\xb0\x01\n" +
+	"\fRemoveVolume\x12\x1b.joblet.RemoveVolumeRequest\x1a\x1c.joblet.RemoveVolumeResponse2\xf5\x01\n" +
 	"\x11MonitoringService\x12E\n" +
 	"\x0fGetSystemStatus\x12\x14.joblet.EmptyRequest\x1a\x1c.joblet.SystemStatusResponse\x12T\n" +
-	"\x13StreamSystemMetrics\x12\x1c.joblet.StreamMetricsRequest\x1a\x1d.joblet.SystemMetricsResponse0\x012\xe8\x03\n" +
+	"\x13StreamSystemMetrics\x12\x1c.joblet.StreamMetricsRequest\x1a\x1d.joblet.SystemMetricsResponse0\x01\x12C\n" +
+	"\x10GetServerVersion\x12\x14.joblet.EmptyRequest\x1a\x19.joblet.ServerVersionInfo2\xe8\x03\n" +
 	"\x0eRuntimeService\x12B\n" +
 	"\fListRuntimes\x12\x14.joblet.EmptyRequest\x1a\x1c.joblet.ListRuntimesResponse\x12O\n" +
 	"\x0eGetRuntimeInfo\x12\x1d.joblet.GetRuntimeInfoRequest\x1a\x1e.joblet.GetRuntimeInfoResponse\x12F\n" +
@@ -8687,49 +8688,51 @@ var file_joblet_proto_depIdxs = []int32{
 	32,  // 92: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
 	2,   // 93: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
 	38,  // 94: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 95: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 96: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 97: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61,  // 98: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 99: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 100: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59,  // 101: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 102: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 103: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 104: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 105: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 106: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 107: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 108: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65,  // 109: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65,  // 110: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68,  // 111: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68,  // 112: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77,  // 113: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77,  // 114: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	88,  // 115: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	90,  // 116: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	77,  // 117: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	59,  // 118: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	85,  // 119: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 120: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	0,   // 121: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	25,  // 122: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 123: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 124: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 125: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 126: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 127: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 128: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 129: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	50,  // 130: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 131: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 132: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62,  // 133: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 134: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 135: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	101, // [101:136] is the sub-list for method output_type
-	66,  // [66:101] is the sub-list for method input_type
+	2,   // 95: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 96: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 97: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 98: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	61,  // 99: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 100: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 101: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	59,  // 102: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 103: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 104: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 105: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 106: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 107: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 108: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 109: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	65,  // 110: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	65,  // 111: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	68,  // 112: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	68,  // 113: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	77,  // 114: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	77,  // 115: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	88,  // 116: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	90,  // 117: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	77,  // 118: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	59,  // 119: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	85,  // 120: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 121: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	0,   // 122: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	25,  // 123: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 124: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 125: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 126: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 127: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 128: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 129: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 130: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 131: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 132: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 133: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 134: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	62,  // 135: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 136: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 137: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	102, // [102:138] is the sub-list for method output_type
+	66,  // [66:102] is the sub-list for method input_type
 	66,  // [66:66] is the sub-list for extension type_name
 	66,  // [66:66] is the sub-list for extension extendee
 	0,   // [0:66] is the sub-list for field type_name

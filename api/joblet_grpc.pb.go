@@ -1305,6 +1305,7 @@ var VolumeService_ServiceDesc = grpc.ServiceDesc{
 const (
 	MonitoringService_GetSystemStatus_FullMethodName     = "/joblet.MonitoringService/GetSystemStatus"
 	MonitoringService_StreamSystemMetrics_FullMethodName = "/joblet.MonitoringService/StreamSystemMetrics"
+	MonitoringService_GetServerVersion_FullMethodName    = "/joblet.MonitoringService/GetServerVersion"
 )
 
 // MonitoringServiceClient is the client API for MonitoringService service.
@@ -1313,6 +1314,8 @@ const (
 type MonitoringServiceClient interface {
 	GetSystemStatus(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*SystemStatusResponse, error)
 	StreamSystemMetrics(ctx context.Context, in *StreamMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SystemMetricsResponse], error)
+	// GetServerVersion is the part of GetSystemStatus that takes no measuring.
+	GetServerVersion(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*ServerVersionInfo, error)
 }
 
 type monitoringServiceClient struct {
@@ -1352,12 +1355,24 @@ func (c *monitoringServiceClient) StreamSystemMetrics(ctx context.Context, in *S
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type MonitoringService_StreamSystemMetricsClient = grpc.ServerStreamingClient[SystemMetricsResponse]
 
+func (c *monitoringServiceClient) GetServerVersion(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*ServerVersionInfo, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ServerVersionInfo)
+	err := c.cc.Invoke(ctx, MonitoringService_GetServerVersion_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // MonitoringServiceServer is the server API for MonitoringService service.
 // All implementations must embed UnimplementedMonitoringServiceServer
 // for forward compatibility.
 type MonitoringServiceServer interface {
 	GetSystemStatus(context.Context, *EmptyRequest) (*SystemStatusResponse, error)
 	StreamSystemMetrics(*StreamMetricsRequest, grpc.ServerStreamingServer[SystemMetricsResponse]) error
+	// GetServerVersion is the part of GetSystemStatus that takes no measuring.
+	GetServerVersion(context.Context, *EmptyRequest) (*ServerVersionInfo, error)
 	mustEmbedUnimplementedMonitoringServiceServer()
 }
 
@@ -1373,6 +1388,9 @@ func (UnimplementedMonitoringServiceServer) GetSystemStatus(context.Context, *Em
 }
 func (UnimplementedMonitoringServiceServer) StreamSystemMetrics(*StreamMetricsRequest, grpc.ServerStreamingServer[SystemMetricsResponse]) error {
 	return status.Error(codes.Unimplemented, "method StreamSystemMetrics not implemented")
+}
+func (UnimplementedMonitoringServiceServer) GetServerVersion(context.Context, *EmptyRequest) (*ServerVersionInfo, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetServerVersion not implemented")
 }
 func (UnimplementedMonitoringServiceServer) mustEmbedUnimplementedMonitoringServiceServer() {}
 func (UnimplementedMonitoringServiceServer) testEmbeddedByValue()                           {}
@@ -1424,6 +1442,24 @@ func _MonitoringService_StreamSystemMetrics_Handler(srv interface{}, stream grpc
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type MonitoringService_StreamSystemMetricsServer = grpc.ServerStreamingServer[SystemMetricsResponse]
 
+func _MonitoringService_GetServerVersion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EmptyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(MonitoringServiceServer).GetServerVersion(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: MonitoringService_GetServerVersion_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(MonitoringServiceServer).GetServerVersion(ctx, req.(*EmptyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // MonitoringService_ServiceDesc is the grpc.ServiceDesc for MonitoringService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -1434,6 +1470,10 @@ var MonitoringService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetSystemStatus",
 			Handler:    _MonitoringService_GetSystemStatus_Handler,
+		},
+		{
+			MethodName: "GetServerVersion",
+			Handler:    _MonitoringService_GetServerVersion_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -160,13 +160,16 @@ type Version struct {
 
 // ServerVersion returns the daemon's version.
 func (c *Client) ServerVersion(ctx context.Context) (Version, error) {
-	out, err := c.monitoring.GetSystemStatus(ctx, &api.EmptyRequest{})
+	v, err := c.monitoring.GetServerVersion(ctx, &api.EmptyRequest{})
 	if err != nil {
 		return Version{}, err
 	}
-	v := out.GetServerVersion()
+	return version(v), nil
+}
+
+func version(v *api.ServerVersionInfo) Version {
 	return Version{
 		Version: v.GetVersion(), Commit: v.GetGitCommit(), BuildDate: v.GetBuildDate(),
 		Go: v.GetGoVersion(), Platform: v.GetPlatform(),
-	}, nil
+	}
 }

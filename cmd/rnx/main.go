@@ -127,7 +127,7 @@ answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
 	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path (default $RNX_HOST, then this machine's)")
 	f.BoolVar(&a.json, "json", false, "print JSON, errors too")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newVersionCommand(a))
+	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newMonitorCommand(a), newVersionCommand(a))
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
 }

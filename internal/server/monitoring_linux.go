@@ -2,59 +2,221 @@ package server
 
 import (
 	"context"
-	"fmt"
-	"os"
-	"runtime"
+	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/hostinfo"
 )
+
+const (
+	defaultInterval = 5 // seconds between the messages of StreamSystemMetrics
+	maxInterval     = 3600
+
+	// maxMetricTypes is more than there are.
+	maxMetricTypes = 32
+
+	// statusWindow is over how long the usage of a status is measured at most.
+	statusWindow = 15 * time.Second
+)
+
+// metricTypes are the words of StreamMetricsRequest.
+var metricTypes = map[string]hostinfo.Parts{
+	"cpu":     hostinfo.PartCPU,
+	"memory":  hostinfo.PartMemory,
+	"disk":    hostinfo.PartDisks,
+	"network": hostinfo.PartNetworks,
+	"io":      hostinfo.PartIO,
+	"process": hostinfo.PartProcesses,
+	"host":    hostinfo.PartMachine,
+}
 
 type monitoringService struct {
 	api.UnimplementedMonitoringServiceServer
+
+	once   sync.Once // nothing is measured for a daemon that nobody asks
+	reader *hostinfo.Reader
+	status *hostinfo.Sampler // of all who ask for the status
+	err    error
 }
 
-// GetSystemStatus says what the daemon is and the basics of its host. The parts
-// that are not measured are absent.
-func (monitoringService) GetSystemStatus(context.Context, *api.EmptyRequest) (*api.SystemStatusResponse, error) {
-	host, err := hostInfo()
+func (s *monitoringService) open() error {
+	s.once.Do(func() {
+		if s.reader, s.err = hostinfo.NewReader(); s.err == nil {
+			s.status = s.reader.Sampler(hostinfo.AllParts, statusWindow)
+		}
+	})
+	return s.err
+}
+
+// GetSystemStatus says what the daemon is and how its host does. Usage and rates
+// are those since the previous call, or of the last fifth of a second when that
+// was long ago.
+func (s *monitoringService) GetSystemStatus(ctx context.Context, _ *api.EmptyRequest) (*api.SystemStatusResponse, error) {
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	m, err := s.status.Sample(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b := joblet.Build()
+	p := metricsToProto(m)
 	return &api.SystemStatusResponse{
-		Timestamp: time.Now().UTC().Format(time.RFC3339),
-		Available: true,
-		Host:      host,
-		ServerVersion: &api.ServerVersionInfo{
-			Version: b.Version, GitCommit: b.Commit, BuildDate: b.Date, Component: "joblet", GoVersion: b.Go, Platform: b.Platform,
-		},
+		Timestamp:     p.GetTimestamp(),
+		Available:     true,
+		Host:          p.GetHost(),
+		Cpu:           p.GetCpu(),
+		Memory:        p.GetMemory(),
+		Disks:         p.GetDisks(),
+		Networks:      p.GetNetworks(),
+		Io:            p.GetIo(),
+		Processes:     p.GetProcesses(),
+		Cloud:         p.GetCloud(),
+		ServerVersion: serverVersion(),
 	}, nil
 }
 
-func hostInfo() (*api.HostInfo, error) {
-	name, err := os.Hostname()
-	if err != nil {
-		return nil, fmt.Errorf("read host name: %w", err)
-	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return nil, os.NewSyscallError("uname", err)
-	}
-	var up unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err != nil {
-		return nil, os.NewSyscallError("clock_gettime", err)
-	}
-	uptime := time.Duration(up.Nano())
-	return &api.HostInfo{
-		Hostname:      name,
-		Os:            runtime.GOOS,
-		KernelVersion: unix.ByteSliceToString(uts.Release[:]),
-		Architecture:  runtime.GOARCH,
-		BootTime:      time.Now().Add(-uptime).UTC().Format(time.RFC3339),
-		Uptime:        int64(uptime / time.Second),
-	}, nil
+func (*monitoringService) GetServerVersion(context.Context, *api.EmptyRequest) (*api.ServerVersionInfo, error) {
+	return serverVersion(), nil
 }
+
+func serverVersion() *api.ServerVersionInfo {
+	b := joblet.Build()
+	return &api.ServerVersionInfo{
+		Version: b.Version, GitCommit: b.Commit, BuildDate: b.Date, Component: "joblet", GoVersion: b.Go, Platform: b.Platform,
+	}
+}
+
+// StreamSystemMetrics sends how the host does, at once and then after each
+// interval, in which usage and rates are measured. A caller who is slow to read
+// misses some.
+func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out grpc.ServerStreamingServer[api.SystemMetricsResponse]) error {
+	interval, parts, err := metricsRequest(r)
+	if err != nil {
+		return err
+	}
+	if err := s.open(); err != nil {
+		return err
+	}
+	ctx := out.Context()
+	sampler := s.reader.Sampler(parts, 0)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		m, err := sampler.Sample(ctx)
+		if err != nil {
+			return err
+		}
+		if err := out.Send(metricsToProto(m)); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+func metricsRequest(r *api.StreamMetricsRequest) (interval time.Duration, parts hostinfo.Parts, err error) {
+	seconds := r.GetIntervalSeconds()
+	if seconds == 0 {
+		seconds = defaultInterval
+	}
+	if seconds < 1 || seconds > maxInterval {
+		return 0, 0, joblet.Errorf(joblet.InvalidArgument, "interval of %d seconds: must be between 1 and %d", seconds, maxInterval)
+	}
+	if n := len(r.GetMetricTypes()); n > maxMetricTypes {
+		return 0, 0, joblet.Errorf(joblet.InvalidArgument, "%d metric types: at most %d", n, maxMetricTypes)
+	}
+	for _, name := range r.GetMetricTypes() {
+		part, ok := metricTypes[name]
+		if !ok {
+			return 0, 0, joblet.Errorf(joblet.InvalidArgument, "unknown metric type %.40q: must be cpu, memory, disk, network, io, process or host", name)
+		}
+		parts |= part
+	}
+	if parts == 0 {
+		parts = hostinfo.AllParts
+	}
+	return time.Duration(seconds) * time.Second, parts, nil
+}
+
+func metricsToProto(m hostinfo.Sample) *api.SystemMetricsResponse {
+	out := &api.SystemMetricsResponse{Timestamp: rfc3339(m.Time)}
+	if h := m.Machine; h != nil {
+		out.Host = &api.HostInfo{
+			Hostname: h.Hostname, Os: h.OS, KernelVersion: h.Kernel, Architecture: h.Architecture,
+			BootTime: rfc3339(h.Boot), Uptime: int64(h.Uptime / time.Second),
+			NodeId: h.NodeID, ServerIps: h.Addresses, MacAddresses: h.MACs,
+		}
+	}
+	if c := m.Cloud; c != nil {
+		out.Cloud = &api.CloudInfo{
+			Provider: c.Provider, InstanceId: c.InstanceID, InstanceType: c.InstanceType, HypervisorType: c.Hypervisor, Metadata: c.Metadata,
+		}
+	}
+	if c := m.CPU; c != nil {
+		out.Cpu = &api.CPUMetrics{
+			Cores: int32(c.Cores), UsagePercent: c.Usage,
+			UserTime: c.User, SystemTime: c.System, IdleTime: c.Idle, IoWaitTime: c.IOWait, StealTime: c.Steal,
+			LoadAverage: c.Load[:], PerCoreUsage: c.PerCore,
+		}
+	}
+	if y := m.Memory; y != nil {
+		out.Memory = &api.MemoryMetrics{
+			TotalBytes: y.Total, UsedBytes: y.Used, FreeBytes: y.Free, AvailableBytes: y.Available, UsagePercent: y.Usage,
+			CachedBytes: y.Cached, BufferedBytes: y.Buffered, SwapTotal: y.SwapTotal, SwapUsed: y.SwapUsed, SwapFree: y.SwapFree,
+		}
+	}
+	for _, d := range m.Disks {
+		out.Disks = append(out.Disks, &api.DiskMetrics{
+			Device: d.Device, MountPoint: d.MountPoint, Filesystem: d.FileSystem,
+			TotalBytes: d.Total, UsedBytes: d.Used, FreeBytes: d.Free, UsagePercent: d.Usage,
+			InodesTotal: d.Inodes, InodesUsed: d.InodesUsed, InodesFree: d.InodesFree, InodesUsagePercent: d.InodesUsage,
+		})
+	}
+	for _, n := range m.Networks {
+		out.Networks = append(out.Networks, &api.NetworkMetrics{
+			Interface: n.Name, BytesReceived: n.BytesIn, BytesSent: n.BytesOut, PacketsReceived: n.PacketsIn, PacketsSent: n.PacketsOut,
+			ErrorsIn: n.ErrorsIn, ErrorsOut: n.ErrorsOut, DropsIn: n.DropsIn, DropsOut: n.DropsOut,
+			ReceiveRate: n.RateIn, TransmitRate: n.RateOut, IpAddresses: n.Addresses, MacAddress: n.MAC,
+		})
+	}
+	if o := m.IO; o != nil {
+		out.Io = &api.IOMetrics{
+			TotalReads: o.Reads, TotalWrites: o.Writes, ReadBytes: o.ReadBytes, WriteBytes: o.WriteBytes,
+			ReadRate: o.ReadRate, WriteRate: o.WriteRate,
+		}
+		for _, d := range o.Disks {
+			out.Io.DiskIo = append(out.Io.DiskIo, &api.DiskIOMetrics{
+				Device: d.Device, ReadsCompleted: d.Reads, WritesCompleted: d.Writes, ReadBytes: d.ReadBytes, WriteBytes: d.WriteBytes,
+				ReadTime: d.ReadTime, WriteTime: d.WriteTime, IoTime: d.Time, Utilization: d.Utilization,
+			})
+		}
+	}
+	if p := m.Processes; p != nil {
+		out.Processes = &api.ProcessMetrics{
+			TotalProcesses: int32(p.Total), RunningProcesses: int32(p.Running), SleepingProcesses: int32(p.Sleeping),
+			StoppedProcesses: int32(p.Stopped), ZombieProcesses: int32(p.Zombies), TotalThreads: int32(p.Threads),
+			TopByCpu: processesToProto(p.ByCPU), TopByMemory: processesToProto(p.ByMemory),
+		}
+	}
+	return out
+}
+
+func processesToProto(all []hostinfo.Process) []*api.ProcessInfo {
+	out := make([]*api.ProcessInfo, len(all))
+	for i, p := range all {
+		out[i] = &api.ProcessInfo{
+			Pid: int32(p.PID), Ppid: int32(p.PPID), Name: p.Name, Command: p.Command, CpuPercent: p.CPU, MemoryPercent: p.Memory,
+			MemoryBytes: p.Resident, Status: p.State, StartTime: rfc3339(p.Started),
+		}
+	}
+	return out
+}
+
+func rfc3339(t time.Time) string { return t.UTC().Format(time.RFC3339) }

@@ -61,6 +61,7 @@ var roles = map[string]role{
 
 	api.MonitoringService_GetSystemStatus_FullMethodName:     reader,
 	api.MonitoringService_StreamSystemMetrics_FullMethodName: reader,
+	api.MonitoringService_GetServerVersion_FullMethodName:    reader,
 
 	api.RuntimeService_ListRuntimes_FullMethodName:        reader,
 	api.RuntimeService_GetRuntimeInfo_FullMethodName:      reader,

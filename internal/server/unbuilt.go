@@ -3,8 +3,6 @@ package server
 import (
 	"context"
 
-	"google.golang.org/grpc"
-
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 )
@@ -44,8 +42,4 @@ func (volumeService) ListVolumes(context.Context, *api.EmptyRequest) (*api.Volum
 
 func (volumeService) RemoveVolume(context.Context, *api.RemoveVolumeRequest) (*api.RemoveVolumeResponse, error) {
 	return nil, errUnbuilt("volumes")
-}
-
-func (monitoringService) StreamSystemMetrics(*api.StreamMetricsRequest, grpc.ServerStreamingServer[api.SystemMetricsResponse]) error {
-	return errUnbuilt("system metrics")
 }
