@@ -336,6 +336,9 @@ func TestSpareBoxesKilled(t *testing.T) {
 		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 			t.Error(err)
 		}
+		if !eventually(10*time.Second, func() bool { return unix.Kill(pid, 0) == unix.ESRCH }) {
+			t.Fatalf("process %d does not die", pid)
+		}
 	}
 	for range 3 {
 		d.must(t, "true")
