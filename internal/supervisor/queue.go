@@ -185,6 +185,9 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	rec := &l.rec
+	if l.starting { // somebody ends it just now
+		return ""
+	}
 	switch rec.State {
 	case joblet.Pending:
 	case joblet.Scheduled:
@@ -258,7 +261,7 @@ func (s *Supervisor) releaseWaiters(job joblet.Job) {
 	s.mu.Lock()
 	var canceled []*live
 	for _, w := range s.waiters[job.ID] {
-		if w.live.rec.State != joblet.Pending {
+		if w.live.rec.State != joblet.Pending || w.live.starting {
 			continue // it was canceled meanwhile
 		}
 		if job.State != joblet.Completed && !w.anyEnd {
@@ -382,7 +385,7 @@ func (s *Supervisor) startDue(now time.Time) time.Duration {
 func (s *Supervisor) due(l *live, now time.Time) {
 	if !s.look(l).job.Spec.Repeats() {
 		s.mu.Lock()
-		waits := l.rec.State == joblet.Scheduled // and was not canceled just now
+		waits := l.rec.State == joblet.Scheduled && !l.starting // it was not canceled just now
 		if waits {
 			// Not recorded: a daemon that comes next finds that its time has come.
 			s.becomeLocked(l, joblet.Pending, nil)
@@ -403,7 +406,7 @@ func (s *Supervisor) due(l *live, now time.Time) {
 func (s *Supervisor) fire(l *live, now time.Time) {
 	s.mu.Lock()
 	parent := l.rec
-	if parent.State != joblet.Scheduled { // canceled just now
+	if parent.State != joblet.Scheduled || l.starting { // canceled just now
 		s.mu.Unlock()
 		return
 	}
@@ -429,7 +432,7 @@ func (s *Supervisor) fire(l *live, now time.Time) {
 		return
 	}
 	s.mu.Lock()
-	if l.rec.State != joblet.Scheduled { // canceled meanwhile
+	if l.rec.State != joblet.Scheduled || l.starting { // canceled meanwhile
 		s.mu.Unlock()
 		return
 	}

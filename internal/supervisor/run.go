@@ -299,8 +299,9 @@ func (s *Supervisor) settle(l *live) {
 	diskBytes := dirBytes(s.jobDir(rec.ID))
 	s.mu.Lock()
 	rec = l.rec // whether it was asked to stop counts up to this moment
+	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
-	again := retries(rec.Job)
+	again := retries(rec.Job) && !asked // whatever it was that ended it
 	if again {
 		retry(&rec.Job)
 	} else {

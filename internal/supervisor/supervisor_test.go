@@ -367,3 +367,33 @@ func TestKeyedLock(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestStopWins: a job that was asked to stop is not tried again, whatever ends
+// it, and one that somebody is about to end does not come into the queue.
+func TestStopWins(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), nil)
+	defer closing(t, s)
+	spec := joblet.Spec{Command: "sh", Args: []string{"-c", "trap '' TERM; while :; do sleep 0.01; done"}, Retries: 3, RetryDelay: time.Millisecond, Timeout: 300 * time.Millisecond}
+	job, err := s.Submit(t.Context(), spec, "test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(250 * time.Millisecond)
+	// The timeout comes during the grace period, or has come just before.
+	job, err = s.Stop(t.Context(), job.ID, joblet.StopOptions{Grace: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if job.State != joblet.Stopped && job.State != joblet.TimedOut || job.Attempt != 1 {
+		t.Errorf("%v after %d attempts", job.State, job.Attempt)
+	}
+	l := newLive(store.Record{Job: joblet.Job{ID: joblet.NewID(), State: joblet.Pending}})
+	l.starting = true
+	s.enqueue(l)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.ready)+len(s.timers) != 0 {
+		t.Error("a job that is being ended waits in the queue")
+	}
+}
