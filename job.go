@@ -45,6 +45,11 @@ type Job struct {
 	LogBytes int64
 	// WorkBytes is how many bytes the files are that an ended job left in /work.
 	WorkBytes int64
+	// Usage is what the latest attempt took: in all once that has ended, so far
+	// while it runs.
+	Usage Usage
+	// OutOfMemory: the latest attempt was ended because its memory was used up.
+	OutOfMemory bool
 }
 
 // Attempt is a run of a job that was followed by another.
@@ -54,6 +59,7 @@ type Attempt struct {
 	State   State     `json:"state"` // FAILED or TIMEOUT
 	Exit    *Exit     `json:"exit,omitempty"`
 	Reason  string    `json:"reason,omitempty"`
+	Usage   Usage     `json:"usage,omitzero"`
 }
 
 // Status returns the exit status that a user of the job sees, as rnx gives it:
@@ -67,6 +73,8 @@ func (j Job) Status() (status int, ended bool) {
 		return StatusTimeout, true
 	case j.State == Lost:
 		return StatusFailure, true
+	case j.OutOfMemory && j.Exit != nil && j.Exit.Status() == 0: // it ended just before it was killed
+		return 128 + sigkill, true
 	case j.Exit != nil:
 		return j.Exit.Status(), true
 	case j.Failure == CommandNotFound:
@@ -76,6 +84,8 @@ func (j Job) Status() (status int, ended bool) {
 	}
 	return StatusFailure, true
 }
+
+const sigkill = 9 // on every Linux, also where this program runs on another system
 
 // Exit is how a process ended: with a code, or by a signal.
 type Exit struct {

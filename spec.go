@@ -52,6 +52,8 @@ type Spec struct {
 	// never stored or shown. Redacted keeps its names.
 	SecretEnv map[string]string `json:"secret_env,omitempty"`
 
+	Limits Limits `json:"limits,omitzero"`
+
 	Timeout time.Duration `json:"timeout,omitempty"` // of each run; 0: none
 	Init    bool          `json:"init,omitempty"`    // a small reaper as PID 1, the command as its child
 
@@ -189,6 +191,9 @@ func (s Spec) Validate() error {
 		return Errorf(InvalidArgument, "timeout %v: must be between 0 (none) and %v", s.Timeout, MaxTimeout)
 	}
 	if err := ValidLabels(s.Labels); err != nil {
+		return err
+	}
+	if err := s.Limits.Validate(); err != nil {
 		return err
 	}
 	return s.validateLife()

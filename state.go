@@ -16,6 +16,7 @@ const (
 	Scheduled                     // accepted, waits for its time
 	Initializing                  // the box is being built
 	Running                       // the command runs
+	Paused                        // it is frozen, until it is resumed
 	Stopping                      // asked to end, still running
 	Completed                     // ended by itself with status 0
 	Failed                        // ended with another status, by a signal, or could not be run (Reason)
@@ -26,7 +27,7 @@ const (
 )
 
 var stateNames = [...]string{
-	"", "PENDING", "SCHEDULED", "INITIALIZING", "RUNNING", "STOPPING",
+	"", "PENDING", "SCHEDULED", "INITIALIZING", "RUNNING", "PAUSED", "STOPPING",
 	"COMPLETED", "FAILED", "STOPPED", "CANCELED", "TIMEOUT", "LOST",
 }
 
@@ -72,7 +73,7 @@ func ParseState(name string) (State, error) {
 func (s State) Final() bool { return s >= Completed && s <= Lost }
 
 // Alive reports whether processes of a job in this state may exist.
-func (s State) Alive() bool { return s == Initializing || s == Running || s == Stopping }
+func (s State) Alive() bool { return s >= Initializing && s <= Stopping }
 
 // transitions lists, for each state, the states that may follow it
 // (docs/JOBS.md tells what each means). A run that is retried leads back to
@@ -82,7 +83,8 @@ var transitions = map[State][]State{
 	Pending:      {Initializing, Canceled, Failed, Stopped},
 	Scheduled:    {Pending, Canceled, Failed, Stopped},
 	Initializing: {Pending, Running, Failed, Lost, Canceled, Stopped},
-	Running:      {Scheduled, Stopping, Completed, Failed, TimedOut, Stopped, Lost},
+	Running:      {Scheduled, Paused, Stopping, Completed, Failed, TimedOut, Stopped, Lost},
+	Paused:       {Scheduled, Running, Stopping, Completed, Failed, TimedOut, Stopped, Lost},
 	Stopping:     {Stopped, TimedOut, Lost},
 }
 

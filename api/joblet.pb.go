@@ -123,8 +123,11 @@ type Job struct {
 	Stdin          string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Uploads        []string          `protobuf:"bytes,124,rep,name=uploads,proto3" json:"uploads,omitempty"`
 	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
-	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                       // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
-	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"` // size of the files that it left in /work
+	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
+	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
+	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
+	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
+	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -488,6 +491,27 @@ func (x *Job) GetWorkBytes() int64 {
 	return 0
 }
 
+func (x *Job) GetLimits() *JobLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *Job) GetUsage() *JobUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *Job) GetOutOfMemory() bool {
+	if x != nil {
+		return x.OutOfMemory
+	}
+	return false
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -687,8 +711,11 @@ type GetJobStatusResponse struct {
 	IdempotencyKey string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Stdin          string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
-	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                       // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
-	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"` // size of the files that it left in /work
+	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
+	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
+	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
+	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
+	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1064,6 +1091,27 @@ func (x *GetJobStatusResponse) GetWorkBytes() int64 {
 		return x.WorkBytes
 	}
 	return 0
+}
+
+func (x *GetJobStatusResponse) GetLimits() *JobLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetUsage() *JobUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetOutOfMemory() bool {
+	if x != nil {
+		return x.OutOfMemory
+	}
+	return false
 }
 
 type StopJobRequest struct {
@@ -5001,6 +5049,7 @@ type RunJobRequest struct {
 	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
+	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5252,6 +5301,13 @@ func (x *RunJobRequest) GetDetach() bool {
 	return false
 }
 
+func (x *RunJobRequest) GetLimits() *JobLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
 type RunJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
@@ -5471,6 +5527,7 @@ func (x *RemoveRuntimeResponse) GetFreedSpaceBytes() int64 {
 type StreamJobMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
+	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between two samples; 0: 1 s
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5510,6 +5567,13 @@ func (x *StreamJobMetricsRequest) GetJobUuid() string {
 		return x.JobUuid
 	}
 	return ""
+}
+
+func (x *StreamJobMetricsRequest) GetIntervalMs() int64 {
+	if x != nil {
+		return x.IntervalMs
+	}
+	return 0
 }
 
 type GetJobMetricsRequest struct {
@@ -5593,6 +5657,10 @@ type JobMetricsEvent struct {
 	NetSentBytes   int64                  `protobuf:"varint,9,opt,name=net_sent_bytes,json=netSentBytes,proto3" json:"net_sent_bytes,omitempty"`
 	GpuPercent     float64                `protobuf:"fixed64,10,opt,name=gpu_percent,json=gpuPercent,proto3" json:"gpu_percent,omitempty"`
 	GpuMemoryBytes int64                  `protobuf:"varint,11,opt,name=gpu_memory_bytes,json=gpuMemoryBytes,proto3" json:"gpu_memory_bytes,omitempty"`
+	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // timestamp is the same in seconds
+	Usage          *JobUsage              `protobuf:"bytes,101,opt,name=usage,proto3" json:"usage,omitempty"`                                 // since the job's start
+	SwapBytes      int64                  `protobuf:"varint,102,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
+	Pids           int32                  `protobuf:"varint,103,opt,name=pids,proto3" json:"pids,omitempty"` // processes and threads now
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -5700,6 +5768,34 @@ func (x *JobMetricsEvent) GetGpuPercent() float64 {
 func (x *JobMetricsEvent) GetGpuMemoryBytes() int64 {
 	if x != nil {
 		return x.GpuMemoryBytes
+	}
+	return 0
+}
+
+func (x *JobMetricsEvent) GetTimestampNs() int64 {
+	if x != nil {
+		return x.TimestampNs
+	}
+	return 0
+}
+
+func (x *JobMetricsEvent) GetUsage() *JobUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *JobMetricsEvent) GetSwapBytes() int64 {
+	if x != nil {
+		return x.SwapBytes
+	}
+	return 0
+}
+
+func (x *JobMetricsEvent) GetPids() int32 {
+	if x != nil {
+		return x.Pids
 	}
 	return 0
 }
@@ -7117,6 +7213,7 @@ type JobAttempt struct {
 	Status        string                 `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
 	Exit          *JobExit               `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`
 	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Usage         *JobUsage              `protobuf:"bytes,6,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7184,6 +7281,13 @@ func (x *JobAttempt) GetReason() string {
 		return x.Reason
 	}
 	return ""
+}
+
+func (x *JobAttempt) GetUsage() *JobUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
 }
 
 type RerunJobRequest struct {
@@ -7696,13 +7800,841 @@ func (x *QueryJobsRequest) GetEndedBefore() string {
 	return ""
 }
 
+// What a job may take of the host, all of its processes together. Not set: the
+// daemon's default, and without one, no limit.
+type JobLimits struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CpuPercent      int64                  `protobuf:"varint,1,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor
+	CpuCores        string                 `protobuf:"bytes,2,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"`        // "0-1,3"
+	CpuWeight       int64                  `protobuf:"varint,3,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`    // 1 to 10000; others have 100
+	MemoryBytes     int64                  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	MemoryHighBytes int64                  `protobuf:"varint,5,opt,name=memory_high_bytes,json=memoryHighBytes,proto3" json:"memory_high_bytes,omitempty"`
+	SwapBytes       int64                  `protobuf:"varint,6,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"` // beyond memory_bytes
+	MaxPids         int64                  `protobuf:"varint,7,opt,name=max_pids,json=maxPids,proto3" json:"max_pids,omitempty"`
+	IoBps           int64                  `protobuf:"varint,8,opt,name=io_bps,json=ioBps,proto3" json:"io_bps,omitempty"` // bytes a second, read and written
+	ReadBps         int64                  `protobuf:"varint,9,opt,name=read_bps,json=readBps,proto3" json:"read_bps,omitempty"`
+	WriteBps        int64                  `protobuf:"varint,10,opt,name=write_bps,json=writeBps,proto3" json:"write_bps,omitempty"`
+	Iops            int64                  `protobuf:"varint,11,opt,name=iops,proto3" json:"iops,omitempty"` // reads a second, and writes
+	DiskBytes       int64                  `protobuf:"varint,12,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	Rlimits         map[string]*JobRlimit  `protobuf:"bytes,13,rep,name=rlimits,proto3" json:"rlimits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // "nofile": …
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *JobLimits) Reset() {
+	*x = JobLimits{}
+	mi := &file_joblet_proto_msgTypes[92]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobLimits) ProtoMessage() {}
+
+func (x *JobLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[92]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobLimits.ProtoReflect.Descriptor instead.
+func (*JobLimits) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{92}
+}
+
+func (x *JobLimits) GetCpuPercent() int64 {
+	if x != nil {
+		return x.CpuPercent
+	}
+	return 0
+}
+
+func (x *JobLimits) GetCpuCores() string {
+	if x != nil {
+		return x.CpuCores
+	}
+	return ""
+}
+
+func (x *JobLimits) GetCpuWeight() int64 {
+	if x != nil {
+		return x.CpuWeight
+	}
+	return 0
+}
+
+func (x *JobLimits) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *JobLimits) GetMemoryHighBytes() int64 {
+	if x != nil {
+		return x.MemoryHighBytes
+	}
+	return 0
+}
+
+func (x *JobLimits) GetSwapBytes() int64 {
+	if x != nil {
+		return x.SwapBytes
+	}
+	return 0
+}
+
+func (x *JobLimits) GetMaxPids() int64 {
+	if x != nil {
+		return x.MaxPids
+	}
+	return 0
+}
+
+func (x *JobLimits) GetIoBps() int64 {
+	if x != nil {
+		return x.IoBps
+	}
+	return 0
+}
+
+func (x *JobLimits) GetReadBps() int64 {
+	if x != nil {
+		return x.ReadBps
+	}
+	return 0
+}
+
+func (x *JobLimits) GetWriteBps() int64 {
+	if x != nil {
+		return x.WriteBps
+	}
+	return 0
+}
+
+func (x *JobLimits) GetIops() int64 {
+	if x != nil {
+		return x.Iops
+	}
+	return 0
+}
+
+func (x *JobLimits) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *JobLimits) GetRlimits() map[string]*JobRlimit {
+	if x != nil {
+		return x.Rlimits
+	}
+	return nil
+}
+
+// A resource limit of each process; 2^64-1 is none.
+type JobRlimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Soft          uint64                 `protobuf:"varint,1,opt,name=soft,proto3" json:"soft,omitempty"`
+	Hard          uint64                 `protobuf:"varint,2,opt,name=hard,proto3" json:"hard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobRlimit) Reset() {
+	*x = JobRlimit{}
+	mi := &file_joblet_proto_msgTypes[93]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobRlimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobRlimit) ProtoMessage() {}
+
+func (x *JobRlimit) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[93]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobRlimit.ProtoReflect.Descriptor instead.
+func (*JobRlimit) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{93}
+}
+
+func (x *JobRlimit) GetSoft() uint64 {
+	if x != nil {
+		return x.Soft
+	}
+	return 0
+}
+
+func (x *JobRlimit) GetHard() uint64 {
+	if x != nil {
+		return x.Hard
+	}
+	return 0
+}
+
+// What a job has taken since its start. What the host does not count is 0.
+type JobUsage struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	CpuUserUs       int64                  `protobuf:"varint,1,opt,name=cpu_user_us,json=cpuUserUs,proto3" json:"cpu_user_us,omitempty"`
+	CpuSystemUs     int64                  `protobuf:"varint,2,opt,name=cpu_system_us,json=cpuSystemUs,proto3" json:"cpu_system_us,omitempty"`
+	ThrottledUs     int64                  `protobuf:"varint,3,opt,name=throttled_us,json=throttledUs,proto3" json:"throttled_us,omitempty"` // waited because its processor time was used up
+	MemoryPeakBytes int64                  `protobuf:"varint,4,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3" json:"memory_peak_bytes,omitempty"`
+	PidsPeak        int64                  `protobuf:"varint,5,opt,name=pids_peak,json=pidsPeak,proto3" json:"pids_peak,omitempty"`
+	ReadBytes       int64                  `protobuf:"varint,6,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"` // from devices
+	WriteBytes      int64                  `protobuf:"varint,7,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
+	ReadOps         int64                  `protobuf:"varint,8,opt,name=read_ops,json=readOps,proto3" json:"read_ops,omitempty"`
+	WriteOps        int64                  `protobuf:"varint,9,opt,name=write_ops,json=writeOps,proto3" json:"write_ops,omitempty"`
+	CpuStallUs      int64                  `protobuf:"varint,10,opt,name=cpu_stall_us,json=cpuStallUs,proto3" json:"cpu_stall_us,omitempty"` // at least one process waited for the resource
+	MemoryStallUs   int64                  `protobuf:"varint,11,opt,name=memory_stall_us,json=memoryStallUs,proto3" json:"memory_stall_us,omitempty"`
+	IoStallUs       int64                  `protobuf:"varint,12,opt,name=io_stall_us,json=ioStallUs,proto3" json:"io_stall_us,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *JobUsage) Reset() {
+	*x = JobUsage{}
+	mi := &file_joblet_proto_msgTypes[94]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobUsage) ProtoMessage() {}
+
+func (x *JobUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[94]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
+func (*JobUsage) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{94}
+}
+
+func (x *JobUsage) GetCpuUserUs() int64 {
+	if x != nil {
+		return x.CpuUserUs
+	}
+	return 0
+}
+
+func (x *JobUsage) GetCpuSystemUs() int64 {
+	if x != nil {
+		return x.CpuSystemUs
+	}
+	return 0
+}
+
+func (x *JobUsage) GetThrottledUs() int64 {
+	if x != nil {
+		return x.ThrottledUs
+	}
+	return 0
+}
+
+func (x *JobUsage) GetMemoryPeakBytes() int64 {
+	if x != nil {
+		return x.MemoryPeakBytes
+	}
+	return 0
+}
+
+func (x *JobUsage) GetPidsPeak() int64 {
+	if x != nil {
+		return x.PidsPeak
+	}
+	return 0
+}
+
+func (x *JobUsage) GetReadBytes() int64 {
+	if x != nil {
+		return x.ReadBytes
+	}
+	return 0
+}
+
+func (x *JobUsage) GetWriteBytes() int64 {
+	if x != nil {
+		return x.WriteBytes
+	}
+	return 0
+}
+
+func (x *JobUsage) GetReadOps() int64 {
+	if x != nil {
+		return x.ReadOps
+	}
+	return 0
+}
+
+func (x *JobUsage) GetWriteOps() int64 {
+	if x != nil {
+		return x.WriteOps
+	}
+	return 0
+}
+
+func (x *JobUsage) GetCpuStallUs() int64 {
+	if x != nil {
+		return x.CpuStallUs
+	}
+	return 0
+}
+
+func (x *JobUsage) GetMemoryStallUs() int64 {
+	if x != nil {
+		return x.MemoryStallUs
+	}
+	return 0
+}
+
+func (x *JobUsage) GetIoStallUs() int64 {
+	if x != nil {
+		return x.IoStallUs
+	}
+	return 0
+}
+
+type PauseJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseJobRequest) Reset() {
+	*x = PauseJobRequest{}
+	mi := &file_joblet_proto_msgTypes[95]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseJobRequest) ProtoMessage() {}
+
+func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[95]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseJobRequest.ProtoReflect.Descriptor instead.
+func (*PauseJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{95}
+}
+
+func (x *PauseJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+type PauseJobResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseJobResponse) Reset() {
+	*x = PauseJobResponse{}
+	mi := &file_joblet_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseJobResponse) ProtoMessage() {}
+
+func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseJobResponse.ProtoReflect.Descriptor instead.
+func (*PauseJobResponse) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{96}
+}
+
+func (x *PauseJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type ResumeJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeJobRequest) Reset() {
+	*x = ResumeJobRequest{}
+	mi := &file_joblet_proto_msgTypes[97]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeJobRequest) ProtoMessage() {}
+
+func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[97]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
+func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{97}
+}
+
+func (x *ResumeJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+type ResumeJobResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeJobResponse) Reset() {
+	*x = ResumeJobResponse{}
+	mi := &file_joblet_proto_msgTypes[98]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeJobResponse) ProtoMessage() {}
+
+func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[98]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
+func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{98}
+}
+
+func (x *ResumeJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type UpdateJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Limits        *JobLimits             `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"` // those that are set
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateJobRequest) Reset() {
+	*x = UpdateJobRequest{}
+	mi := &file_joblet_proto_msgTypes[99]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateJobRequest) ProtoMessage() {}
+
+func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[99]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateJobRequest.ProtoReflect.Descriptor instead.
+func (*UpdateJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{99}
+}
+
+func (x *UpdateJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *UpdateJobRequest) GetLimits() *JobLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+type UpdateJobResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Job           *Job                   `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateJobResponse) Reset() {
+	*x = UpdateJobResponse{}
+	mi := &file_joblet_proto_msgTypes[100]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateJobResponse) ProtoMessage() {}
+
+func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[100]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateJobResponse.ProtoReflect.Descriptor instead.
+func (*UpdateJobResponse) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{100}
+}
+
+func (x *UpdateJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+type ListJobProcessesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJobProcessesRequest) Reset() {
+	*x = ListJobProcessesRequest{}
+	mi := &file_joblet_proto_msgTypes[101]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJobProcessesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJobProcessesRequest) ProtoMessage() {}
+
+func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[101]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJobProcessesRequest.ProtoReflect.Descriptor instead.
+func (*ListJobProcessesRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{101}
+}
+
+func (x *ListJobProcessesRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+type ListJobProcessesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"` // by number in the job
+	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`    // there are so many more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJobProcessesResponse) Reset() {
+	*x = ListJobProcessesResponse{}
+	mi := &file_joblet_proto_msgTypes[102]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJobProcessesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJobProcessesResponse) ProtoMessage() {}
+
+func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[102]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJobProcessesResponse.ProtoReflect.Descriptor instead.
+func (*ListJobProcessesResponse) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{102}
+}
+
+func (x *ListJobProcessesResponse) GetProcesses() []*JobProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+func (x *ListJobProcessesResponse) GetOmitted() int64 {
+	if x != nil {
+		return x.Omitted
+	}
+	return 0
+}
+
+type JobProcess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the job numbers it
+	HostPid       int32                  `protobuf:"varint,2,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	Ppid          int32                  `protobuf:"varint,3,opt,name=ppid,proto3" json:"ppid,omitempty"` // as the job numbers it; 0: the parent is not of the job
+	Uid           int32                  `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`   // in the job
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
+	Command       string                 `protobuf:"bytes,7,opt,name=command,proto3" json:"command,omitempty"`
+	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
+	StartTime     string                 `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	CpuUs         int64                  `protobuf:"varint,10,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
+	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since the answer before, or since it started
+	MemoryBytes   int64                  `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobProcess) Reset() {
+	*x = JobProcess{}
+	mi := &file_joblet_proto_msgTypes[103]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobProcess) ProtoMessage() {}
+
+func (x *JobProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[103]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobProcess.ProtoReflect.Descriptor instead.
+func (*JobProcess) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{103}
+}
+
+func (x *JobProcess) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *JobProcess) GetHostPid() int32 {
+	if x != nil {
+		return x.HostPid
+	}
+	return 0
+}
+
+func (x *JobProcess) GetPpid() int32 {
+	if x != nil {
+		return x.Ppid
+	}
+	return 0
+}
+
+func (x *JobProcess) GetUid() int32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *JobProcess) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *JobProcess) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *JobProcess) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *JobProcess) GetThreads() int32 {
+	if x != nil {
+		return x.Threads
+	}
+	return 0
+}
+
+func (x *JobProcess) GetStartTime() string {
+	if x != nil {
+		return x.StartTime
+	}
+	return ""
+}
+
+func (x *JobProcess) GetCpuUs() int64 {
+	if x != nil {
+		return x.CpuUs
+	}
+	return 0
+}
+
+func (x *JobProcess) GetCpuPercent() float64 {
+	if x != nil {
+		return x.CpuPercent
+	}
+	return 0
+}
+
+func (x *JobProcess) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 var File_joblet_proto protoreflect.FileDescriptor
 
 const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xf5\f\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xef\r\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -7758,7 +8690,10 @@ const file_joblet_proto_rawDesc = "" +
 	"\rlog_max_bytes\x18} \x01(\x03R\vlogMaxBytes\x12\x18\n" +
 	"\afailure\x18~ \x01(\tR\afailure\x12\x1d\n" +
 	"\n" +
-	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x1a>\n" +
+	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
+	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
+	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -7776,7 +8711,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xf3\r\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xed\x0e\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -7834,7 +8769,10 @@ const file_joblet_proto_rawDesc = "" +
 	"\rlog_max_bytes\x18} \x01(\x03R\vlogMaxBytes\x12\x18\n" +
 	"\afailure\x18~ \x01(\tR\afailure\x12\x1d\n" +
 	"\n" +
-	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x1a>\n" +
+	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
+	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
+	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -8197,7 +9135,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xdb\t\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x87\n" +
+	"\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
@@ -8234,7 +9173,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18o \x01(\tR\x05stdin\x12\x14\n" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
-	"\x06detach\x18r \x01(\bR\x06detach\x1a>\n" +
+	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
+	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -8256,15 +9196,17 @@ const file_joblet_proto_rawDesc = "" +
 	"\x15RemoveRuntimeResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12*\n" +
-	"\x11freed_space_bytes\x18\x03 \x01(\x03R\x0ffreedSpaceBytes\"4\n" +
+	"\x11freed_space_bytes\x18\x03 \x01(\x03R\x0ffreedSpaceBytes\"U\n" +
 	"\x17StreamJobMetricsRequest\x12\x19\n" +
-	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\"\x81\x01\n" +
+	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x1f\n" +
+	"\vinterval_ms\x18d \x01(\x03R\n" +
+	"intervalMs\"\x81\x01\n" +
 	"\x14GetJobMetricsRequest\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x1d\n" +
 	"\n" +
 	"start_time\x18\x02 \x01(\x03R\tstartTime\x12\x19\n" +
 	"\bend_time\x18\x03 \x01(\x03R\aendTime\x12\x14\n" +
-	"\x05limit\x18\x04 \x01(\x05R\x05limit\"\x9a\x03\n" +
+	"\x05limit\x18\x04 \x01(\x05R\x05limit\"\x98\x04\n" +
 	"\x0fJobMetricsEvent\x12\x1c\n" +
 	"\ttimestamp\x18\x01 \x01(\x03R\ttimestamp\x12\x19\n" +
 	"\bjob_uuid\x18\x02 \x01(\tR\ajobUuid\x12\x1f\n" +
@@ -8279,7 +9221,12 @@ const file_joblet_proto_rawDesc = "" +
 	"\vgpu_percent\x18\n" +
 	" \x01(\x01R\n" +
 	"gpuPercent\x12(\n" +
-	"\x10gpu_memory_bytes\x18\v \x01(\x03R\x0egpuMemoryBytes\"M\n" +
+	"\x10gpu_memory_bytes\x18\v \x01(\x03R\x0egpuMemoryBytes\x12!\n" +
+	"\ftimestamp_ns\x18d \x01(\x03R\vtimestampNs\x12&\n" +
+	"\x05usage\x18e \x01(\v2\x10.joblet.JobUsageR\x05usage\x12\x1d\n" +
+	"\n" +
+	"swap_bytes\x18f \x01(\x03R\tswapBytes\x12\x12\n" +
+	"\x04pids\x18g \x01(\x05R\x04pids\"M\n" +
 	"\x1aStreamJobTelematicsRequest\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x14\n" +
 	"\x05types\x18\x02 \x03(\tR\x05types\"\x9a\x01\n" +
@@ -8383,7 +9330,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05files\x18\x02 \x01(\fH\x00R\x05files\x12\x1d\n" +
 	"\tfiles_end\x18\x03 \x01(\bH\x00R\bfilesEnd\x12\x16\n" +
 	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdinB\a\n" +
-	"\x05input\"\x9b\x01\n" +
+	"\x05input\"\xc3\x01\n" +
 	"\n" +
 	"JobAttempt\x12\x1d\n" +
 	"\n" +
@@ -8391,7 +9338,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\bend_time\x18\x02 \x01(\tR\aendTime\x12\x16\n" +
 	"\x06status\x18\x03 \x01(\tR\x06status\x12#\n" +
 	"\x04exit\x18\x04 \x01(\v2\x0f.joblet.JobExitR\x04exit\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xca\x01\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12&\n" +
+	"\x05usage\x18\x06 \x01(\v2\x10.joblet.JobUsageR\x05usage\"\xca\x01\n" +
 	"\x0fRerunJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12]\n" +
 	"\x12secret_environment\x18\x02 \x03(\v2..joblet.RerunJobRequest.SecretEnvironmentEntryR\x11secretEnvironment\x1aD\n" +
@@ -8427,8 +9375,84 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x01(\tR\x06before\x12\x16\n" +
 	"\x06labels\x18\a \x03(\tR\x06labels\x12\x16\n" +
 	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
-	"\fended_before\x18\t \x01(\tR\vendedBefore2\xed\n" +
+	"\fended_before\x18\t \x01(\tR\vendedBefore\"\xfc\x03\n" +
+	"\tJobLimits\x12\x1f\n" +
+	"\vcpu_percent\x18\x01 \x01(\x03R\n" +
+	"cpuPercent\x12\x1b\n" +
+	"\tcpu_cores\x18\x02 \x01(\tR\bcpuCores\x12\x1d\n" +
 	"\n" +
+	"cpu_weight\x18\x03 \x01(\x03R\tcpuWeight\x12!\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x03R\vmemoryBytes\x12*\n" +
+	"\x11memory_high_bytes\x18\x05 \x01(\x03R\x0fmemoryHighBytes\x12\x1d\n" +
+	"\n" +
+	"swap_bytes\x18\x06 \x01(\x03R\tswapBytes\x12\x19\n" +
+	"\bmax_pids\x18\a \x01(\x03R\amaxPids\x12\x15\n" +
+	"\x06io_bps\x18\b \x01(\x03R\x05ioBps\x12\x19\n" +
+	"\bread_bps\x18\t \x01(\x03R\areadBps\x12\x1b\n" +
+	"\twrite_bps\x18\n" +
+	" \x01(\x03R\bwriteBps\x12\x12\n" +
+	"\x04iops\x18\v \x01(\x03R\x04iops\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\f \x01(\x03R\tdiskBytes\x128\n" +
+	"\arlimits\x18\r \x03(\v2\x1e.joblet.JobLimits.RlimitsEntryR\arlimits\x1aM\n" +
+	"\fRlimitsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
+	"\x05value\x18\x02 \x01(\v2\x11.joblet.JobRlimitR\x05value:\x028\x01\"3\n" +
+	"\tJobRlimit\x12\x12\n" +
+	"\x04soft\x18\x01 \x01(\x04R\x04soft\x12\x12\n" +
+	"\x04hard\x18\x02 \x01(\x04R\x04hard\"\x9c\x03\n" +
+	"\bJobUsage\x12\x1e\n" +
+	"\vcpu_user_us\x18\x01 \x01(\x03R\tcpuUserUs\x12\"\n" +
+	"\rcpu_system_us\x18\x02 \x01(\x03R\vcpuSystemUs\x12!\n" +
+	"\fthrottled_us\x18\x03 \x01(\x03R\vthrottledUs\x12*\n" +
+	"\x11memory_peak_bytes\x18\x04 \x01(\x03R\x0fmemoryPeakBytes\x12\x1b\n" +
+	"\tpids_peak\x18\x05 \x01(\x03R\bpidsPeak\x12\x1d\n" +
+	"\n" +
+	"read_bytes\x18\x06 \x01(\x03R\treadBytes\x12\x1f\n" +
+	"\vwrite_bytes\x18\a \x01(\x03R\n" +
+	"writeBytes\x12\x19\n" +
+	"\bread_ops\x18\b \x01(\x03R\areadOps\x12\x1b\n" +
+	"\twrite_ops\x18\t \x01(\x03R\bwriteOps\x12 \n" +
+	"\fcpu_stall_us\x18\n" +
+	" \x01(\x03R\n" +
+	"cpuStallUs\x12&\n" +
+	"\x0fmemory_stall_us\x18\v \x01(\x03R\rmemoryStallUs\x12\x1e\n" +
+	"\vio_stall_us\x18\f \x01(\x03R\tioStallUs\"%\n" +
+	"\x0fPauseJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"1\n" +
+	"\x10PauseJobResponse\x12\x1d\n" +
+	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"&\n" +
+	"\x10ResumeJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"2\n" +
+	"\x11ResumeJobResponse\x12\x1d\n" +
+	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"Q\n" +
+	"\x10UpdateJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12)\n" +
+	"\x06limits\x18\x02 \x01(\v2\x11.joblet.JobLimitsR\x06limits\"2\n" +
+	"\x11UpdateJobResponse\x12\x1d\n" +
+	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"-\n" +
+	"\x17ListJobProcessesRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"f\n" +
+	"\x18ListJobProcessesResponse\x120\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x12.joblet.JobProcessR\tprocesses\x12\x18\n" +
+	"\aomitted\x18\x02 \x01(\x03R\aomitted\"\xb7\x02\n" +
+	"\n" +
+	"JobProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x19\n" +
+	"\bhost_pid\x18\x02 \x01(\x05R\ahostPid\x12\x12\n" +
+	"\x04ppid\x18\x03 \x01(\x05R\x04ppid\x12\x10\n" +
+	"\x03uid\x18\x04 \x01(\x05R\x03uid\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x12\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name\x12\x18\n" +
+	"\acommand\x18\a \x01(\tR\acommand\x12\x18\n" +
+	"\athreads\x18\b \x01(\x05R\athreads\x12\x1d\n" +
+	"\n" +
+	"start_time\x18\t \x01(\tR\tstartTime\x12\x15\n" +
+	"\x06cpu_us\x18\n" +
+	" \x01(\x03R\x05cpuUs\x12\x1f\n" +
+	"\vcpu_percent\x18\v \x01(\x01R\n" +
+	"cpuPercent\x12!\n" +
+	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes2\x87\r\n" +
 	"\n" +
 	"JobService\x127\n" +
 	"\x06RunJob\x12\x15.joblet.RunJobRequest\x1a\x16.joblet.RunJobResponse\x12I\n" +
@@ -8452,7 +9476,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\bRerunJob\x12\x17.joblet.RerunJobRequest\x1a\x16.joblet.RunJobResponse\x12@\n" +
 	"\tPruneJobs\x12\x18.joblet.PruneJobsRequest\x1a\x19.joblet.PruneJobsResponse\x12>\n" +
 	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x125\n" +
-	"\tQueryJobs\x12\x18.joblet.QueryJobsRequest\x1a\f.joblet.Jobs0\x012\xe4\x01\n" +
+	"\tQueryJobs\x12\x18.joblet.QueryJobsRequest\x1a\f.joblet.Jobs0\x01\x12=\n" +
+	"\bPauseJob\x12\x17.joblet.PauseJobRequest\x1a\x18.joblet.PauseJobResponse\x12@\n" +
+	"\tResumeJob\x12\x18.joblet.ResumeJobRequest\x1a\x19.joblet.ResumeJobResponse\x12@\n" +
+	"\tUpdateJob\x12\x18.joblet.UpdateJobRequest\x1a\x19.joblet.UpdateJobResponse\x12U\n" +
+	"\x10ListJobProcesses\x12\x1f.joblet.ListJobProcessesRequest\x1a .joblet.ListJobProcessesResponse2\xe4\x01\n" +
 	"\x0eNetworkService\x12L\n" +
 	"\rCreateNetwork\x12\x1c.joblet.CreateNetworkRequest\x1a\x1d.joblet.CreateNetworkResponse\x126\n" +
 	"\fListNetworks\x12\x14.joblet.EmptyRequest\x1a\x10.joblet.Networks\x12L\n" +
@@ -8485,7 +9513,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -8579,163 +9607,198 @@ var file_joblet_proto_goTypes = []any{
 	(*WaitJobRequest)(nil),              // 89: joblet.WaitJobRequest
 	(*WaitJobResponse)(nil),             // 90: joblet.WaitJobResponse
 	(*QueryJobsRequest)(nil),            // 91: joblet.QueryJobsRequest
-	nil,                                 // 92: joblet.Job.EnvironmentEntry
-	nil,                                 // 93: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 94: joblet.Job.LabelsEntry
-	nil,                                 // 95: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 96: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 97: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 98: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 99: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 100: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 101: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 102: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 103: joblet.RerunJobRequest.SecretEnvironmentEntry
+	(*JobLimits)(nil),                   // 92: joblet.JobLimits
+	(*JobRlimit)(nil),                   // 93: joblet.JobRlimit
+	(*JobUsage)(nil),                    // 94: joblet.JobUsage
+	(*PauseJobRequest)(nil),             // 95: joblet.PauseJobRequest
+	(*PauseJobResponse)(nil),            // 96: joblet.PauseJobResponse
+	(*ResumeJobRequest)(nil),            // 97: joblet.ResumeJobRequest
+	(*ResumeJobResponse)(nil),           // 98: joblet.ResumeJobResponse
+	(*UpdateJobRequest)(nil),            // 99: joblet.UpdateJobRequest
+	(*UpdateJobResponse)(nil),           // 100: joblet.UpdateJobResponse
+	(*ListJobProcessesRequest)(nil),     // 101: joblet.ListJobProcessesRequest
+	(*ListJobProcessesResponse)(nil),    // 102: joblet.ListJobProcessesResponse
+	(*JobProcess)(nil),                  // 103: joblet.JobProcess
+	nil,                                 // 104: joblet.Job.EnvironmentEntry
+	nil,                                 // 105: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 106: joblet.Job.LabelsEntry
+	nil,                                 // 107: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 108: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 109: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 110: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 111: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 112: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 113: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 114: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 115: joblet.RerunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 116: joblet.JobLimits.RlimitsEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	92,  // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	93,  // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	104, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	105, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
 	76,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	94,  // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	106, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
 	82,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	95,  // 6: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	96,  // 7: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	76,  // 8: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	97,  // 9: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	82,  // 10: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	1,   // 11: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 12: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 13: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 14: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 15: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 16: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 17: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 18: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 19: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 20: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 21: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 22: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 23: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 24: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 25: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 26: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 27: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 28: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 29: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 30: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 31: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 32: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 33: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 34: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 35: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 36: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 37: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 38: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	98,  // 39: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 40: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 41: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	99,  // 42: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 43: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 44: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 45: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	100, // 46: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	101, // 47: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	102, // 48: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	1,   // 49: joblet.RunJobResponse.job:type_name -> joblet.Job
-	69,  // 50: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	70,  // 51: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	71,  // 52: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	72,  // 53: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	73,  // 54: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	74,  // 55: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	75,  // 56: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 57: joblet.JobEvent.started:type_name -> joblet.Job
-	78,  // 58: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	79,  // 59: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 60: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 61: joblet.JobEvent.waiting:type_name -> joblet.Job
-	58,  // 62: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	76,  // 63: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	103, // 64: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 65: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	58,  // 66: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 67: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 68: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 69: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 70: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 71: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 72: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 73: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	63,  // 74: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	64,  // 75: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	66,  // 76: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	67,  // 77: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 78: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	80,  // 79: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	87,  // 80: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	89,  // 81: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	81,  // 82: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	83,  // 83: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	84,  // 84: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	86,  // 85: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	91,  // 86: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	24,  // 87: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 88: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 89: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 90: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 91: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 92: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 93: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 94: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 95: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 96: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 97: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 98: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61,  // 99: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 100: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 101: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59,  // 102: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 103: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 104: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 105: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 106: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 107: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 108: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 109: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65,  // 110: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65,  // 111: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68,  // 112: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68,  // 113: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77,  // 114: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77,  // 115: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	88,  // 116: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	90,  // 117: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	77,  // 118: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	59,  // 119: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	85,  // 120: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 121: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	0,   // 122: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	25,  // 123: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 124: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 125: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 126: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 127: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 128: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 129: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 130: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 131: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 132: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 133: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 134: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62,  // 135: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 136: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 137: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	102, // [102:138] is the sub-list for method output_type
-	66,  // [66:102] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	92,  // 6: joblet.Job.limits:type_name -> joblet.JobLimits
+	94,  // 7: joblet.Job.usage:type_name -> joblet.JobUsage
+	107, // 8: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	108, // 9: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	76,  // 10: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	109, // 11: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	82,  // 12: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	92,  // 13: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
+	94,  // 14: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
+	1,   // 15: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 16: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 17: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 18: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 19: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 20: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 21: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 22: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 23: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 24: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 25: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 26: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 27: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 28: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 29: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 30: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 31: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 32: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 33: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 34: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 35: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 36: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 37: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 38: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 39: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 40: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 41: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 42: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	110, // 43: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 44: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 45: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	111, // 46: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 47: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 48: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 49: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	112, // 50: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	113, // 51: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	114, // 52: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	92,  // 53: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 54: joblet.RunJobResponse.job:type_name -> joblet.Job
+	94,  // 55: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
+	69,  // 56: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	70,  // 57: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	71,  // 58: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	72,  // 59: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	73,  // 60: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	74,  // 61: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	75,  // 62: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 63: joblet.JobEvent.started:type_name -> joblet.Job
+	78,  // 64: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	79,  // 65: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 66: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 67: joblet.JobEvent.waiting:type_name -> joblet.Job
+	58,  // 68: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	76,  // 69: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	94,  // 70: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
+	115, // 71: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 72: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	116, // 73: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
+	1,   // 74: joblet.PauseJobResponse.job:type_name -> joblet.Job
+	1,   // 75: joblet.ResumeJobResponse.job:type_name -> joblet.Job
+	92,  // 76: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 77: joblet.UpdateJobResponse.job:type_name -> joblet.Job
+	103, // 78: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
+	93,  // 79: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
+	58,  // 80: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 81: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 82: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 83: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 84: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 85: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 86: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 87: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	63,  // 88: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	64,  // 89: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	66,  // 90: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	67,  // 91: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 92: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	80,  // 93: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	87,  // 94: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	89,  // 95: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	81,  // 96: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	83,  // 97: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	84,  // 98: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	86,  // 99: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	91,  // 100: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	95,  // 101: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
+	97,  // 102: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
+	99,  // 103: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
+	101, // 104: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
+	24,  // 105: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 106: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 107: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 108: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 109: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 110: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 111: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 112: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 113: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 114: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 115: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 116: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	61,  // 117: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 118: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 119: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	59,  // 120: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 121: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 122: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 123: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 124: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 125: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 126: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 127: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	65,  // 128: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	65,  // 129: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	68,  // 130: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	68,  // 131: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	77,  // 132: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	77,  // 133: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	88,  // 134: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	90,  // 135: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	77,  // 136: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	59,  // 137: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	85,  // 138: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 139: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	0,   // 140: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	96,  // 141: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
+	98,  // 142: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
+	100, // 143: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
+	102, // 144: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
+	25,  // 145: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 146: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 147: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 148: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 149: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 150: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 151: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 152: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 153: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 154: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 155: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 156: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	62,  // 157: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 158: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 159: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	120, // [120:160] is the sub-list for method output_type
+	80,  // [80:120] is the sub-list for method input_type
+	80,  // [80:80] is the sub-list for extension type_name
+	80,  // [80:80] is the sub-list for extension extendee
+	0,   // [0:80] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -8777,7 +9840,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   104,
+			NumMessages:   117,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

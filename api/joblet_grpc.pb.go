@@ -48,6 +48,10 @@ const (
 	JobService_PruneJobs_FullMethodName           = "/joblet.JobService/PruneJobs"
 	JobService_GetJobFiles_FullMethodName         = "/joblet.JobService/GetJobFiles"
 	JobService_QueryJobs_FullMethodName           = "/joblet.JobService/QueryJobs"
+	JobService_PauseJob_FullMethodName            = "/joblet.JobService/PauseJob"
+	JobService_ResumeJob_FullMethodName           = "/joblet.JobService/ResumeJob"
+	JobService_UpdateJob_FullMethodName           = "/joblet.JobService/UpdateJob"
+	JobService_ListJobProcesses_FullMethodName    = "/joblet.JobService/ListJobProcesses"
 )
 
 // JobServiceClient is the client API for JobService service.
@@ -93,6 +97,13 @@ type JobServiceClient interface {
 	GetJobFiles(ctx context.Context, in *GetJobFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error)
+	// PauseJob freezes all processes of a running job; ResumeJob lets them go on.
+	PauseJob(ctx context.Context, in *PauseJobRequest, opts ...grpc.CallOption) (*PauseJobResponse, error)
+	ResumeJob(ctx context.Context, in *ResumeJobRequest, opts ...grpc.CallOption) (*ResumeJobResponse, error)
+	// UpdateJob changes the limits of a running job, all or none of them.
+	UpdateJob(ctx context.Context, in *UpdateJobRequest, opts ...grpc.CallOption) (*UpdateJobResponse, error)
+	// ListJobProcesses tells of the processes of a running job, from outside.
+	ListJobProcesses(ctx context.Context, in *ListJobProcessesRequest, opts ...grpc.CallOption) (*ListJobProcessesResponse, error)
 }
 
 type jobServiceClient struct {
@@ -397,6 +408,46 @@ func (c *jobServiceClient) QueryJobs(ctx context.Context, in *QueryJobsRequest, 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type JobService_QueryJobsClient = grpc.ServerStreamingClient[Jobs]
 
+func (c *jobServiceClient) PauseJob(ctx context.Context, in *PauseJobRequest, opts ...grpc.CallOption) (*PauseJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseJobResponse)
+	err := c.cc.Invoke(ctx, JobService_PauseJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) ResumeJob(ctx context.Context, in *ResumeJobRequest, opts ...grpc.CallOption) (*ResumeJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeJobResponse)
+	err := c.cc.Invoke(ctx, JobService_ResumeJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) UpdateJob(ctx context.Context, in *UpdateJobRequest, opts ...grpc.CallOption) (*UpdateJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateJobResponse)
+	err := c.cc.Invoke(ctx, JobService_UpdateJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) ListJobProcesses(ctx context.Context, in *ListJobProcessesRequest, opts ...grpc.CallOption) (*ListJobProcessesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListJobProcessesResponse)
+	err := c.cc.Invoke(ctx, JobService_ListJobProcesses_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // JobServiceServer is the server API for JobService service.
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
@@ -440,6 +491,13 @@ type JobServiceServer interface {
 	GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error
+	// PauseJob freezes all processes of a running job; ResumeJob lets them go on.
+	PauseJob(context.Context, *PauseJobRequest) (*PauseJobResponse, error)
+	ResumeJob(context.Context, *ResumeJobRequest) (*ResumeJobResponse, error)
+	// UpdateJob changes the limits of a running job, all or none of them.
+	UpdateJob(context.Context, *UpdateJobRequest) (*UpdateJobResponse, error)
+	// ListJobProcesses tells of the processes of a running job, from outside.
+	ListJobProcesses(context.Context, *ListJobProcessesRequest) (*ListJobProcessesResponse, error)
 	mustEmbedUnimplementedJobServiceServer()
 }
 
@@ -512,6 +570,18 @@ func (UnimplementedJobServiceServer) GetJobFiles(*GetJobFilesRequest, grpc.Serve
 }
 func (UnimplementedJobServiceServer) QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error {
 	return status.Error(codes.Unimplemented, "method QueryJobs not implemented")
+}
+func (UnimplementedJobServiceServer) PauseJob(context.Context, *PauseJobRequest) (*PauseJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseJob not implemented")
+}
+func (UnimplementedJobServiceServer) ResumeJob(context.Context, *ResumeJobRequest) (*ResumeJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeJob not implemented")
+}
+func (UnimplementedJobServiceServer) UpdateJob(context.Context, *UpdateJobRequest) (*UpdateJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateJob not implemented")
+}
+func (UnimplementedJobServiceServer) ListJobProcesses(context.Context, *ListJobProcessesRequest) (*ListJobProcessesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListJobProcesses not implemented")
 }
 func (UnimplementedJobServiceServer) mustEmbedUnimplementedJobServiceServer() {}
 func (UnimplementedJobServiceServer) testEmbeddedByValue()                    {}
@@ -838,6 +908,78 @@ func _JobService_QueryJobs_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type JobService_QueryJobsServer = grpc.ServerStreamingServer[Jobs]
 
+func _JobService_PauseJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).PauseJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_PauseJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).PauseJob(ctx, req.(*PauseJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_ResumeJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).ResumeJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_ResumeJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).ResumeJob(ctx, req.(*ResumeJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_UpdateJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).UpdateJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_UpdateJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).UpdateJob(ctx, req.(*UpdateJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_ListJobProcesses_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListJobProcessesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).ListJobProcesses(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_ListJobProcesses_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).ListJobProcesses(ctx, req.(*ListJobProcessesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // JobService_ServiceDesc is the grpc.ServiceDesc for JobService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -888,6 +1030,22 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PruneJobs",
 			Handler:    _JobService_PruneJobs_Handler,
+		},
+		{
+			MethodName: "PauseJob",
+			Handler:    _JobService_PauseJob_Handler,
+		},
+		{
+			MethodName: "ResumeJob",
+			Handler:    _JobService_ResumeJob_Handler,
+		},
+		{
+			MethodName: "UpdateJob",
+			Handler:    _JobService_UpdateJob_Handler,
+		},
+		{
+			MethodName: "ListJobProcesses",
+			Handler:    _JobService_ListJobProcesses_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -45,6 +45,8 @@ type serveOptions struct {
 	RetainAge     time.Duration
 	RetainSize    byteSize
 	LogFull       string
+	Defaults      joblet.Limits
+	Ceiling       joblet.Limits
 }
 
 // What a job's log does when the disk is full.
@@ -91,6 +93,8 @@ the next daemon finds them.`,
 	f.DurationVar(&opt.RetainAge, "retain-age", 0, "delete jobs that ended so long ago, such as 720h; 0: never")
 	f.Var(&opt.RetainSize, "retain-size", "delete the oldest ended jobs when all take more on disk, such as 20G; 0: never")
 	f.StringVar(&opt.LogFull, "log-full", opt.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
+	f.Var(limitsFlag{&opt.Defaults}, "default", "a limit for jobs that do not say otherwise, by the name that \"rnx job run\" has for it, such as max-memory=1G; may be given again")
+	f.Var(limitsFlag{&opt.Ceiling}, "ceiling", "what a job may ask for at most, and gets if it asks for nothing, such as max-memory=8G; may be given again")
 	f.StringVar(&opt.LogLevel, "log-level", opt.LogLevel, "debug, info, warn or error")
 	f.StringVar(&opt.LogFormat, "log-format", opt.LogFormat, "text or json")
 	return cmd
@@ -119,8 +123,31 @@ func (o serveOptions) validate() error {
 	if o.LogFull != logFullWait && o.LogFull != logFullShrink {
 		return fmt.Errorf("--log-full %q: must be %s or %s", o.LogFull, logFullWait, logFullShrink)
 	}
+	if err := o.Defaults.Validate(); err != nil {
+		return fmt.Errorf("--default: %w", err)
+	}
+	if err := o.Ceiling.Validate(); err != nil {
+		return fmt.Errorf("--ceiling: %w", err)
+	}
+	if err := o.Defaults.Capped(o.Ceiling).Within(o.Ceiling); err != nil {
+		return fmt.Errorf("--default is more than --ceiling: %w", err)
+	}
 	_, err := o.logger(io.Discard)
 	return err
+}
+
+// limitsFlag is NAME=VALUE, again and again.
+type limitsFlag struct{ limits *joblet.Limits }
+
+func (f limitsFlag) String() string { return "" }
+func (f limitsFlag) Type() string   { return "LIMIT=VALUE" }
+
+func (f limitsFlag) Set(s string) error {
+	name, value, ok := strings.Cut(s, "=")
+	if !ok {
+		return fmt.Errorf("%q: give a limit and its value, such as max-memory=1G", s)
+	}
+	return f.limits.Set(name, value)
 }
 
 func (o serveOptions) socket() string { return filepath.Join(o.RunDir, socketName) }
@@ -170,6 +197,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	sup, err := supervisor.Open(ctx, supervisor.Config{
 		StateDir: o.StateDir, RunDir: o.RunDir, Log: log,
 		MaxConcurrent: o.MaxConcurrent, RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
+		Defaults: o.Defaults, Ceiling: o.Ceiling,
 	})
 	if err != nil {
 		return fmt.Errorf("open %s: %w", o.StateDir, err)

@@ -271,6 +271,38 @@ type jobJSON struct {
 	IdempotencyKey string            `json:"idempotency_key,omitempty"`
 	Stdin          joblet.Stdin      `json:"stdin,omitempty"`
 	Uploads        []string          `json:"uploads,omitempty"`
+	Limits         joblet.Limits     `json:"limits,omitzero"`
+	OutOfMemory    bool              `json:"out_of_memory,omitempty"`
+	Usage          *usageJSON        `json:"usage,omitempty"` // of the latest attempt, so far or in all
+}
+
+// usageJSON is what a job took. What the host does not count is 0.
+type usageJSON struct {
+	CPUUserMS   float64 `json:"cpu_user_ms"`
+	CPUSystemMS float64 `json:"cpu_system_ms"`
+	ThrottledMS float64 `json:"throttled_ms"` // it waited because its processor time was used up
+	MemoryPeak  int64   `json:"memory_peak_bytes"`
+	PIDsPeak    int     `json:"pids_peak"`
+	ReadBytes   int64   `json:"read_bytes"`
+	WriteBytes  int64   `json:"write_bytes"`
+	ReadOps     int64   `json:"read_ops"`
+	WriteOps    int64   `json:"write_ops"`
+
+	CPUStallMS    float64 `json:"cpu_stall_ms"` // at least one process waited for it
+	MemoryStallMS float64 `json:"memory_stall_ms"`
+	IOStallMS     float64 `json:"io_stall_ms"`
+}
+
+func newUsageJSON(u joblet.Usage) *usageJSON {
+	if u == (joblet.Usage{}) {
+		return nil
+	}
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return &usageJSON{
+		CPUUserMS: ms(u.CPUUser), CPUSystemMS: ms(u.CPUSystem), ThrottledMS: ms(u.Throttled), MemoryPeak: u.MemoryPeak, PIDsPeak: u.PIDsPeak,
+		ReadBytes: u.ReadBytes, WriteBytes: u.WriteBytes, ReadOps: u.ReadOps, WriteOps: u.WriteOps,
+		CPUStallMS: ms(u.CPUStall), MemoryStallMS: ms(u.MemoryStall), IOStallMS: ms(u.IOStall),
+	}
 }
 
 // attemptJSON is a run of a job that was followed by another.
@@ -281,6 +313,7 @@ type attemptJSON struct {
 	ExitCode *int         `json:"exit_code"`
 	Signal   int          `json:"signal,omitempty"`
 	Reason   string       `json:"reason,omitempty"`
+	Usage    *usageJSON   `json:"usage,omitempty"`
 }
 
 func newJobJSON(j joblet.Job) jobJSON {
@@ -294,6 +327,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Schedule: s.Schedule, Overlap: s.Overlap, Scheduled: j.Scheduled, Parent: j.Parent, Attempt: j.Attempt,
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
+		Limits: s.Limits, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage),
 	}
 	if out.Args == nil {
 		out.Args = []string{}
@@ -311,7 +345,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		out.DurationMS = j.Ended.Sub(j.Started).Milliseconds()
 	}
 	for _, p := range j.Past {
-		a := attemptJSON{Status: p.State, Started: p.Started, Ended: p.Ended, Reason: p.Reason}
+		a := attemptJSON{Status: p.State, Started: p.Started, Ended: p.Ended, Reason: p.Reason, Usage: newUsageJSON(p.Usage)}
 		if status, ended := (joblet.Job{State: p.State, Exit: p.Exit}).Status(); ended {
 			a.ExitCode = &status
 		}

@@ -23,6 +23,7 @@ func newJobCommand(a *app) *cobra.Command {
 	cmd.AddCommand(
 		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newCopyCommand(a), newWaitCommand(a),
 		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
+		newPauseCommand(a), newResumeCommand(a), newUpdateCommand(a),
 		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
 	)
 	return cmd
@@ -66,7 +67,7 @@ func (a *app) completeJobs(states ...joblet.State) cobra.CompletionFunc {
 // States for completions: jobs that can still be ended, those that do not run
 // yet, and those that have ended.
 var (
-	aliveStates   = []joblet.State{joblet.Pending, joblet.Scheduled, joblet.Initializing, joblet.Running, joblet.Stopping}
+	aliveStates   = []joblet.State{joblet.Pending, joblet.Scheduled, joblet.Initializing, joblet.Running, joblet.Paused, joblet.Stopping}
 	waitingStates = []joblet.State{joblet.Pending, joblet.Scheduled}
 	finalStates   = []joblet.State{joblet.Completed, joblet.Failed, joblet.Stopped, joblet.Canceled, joblet.TimedOut, joblet.Lost}
 )

@@ -70,6 +70,7 @@ there is no such command.`,
   rnx job run --env-file=app.env -e LANG=C --secret-env=TOKEN env
   rnx job run --upload=sum.py --upload=in.csv --download=out.csv python3 sum.py
   rnx job run --stdin sort -u < words.txt
+  rnx job run --max-cpu=150 --max-memory=2G --max-pids=100 make -j
   rnx job run --retry=3 --retry-delay=10s --retry-on=1,100-110 --upload=get.sh sh get.sh
   rnx job run --schedule='0 3 * * *' --name=nightly --upload=backup.sh sh backup.sh
   rnx job run -d --depends-on=$(rnx job run -d sleep 10) echo done`,
@@ -122,6 +123,9 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "`DIR` in the job to start in (default "+joblet.DefaultWorkDir+")")
 	f.DurationVar(&o.spec.Timeout, "timeout", 0, "end the job after so long, such as 90s or 2h; 0: never")
 	f.BoolVar(&o.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")
+
+	addLimits(f, &o.spec.Limits)
+	addRlimits(f, &o.spec.Limits)
 
 	f.StringArrayVarP(&o.env.given, "env", "e", nil, "`NAME=VALUE` for the job, or NAME to pass on the one here; may be given again")
 	f.StringArrayVar(&o.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")

@@ -90,6 +90,7 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	if s.Init {
 		line("Init", "yes")
 	}
+	line("Limits", limitWords(s.Limits))
 	for _, name := range slices.Sorted(maps.Keys(s.Labels)) {
 		line("Label", name+"="+s.Labels[name])
 	}
@@ -133,6 +134,12 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	if j.IDBase != 0 {
 		line("Host ids", fmt.Sprintf("%d to %d", j.IDBase, j.IDBase+65535))
 	}
+	line("CPU", cpuWords(j.Usage))
+	line("Memory", memoryWords(j))
+	line("I/O", ioWords(j.Usage))
+	if j.Usage.PIDsPeak > 0 {
+		line("Processes", fmt.Sprintf("%d at most", j.Usage.PIDsPeak))
+	}
 	line("Output", outputWords(j))
 	if j.WorkBytes > 0 {
 		line("Files", formatBytes(j.WorkBytes)+" in "+joblet.DefaultWorkDir)
@@ -165,6 +172,33 @@ func notRunWords(j joblet.Job) string {
 		return "could not be run"
 	}
 	return "could not be run: " + j.Failure.String()
+}
+
+// cpuWords says how much processor time a job took.
+func cpuWords(u joblet.Usage) string {
+	if u.CPU() == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%s (user %s, system %s)", formatDuration(u.CPU()), formatDuration(u.CPUUser), formatDuration(u.CPUSystem))
+	if u.Throttled > 0 {
+		text += ", held back for " + formatDuration(u.Throttled) + " by its limit"
+	}
+	return text
+}
+
+func memoryWords(j joblet.Job) string {
+	if j.Usage.MemoryPeak == 0 {
+		return ""
+	}
+	return formatBytes(j.Usage.MemoryPeak) + " at most"
+}
+
+// ioWords says what a job read from and wrote to devices.
+func ioWords(u joblet.Usage) string {
+	if u.ReadOps+u.WriteOps+u.ReadBytes+u.WriteBytes == 0 {
+		return ""
+	}
+	return fmt.Sprintf("read %s (%d operations), written %s (%d operations)", formatBytes(u.ReadBytes), u.ReadOps, formatBytes(u.WriteBytes), u.WriteOps)
 }
 
 func scheduleWords(s joblet.Spec) string {
@@ -239,6 +273,8 @@ func nextCommands(j joblet.Job) []string {
 		return []string{"rnx job list --parent=" + id, "rnx job cancel " + id}
 	case (j.State == joblet.Pending || j.State == joblet.Scheduled) && len(j.Past) == 0:
 		return []string{"rnx job wait " + id, "rnx job cancel " + id}
+	case j.State == joblet.Paused:
+		return []string{"rnx job resume " + id, "rnx job stop " + id}
 	case !j.State.Final():
 		return []string{"rnx job log -f " + id, "rnx job stop " + id}
 	case j.Spec.Repeats():

@@ -1,7 +1,7 @@
 // Package engine isolates and runs one process tree at a time: namespaces, id
 // maps, cgroups, the root file system, the start and the end. It is the only
-// package that knows clone flags and cgroups, together with package monitor,
-// which is the other side of it: the program that becomes the job's parent.
+// package that knows clone flags, together with package monitor, which is the
+// other side of it: the program that becomes the job's parent.
 package engine
 
 import (
@@ -11,11 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -25,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/monitor"
 )
@@ -41,11 +40,8 @@ type Config struct {
 	Log    *slog.Logger
 }
 
-// Sizes of what a job can write to; they count as its memory.
-const (
-	DefaultDiskBytes = 1 << 30
-	DefaultShmBytes  = 64 << 20
-)
+// DefaultShmBytes is the size of a job's /dev/shm; it counts as its memory.
+const DefaultShmBytes = 64 << 20
 
 // Engine starts jobs.
 type Engine struct {
@@ -53,7 +49,7 @@ type Engine struct {
 	monitor *os.File // the sealed memfd
 	null    *os.File
 	log     *os.File // what monitors say when they fail; not the daemon's own stderr, which they outlive
-	groups  *hierarchy
+	groups  *cgroup.Hierarchy
 	ids     idRanges
 	newRoot string
 	devDir  string
@@ -92,7 +88,7 @@ func Open(cfg Config) (_ *Engine, err error) {
 			err = errors.Join(err, e.closeAll())
 		}
 	}()
-	if e.groups, err = openHierarchy(groupName(cfg.RunDir)); err != nil {
+	if e.groups, err = cgroup.Open(cgroup.Name(cfg.RunDir)); err != nil {
 		return nil, err
 	}
 	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
@@ -142,7 +138,7 @@ func (e *Engine) Close() error {
 // closeAll undoes Open, however far that came.
 func (e *Engine) closeAll() error {
 	if e.groups != nil {
-		e.groups.removeEmpty()
+		e.groups.RemoveEmpty()
 	}
 	var errs []error
 	for _, f := range []*os.File{e.monitor, e.null, e.log} {
@@ -218,8 +214,15 @@ func (e *Engine) makeDev() error {
 	return nil
 }
 
-// Run is what the job's monitor is told; see NewRun.
-type Run = monitor.Run
+// Run is one job: what its monitor is told (see NewRun), and its limits.
+type Run struct {
+	monitor.Run
+	Limits  joblet.Limits
+	Devices []cgroup.Device // that hold the job's files, for the limits on input and output
+}
+
+// Tree is a directory or file of the host that a job sees.
+type Tree = monitor.Tree
 
 // Steps of a StartError that the caller's input may cause.
 const (
@@ -231,25 +234,13 @@ const (
 // has; the caller fills in the rest.
 func NewRun(v View) *Run {
 	filter := DefaultSyscallFilter()
-	return &Run{
+	return &Run{Run: monitor.Run{
 		Trees: v.Trees, Links: v.Links, Files: v.Files,
 		Filter:       unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(filter)*int(unsafe.Sizeof(filter[0]))),
 		FilterFlags:  SyscallFilterFlags,
 		Capabilities: defaultCapabilities,
 		Rlimits:      defaultRlimits(),
-	}
-}
-
-// defaultRlimits are a job's limits where they differ from the daemon's: no core
-// dumps, and the usual number of descriptors, which the Go runtime has raised
-// for the daemon and its monitors.
-func defaultRlimits() []monitor.Rlimit {
-	limits := []monitor.Rlimit{{Resource: unix.RLIMIT_CORE}}
-	var files unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
-		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, files.Max), Hard: files.Max})
-	}
-	return limits
+	}}
 }
 
 // defaultCapabilities are what a job's root may do in its own user namespace:
@@ -283,7 +274,7 @@ type Box struct {
 	IDBase uint32
 
 	engine *Engine
-	group  *cgroup
+	group  *cgroup.Group
 	conn   *os.File // control connection
 }
 
@@ -356,7 +347,7 @@ func (e *Engine) build() (_ *Box, err error) {
 	if b.IDBase, err = e.ids.take(); err != nil {
 		return nil, err
 	}
-	if b.group, err = e.groups.create(b.ID); err != nil {
+	if b.group, err = e.groups.Create(b.ID); err != nil {
 		return nil, err
 	}
 	fault.Point("box.grouped")
@@ -366,13 +357,8 @@ func (e *Engine) build() (_ *Box, err error) {
 	fault.Point("box.begun")
 	box := monitor.Box{
 		IDBase: b.IDBase, IDCount: IDCount,
-		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: DefaultDiskBytes, ShmBytes: DefaultShmBytes,
-	}
-	if b.group.v2 != "" {
-		box.CgroupDir = b.group.job
-	}
-	for _, dir := range b.group.v1 {
-		box.TaskFiles = append(box.TaskFiles, filepath.Join(dir, "tasks"))
+		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: DefaultShmBytes,
+		Cgroup: b.group.Dirs,
 	}
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Box: &box}); err != nil {
 		_ = b.conn.Close()
@@ -403,8 +389,8 @@ func (b *Box) startMonitor() error {
 		Files: []*os.File{b.engine.null, b.engine.null, b.engine.log, theirs, listener},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	if b.group.v2 != "" {
-		dir, err := os.Open(b.group.monitor)
+	if b.group.Monitor != "" {
+		dir, err := os.Open(b.group.Monitor)
 		if err != nil {
 			return errors.Join(err, b.conn.Close())
 		}
@@ -480,12 +466,16 @@ func (e *StartError) Unwrap() error {
 
 // Start runs a job in the box and returns once its command runs. An error means
 // that nothing of it is left but the box's cgroups, which Discard removes.
-func (b *Box) Start(run *monitor.Run) (*Process, error) {
-	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run}); err != nil {
+func (b *Box) Start(run *Run) (*Process, error) {
+	// Before the monitor hears of the job: none of its code runs without limits.
+	if err := b.group.Limit(run.Limits, run.Devices); err != nil {
+		return nil, errors.Join(err, b.conn.Close())
+	}
+	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: &run.Run}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", err), b.conn.Close())
 	}
 	fault.Point("box.sent")
-	p := &Process{ID: b.ID, IDBase: b.IDBase, conn: b.conn, done: make(chan struct{})}
+	p := &Process{ID: b.ID, IDBase: b.IDBase, group: b.group, conn: b.conn, done: make(chan struct{})}
 	if err := p.greet(); err != nil {
 		return nil, errors.Join(err, b.conn.Close())
 	}
@@ -501,6 +491,7 @@ type Process struct {
 	Started time.Time
 
 	stdinBytes int64 // of a streamed standard input, taken when we connected
+	group      *cgroup.Group
 
 	conn *os.File
 	send sync.Mutex // one document at a time
@@ -594,21 +585,7 @@ func (p *Process) request(req monitor.Request) error {
 
 // Boxes returns the ids of all boxes that have a cgroup: those of this daemon,
 // and what former ones with the same run directory left.
-func (e *Engine) Boxes() ([]string, error) {
-	ids := map[string]bool{}
-	for _, dir := range e.groups.dirs() { // a daemon may have died when only some were made, or removed
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
-		}
-		for _, entry := range entries {
-			if joblet.ValidID(entry.Name()) {
-				ids[entry.Name()] = true
-			}
-		}
-	}
-	return slices.Sorted(maps.Keys(ids)), nil
-}
+func (e *Engine) Boxes() ([]string, error) { return e.groups.Boxes() }
 
 // greetTimeout bounds how long a monitor of a former daemon may take to answer.
 const greetTimeout = 2 * time.Second
@@ -621,6 +598,7 @@ func (e *Engine) Adopt(id string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.group = e.groups.Group(id)
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil
@@ -716,8 +694,8 @@ func (e *Engine) Release(id string, base uint32) error {
 	if base != 0 {
 		e.ids.claim(base)
 	}
-	group := e.groups.cgroup(id)
-	err := errors.Join(group.kill(), group.remove(ctx))
+	group := e.groups.Group(id)
+	err := errors.Join(group.Kill(), group.Remove(ctx))
 	if err != nil {
 		return fmt.Errorf("release what is left of box %s: %w", id, err)
 	}

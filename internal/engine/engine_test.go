@@ -2,10 +2,8 @@ package engine
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -21,7 +19,7 @@ func openEngine(t testing.TB, spares int) *Engine {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, dir := range append(slices.Collect(maps.Values(e.groups.v1)), e.groups.v2) {
+		for _, dir := range e.groups.Dirs() {
 			if _, err := os.Lstat(dir); err == nil {
 				t.Errorf("%s is left", dir)
 			}

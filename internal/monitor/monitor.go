@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/logstore"
 )
 
@@ -24,7 +25,7 @@ func Main() int {
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-monitor\x00")[0])), 0, 0, 0)
 	unix.CloseOnExec(ControlFD)
 	unix.CloseOnExec(ListenFD)
-	m := &monitor{conns: []*conn{{fd: ControlFD}}, listen: ListenFD, stdin: noStdin}
+	m := &monitor{conns: []*conn{{fd: ControlFD}}, listen: ListenFD, stdin: noStdin, oomEvents: -1}
 	if err := m.run(); err != nil {
 		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
 		return 1
@@ -39,6 +40,8 @@ type monitor struct {
 	shared      *arena
 	programs    [2]*program
 	idBase      uint32
+	cgroup      cgroup.Dirs
+	oomEvents   int // readable when memory is used up; -1: the kernel ends the job by itself
 	child       int // PID 1 as the host numbers it
 	pidfd       int
 	goSocket    int    // our end
@@ -51,6 +54,7 @@ type monitor struct {
 	recordName  string
 	recordFD    int // recordName+".tmp" in dir; 0: not yet
 	renamed     bool
+	root        int // the job's root
 	work        int // the job's /work
 	workMax     int64
 	stdin       stdin
@@ -144,6 +148,7 @@ func (m *monitor) failure(err error) *Failure {
 		f.Step, f.Errno = se.step, se.errno
 		f.IsExec = m.shared != nil && m.shared.execBegan != 0
 	}
+	f.OutOfMemory = m.child != 0 && m.outOfMemory()
 	return f
 }
 
@@ -155,10 +160,12 @@ func (m *monitor) buildBox(box *Box) error {
 	}
 	m.shared, m.programs = shared, programs
 	m.idBase = box.IDBase
-	if len(box.TaskFiles) > maxTasks {
+	m.cgroup = box.Cgroup
+	tasks := box.Cgroup.TaskFiles()
+	if len(tasks) > maxTasks {
 		return &stepError{"enter cgroups", unix.E2BIG}
 	}
-	for i, name := range box.TaskFiles {
+	for i, name := range tasks {
 		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return step("open "+name, err)
@@ -178,14 +185,17 @@ func (m *monitor) buildBox(box *Box) error {
 			unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
 		exitSignal: uint64(syscall.SIGCHLD),
 	}
-	if box.CgroupDir != "" {
-		fd, err := unix.Open(box.CgroupDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if dir := box.Cgroup.V2; dir != "" {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
-			return step("open "+box.CgroupDir, err)
+			return step("open "+dir, err)
 		}
 		defer unix.Close(fd)
 		args.flags |= unix.CLONE_INTO_CGROUP
 		args.cgroup = uint64(fd)
+	}
+	if m.oomEvents, err = box.Cgroup.OOMEvents(); err != nil {
+		return step("listen for the end of the job's memory", err)
 	}
 
 	for i := range m.output {
@@ -335,6 +345,14 @@ func (m *monitor) startJob(run *Run) error {
 	if err := m.awaitBox(); err != nil {
 		return err
 	}
+	if run.DiskBytes > 0 {
+		if err := m.resizeRoot(run.DiskBytes); err != nil {
+			return err
+		}
+	}
+	if err := m.raiseLimits(run.Rlimits); err != nil {
+		return err
+	}
 	if run.FilesPath != "" {
 		if err := m.unpackFiles(run.FilesPath); err != nil {
 			return err
@@ -395,7 +413,7 @@ func (m *monitor) awaitBox() error {
 	if err != nil {
 		return step("open the job's root", err)
 	}
-	defer unix.Close(root)
+	m.root = root
 	m.work, err = unix.Openat(root, "work", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return step("open the job's /work", err)
@@ -480,7 +498,7 @@ func (m *monitor) tell(e Event) {
 // means that the kernel has killed and reaped whatever else was in its
 // namespace (pid_namespaces(7)), and all output is in the log.
 func (m *monitor) watch() {
-	const fixed = 5
+	const fixed = 6
 	ended := false
 	for !ended || !m.logDone() {
 		now := time.Now()
@@ -496,6 +514,7 @@ func (m *monitor) watch() {
 			}
 		}
 		fds[4] = m.stdin.pollFd()
+		fds[5] = unix.PollFd{Fd: int32(m.oomEvents), Events: unix.POLLIN}
 		if ended {
 			fds[0].Fd = -1
 		}
@@ -514,6 +533,9 @@ func (m *monitor) watch() {
 		}
 		if fds[4].Revents != 0 {
 			m.stdin.feed()
+		}
+		if fds[5].Revents != 0 {
+			m.endOutOfMemory()
 		}
 		m.syncLog(now)
 		if fds[0].Revents != 0 {
@@ -582,6 +604,7 @@ func (m *monitor) stop(cause Cause, sig syscall.Signal, grace time.Duration) {
 		grace = time.Second
 	}
 	m.signal(sig)
+	_ = m.cgroup.Thaw() // a paused job could not heed it; ENOENT: the job is being removed
 	if at := time.Now().Add(grace); m.killAt.IsZero() || at.Before(m.killAt) {
 		m.killAt = at
 	}
@@ -692,6 +715,7 @@ func (m *monitor) reap() {
 		m.record.Code = ws.ExitStatus()
 	}
 	m.record.EndedNanos = time.Now().UnixNano()
+	m.measure()
 	m.deadline, m.killAt = time.Time{}, time.Time{}
 }
 
@@ -725,6 +749,11 @@ func (m *monitor) handle(req *Request) {
 	}
 	if s := req.Stop; s != nil && m.record.EndedNanos == 0 { // it has not ended by itself meanwhile
 		m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
+	}
+	if req.DiskBytes > 0 {
+		if err := m.resizeRoot(req.DiskBytes); err != nil {
+			os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		}
 	}
 }
 

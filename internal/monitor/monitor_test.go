@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/cgroup"
 )
 
 func TestCandidates(t *testing.T) {
@@ -121,7 +123,7 @@ func TestProgramIsBounded(t *testing.T) {
 	if got := unix.BytePtrToString((*byte)(pointer(second))); got != "two" || *(*uintptr)(pointer(list + 16)) != 0 {
 		t.Errorf("got %q", got)
 	}
-	boxProgram(p, &Box{TaskFiles: []string{"/t"}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20})
+	boxProgram(p, &Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20})
 	jobProgram(programs[1], &Run{
 		Hostname: "x", StdinStream: true, Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
 		Trees: slices.Repeat([]Tree{{Source: "/usr", Target: "/a/b/c"}}, maxTrees), Filter: make([]byte, 8*4096),

@@ -42,6 +42,9 @@ import (
 	"errors"
 	"io"
 	"syscall"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/cgroup"
 )
 
 // Descriptors that a monitor inherits.
@@ -73,11 +76,9 @@ type Box struct {
 	IDBase  uint32 `json:"id_base"` // first of the subordinate ids
 	IDCount uint32 `json:"id_count"`
 
-	// CgroupDir is the job's cgroup in the v2 hierarchy, entered at clone;
-	// TaskFiles are the tasks files of its cgroups in v1 hierarchies, which the
-	// first process enters before anything else.
-	CgroupDir string   `json:"cgroup_dir,omitempty"`
-	TaskFiles []string `json:"task_files,omitempty"`
+	// Cgroup is where the job's cgroups are: the one in the v2 hierarchy is entered
+	// at clone; those in v1 hierarchies by the first process, before anything else.
+	Cgroup cgroup.Dirs `json:"cgroup"`
 
 	NewRoot   string `json:"new_root"` // an empty directory to build the root on; unchanged on the host
 	DevDir    string `json:"dev_dir"`  // a directory with the device nodes of every job
@@ -114,6 +115,8 @@ type Run struct {
 	FilterFlags  uint32   `json:"filter_flags,omitempty"`
 	Capabilities uint64   `json:"capabilities"` // kept in the bounding, permitted and effective sets
 	Rlimits      []Rlimit `json:"rlimits,omitempty"`
+
+	DiskBytes int64 `json:"disk_bytes,omitempty"` // size of the root; 0: as the box has it
 
 	TimeoutNanos int64 `json:"timeout_nanos,omitempty"`
 	GraceNanos   int64 `json:"grace_nanos"` // between the signal and the kill when the time is up
@@ -159,6 +162,8 @@ type Request struct {
 	Signal int   `json:"signal,omitempty"` // send to PID 1
 	Stop   *Stop `json:"stop,omitempty"`
 
+	DiskBytes int64 `json:"disk_bytes,omitempty"` // change the size of the root
+
 	// StdinBegin turns the connection into the job's standard input: what
 	// follows are its bytes, from Started.StdinBytes on. That they end does not
 	// end the input, for the daemon may have been killed: StdinEnd, on a
@@ -202,6 +207,8 @@ type Failure struct {
 	Errno  syscall.Errno `json:"errno"`
 	Text   string        `json:"text"`
 	IsExec bool          `json:"is_exec,omitempty"` // it was execve itself
+	// OutOfMemory: the job's limit does not hold even its start.
+	OutOfMemory bool `json:"out_of_memory,omitempty"`
 }
 
 // Record is how a job ended: the content of ExitName.
@@ -213,6 +220,9 @@ type Record struct {
 	EndedNanos   int64  `json:"ended_nanos"`
 	LogBytes     int64  `json:"log_bytes"`
 	LogError     string `json:"log_error,omitempty"` // output was lost, and why
+
+	Usage       joblet.Usage `json:"usage,omitzero"`
+	OutOfMemory bool         `json:"out_of_memory,omitempty"` // its memory was used up, and it was killed
 
 	WorkBytes  int64  `json:"work_bytes,omitempty"`  // of the files in WorkName
 	WorkBeyond int    `json:"work_beyond,omitempty"` // files that are not there: too many, or too large

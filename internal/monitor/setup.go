@@ -31,7 +31,7 @@ const (
 // boxProgram is the first half of the set-up, which needs no job: it ends with
 // the process in its own empty root, waiting.
 func boxProgram(p *program, box *Box) {
-	enterCgroups(p, box)
+	enterCgroups(p, box.Cgroup.TaskFiles())
 	p.add("wait for the id maps", op{kind: opReceive})
 	mountRoot(p, box)
 	becomeRoot(p)
@@ -63,10 +63,10 @@ func jobProgram(p *program, run *Run, out, err int) {
 // process into that of the v2 hierarchy. Writing 0 to tasks moves the writing
 // thread and spares the lock over all thread groups that a pid in cgroup.procs
 // takes, which stalls for 10 ms after idle.
-func enterCgroups(p *program, box *Box) {
+func enterCgroups(p *program, tasks []string) {
 	zero := p.str("0")
-	for i := range box.TaskFiles {
-		p.call("enter cgroup "+box.TaskFiles[i], unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
+	for i, name := range tasks {
+		p.call("enter cgroup "+name, unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
 		p.call("close tasks", unix.SYS_CLOSE, uintptr(slotTask+i)).slot(0)
 	}
 	// From inside, so that the root of the namespace is the job's cgroup and
@@ -78,12 +78,15 @@ func enterCgroups(p *program, box *Box) {
 // it. The process still has the host's ids then, without privileges there, and
 // so finds its way to directories that only the host's root may enter.
 func mountRoot(p *program, box *Box) {
-	// nr_inodes bounds what empty files cost: a tmpfs inode takes about 1 KiB of
-	// kernel memory that size does not count.
 	p.call("mount the root file system", unix.SYS_MOUNT, p.str("joblet"), p.str(box.NewRoot), p.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV,
-		p.str("mode=0755,uid=0,gid=0,size="+itoa(box.DiskBytes)+",nr_inodes="+itoa(max(box.DiskBytes/4096, 4096))))
+		p.str("mode=0755,uid=0,gid=0,size="+itoa(box.DiskBytes)+",nr_inodes="+itoa(inodes(box.DiskBytes))))
 	p.call("enter the root file system", unix.SYS_CHDIR, p.str(box.NewRoot))
 }
+
+// inodes is how many files a tmpfs of so many bytes may have. It bounds what empty
+// ones cost: an inode takes about 1 KiB of kernel memory that size does not
+// count.
+func inodes(bytes int64) int64 { return max(bytes/4096, 4096) }
 
 // becomeRoot makes the process uid and gid 0 of its user namespace, now that
 // the monitor has written the maps.
@@ -180,7 +183,7 @@ func mountDev(p *program, box *Box) {
 	p.call("close the tree of /dev", unix.SYS_CLOSE, slotDev).slot(0)
 	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
 	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
-		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(max(box.ShmBytes/4096, 4096)))
+		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(inodes(box.ShmBytes)))
 	maskProc(p)
 }
 

@@ -119,7 +119,7 @@ func (s *jobService) GetJobLogs(r *api.GetJobLogsRequest, out grpc.ServerStreami
 }
 
 func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusRequest) (*api.GetJobStatusResponse, error) {
-	job, err := s.sup.Job(ctx, r.GetUuid())
+	job, err := s.sup.Measured(ctx, r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -251,12 +251,55 @@ func (s *jobService) RerunJob(ctx context.Context, r *api.RerunJobRequest) (*api
 	return &api.RunJobResponse{JobUuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
 }
 
-func (s *jobService) StreamJobMetrics(*api.StreamJobMetricsRequest, grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
-	return errUnbuilt("job metrics")
+func (s *jobService) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
+	interval, err := wire.IntervalFromProto(r)
+	if err != nil {
+		return err
+	}
+	return s.sup.Watch(out.Context(), r.GetJobUuid(), interval, func(id string, sample joblet.Sample) error {
+		return out.Send(wire.SampleToProto(id, sample))
+	})
 }
 
-func (s *jobService) GetJobMetrics(*api.GetJobMetricsRequest, grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
-	return errUnbuilt("job metrics")
+func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
+	from, to, limit, err := wire.ValidRange(r)
+	if err != nil {
+		return err
+	}
+	id, all, err := s.sup.History(out.Context(), r.GetJobUuid(), from, to, limit)
+	if err != nil {
+		return err
+	}
+	for _, sample := range all {
+		if err := out.Send(wire.SampleToProto(id, sample)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *jobService) PauseJob(ctx context.Context, r *api.PauseJobRequest) (*api.PauseJobResponse, error) {
+	job, err := s.sup.Pause(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	return &api.PauseJobResponse{Job: wire.JobToProto(job)}, nil
+}
+
+func (s *jobService) ResumeJob(ctx context.Context, r *api.ResumeJobRequest) (*api.ResumeJobResponse, error) {
+	job, err := s.sup.Resume(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	return &api.ResumeJobResponse{Job: wire.JobToProto(job)}, nil
+}
+
+func (s *jobService) UpdateJob(ctx context.Context, r *api.UpdateJobRequest) (*api.UpdateJobResponse, error) {
+	job, err := s.sup.Update(ctx, r.GetUuid(), wire.LimitsFromProto(r.GetLimits()))
+	if err != nil {
+		return nil, err
+	}
+	return &api.UpdateJobResponse{Job: wire.JobToProto(job)}, nil
 }
 
 func (s *jobService) StreamJobTelematics(*api.StreamJobTelematicsRequest, grpc.ServerStreamingServer[api.TelematicsEvent]) error {

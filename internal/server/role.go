@@ -48,6 +48,10 @@ var roles = map[string]role{
 	api.JobService_QueryJobs_FullMethodName:           reader,
 	api.JobService_StreamJobMetrics_FullMethodName:    reader,
 	api.JobService_GetJobMetrics_FullMethodName:       reader,
+	api.JobService_ListJobProcesses_FullMethodName:    reader,
+	api.JobService_PauseJob_FullMethodName:            developer,
+	api.JobService_ResumeJob_FullMethodName:           developer,
+	api.JobService_UpdateJob_FullMethodName:           developer,
 	api.JobService_StreamJobTelematics_FullMethodName: reader,
 	api.JobService_GetJobTelematics_FullMethodName:    reader,
 

@@ -157,8 +157,8 @@ func TestUnbuilt(t *testing.T) {
 	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "volumes") {
 		t.Errorf("got %v", err)
 	}
-	_, err = api.NewJobServiceClient(c).RunJob(t.Context(), &api.RunJobRequest{Command: "true", MaxCpu: 1})
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "max_cpu") {
+	_, err = api.NewJobServiceClient(c).RunJob(t.Context(), &api.RunJobRequest{Command: "true", GpuCount: 1})
+	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "gpu_count") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -375,10 +375,10 @@ func TestFromVersionOne(t *testing.T) {
 			if got, err := s.Resolve(t.Context(), "train"); err != nil || got.ID != jobN(3).ID {
 				t.Errorf("train is %s, %v", got.ID, err)
 			}
-			if got, err := s.Unfinished(t.Context()); err != nil || len(got) != 5 || got[0].ID != jobN(0).ID {
+			if got, err := s.Unfinished(t.Context()); err != nil || len(got) != 6 || got[0].ID != jobN(0).ID {
 				t.Errorf("%d unfinished, %v", len(got), err)
 			}
-			if got, err := s.OldestEnded(t.Context(), 2); err != nil || !slices.Equal(numbers(got), []int{5, 6}) {
+			if got, err := s.OldestEnded(t.Context(), 2); err != nil || !slices.Equal(numbers(got), []int{6, 7}) {
 				t.Errorf("oldest ended: %v, %v", numbers(got), err)
 			}
 

@@ -19,7 +19,8 @@ import (
 const maxSeq = math.MaxInt64 // behind every row
 
 const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
-	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes, `
+	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes,
+	limits, usage, out_of_memory, `
 
 const (
 	selectJob    = columns + `NULL FROM job `
@@ -544,6 +545,8 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 				Attempt:   row.ColumnInt(15),
 				Failure:   joblet.Kind(row.ColumnInt(17)),
 				WorkBytes: row.ColumnInt64(18),
+
+				OutOfMemory: row.ColumnBool(23),
 			},
 			Box:       row.ColumnText(19),
 			DiskBytes: row.ColumnInt64(20),
@@ -551,9 +554,9 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 		if !row.ColumnIsNull(6) {
 			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
 		}
-		if !row.ColumnIsNull(21) {
-			r.Sealed = make([]byte, row.ColumnLen(21))
-			row.ColumnBytes(21, r.Sealed)
+		if !row.ColumnIsNull(24) {
+			r.Sealed = make([]byte, row.ColumnLen(24))
+			row.ColumnBytes(24, r.Sealed)
 		}
 		var err error
 		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
@@ -561,6 +564,17 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 		}
 		if err := decode(row, 12, &r.Spec); err != nil {
 			return fmt.Errorf("record of job %s: %w", r.ID, err)
+		}
+		if row.ColumnLen(21) > 0 {
+			r.Spec.Limits = joblet.Limits{}
+			if err := decode(row, 21, &r.Spec.Limits); err != nil {
+				return fmt.Errorf("record of job %s: limits: %w", r.ID, err)
+			}
+		}
+		if row.ColumnLen(22) > 0 {
+			if err := decode(row, 22, &r.Usage); err != nil {
+				return fmt.Errorf("record of job %s: usage: %w", r.ID, err)
+			}
 		}
 		if row.ColumnLen(16) > 0 {
 			if err := decode(row, 16, &r.Past); err != nil {

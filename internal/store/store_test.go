@@ -89,7 +89,16 @@ func fullJob(t *testing.T) Record {
 			Retries: 3, RetryDelay: time.Second, RetryOn: []int{1, 124},
 			DependsOn: []string{"a"}, Priority: -7, IdempotencyKey: "once ü",
 			Stdin: joblet.StdinStream, Uploads: []string{"data"}, LogMax: 1 << 20,
+			Limits: joblet.Limits{
+				CPUPercent: 150, CPUCores: "0-1", CPUWeight: 7, MemoryBytes: 1 << 33, MemoryHighBytes: 1 << 32, SwapBytes: 1 << 20, MaxPIDs: 99,
+				IOBps: 1 << 20, ReadBps: 2 << 20, WriteBps: 3 << 20, IOps: 1000, DiskBytes: 1 << 28,
+				Rlimits: map[string]joblet.Rlimit{"nofile": {Soft: 1, Hard: joblet.Unlimited}},
+			},
 		},
+		Usage: joblet.Usage{
+			CPUUser: 1, CPUSystem: 2, Throttled: 3, MemoryPeak: 4, PIDsPeak: 5, ReadBytes: 6, WriteBytes: 7, ReadOps: 8, WriteOps: 9,
+			CPUStall: 10, MemoryStall: 11, IOStall: 12,
+		}, OutOfMemory: true,
 		Owner: "cert:alice", State: joblet.Failed,
 		Created: epoch, Started: epoch.Add(1), Ended: epoch.Add(time.Hour),
 		Exit: &joblet.Exit{Code: 3, Signal: 9}, Reason: "out of memory",
@@ -142,11 +151,12 @@ func TestRoundTrip(t *testing.T) {
 		t.Error("Insert changed its caller's spec")
 	}
 
-	// What became of the job changes, what was asked does not.
+	// What became of the job changes, what was asked does not, but for its limits.
 	ended := fullJob(t)
 	ended.ID, ended.State = bare.ID, joblet.Stopped
 	want := ended
 	want.Spec, want.Owner, want.Created, want.Parent = bare.Spec, bare.Owner, bare.Created, ""
+	want.Spec.Limits = ended.Spec.Limits
 	if err := s.Update(t.Context(), ended); err != nil {
 		t.Fatal(err)
 	}

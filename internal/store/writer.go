@@ -52,6 +52,8 @@ type change struct {
 	rec      Record // for remove, the ID alone
 	spec     string // for insert: rec.Spec as JSON
 	past     string // rec.Past as JSON; empty: none
+	limits   string // rec.Spec.Limits as JSON; empty: none
+	usage    string // rec.Usage as JSON; empty: none
 	unsynced bool
 	err      error
 	done     chan struct{} // closed once err is final
@@ -77,14 +79,15 @@ func (w *writer) prepare() error {
 	}{
 		{&w.insert, `INSERT INTO job (seq, id, owner, name, created, spec, parent, idem_key, labels,
 			state, started, ended, exit_code, exit_signal, reason, pid, id_base, log_bytes,
-			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes)
-			VALUES (?26, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
-			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)`},
+			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes, limits, usage, out_of_memory)
+			VALUES (?29, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28,
+			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)`},
 		{&w.taken, `SELECT id FROM job WHERE id = ?`},
 		{&w.successor, `SELECT max(seq) + 1 FROM job WHERE seq BETWEEN ?1 AND ?1 + 999`},
 		{&w.update, `UPDATE job SET state = ?1, started = ?2, ended = ?3, exit_code = ?4, exit_signal = ?5,
 			reason = ?6, pid = ?7, id_base = ?8, log_bytes = ?9, scheduled = ?10, attempt = ?11, past = ?12,
-			failure = ?13, work_bytes = ?14, box = ?15, sealed = ?16, disk_bytes = ?17 WHERE id = ?18`},
+			failure = ?13, work_bytes = ?14, box = ?15, sealed = ?16, disk_bytes = ?17,
+			limits = ?18, usage = ?19, out_of_memory = ?20 WHERE id = ?21`},
 		{&w.rm, `DELETE FROM job WHERE id = ?`},
 		{&w.begin, `BEGIN IMMEDIATE`},
 		{&w.commit, `COMMIT`},
@@ -166,7 +169,7 @@ func newInsert(r Record) (*change, error) {
 }
 
 // Update records what has become of a job: everything but what was asked
-// (Spec, Owner, Created, Parent), which stays as it was inserted. It is as
+// (Spec, Owner, Created, Parent), of which only Spec.Limits may change. It is as
 // durable as Insert. An unknown id is of kind NotFound.
 func (s *Store) Update(ctx context.Context, r Record) error {
 	return s.update(ctx, r, false)
@@ -219,6 +222,19 @@ func (ch *change) encode() error {
 		var err error
 		if ch.past, err = toJSON(r.Past); err != nil {
 			return joblet.Errorf(joblet.InvalidArgument, "%s: encode past attempts: %w", ch.what(), err)
+		}
+	}
+	for _, part := range []struct {
+		text *string
+		from any
+		none bool
+	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}} {
+		if part.none {
+			continue
+		}
+		var err error
+		if *part.text, err = toJSON(part.from); err != nil {
+			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits and usage: %w", ch.what(), err)
 		}
 	}
 	return nil
@@ -368,15 +384,15 @@ func (w *writer) execInsert(ch *change) error {
 	// A spec may be large and would stay bound until the next one comes.
 	defer func() { _ = stmt.ClearBindings() }()
 	bindState(stmt, ch)
-	stmt.BindText(19, r.Owner)
-	bindOptional(stmt, 20, r.Spec.Name)
-	stmt.BindInt64(21, r.Created.UnixNano())
-	stmt.BindText(22, ch.spec)
-	bindOptional(stmt, 23, r.Parent)
-	bindOptional(stmt, 24, r.Spec.IdempotencyKey)
-	stmt.BindInt64(25, int64(len(r.Spec.Labels)))
+	stmt.BindText(22, r.Owner)
+	bindOptional(stmt, 23, r.Spec.Name)
+	stmt.BindInt64(24, r.Created.UnixNano())
+	stmt.BindText(25, ch.spec)
+	bindOptional(stmt, 26, r.Parent)
+	bindOptional(stmt, 27, r.Spec.IdempotencyKey)
+	stmt.BindInt64(28, int64(len(r.Spec.Labels)))
 	for seq := r.Created.UnixNano(); ; {
-		stmt.BindInt64(26, seq)
+		stmt.BindInt64(29, seq)
 		err := step(stmt)
 		switch sqlite.ErrCode(err) {
 		case sqlite.ResultConstraintUnique:
@@ -436,7 +452,10 @@ func bindState(stmt *sqlite.Stmt, ch *change) {
 		stmt.BindBytes(16, r.Sealed)
 	}
 	stmt.BindInt64(17, r.DiskBytes)
-	stmt.BindText(18, r.ID)
+	stmt.BindText(18, ch.limits)
+	stmt.BindText(19, ch.usage)
+	stmt.BindBool(20, r.OutOfMemory)
+	stmt.BindText(21, r.ID)
 }
 
 // bindOptional binds a text, or NULL for an empty one.

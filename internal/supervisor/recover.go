@@ -83,12 +83,16 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 	job.Ended = time.Unix(0, r.EndedNanos)
 	job.LogBytes = r.LogBytes
 	job.WorkBytes = r.WorkBytes
+	job.Usage, job.OutOfMemory = r.Usage, r.OutOfMemory
 	switch {
 	case r.Cause == monitor.CauseStop, asked && r.Cause == "":
 		job.State = joblet.Stopped
 	case r.Cause == monitor.CauseTimeout:
 		job.State = joblet.TimedOut
 		job.Reason = fmt.Sprintf("its time was up after %v", job.Spec.Timeout)
+	case r.OutOfMemory:
+		job.State = joblet.Failed
+		job.Reason = oomReason(r.Usage.MemoryPeak, job.Spec.Limits.MemoryBytes)
 	case r.Code == 0 && r.Signal == 0:
 		job.State = joblet.Completed
 	case r.Signal != 0:
@@ -235,10 +239,12 @@ func (s *Supervisor) adopted(l *live, proc *engine.Process) {
 	}
 	s.mu.Lock()
 	l.proc = proc
+	l.gauge = newGauge(proc, s.jobDir(l.rec.ID))
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
 	l.tell()
 	stopping := l.rec.State == joblet.Stopping
 	s.mu.Unlock()
+	s.pausedAs(l, proc)
 	if stopping { // the monitor may not have been asked
 		if err := proc.Stop(syscall.SIGTERM, joblet.DefaultGrace); err != nil {
 			s.cfg.Log.Debug("a job ended as it was asked to again", "job", l.rec.ID, "error", err)

@@ -46,8 +46,8 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	run.GraceNanos = int64(joblet.DefaultGrace)
 	run.LogMaxBytes = cmp.Or(spec.LogMax, joblet.DefaultLogMax)
 	run.LogShrinks = s.cfg.LogShrinks
-	run.WorkMaxBytes = engine.DefaultDiskBytes
-	return run, nil
+	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
+	return run, s.limit(run, spec.Limits)
 }
 
 // prepare adds to run what it is of one job: its directory, name and input.

@@ -50,6 +50,10 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 	if spec.WorkDir == "" {
 		spec.WorkDir = joblet.DefaultWorkDir
 	}
+	var err error
+	if spec.Limits, err = s.grant(spec.Limits); err != nil {
+		return joblet.Job{}, err
+	}
 	rec := store.Record{Job: joblet.Job{ID: id, Spec: spec, Owner: owner, Created: time.Now()}}
 	if err := s.plan(ctx, &rec); err != nil {
 		return joblet.Job{}, err
@@ -134,6 +138,7 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 		r.Attempt++
 		r.Box, r.IDBase = box.ID, box.IDBase
 		r.Started, r.Ended, r.Exit, r.Reason, r.PID, r.WorkBytes = time.Time{}, time.Time{}, nil, "", 0, 0
+		r.Usage, r.OutOfMemory = joblet.Usage{}, false
 		l.over = make(chan struct{})
 		l.proc = nil
 	})
@@ -219,6 +224,7 @@ func joinKind(err error, more ...error) error {
 func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
 	job := s.become(l, joblet.Running, func(r *store.Record) {
 		l.proc, l.starting = proc, false
+		l.gauge = newGauge(proc, s.jobDir(r.ID))
 		r.PID, r.IDBase = proc.PID, proc.IDBase
 		r.Started = proc.Started
 	}).Job
@@ -230,7 +236,7 @@ func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
 func startError(spec joblet.Spec, f engine.Failure) error {
 	errno := f.Errno
 	switch {
-	case f.IsExec:
+	case f.IsExec && !f.OutOfMemory:
 		switch errno {
 		case syscall.ENOENT, syscall.ENOTDIR:
 			where := "runtime " + spec.Runtime
@@ -250,6 +256,8 @@ func startError(spec joblet.Spec, f engine.Failure) error {
 		return joblet.Errorf(joblet.NotExecutable, "%s: %w", spec.Command, errno)
 	case f.Step == engine.StepWorkDir:
 		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
+	case f.OutOfMemory:
+		return joblet.Errorf(joblet.ResourceExhausted, "%s: out of memory before the command ran: --max-memory %s is too little for it", spec.Command, joblet.FormatSize(spec.Limits.MemoryBytes))
 	case f.Step == engine.StepFiles && errno == syscall.ENOSPC:
 		return joblet.Errorf(joblet.ResourceExhausted, "the files that came along do not fit into the job's /work")
 	case errno == syscall.ENOSPC || errno == syscall.EDQUOT:
@@ -290,17 +298,19 @@ func (s *Supervisor) watch(l *live) {
 // what it had on the host released, then its record in the database.
 func (s *Supervisor) settle(l *live) {
 	s.mu.Lock()
-	rec := l.rec
+	rec, g := l.rec, l.gauge
 	s.mu.Unlock()
 	record, err := readRecord(s.jobDir(rec.ID), rec.Attempt)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.cfg.Log.Warn("read an exit record", "job", rec.ID, "error", err)
 	}
+	seen := s.seen(rec.ID, g)
 	diskBytes := dirBytes(s.jobDir(rec.ID))
 	s.mu.Lock()
 	rec = l.rec // whether it was asked to stop counts up to this moment
 	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
+	rec.Usage = rec.Usage.Max(seen)
 	again := retries(rec.Job) && !asked // whatever it was that ended it
 	if again {
 		retry(&rec.Job)
@@ -309,7 +319,7 @@ func (s *Supervisor) settle(l *live) {
 	}
 	rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
 		*r = rec
-		l.proc = nil
+		l.proc, l.gauge = nil, nil
 		l.onDisk = record != nil && !again
 		l.endRun()
 	})
@@ -393,7 +403,7 @@ func retry(job *joblet.Job) {
 	}
 	status, _ := job.Status()
 	job.Past = append(slices.Clone(job.Past), joblet.Attempt{
-		Started: job.Started, Ended: job.Ended, State: job.State, Exit: job.Exit, Reason: job.Reason,
+		Started: job.Started, Ended: job.Ended, State: job.State, Exit: job.Exit, Reason: job.Reason, Usage: job.Usage,
 	})
 	job.Reason = fmt.Sprintf("attempt %d of %d ended with status %d", job.Attempt, job.Spec.Retries+1, status)
 	job.State, job.Scheduled = joblet.Scheduled, job.Ended.Add(delay)

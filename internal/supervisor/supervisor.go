@@ -41,6 +41,8 @@ type Config struct {
 	MaxConcurrent int           // jobs that run at once; 0: any number
 	RetainAge     time.Duration // how long ended jobs are kept; 0: for ever
 	RetainBytes   int64         // what ended jobs may take on disk before the oldest go; 0: any size
+	Defaults      joblet.Limits // of jobs that do not say otherwise
+	Ceiling       joblet.Limits // what a job may ask for at most
 	LogShrinks    bool          // on a full disk a job's log gives up its older half, instead of the job waiting
 }
 
@@ -83,6 +85,7 @@ type live struct {
 
 	rec      store.Record // its spec has the secrets
 	proc     *engine.Process
+	gauge    *gauge        // of proc
 	over     chan struct{} // closed when the latest run's output is complete
 	changed  chan struct{} // closed, and replaced, when anything changes
 	starting bool          // it has a place and is about to run
@@ -131,12 +134,16 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if s.engine, err = engine.Open(engine.Config{RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
+	if err := s.countIO(); err != nil {
+		return nil, err
+	}
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
 	s.engine.StartSpares()
 	s.work.Go(s.runQueue)
 	s.work.Go(s.retain)
+	s.work.Go(s.collect)
 	return s, nil
 }
 
@@ -351,6 +358,18 @@ func (s *Supervisor) Job(ctx context.Context, ref string) (joblet.Job, error) {
 		return joblet.Job{}, err
 	}
 	return s.current(ctx, rec.Job), nil
+}
+
+// Measured is Job with what a running one has taken up to now.
+func (s *Supervisor) Measured(ctx context.Context, ref string) (joblet.Job, error) {
+	job, err := s.Job(ctx, ref)
+	if err != nil {
+		return job, err
+	}
+	if l := s.find(job.ID); l != nil {
+		job = s.measured(l, job)
+	}
+	return job, nil
 }
 
 // listBatch is how many jobs are read at a time when only some of them are wanted.

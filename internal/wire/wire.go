@@ -44,7 +44,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 	for what, text := range map[string]string{
 		"job name": s.Name, "runtime name": s.Runtime, "workdir": s.WorkDir, "schedule": s.Schedule,
 		"overlap": string(s.Overlap), "idempotency key": s.IdempotencyKey, "standard input": string(s.Stdin),
-		"dependency": strings.Join(s.DependsOn, " "),
+		"dependency": strings.Join(s.DependsOn, " "), "processors": s.Limits.CPUCores,
 	} {
 		if !utf8.ValidString(text) {
 			return nil, joblet.Errorf(joblet.InvalidArgument, "%s %.100q: not UTF-8", what, text)
@@ -71,6 +71,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		IdempotencyKey:    s.IdempotencyKey,
 		Stdin:             string(s.Stdin),
 		LogMaxBytes:       s.LogMax,
+		Limits:            LimitsToProto(s.Limits),
 	}, nil
 }
 
@@ -83,10 +84,6 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		name string
 		set  bool
 	}{
-		{"max_cpu", r.GetMaxCpu() != 0},
-		{"cpu_cores", r.GetCpuCores() != ""},
-		{"max_memory", r.GetMaxMemory() != 0},
-		{"max_io_bps", r.GetMaxIoBps() != 0},
 		{"network", r.GetNetwork() != "" && r.GetNetwork() != "none"},
 		{"volumes", len(r.GetVolumes()) != 0},
 		{"gpu_count", r.GetGpuCount() != 0},
@@ -129,6 +126,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		IdempotencyKey: r.GetIdempotencyKey(),
 		Stdin:          joblet.Stdin(r.GetStdin()),
 		LogMax:         r.GetLogMaxBytes(),
+		Limits:         specLimits(r),
 	}, nil
 }
 
@@ -175,14 +173,17 @@ func JobToProto(j joblet.Job) *api.Job {
 		Uploads:           texts(s.Uploads),
 		LogMaxBytes:       s.LogMax,
 		WorkBytes:         j.WorkBytes,
+		Usage:             usageToProto(j.Usage),
+		OutOfMemory:       j.OutOfMemory,
 	}
+	showLimits(p, s.Limits)
 	if j.State == joblet.Failed && j.Exit == nil {
 		p.Failure = reason(j.Failure)
 	}
 	for _, a := range j.Past {
 		p.Past = append(p.Past, &api.JobAttempt{
 			StartTime: formatTime(a.Started), EndTime: formatTime(a.Ended),
-			Status: a.State.String(), Exit: exitToProto(a.Exit), Reason: text(a.Reason),
+			Status: a.State.String(), Exit: exitToProto(a.Exit), Reason: text(a.Reason), Usage: usageToProto(a.Usage),
 		})
 	}
 	return p
@@ -250,18 +251,21 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Stdin:          joblet.Stdin(p.GetStdin()),
 			Uploads:        p.GetUploads(),
 			LogMax:         p.GetLogMaxBytes(),
+			Limits:         LimitsFromProto(p.GetLimits()),
 		},
-		Owner:     p.GetOwner(),
-		State:     state,
-		Parent:    p.GetParent(),
-		Attempt:   int(p.GetAttempt()),
-		Exit:      exitFromProto(p.GetExit()),
-		Reason:    p.GetReason(),
-		Failure:   failure,
-		PID:       int(p.GetHostPid()),
-		IDBase:    p.GetIdBase(),
-		LogBytes:  p.GetLogBytes(),
-		WorkBytes: p.GetWorkBytes(),
+		Usage:       usageFromProto(p.GetUsage()),
+		OutOfMemory: p.GetOutOfMemory(),
+		Owner:       p.GetOwner(),
+		State:       state,
+		Parent:      p.GetParent(),
+		Attempt:     int(p.GetAttempt()),
+		Exit:        exitFromProto(p.GetExit()),
+		Reason:      p.GetReason(),
+		Failure:     failure,
+		PID:         int(p.GetHostPid()),
+		IDBase:      p.GetIdBase(),
+		LogBytes:    p.GetLogBytes(),
+		WorkBytes:   p.GetWorkBytes(),
 	}
 	if err := parseTimes([]timeField{
 		{"created_time", &j.Created, p.GetCreatedTime()},
@@ -272,7 +276,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 		return joblet.Job{}, err
 	}
 	for _, past := range p.GetPast() {
-		a := joblet.Attempt{Exit: exitFromProto(past.GetExit()), Reason: past.GetReason()}
+		a := joblet.Attempt{Exit: exitFromProto(past.GetExit()), Reason: past.GetReason(), Usage: usageFromProto(past.GetUsage())}
 		if a.State, err = joblet.ParseState(past.GetStatus()); err != nil {
 			return joblet.Job{}, err
 		}

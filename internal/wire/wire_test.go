@@ -53,10 +53,12 @@ func fill(t *testing.T, v reflect.Value, seed *int64) {
 		v.SetString(fmt.Sprintf("text-%d", *seed))
 	case reflect.Int, reflect.Int32, reflect.Int64:
 		v.SetInt(1 + *seed%60)
-	case reflect.Uint32:
+	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(uint64(*seed))
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Float64:
+		v.SetFloat(float64(*seed) + 0.5)
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
 		for i := range 2 {
@@ -64,7 +66,9 @@ func fill(t *testing.T, v reflect.Value, seed *int64) {
 		}
 	case reflect.Map:
 		v.Set(reflect.MakeMap(v.Type()))
-		v.SetMapIndex(reflect.ValueOf(fmt.Sprintf("KEY_%d", *seed)), reflect.ValueOf("value"))
+		value := reflect.New(v.Type().Elem()).Elem()
+		fill(t, value, seed)
+		v.SetMapIndex(reflect.ValueOf(fmt.Sprintf("KEY_%d", *seed)), value)
 	default:
 		t.Fatalf("fill: no rule for %s", v.Type())
 	}
@@ -341,6 +345,8 @@ func TestUnbuiltFields(t *testing.T) {
 			m.Mutable(f).List().AppendMutable()
 		case f.IsList():
 			m.Mutable(f).List().Append(protoScalar(t, f))
+		case f.Message() != nil: // limits: TestSpecRoundTrip has each of its fields
+			m.Set(f, protoreflect.ValueOfMessage((&api.JobLimits{MaxPids: 1}).ProtoReflect()))
 		default:
 			m.Set(f, protoScalar(t, f))
 		}

@@ -1,0 +1,573 @@
+// Package cgroup gives each job its places in the host's cgroup hierarchies: it
+// finds the hierarchies, makes and removes a job's groups, sets limits, freezes,
+// kills, and reads what the groups count. It is the only package that knows
+// where a controller lives, cgroup v1 or v2.
+package cgroup
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/fault"
+)
+
+// Hierarchy is where the daemon keeps the cgroups of its jobs.
+//
+// Where the host has cgroup v2, each job has one cgroup there with two children:
+// "job", which holds the job's processes and its limits, and "monitor". Each v1
+// hierarchy with a controller that Joblet uses has one cgroup for the job. On a
+// hybrid host a job has both: limits where the controllers are, and freezing,
+// killing and counting processor time in v2, which need none.
+type Hierarchy struct {
+	v2          string            // our directory in the v2 hierarchy; empty: the host has none
+	controllers []string          // enabled for our children in v2
+	v1          map[string]string // controller → our directory in its hierarchy
+}
+
+// The controllers that Joblet uses.
+var (
+	controllers = []string{"pids", "memory", "cpu", "cpuset", "io"}
+	// v1Controllers are what v1 calls them, in the order in which a job enters
+	// them. Those behind it are v2's own features, and needed only where no v2
+	// hierarchy is mounted.
+	v1Controllers = []string{"pids", "memory", "cpu", "cpuset", "blkio"}
+	v1Alone       = []string{"cpuacct", "freezer"}
+)
+
+// Mount is a cgroup hierarchy of the host.
+type Mount struct {
+	Path        string
+	V2          bool
+	Controllers []string // of a v1 hierarchy
+}
+
+// Mounts finds the host's cgroup hierarchies in a mountinfo file,
+// proc_pid_mountinfo(5). The first mount of each is the host's; later ones are
+// copies of it, or a container's.
+func Mounts(mountinfo io.Reader) ([]Mount, error) {
+	var all []Mount
+	lines := bufio.NewScanner(mountinfo)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		// 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
+		before, after, _ := strings.Cut(lines.Text(), " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if len(left) < 5 || len(right) < 3 {
+			continue
+		}
+		path := unescape(left[4])
+		switch right[0] {
+		case "cgroup2":
+			if !slices.ContainsFunc(all, func(m Mount) bool { return m.V2 }) {
+				all = append(all, Mount{Path: path, V2: true})
+			}
+		case "cgroup":
+			var found []string
+			for opt := range strings.SplitSeq(right[2], ",") {
+				known := slices.Contains(v1Controllers, opt) || slices.Contains(v1Alone, opt)
+				if known && !slices.ContainsFunc(all, func(m Mount) bool { return slices.Contains(m.Controllers, opt) }) {
+					found = append(found, opt)
+				}
+			}
+			if found != nil {
+				all = append(all, Mount{Path: path, Controllers: found})
+			}
+		}
+	}
+	return all, lines.Err()
+}
+
+// unescape undoes what mountinfo does to blanks and backslashes.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
+}
+
+// HostMounts is Mounts of this process's own mountinfo.
+func HostMounts() ([]Mount, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return Mounts(f)
+}
+
+// Open finds the host's hierarchies and makes the daemon's own directory in
+// each. name is that directory's name.
+func Open(name string) (_ *Hierarchy, err error) {
+	mounts, err := HostMounts()
+	if err != nil {
+		return nil, fmt.Errorf("look for cgroup hierarchies: %w", err)
+	}
+	h := &Hierarchy{v1: map[string]string{}}
+	defer func() {
+		if err != nil {
+			h.RemoveEmpty()
+		}
+	}()
+	hasV2 := slices.ContainsFunc(mounts, func(m Mount) bool { return m.V2 })
+	for _, m := range mounts {
+		if m.V2 {
+			if err := h.openV2(m.Path, name); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		for _, controller := range m.Controllers {
+			if hasV2 && slices.Contains(v1Alone, controller) {
+				continue
+			}
+			dir := filepath.Join(m.Path, name)
+			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+				return nil, fmt.Errorf("make the cgroup of controller %s: %w", controller, err)
+			}
+			h.v1[controller] = dir
+		}
+	}
+	if h.where("pids") == "" {
+		return nil, errors.New("no cgroup hierarchy with the controller pids is mounted, without which a job could start processes without limit: mount cgroup2 on /sys/fs/cgroup")
+	}
+	if dir := h.v1["cpuset"]; dir != "" { // new cpusets of v1 are empty, and take nobody in
+		for _, file := range []string{"cpuset.mems", "cpuset.cpus"} {
+			if err := inherit(dir, file); err != nil {
+				return nil, err
+			}
+		}
+		if err := write(dir, "cgroup.clone_children", "1"); err != nil { // and ours are like their parent
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// inherit gives a v1 cpuset its parent's processors or nodes.
+func inherit(dir, file string) error {
+	value, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
+	if err != nil {
+		return fmt.Errorf("set up cpusets: %w", err)
+	}
+	return write(dir, file, strings.TrimSpace(string(value)))
+}
+
+// openV2 makes our directory below the daemon's own cgroup if that was
+// delegated to it (systemd's Delegate=yes marks it with an extended attribute),
+// or is all that a container has, and at the top otherwise, with the controllers
+// enabled for the jobs.
+func (h *Hierarchy) openV2(mount, name string) error {
+	parent := mount
+	own, err := ownCgroup()
+	// The root cgroup of the host has no cgroup.events (cgroup-v2.rst): a top that
+	// has one is a container's part of the hierarchy.
+	inContainer := err == nil && own == "/" && exists(filepath.Join(mount, "cgroup.events"))
+	if err == nil && (inContainer || delegated(filepath.Join(mount, own))) {
+		parent = filepath.Join(mount, own)
+		if err := moveDown(parent, inContainer); err != nil {
+			return err
+		}
+	}
+	h.v2 = filepath.Join(parent, name)
+	if err := os.Mkdir(h.v2, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the cgroup for jobs: %w", err)
+	}
+	available, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("read the available controllers: %w", err)
+	}
+	for _, c := range controllers {
+		if slices.Contains(strings.Fields(string(available)), c) {
+			h.controllers = append(h.controllers, c)
+		}
+	}
+	for _, dir := range []string{parent, h.v2} {
+		if err := enableControllers(dir, h.controllers); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// daemonLeaf is the cgroup into which the daemon moves out of one that was
+// delegated to it.
+const daemonLeaf = "daemon"
+
+// moveDown moves the daemon out of dir: a cgroup with processes of its own can't
+// have controllers enabled for children ("no internal processes", cgroups(7)).
+// In a container whatever else runs there has to move as well.
+func moveDown(dir string, everybody bool) error {
+	leaf := filepath.Join(dir, daemonLeaf)
+	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make the daemon's cgroup: %w", err)
+	}
+	if err := write(leaf, "cgroup.procs", "0"); err != nil {
+		return fmt.Errorf("enter the daemon's cgroup: %w", err)
+	}
+	for range 10 { // somebody may fork while the list is read
+		pids, err := readPIDs(filepath.Join(dir, "cgroup.procs"))
+		if err != nil || len(pids) == 0 || !everybody {
+			return err
+		}
+		for _, pid := range pids {
+			if err := write(leaf, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("move process %d to the daemon's cgroup: %w", pid, err)
+			}
+		}
+	}
+	return nil
+}
+
+// RemoveEmpty removes our directories if no job is in them; the next daemon makes
+// them again.
+func (h *Hierarchy) RemoveEmpty() {
+	for _, dir := range h.Dirs() {
+		_ = unix.Rmdir(dir) // EBUSY: there are jobs
+	}
+}
+
+// Dirs returns our directory in each hierarchy.
+func (h *Hierarchy) Dirs() []string {
+	dirs := slices.Collect(maps.Values(h.v1))
+	if h.v2 != "" {
+		dirs = append(dirs, h.v2)
+	}
+	slices.Sort(dirs)
+	return slices.Compact(dirs) // cpu,cpuacct may be one hierarchy
+}
+
+// Boxes returns the ids of all boxes that have a cgroup in any hierarchy: a
+// daemon may have died when only some were made, or removed.
+func (h *Hierarchy) Boxes() ([]string, error) {
+	ids := map[string]bool{}
+	for _, dir := range h.Dirs() {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
+		}
+		for _, entry := range entries {
+			if joblet.ValidID(entry.Name()) {
+				ids[entry.Name()] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(ids)), nil
+}
+
+// where returns our directory in the hierarchy that has the controller, by the
+// name that v2 gives it; "": there is none.
+func (h *Hierarchy) where(controller string) string {
+	if slices.Contains(h.controllers, controller) {
+		return h.v2
+	}
+	if controller == "io" {
+		controller = "blkio"
+	}
+	return h.v1[controller]
+}
+
+// Controllers returns which controllers limit jobs, by the names of v2, each with
+// 1 or 2 for the version that has it.
+func (h *Hierarchy) Controllers() map[string]int {
+	all := map[string]int{}
+	for _, c := range controllers {
+		switch {
+		case slices.Contains(h.controllers, c):
+			all[c] = 2
+		case h.where(c) != "":
+			all[c] = 1
+		}
+	}
+	return all
+}
+
+func enableControllers(dir string, controllers []string) error {
+	if len(controllers) == 0 {
+		return nil
+	}
+	if err := write(dir, "cgroup.subtree_control", "+"+strings.Join(controllers, " +")); err != nil {
+		return fmt.Errorf("enable cgroup controllers: %w", err)
+	}
+	return nil
+}
+
+// ownCgroup returns the daemon's cgroup in the v2 hierarchy: the line "0::/…"
+// of /proc/self/cgroup.
+func ownCgroup() (string, error) {
+	data, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(data)) {
+		if p, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return cmp.Or(strings.TrimSuffix(p, "/"+daemonLeaf), "/"), nil // after a restart inside the same unit
+		}
+	}
+	return "", errors.New("not in a v2 cgroup")
+}
+
+func delegated(dir string) bool {
+	var value [8]byte
+	for _, attr := range []string{"trusted.delegate", "user.delegate"} {
+		if n, err := unix.Getxattr(dir, attr, value[:]); err == nil && string(value[:n]) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+// Dirs says where the cgroups of one job are, to whoever reads them. It crosses
+// to the job's monitor as JSON.
+type Dirs struct {
+	V2          string            `json:"v2,omitempty"` // for the job's processes; empty: the host has no v2 hierarchy
+	Controllers []string          `json:"controllers,omitempty"`
+	V1          map[string]string `json:"v1,omitempty"` // by controller
+}
+
+// where returns the directory that has a controller, by the name that v2 gives
+// it, and whether that is a v2 one; "": the host lacks it.
+func (d Dirs) where(controller string) (dir string, v2 bool) {
+	if slices.Contains(d.Controllers, controller) {
+		return d.V2, true
+	}
+	if controller == "io" {
+		controller = "blkio"
+	}
+	return d.V1[controller], false
+}
+
+// TaskFiles returns the tasks files of the v1 groups: the first process enters
+// each before anything else.
+func (d Dirs) TaskFiles() []string {
+	var files []string
+	for _, controller := range slices.Concat(v1Controllers, v1Alone) {
+		if dir := d.V1[controller]; dir != "" && !slices.Contains(files, filepath.Join(dir, "tasks")) {
+			files = append(files, filepath.Join(dir, "tasks"))
+		}
+	}
+	return files
+}
+
+// Group is the cgroups of one job.
+type Group struct {
+	Dirs
+	top     string // its directory in the v2 hierarchy, above that of its processes
+	Monitor string // the v2 cgroup of its monitor; empty: the host has none
+}
+
+// Group returns the cgroups of the box with this id, which may or may not be
+// there.
+func (h *Hierarchy) Group(id string) *Group {
+	g := &Group{Dirs: Dirs{Controllers: h.controllers, V1: map[string]string{}}}
+	if h.v2 != "" {
+		g.top = filepath.Join(h.v2, id)
+		g.V2, g.Monitor = filepath.Join(g.top, "job"), filepath.Join(g.top, "monitor")
+	}
+	for controller, dir := range h.v1 {
+		g.V1[controller] = filepath.Join(dir, id)
+	}
+	return g
+}
+
+// v1Dirs returns the job's v1 directories, each once, in a fixed order.
+func (g *Group) v1Dirs() []string {
+	var dirs []string
+	for _, file := range g.TaskFiles() {
+		dirs = append(dirs, filepath.Dir(file))
+	}
+	return dirs
+}
+
+// Create makes the cgroups and sets what holds for every job.
+func (h *Hierarchy) Create(id string) (*Group, error) {
+	g := h.Group(id)
+	err := func() error {
+		if g.top != "" {
+			if err := os.Mkdir(g.top, 0o755); err != nil {
+				return err
+			}
+			if err := enableControllers(g.top, h.controllers); err != nil {
+				return err
+			}
+			for _, child := range []string{g.V2, g.Monitor} {
+				if err := os.Mkdir(child, 0o755); err != nil {
+					return err
+				}
+			}
+		}
+		for _, dir := range g.v1Dirs() {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				return err
+			}
+		}
+		if dir, v2 := g.where("memory"); v2 {
+			// When its memory is used up, the job ends as one unit. (v1 has no such
+			// thing: there the monitor sees to it.)
+			if err := write(dir, "memory.oom.group", "1"); err != nil {
+				return err
+			}
+		}
+		return g.set("pids", "pids.max", strconv.Itoa(joblet.DefaultMaxPIDs))
+	}()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make the job's cgroup: %w", err), g.Remove(context.Background()))
+	}
+	return g, nil
+}
+
+// set writes a file of a controller that has the same name in v1 and v2.
+func (g *Group) set(controller, file, value string) error {
+	dir, _ := g.where(controller)
+	return write(dir, file, value)
+}
+
+// write writes a cgroup file in one system call, as the kernel wants it.
+func write(dir, file, value string) error {
+	fd, err := unix.Open(filepath.Join(dir, file), unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: filepath.Join(dir, file), Err: err}
+	}
+	defer unix.Close(fd)
+	for {
+		_, err = unix.Write(fd, []byte(value))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &os.PathError{Op: "write " + value + " to", Path: filepath.Join(dir, file), Err: err}
+		}
+		return nil
+	}
+}
+
+// readPIDs reads a list of processes.
+func readPIDs(file string) ([]int, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for field := range strings.FieldsSeq(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// PIDs returns the job's processes as the host numbers them.
+func (g *Group) PIDs() ([]int, error) {
+	dir := g.V2
+	if dir == "" {
+		dir = g.V1["pids"]
+	}
+	return readPIDs(filepath.Join(dir, "cgroup.procs"))
+}
+
+// Kill ends every process in the job's cgroup, its monitor included, by the
+// kernel's own means where it has them (cgroup.kill, since 5.14).
+func (g *Group) Kill() error {
+	if g.top != "" {
+		err := write(g.top, "cgroup.kill", "1") // children included
+		if err == nil || errors.Is(err, fs.ErrNotExist) && !exists(g.top) {
+			return nil
+		}
+	}
+	if err := g.Thaw(); err != nil && !errors.Is(err, fs.ErrNotExist) { // nobody dies frozen in v1
+		return err
+	}
+	// A process may fork while the list is read: until it is empty. PID 1 is in
+	// it, and with PID 1 the kernel ends the whole namespace.
+	for range 100 {
+		pids, err := g.PIDs()
+		if err != nil || len(pids) == 0 {
+			break
+		}
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	return nil
+}
+
+func exists(name string) bool {
+	_, err := os.Lstat(name)
+	return err == nil
+}
+
+// Remove removes the job's cgroups once they are empty; what is gone already is
+// no error. It waits for processes that are about to end, not longer than ctx.
+func (g *Group) Remove(ctx context.Context) error {
+	var dirs []string
+	if g.top != "" {
+		dirs = append(dirs, g.V2, g.Monitor, g.top)
+	}
+	var errs []error
+	for _, dir := range append(dirs, g.v1Dirs()...) {
+		// Jobs cannot make cgroups (their view is read-only), so there are no
+		// children but ours.
+		if err := removeDir(ctx, dir); err != nil {
+			errs = append(errs, err)
+		}
+		fault.Point("release.half")
+	}
+	return errors.Join(errs...)
+}
+
+func removeDir(ctx context.Context, dir string) error {
+	for {
+		err := unix.Rmdir(dir)
+		if err == nil || err == unix.ENOENT {
+			return nil
+		}
+		if err != unix.EBUSY || ctx.Err() != nil {
+			return &os.PathError{Op: "rmdir", Path: dir, Err: err}
+		}
+		waitEmpty(ctx, dir)
+	}
+}
+
+// waitEmpty waits for a change of "populated" in cgroup.events, which the
+// kernel announces as POLLPRI (cgroup-v2.rst), in v1 for a moment.
+func waitEmpty(ctx context.Context, dir string) {
+	f, err := os.Open(filepath.Join(dir, "cgroup.events"))
+	if err != nil {
+		select {
+		case <-ctx.Done():
+		case <-time.After(5 * time.Millisecond): // v1 has no notice to wait for
+		}
+		return
+	}
+	defer f.Close()
+	data := make([]byte, 256)
+	if n, _ := f.Read(data); strings.Contains(string(data[:n]), "populated 0") {
+		time.Sleep(time.Millisecond) // empty, and the last process is being taken apart
+		return
+	}
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLPRI}}
+	_, _ = unix.Poll(fds, 100)
+}
+
+// Name returns the name of the daemon's directory in each hierarchy: one of its
+// own for each run directory, so that daemons beside each other do not meet.
+func Name(runDir string) string {
+	if runDir == "/run/joblet" {
+		return "joblet"
+	}
+	sum := fnv.New32a()
+	sum.Write([]byte(runDir))
+	return fmt.Sprintf("joblet-%08x", sum.Sum32())
+}

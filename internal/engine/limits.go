@@ -1,0 +1,145 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/monitor"
+)
+
+// rlimits are the kernel's numbers of what joblet.RlimitNames names.
+var rlimits = map[string]int{
+	"as": unix.RLIMIT_AS, "core": unix.RLIMIT_CORE, "cpu": unix.RLIMIT_CPU, "data": unix.RLIMIT_DATA,
+	"fsize": unix.RLIMIT_FSIZE, "memlock": unix.RLIMIT_MEMLOCK, "nofile": unix.RLIMIT_NOFILE, "nproc": unix.RLIMIT_NPROC,
+	"rss": unix.RLIMIT_RSS, "rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
+}
+
+// defaultRlimits are a job's limits where they differ from the daemon's: no core
+// dumps, and the usual number of descriptors, which the Go runtime has raised
+// for the daemon and its monitors.
+func defaultRlimits() []monitor.Rlimit {
+	limits := []monitor.Rlimit{{Resource: unix.RLIMIT_CORE}}
+	var files unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
+		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, files.Max), Hard: files.Max})
+	}
+	return limits
+}
+
+// SetLimits gives the run its limits. devices hold the job's files.
+func (r *Run) SetLimits(l joblet.Limits, devices []cgroup.Device) {
+	r.Limits, r.Devices = l, devices
+	r.DiskBytes = l.DiskBytes
+	for name, limit := range l.Rlimits {
+		set := monitor.Rlimit{Resource: rlimits[name], Soft: limit.Soft, Hard: limit.Hard}
+		replaced := false
+		for i := range r.Rlimits {
+			if r.Rlimits[i].Resource == set.Resource {
+				r.Rlimits[i], replaced = set, true
+			}
+		}
+		if !replaced {
+			r.Rlimits = append(r.Rlimits, set)
+		}
+	}
+}
+
+// CheckLimits reports whether this host can enforce the limits, and whether what
+// they ask for is possible on it.
+func (e *Engine) CheckLimits(l joblet.Limits) error {
+	if err := e.groups.Check(l); err != nil {
+		return err
+	}
+	for name, limit := range l.Rlimits {
+		if err := checkRlimit(name, limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRlimit reports whether the monitor can give a job this limit: to raise a
+// hard limit takes CAP_SYS_RESOURCE (getrlimit(2)), which a daemon in a container
+// may lack.
+func checkRlimit(name string, limit joblet.Rlimit) error {
+	if name == "nofile" {
+		data, err := os.ReadFile("/proc/sys/fs/nr_open")
+		if err != nil {
+			return fmt.Errorf("read the most descriptors of a process: %w", err)
+		}
+		if most, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64); err == nil && limit.Hard > most {
+			return joblet.Errorf(joblet.InvalidArgument, "--nofile %v: this host allows at most %d (fs.nr_open)", limit, most)
+		}
+	}
+	var have unix.Rlimit
+	if err := unix.Getrlimit(rlimits[name], &have); err != nil {
+		return fmt.Errorf("getrlimit %s: %w", name, err)
+	}
+	if limit.Hard > have.Max && !mayRaise() {
+		return joblet.Errorf(joblet.FailedPrecondition, "--%s %v: this host does not allow the daemon to raise it above %v (it lacks CAP_SYS_RESOURCE)",
+			name, limit, joblet.Rlimit{Soft: have.Max, Hard: have.Max})
+	}
+	return nil
+}
+
+func mayRaise() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+}
+
+// CountIO makes sure that what jobs read from and write to these devices is
+// counted.
+func (e *Engine) CountIO(devices []cgroup.Device) error { return e.groups.CountIO(devices) }
+
+// Controllers tells which cgroup controllers limit jobs; see cgroup.Hierarchy.
+func (e *Engine) Controllers() map[string]int { return e.groups.Controllers() }
+
+// Meter returns a new reader of what the job takes. It is the caller's to close.
+func (p *Process) Meter() *cgroup.Meter { return cgroup.NewMeter(p.group.Dirs) }
+
+// PIDs returns the job's processes as the host numbers them.
+func (p *Process) PIDs() ([]int, error) { return p.group.PIDs() }
+
+// freezeTimeout bounds how long processes may take to stand still: one that is in
+// an uninterruptible wait does not.
+const freezeTimeout = 5 * time.Second
+
+// Pause freezes all of the job's processes.
+func (p *Process) Pause(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, freezeTimeout)
+	defer cancel()
+	return p.group.Freeze(ctx)
+}
+
+// Resume lets them go on.
+func (p *Process) Resume() error {
+	if err := p.group.Thaw(); err != nil {
+		return fmt.Errorf("resume: %w", err)
+	}
+	return nil
+}
+
+// Paused reports whether all of the job's processes stand still.
+func (p *Process) Paused() (bool, error) { return p.group.Frozen() }
+
+// Update changes the running job's limits from old to l, all or none.
+func (p *Process) Update(old, l joblet.Limits, devices []cgroup.Device) error {
+	if err := p.group.Update(old, l, devices); err != nil {
+		return err
+	}
+	if l.DiskBytes == old.DiskBytes {
+		return nil
+	}
+	// The monitor answers nothing: the kernel refuses only what is less than is in
+	// use, and tells in statfs(2) what holds.
+	return p.request(monitor.Request{DiskBytes: l.DiskBytes})
+}

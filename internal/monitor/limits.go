@@ -1,0 +1,70 @@
+package monitor
+
+import (
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/cgroup"
+)
+
+// measure notes what the job took, now that all of it has ended.
+func (m *monitor) measure() {
+	meter := cgroup.NewMeter(m.cgroup)
+	m.record.Usage = meter.Total().Usage
+	meter.Close()
+	m.record.OutOfMemory = m.record.OutOfMemory || m.outOfMemory()
+}
+
+// outOfMemory reports whether the kernel has killed one of the job's processes
+// for want of memory.
+func (m *monitor) outOfMemory() bool { return m.cgroup.OOMKills() > 0 }
+
+// endOutOfMemory ends the whole job when its memory is used up, as
+// memory.oom.group does in v2: the kernel picks one process, which need not be
+// the one without which the others make no sense.
+func (m *monitor) endOutOfMemory() {
+	_, _ = unix.Read(m.oomEvents, make([]byte, 8))
+	m.record.OutOfMemory = true
+	m.signal(syscall.SIGKILL)
+}
+
+// resizeRoot changes the size of the job's root file system from outside: its
+// superblock is the job's user namespace's, over which the monitor has all
+// privileges (fspick(2)).
+func (m *monitor) resizeRoot(bytes int64) error {
+	fd, err := unix.Fspick(m.root, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return step("open the job's root file system", err)
+	}
+	defer unix.Close(fd)
+	for name, value := range map[string]int64{"size": bytes, "nr_inodes": inodes(bytes)} {
+		if err := unix.FsconfigSetString(fd, name, itoa(value)); err != nil {
+			return step("set the "+name+" of the job's root file system", err)
+		}
+	}
+	if err := unix.FsconfigReconfigure(fd); err != nil {
+		return step("resize the job's root file system to "+itoa(bytes)+" bytes", err)
+	}
+	return nil
+}
+
+// raiseLimits raises the hard limits of the first process where the job's are
+// higher: that takes a privilege that the process itself, in its user namespace,
+// does not have. It sets the limits themselves just before the command.
+func (m *monitor) raiseLimits(limits []Rlimit) error {
+	for _, l := range limits {
+		var have unix.Rlimit
+		if err := unix.Prlimit(m.child, l.Resource, nil, &have); err != nil {
+			return step("read limit "+itoa(int64(l.Resource)), err)
+		}
+		if l.Hard <= have.Max {
+			continue
+		}
+		have.Max = l.Hard
+		if err := unix.Prlimit(m.child, l.Resource, &have, nil); err != nil {
+			return step("raise limit "+itoa(int64(l.Resource)), err)
+		}
+	}
+	return nil
+}

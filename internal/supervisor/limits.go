@@ -1,0 +1,206 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/engine"
+)
+
+// grant returns the limits that a job gets which asks for l: with the daemon's
+// defaults, and no more than its ceiling. It is an error if this host cannot
+// enforce them.
+func (s *Supervisor) grant(l joblet.Limits) (joblet.Limits, error) {
+	l = l.Or(s.cfg.Defaults).Capped(s.cfg.Ceiling)
+	if err := l.Within(s.cfg.Ceiling); err != nil {
+		return l, err
+	}
+	if err := l.Validate(); err != nil { // with a default beside what was asked
+		return l, err
+	}
+	return l, s.engine.CheckLimits(l)
+}
+
+// limit gives a run the limits of its job.
+func (s *Supervisor) limit(run *engine.Run, l joblet.Limits) error {
+	devices, err := s.devices(run.Trees, l)
+	if err != nil {
+		return err
+	}
+	run.SetLimits(l, devices)
+	return nil
+}
+
+// devices returns those that hold a job's files, if there are limits on what goes
+// there: its programs, and what came along with it. (What it writes is in
+// memory.)
+func (s *Supervisor) devices(trees []engine.Tree, l joblet.Limits) ([]cgroup.Device, error) {
+	if a, b, c, d := l.Rates(); a|b|c|d == 0 {
+		return nil, nil
+	}
+	paths := []string{s.jobsDir()}
+	for _, t := range trees {
+		paths = append(paths, t.Source)
+	}
+	devices, err := cgroup.Devices(paths...)
+	if err != nil {
+		return nil, fmt.Errorf("limits on input and output: %w", err)
+	}
+	if len(devices) == 0 {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "limits on input and output: no block device of this host holds the job's files, so there is nothing to limit")
+	}
+	return devices, nil
+}
+
+// countIO makes the host count what jobs read from the devices that may hold
+// their files.
+func (s *Supervisor) countIO() error {
+	devices, err := cgroup.Devices(s.cfg.StateDir, "/usr")
+	if err != nil {
+		return err
+	}
+	return s.engine.CountIO(devices)
+}
+
+// Pause freezes a running job: none of its processes goes on until Resume.
+func (s *Supervisor) Pause(ctx context.Context, ref string) (joblet.Job, error) {
+	l, v, err := s.standing(ctx, ref)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	if v.job.State == joblet.Paused {
+		return v.job, nil
+	}
+	if v.proc == nil || v.job.State != joblet.Running {
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s is %s: only a job that runs can be paused", joblet.ShortID(v.job.ID), v.job.State)
+	}
+	if err := v.proc.Pause(ctx); err != nil {
+		return joblet.Job{}, fmt.Errorf("job %s: %w", joblet.ShortID(v.job.ID), err)
+	}
+	if !s.turn(l, v.proc, joblet.Running, joblet.Paused) { // it ended, or is asked to
+		if err := v.proc.Resume(); err != nil {
+			s.cfg.Log.Debug("a job ended as it was paused", "job", v.job.ID, "error", err)
+		}
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s ended as it was paused", joblet.ShortID(v.job.ID))
+	}
+	return s.turned(l)
+}
+
+// Resume lets a paused job go on.
+func (s *Supervisor) Resume(ctx context.Context, ref string) (joblet.Job, error) {
+	l, v, err := s.standing(ctx, ref)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	if v.job.State != joblet.Paused || v.proc == nil {
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s is %s, not paused", joblet.ShortID(v.job.ID), v.job.State)
+	}
+	if err := v.proc.Resume(); err != nil {
+		return joblet.Job{}, fmt.Errorf("job %s: %w", joblet.ShortID(v.job.ID), err)
+	}
+	s.turn(l, v.proc, joblet.Paused, joblet.Running)
+	return s.turned(l)
+}
+
+// turn changes the state of a run if it still is what the caller thinks.
+func (s *Supervisor) turn(l *live, proc *engine.Process, from, to joblet.State) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.proc != proc || l.rec.State != from {
+		return false
+	}
+	s.becomeLocked(l, to, nil)
+	return true
+}
+
+// turned records what has become of a live job; the truth is its cgroup, which
+// recovery looks at.
+func (s *Supervisor) turned(l *live) (joblet.Job, error) {
+	if err := s.save(l, false); err != nil {
+		return joblet.Job{}, err
+	}
+	return s.look(l).job, nil
+}
+
+// Update changes those limits of a job that has not ended which l sets. All are
+// changed or none.
+func (s *Supervisor) Update(ctx context.Context, ref string, l joblet.Limits) (joblet.Job, error) {
+	if l.IsZero() {
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "no limit to change was given")
+	}
+	live, v, err := s.standing(ctx, ref)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	short := joblet.ShortID(v.job.ID)
+	if v.proc != nil && len(l.Rlimits) > 0 {
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: limits of each process can be set at its start only", short)
+	}
+	// One update after the other: each begins with what the one before has set.
+	unlock, err := s.keys.lock(ctx, "limits\x00"+v.job.ID)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	defer unlock()
+	old := s.look(live).job.Spec.Limits
+	granted, err := s.grant(l.Or(old))
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	if v.proc != nil {
+		run, err := s.resolve(v.job.Spec)
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		devices, err := s.devices(run.Trees, granted)
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		if err := v.proc.Update(old, granted, devices); err != nil {
+			return joblet.Job{}, fmt.Errorf("job %s: %w", short, err)
+		}
+	}
+	s.mu.Lock()
+	if live.proc != v.proc || live.starting && v.proc == nil || live.rec.State.Final() {
+		s.mu.Unlock()
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s began or ended to run as its limits were changed: try again", short)
+	}
+	live.rec.Spec.Limits = granted
+	live.tell()
+	s.mu.Unlock()
+	if err := s.save(live, true); err != nil {
+		return joblet.Job{}, err
+	}
+	return s.look(live).job, nil
+}
+
+// pausedAs brings the state of an adopted job in line with its cgroup: the former
+// daemon may have died between the two.
+func (s *Supervisor) pausedAs(l *live, proc *engine.Process) {
+	paused, err := proc.Paused()
+	if err != nil {
+		s.cfg.Log.Debug("see whether a job is paused", "job", l.rec.ID, "error", err)
+		return
+	}
+	if paused {
+		s.turn(l, proc, joblet.Running, joblet.Paused)
+	} else {
+		s.turn(l, proc, joblet.Paused, joblet.Running)
+	}
+}
+
+// oomReason says why a job was ended that used up its memory, with the figures.
+func oomReason(peak, limit int64) string {
+	reason := "out of memory"
+	if peak > 0 {
+		reason += fmt.Sprintf(": it used %s at most", formatMiB(peak))
+	}
+	if limit > 0 {
+		return reason + fmt.Sprintf(", its limit was %s", formatMiB(limit))
+	}
+	return reason + ", it had no limit of its own: the host had none left"
+}
+
+func formatMiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
