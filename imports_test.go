@@ -20,6 +20,7 @@ func TestImports(t *testing.T) {
 		{"./internal/engine", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
 		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/archive", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
