@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +8,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"text/tabwriter"
 	"time"
 
@@ -36,8 +34,17 @@ type pkiOptions struct {
 	json    bool
 }
 
-func (o *pkiOptions) at() pki.Dir {
-	return pki.Dir{Path: cmp.Or(o.dir, filepath.Join(defaultServeOptions().StateDir, "pki")), CA: o.caDir}
+// at returns where the certificates are: where the daemon looks for them, if
+// nothing else is said.
+func (o *pkiOptions) at() pki.Dir { return pki.Dir{Path: o.dir, CA: o.caDir} }
+
+func (o *pkiOptions) find() error {
+	if o.dir != "" {
+		return nil
+	}
+	serve, _, err := defaultServeOptions().load(nil)
+	o.dir = serve.pkiDir()
+	return err
 }
 
 func (o *pkiOptions) valid() time.Duration { return time.Duration(o.days) * 24 * time.Hour }
@@ -53,11 +60,12 @@ each other. What these commands change counts at once, without a restart.`,
   joblet pki issue alice --role=developer --days=90 > alice.yml
   joblet pki list
   joblet pki revoke alice`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:              cobra.NoArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(*cobra.Command, []string) error { return opt.find() },
 	}
 	f := cmd.PersistentFlags()
-	f.StringVar(&opt.dir, "dir", "", "what the daemon reads (default STATE-DIR/pki)")
+	f.StringVar(&opt.dir, "dir", "", "what the daemon reads (default as the daemon's configuration says)")
 	f.StringVar(&opt.caDir, "ca-dir", "", "where the key is that signs, if not in the directory \"ca\" there")
 	cmd.AddCommand(newPKIInitCommand(opt), newPKIIssueCommand(opt), newPKIListCommand(opt), newPKIRevokeCommand(opt), newPKIRotateCommand(opt))
 	return cmd

@@ -10,6 +10,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/hostinfo"
+	"github.com/joblet/joblet/internal/supervisor"
 )
 
 const (
@@ -36,6 +37,7 @@ var metricTypes = map[string]hostinfo.Parts{
 
 type monitoringService struct {
 	api.UnimplementedMonitoringServiceServer
+	sup *supervisor.Supervisor
 
 	once   sync.Once // nothing is measured for a daemon that nobody asks
 	reader *hostinfo.Reader
@@ -79,8 +81,10 @@ func (s *monitoringService) GetSystemStatus(ctx context.Context, _ *api.EmptyReq
 	}, nil
 }
 
-func (*monitoringService) GetServerVersion(context.Context, *api.EmptyRequest) (*api.ServerVersionInfo, error) {
-	return serverVersion(), nil
+func (s *monitoringService) GetServerVersion(ctx context.Context, _ *api.EmptyRequest) (*api.ServerVersionInfo, error) {
+	c, v := callerOf(ctx), serverVersion()
+	v.Caller, v.Role, v.ActiveJobs = c.name(), c.role().String(), int64(s.sup.Active())
+	return v, nil
 }
 
 func serverVersion() *api.ServerVersionInfo {
