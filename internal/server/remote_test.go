@@ -17,7 +17,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -532,5 +534,49 @@ func TestLargeHeaders(t *testing.T) {
 	}
 	if err := ask(t.Context(), conn, "/grpc.health.v1.Health/Check"); err != nil {
 		t.Errorf("then: %v", err)
+	}
+}
+
+// TestNothingLeft: after many clients there are no more goroutines, connections or
+// calls than before.
+func TestNothingLeft(t *testing.T) {
+	r := startRemote(t, Options{})
+	before := runtime.NumGoroutine()
+	for range 3 {
+		var work sync.WaitGroup
+		for range 50 {
+			conn := r.dial(t, r.admin)
+			work.Go(func() {
+				defer conn.Close()
+				for _, method := range []string{"/grpc.health.v1.Health/Check", "/joblet.JobService/RunJob", "/joblet.Nope/Nope", "/joblet.JobService/SubmitJob"} {
+					_ = ask(t.Context(), conn, method)
+				}
+				// One that is left in the middle.
+				ctx, cancel := context.WithCancel(t.Context())
+				s, err := api.NewMonitoringServiceClient(conn).StreamSystemMetrics(ctx, &api.StreamMetricsRequest{MetricTypes: []string{"memory"}})
+				if err == nil {
+					_, err = s.Recv()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				cancel()
+			})
+		}
+		work.Wait()
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		r.gate.mu.Lock()
+		conns := len(r.gate.conns) + len(r.gate.clients) + r.gate.total
+		r.gate.mu.Unlock()
+		now := runtime.NumGoroutine()
+		if now <= before+5 && conns == 0 && r.Idle() > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, %d before; %d connections", now, before, conns)
+		}
+		time.Sleep(50 * time.Millisecond)
 	}
 }
