@@ -514,9 +514,11 @@ func TestManyConnections(t *testing.T) {
 				}
 			}
 		}
-		if err := ask(t.Context(), r.dial(t, r.admin), "/grpc.health.v1.Health/Check"); status.Code(err) != codes.Unavailable {
+		fourth := r.dial(t, r.admin)
+		if err := ask(t.Context(), fourth, "/grpc.health.v1.Health/Check"); status.Code(err) != codes.Unavailable {
 			t.Errorf("a fourth: %v", err)
 		}
+		fourth.Close() // it would go on to try, and take the place of one below
 		for _, c := range conns {
 			c.Close()
 		}
