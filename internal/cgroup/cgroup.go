@@ -361,6 +361,33 @@ func (d Dirs) TaskFiles() []string {
 	return files
 }
 
+// EnterV1 moves the calling process into those v1 groups of the job that charge for
+// what it does: of memory and of devices. (A new process can be born in v2's.)
+func (d Dirs) EnterV1() error {
+	for _, controller := range []string{"memory", "blkio"} {
+		if dir := d.V1[controller]; dir != "" {
+			if err := write(dir, "cgroup.procs", "0"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// LiftPIDs takes the limit on processes away, for something of ours that has to
+// run beside the first process, until restore is called.
+func (d Dirs) LiftPIDs() (restore func() error, err error) {
+	dir, v2 := d.where("pids")
+	if !v2 {
+		return func() error { return nil }, nil // EnterV1 does not enter that group
+	}
+	limit, err := os.ReadFile(filepath.Join(dir, "pids.max"))
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return write(dir, "pids.max", strings.TrimSpace(string(limit))) }, write(dir, "pids.max", "max")
+}
+
 // Group is the cgroups of one job.
 type Group struct {
 	Dirs

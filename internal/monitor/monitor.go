@@ -22,6 +22,9 @@ const setupTimeout = 30 * time.Second
 
 // Main is the monitor's life. It returns its exit status.
 func Main() int {
+	if len(os.Args) > 1 && os.Args[1] == unpackArg {
+		return unpack(os.Args[2:])
+	}
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-monitor\x00")[0])), 0, 0, 0)
 	unix.CloseOnExec(ControlFD)
 	unix.CloseOnExec(ListenFD)
