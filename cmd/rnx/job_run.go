@@ -189,7 +189,7 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 		}
 	}
 	if o.logMax != "" {
-		if s.LogMax, err = parseSize(o.logMax); err != nil {
+		if s.LogMax, err = joblet.ParseSize(o.logMax); err != nil {
 			return s, joblet.Errorf(joblet.InvalidArgument, "--log-max: %w", err)
 		}
 	}
