@@ -39,21 +39,28 @@ const answerTime = 200 * time.Millisecond
 // and over. It returns the job, and what it wrote.
 func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
 	t.Helper()
-	id := d.detach(t, args...)
 	ctx, cancel := context.WithTimeout(t.Context(), slow*time.Minute)
 	defer cancel()
-	var worst time.Duration
+	list := func() time.Duration {
+		begin := time.Now()
+		if r := d.rnx(ctx, "job", "list"); r.status != 0 && ctx.Err() == nil {
+			t.Errorf("rnx job list: %v", r)
+		}
+		return time.Since(begin)
+	}
+	// Other tests and programs share the processors: what makes an answer late
+	// without the job is not the job's doing.
+	limit := answerTime * slow
+	for range 10 {
+		limit = max(limit, 3*list())
+	}
+	id := d.detach(t, args...)
 	var answers []time.Duration
 	stop := make(chan struct{})
 	var lister sync.WaitGroup
 	lister.Go(func() {
 		for {
-			begin := time.Now()
-			if r := d.rnx(ctx, "job", "list"); r.status != 0 {
-				t.Errorf("rnx job list: %v", r)
-				return
-			}
-			answers = append(answers, time.Since(begin))
+			answers = append(answers, list())
 			select {
 			case <-stop:
 				return
@@ -69,12 +76,9 @@ func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
 		t.Fatal(err)
 	}
 	slices.Sort(answers)
-	worst = answers[len(answers)-1]
-	t.Logf("%d answers, median %v, worst %v", len(answers), answers[len(answers)/2], worst)
-	// Other tests and programs share the processors: one answer in fifty may be
-	// late for their sake.
-	if late := answers[len(answers)-1-len(answers)/50]; late > answerTime*slow {
-		t.Errorf("rnx job list took %v while the job ran", late)
+	t.Logf("%d answers, median %v, worst %v", len(answers), answers[len(answers)/2], answers[len(answers)-1])
+	if late := answers[len(answers)-1-len(answers)/50]; late > limit { // one in fifty may be somebody else's fault
+		t.Errorf("rnx job list took %v while the job ran, more than %v", late, limit)
 	}
 	log := d.rnx(ctx, "job", "log", id)
 	return job, log.stdout + log.stderr
@@ -555,10 +559,19 @@ func TestLimitPause(t *testing.T) {
 // TestLimitUsage: figures of an ended job are those of all its processes.
 func TestLimitUsage(t *testing.T) {
 	d := newDaemon(t)
-	job, out := d.hostile(t, "bash", "-c", `(timeout 1 bash -c 'while :; do :; done') & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 1.2) & sleep 0.1 & wait; times`)
+	job, out := d.hostile(t, "bash", "-c", `(for ((i = 0; i < 300000; i++)); do :; done) & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 1.2) & sleep 0.1 & wait; times`)
 	u := job.Usage
-	if cpu := u.CPU(); cpu < 700*time.Millisecond || cpu > 10*time.Second*slow {
-		t.Errorf("processor time %v\n%s", cpu, out)
+	// "times" has, on two lines, the shell's own time and that of its children.
+	var told time.Duration
+	for _, field := range strings.Fields(out) {
+		n, err := time.ParseDuration(field)
+		if err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+		told += n
+	}
+	if cpu := u.CPU(); cpu < 200*time.Millisecond || cpu < told*9/10 || cpu > told*11/10+slow*100*time.Millisecond {
+		t.Errorf("processor time %v, the shell knows of %v", cpu, told)
 	}
 	if u.MemoryPeak < 20<<20 || u.MemoryPeak > 400<<20 {
 		t.Errorf("memory %d", u.MemoryPeak)
