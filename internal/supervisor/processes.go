@@ -68,6 +68,9 @@ func (s *Supervisor) observe(proc *engine.Process, pids []int, now time.Time) (a
 	}
 	all = make([]joblet.Process, len(seen))
 	for i, p := range seen {
+		if p.Started.Before(proc.Started) { // PID 1 waited for the job in a ready box
+			p.Started = proc.Started
+		}
 		all[i] = joblet.Process{
 			PID: p.Numbers[1], HostPID: p.PID, PPID: numbers[p.PPID], UID: p.UID - first,
 			State: p.State, Name: p.Name, Command: p.Command, Threads: p.Threads, Started: p.Started,
