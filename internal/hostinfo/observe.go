@@ -36,7 +36,7 @@ type Observed struct {
 }
 
 // observeTime bounds how long a look at many processes takes, without their
-// commands. Most take some 30 µs each; but one with the most supplementary groups
+// commands. Most take less than 0.1 ms each; but one with the most supplementary groups
 // that there can be takes milliseconds.
 const observeTime = time.Second
 
