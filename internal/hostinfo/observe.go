@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"time"
 
@@ -38,7 +39,7 @@ type Observed struct {
 // observeTime bounds how long a look at many processes takes, without their
 // commands. Most take less than 0.1 ms each; but one with the most supplementary groups
 // that there can be takes milliseconds.
-const observeTime = time.Second
+const observeTime = 2 * time.Second
 
 // Observe looks at the processes with these numbers, in their order, without
 // those that have ended, and those that keep does not want: a number may be
@@ -76,6 +77,34 @@ func (o *Observer) Observe(pids []int, keep func(*Observed) bool) (all []Observe
 		all[i].Command = cmp.Or(texts[all[i].PID], "["+all[i].Name+"]")
 	}
 	return all, omitted, nil
+}
+
+// Children returns the children of processes. It is how those are found that have
+// ended and are not waited for: no cgroup lists them.
+func (o *Observer) Children(parents []int) (all []int) {
+	end := time.Now().Add(observeTime)
+	for _, pid := range parents {
+		tasks := filepath.Join(o.commands.proc, strconv.Itoa(pid), "task")
+		threads, err := os.ReadDir(tasks)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, thread := range threads {
+			if time.Now().After(end) {
+				return all
+			}
+			children, err := os.ReadFile(filepath.Join(tasks, thread.Name(), "children"))
+			if err != nil {
+				continue // it has ended, or the kernel lacks CONFIG_PROC_CHILDREN
+			}
+			for f := range bytes.FieldsSeq(children) {
+				if child, ok := decimal[int](f); ok {
+					all = append(all, child)
+				}
+			}
+		}
+	}
+	return all
 }
 
 func (o *Observer) look(pid int, buf []byte) (out Observed, err error) {

@@ -180,3 +180,15 @@ func BenchmarkObserve(b *testing.B) {
 		}
 	}
 }
+
+func TestChildren(t *testing.T) {
+	t.Parallel()
+	h := recorded{t.TempDir()}
+	h.write(t, map[string]string{
+		"1/task/1/children": "2 3 ", "1/task/5/children": "", "1/task/6/x": "", "2/task/2/children": strings.Repeat("123 ", 5000) + "x -1 4",
+	})
+	got := (&Observer{commands{proc: h.dir}}).Children([]int{1, 2, 3})
+	if len(got) != 5003 || got[0] != 2 || got[1] != 3 || got[5001] != 123 || got[5002] != 4 {
+		t.Errorf("%d: %v …", len(got), got[:min(len(got), 5)])
+	}
+}

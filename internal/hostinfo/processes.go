@@ -50,7 +50,7 @@ const (
 	// kernel takes them from a process's memory, which one that hangs may have
 	// locked. commandsTime bounds it for many together.
 	commandTime  = 100 * time.Millisecond
-	commandsTime = time.Second
+	commandsTime = 2 * time.Second
 
 	maxReading = 8  // processes whose arguments are read at once for one sample
 	maxLate    = 64 // that hang; with so many nobody's arguments are read
@@ -281,6 +281,7 @@ type commands struct {
 type command struct {
 	done chan struct{}
 	text string
+	late bool // its first reader waits for others now
 }
 
 // processID is a process, and no other that gets its number later.
@@ -313,12 +314,22 @@ func (c *commands) of(all []processID) map[int]string {
 	todo := c.fresh(all)
 	done := make(chan int, len(todo)) // room for those that nobody waits for any more
 	reading := map[int]*command{}
+	busy := 0 // of those the ones that are not late yet
+	take := func(pid int) {
+		cmd := reading[pid]
+		texts[pid] = cmd.text
+		delete(reading, pid)
+		if !cmd.late {
+			busy--
+		}
+	}
 	stalled := time.NewTimer(commandTime)
 	defer stalled.Stop()
-	for end := time.Now().Add(commandsTime); len(todo)+len(reading) > 0 && time.Now().Before(end); {
-		for ; len(todo) > 0 && len(reading) < maxReading; todo = todo[1:] {
+	for end := time.Now().Add(commandsTime); len(todo)+busy > 0 && len(reading)-busy < maxLate && time.Now().Before(end); {
+		for ; len(todo) > 0 && busy < maxReading; todo = todo[1:] {
 			id, cmd := todo[0], &command{done: make(chan struct{})}
 			reading[id.pid] = cmd
+			busy++
 			go func() {
 				cmd.text = readCommand(c.proc, id)
 				close(cmd.done)
@@ -327,13 +338,17 @@ func (c *commands) of(all []processID) map[int]string {
 		}
 		select {
 		case pid := <-done:
-			texts[pid] = reading[pid].text
-			delete(reading, pid)
-			stalled.Reset(commandTime)
-			continue
-		case <-stalled.C:
+			take(pid)
+		case <-stalled.C: // they hang, or we get no processor
+			for _, cmd := range reading {
+				cmd.late = true
+			}
+			busy = 0
 		}
-		break
+		stalled.Reset(commandTime)
+	}
+	for len(done) > 0 {
+		take(<-done)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

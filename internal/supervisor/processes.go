@@ -56,11 +56,29 @@ func (s *Supervisor) observe(proc *engine.Process, pids []int, now time.Time) (a
 	// By now a number may be that of another process. But only the job's own
 	// have its ids, and are in a PID namespace below ours.
 	first := int(proc.IDBase)
-	seen, late, err := s.observer.Observe(pids, func(p *hostinfo.Observed) bool {
+	own := func(p *hostinfo.Observed) bool {
 		return len(p.Numbers) > 1 && p.Numbers[0] == p.PID && p.UID >= first && p.UID < first+engine.IDCount
-	})
+	}
+	seen, late, err := s.observer.Observe(pids, own)
 	if err != nil {
 		return nil, 0, err
+	}
+	omitted += late
+	if omitted == 0 && countThreads(seen) < current(proc) { // the difference is those that nobody has waited for
+		dead := s.observer.Children(pids)
+		slices.Sort(dead)
+		dead = slices.DeleteFunc(slices.Compact(dead), func(pid int) bool {
+			_, listed := slices.BinarySearch(pids, pid)
+			return listed
+		})
+		if room := maxProcesses - len(seen); len(dead) > room {
+			omitted, dead = len(dead)-room, dead[:room]
+		}
+		zombies, late, err := s.observer.Observe(dead, func(p *hostinfo.Observed) bool { return p.State == "Z" && own(p) })
+		if err != nil {
+			return nil, 0, err
+		}
+		seen, omitted = append(seen, zombies...), omitted+late
 	}
 	numbers := make(map[int]int, len(seen))
 	for _, p := range seen {
@@ -80,5 +98,20 @@ func (s *Supervisor) observe(proc *engine.Process, pids []int, now time.Time) (a
 		all[i].CPUPercent = 100 * float64(p.CPUTime) / float64(ran)
 	}
 	slices.SortFunc(all, func(a, b joblet.Process) int { return cmp.Compare(a.PID, b.PID) })
-	return all, omitted + late, nil
+	return all, omitted, nil
+}
+
+func countThreads(all []hostinfo.Observed) (n int) {
+	for _, p := range all {
+		n += p.Threads
+	}
+	return n
+}
+
+// current returns how many processes and threads the job's cgroup counts, 0 where
+// the host does not.
+func current(proc *engine.Process) int {
+	meter := proc.Meter()
+	defer meter.Close()
+	return meter.Sample().PIDs
 }
