@@ -191,12 +191,13 @@ func (a *app) topLive(ctx context.Context, c *client.Client, ref string, opt top
 		select {
 		case l = <-looks:
 		case key, open := <-keys:
-			switch key {
-			case 'q', 'Q', 3, 4: // Ctrl-C and Ctrl-D, which do no more than any key now
-				if open {
-					return nil
-				}
+			if !open { // the terminal is gone, and the next page will say so
 				keys = nil
+				continue
+			}
+			switch key {
+			case 'q', 'Q', 3, 4: // Ctrl-C and Ctrl-D, which are keys like others now
+				return nil
 			case 'c', 'C', 'P':
 				opt.sort = "cpu"
 			case 'm', 'M':
@@ -204,9 +205,6 @@ func (a *app) topLive(ctx context.Context, c *client.Client, ref string, opt top
 			case 'p', 'n', 'N':
 				opt.sort = "pid"
 			default:
-				if !open {
-					keys = nil
-				}
 				continue
 			}
 		case err := <-watched:
