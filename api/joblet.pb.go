@@ -8446,8 +8446,9 @@ func (x *ListJobProcessesRequest) GetUuid() string {
 
 type ListJobProcessesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"` // by number in the job
-	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`    // there are so many more
+	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`                         // by number in the job
+	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`                            // there are so many more
+	TimestampNs   int64                  `protobuf:"varint,3,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // when they were looked at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8496,6 +8497,13 @@ func (x *ListJobProcessesResponse) GetOmitted() int64 {
 	return 0
 }
 
+func (x *ListJobProcessesResponse) GetTimestampNs() int64 {
+	if x != nil {
+		return x.TimestampNs
+	}
+	return 0
+}
+
 type JobProcess struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the job numbers it
@@ -8508,7 +8516,7 @@ type JobProcess struct {
 	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
 	StartTime     string                 `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	CpuUs         int64                  `protobuf:"varint,10,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
-	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since the answer before, or since it started
+	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since it started; cpu_us of two answers tell what it takes now
 	MemoryBytes   int64                  `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -9432,10 +9440,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\x11UpdateJobResponse\x12\x1d\n" +
 	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"-\n" +
 	"\x17ListJobProcessesRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x89\x01\n" +
 	"\x18ListJobProcessesResponse\x120\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x12.joblet.JobProcessR\tprocesses\x12\x18\n" +
-	"\aomitted\x18\x02 \x01(\x03R\aomitted\"\xb7\x02\n" +
+	"\aomitted\x18\x02 \x01(\x03R\aomitted\x12!\n" +
+	"\ftimestamp_ns\x18\x03 \x01(\x03R\vtimestampNs\"\xb7\x02\n" +
 	"\n" +
 	"JobProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x19\n" +

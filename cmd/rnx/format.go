@@ -297,8 +297,13 @@ func newUsageJSON(u joblet.Usage) *usageJSON {
 	if u == (joblet.Usage{}) {
 		return nil
 	}
+	v := makeUsageJSON(u)
+	return &v
+}
+
+func makeUsageJSON(u joblet.Usage) usageJSON {
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return &usageJSON{
+	return usageJSON{
 		CPUUserMS: ms(u.CPUUser), CPUSystemMS: ms(u.CPUSystem), ThrottledMS: ms(u.Throttled), MemoryPeak: u.MemoryPeak, PIDsPeak: u.PIDsPeak,
 		ReadBytes: u.ReadBytes, WriteBytes: u.WriteBytes, ReadOps: u.ReadOps, WriteOps: u.WriteOps,
 		CPUStallMS: ms(u.CPUStall), MemoryStallMS: ms(u.MemoryStall), IOStallMS: ms(u.IOStall),

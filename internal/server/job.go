@@ -278,6 +278,14 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 	return nil
 }
 
+func (s *jobService) ListJobProcesses(ctx context.Context, r *api.ListJobProcessesRequest) (*api.ListJobProcessesResponse, error) {
+	all, err := s.sup.Processes(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	return wire.ProcessesToProto(all), nil
+}
+
 func (s *jobService) PauseJob(ctx context.Context, r *api.PauseJobRequest) (*api.PauseJobResponse, error) {
 	job, err := s.sup.Pause(ctx, r.GetUuid())
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/store"
@@ -58,13 +59,14 @@ type Supervisor struct {
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
 	secrets  sealer
+	observer *hostinfo.Observer
 	created  bool // the database is new
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the goroutines: one per running job, and the queue's
 	wake   chan struct{}  // the queue has something to look at
-	keys   keyedLock      // by owner and idempotency key
+	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
 
 	mu      sync.Mutex // protects what follows
 	closing bool
@@ -109,6 +111,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	s := &Supervisor{
 		cfg: cfg, live: map[string]*live{}, using: map[string]int{}, waiters: map[string][]waiter{},
 		wake: make(chan struct{}, 1), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
+		observer: hostinfo.NewObserver(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer func() {
