@@ -95,14 +95,15 @@ func (c jobsCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(descUnlisted, float64(max(0, len(j.Runs)-maxListed)))
 }
 
-// Publish makes j what scrapes see from now on. It takes j.Runs over.
+// Publish makes now what scrapes see from now on. It takes now.Runs over.
 //
 // The oldest runs are listed: a run that has got its series keeps them until it
 // ends, and short ones, of which there may be thousands, get none beside those.
-func (m *Metrics) Publish(j Jobs) {
+func (m *Metrics) Publish(now Jobs) {
 	if m == nil {
 		return
 	}
+	j := now // for it to be on the heap, and only here
 	if len(j.Runs) > maxListed {
 		slices.SortFunc(j.Runs, func(a, b Run) int { return a.Started.Compare(b.Started) })
 	}
