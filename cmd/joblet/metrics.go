@@ -33,6 +33,14 @@ func (a metricsAddr) String() string {
 	return a.tcp.String()
 }
 
+// of returns the address at which l, which listens there, can be reached.
+func (a metricsAddr) of(l net.Listener) string {
+	if a.unix != "" {
+		return a.String() // l has another name for it
+	}
+	return l.Addr().String()
+}
+
 // metricsAddr reads --metrics-addr. Whoever can connect can read, so anything but
 // this host alone needs a word more.
 func (o serveOptions) metricsAddr() (metricsAddr, error) {

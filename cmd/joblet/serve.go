@@ -246,7 +246,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	log.Info("serving", "version", joblet.Build().Version, "socket", o.socket(), "state", o.StateDir, "jobs", sup.Active())
 	if counts != nil {
 		defer serveMetrics(counts, scrapes, log)()
-		log.Info("serving metrics", "address", scrapes.Addr())
+		log.Info("serving metrics", "address", scraped.of(scrapes))
 	}
 	ready.tell(nil)
 

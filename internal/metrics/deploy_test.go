@@ -254,8 +254,10 @@ func TestDashboard(t *testing.T) {
 	s := seriesOf(scrape(t, busy()))
 	var board struct {
 		Title, UID string
-		Templating struct{ List []struct{ Name, Definition string } }
-		Panels     []struct {
+		Templating struct {
+			List []struct{ Name, Definition string }
+		}
+		Panels []struct {
 			ID          int
 			Type, Title string
 			GridPos     struct{ X, Y, W, H int }
