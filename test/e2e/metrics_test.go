@@ -105,7 +105,7 @@ func (s scraped) value(name string, labels ...string) float64 {
 // until scrapes until ok says so, and fails the test if that takes too long.
 func (s *scraper) until(what string, ok func(scraped) bool) (last scraped) {
 	s.t.Helper()
-	if !eventually(30*time.Second, func() bool {
+	if !eventually(time.Minute, func() bool {
 		last = s.scrape()
 		return ok(last)
 	}) {
