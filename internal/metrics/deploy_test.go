@@ -12,6 +12,7 @@ import (
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v3"
@@ -105,7 +106,7 @@ func (c *check) errorf(format string, args ...any) {
 func choices(all []*labels.Matcher) [][]*labels.Matcher {
 	out := [][]*labels.Matcher{nil}
 	for _, m := range all {
-		if slices.Contains(append(fromPrometheus, labels.MetricName), m.Name) {
+		if slices.Contains(append(fromPrometheus, model.MetricNameLabel), m.Name) {
 			continue
 		}
 		with := []*labels.Matcher{m}
