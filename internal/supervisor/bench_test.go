@@ -7,13 +7,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/metrics"
 )
 
 // BenchmarkCollect samples 100 running jobs once per iteration, which a daemon
 // does each second. "%core" is what that takes of one processor: time in this
 // process, the writing of the history included.
 func BenchmarkCollect(b *testing.B) {
-	s := open(b, b.TempDir(), nil)
+	b.Run("kept", func(b *testing.B) { benchmarkCollect(b, nil) })
+	b.Run("and for Prometheus", func(b *testing.B) { benchmarkCollect(b, metrics.New()) })
+}
+
+func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
+	s := open(b, b.TempDir(), func(c *Config) { c.Metrics = m })
 	defer closing(b, s)
 	var ids []string
 	for range 100 {
@@ -30,14 +36,15 @@ func BenchmarkCollect(b *testing.B) {
 			}
 		}
 	}()
-	s.sampleAll() // opens the files
+	s.sampleAll(true) // opens the files
 	var before, after unix.Rusage
-	used := time.Duration(0)
+	used, n := time.Duration(0), 0
 	for b.Loop() {
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
 			b.Fatal(err)
 		}
-		s.sampleAll()
+		n++
+		s.sampleAll(n%logEvery == 0)
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
 			b.Fatal(err)
 		}

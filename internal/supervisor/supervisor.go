@@ -29,15 +29,17 @@ import (
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore/follow"
+	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/store"
 )
 
 // Config says where the supervisor keeps things and what it grants.
 type Config struct {
-	StateDir string       // records, job directories, runtimes
-	RunDir   string       // what a reboot may forget
-	Log      *slog.Logger // nil: nothing is logged
+	StateDir string           // records, job directories, runtimes
+	RunDir   string           // what a reboot may forget
+	Log      *slog.Logger     // nil: nothing is logged
+	Metrics  *metrics.Metrics // nil: nothing is counted
 
 	MaxConcurrent int           // jobs that run at once; 0: any number
 	RetainAge     time.Duration // how long ended jobs are kept; 0: for ever
@@ -96,6 +98,10 @@ type live struct {
 	gone     bool          // it could not be started, and there is no such job
 	blocked  int           // jobs that it waits for
 	met      []string      // jobs that it depends on and that had completed before it waited
+
+	// For the metrics: when it began to wait for a place, zero if it did not, and
+	// when its start began, zero if another daemon did that.
+	readied, begun time.Time
 }
 
 func newLive(rec store.Record) *live {
@@ -142,6 +148,9 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, err
+	}
+	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
+		s.sampleAll(true)
 	}
 	s.engine.StartSpares()
 	s.work.Go(s.runQueue)
