@@ -125,6 +125,7 @@ type Job struct {
 	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
 	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                       // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
 	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"` // size of the files that it left in /work
+	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                     // present: it has a pseudo-terminal, of this size at first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -488,6 +489,13 @@ func (x *Job) GetWorkBytes() int64 {
 	return 0
 }
 
+func (x *Job) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -689,6 +697,7 @@ type GetJobStatusResponse struct {
 	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
 	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                       // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
 	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"` // size of the files that it left in /work
+	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                     // present: it has a pseudo-terminal, of this size at first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1064,6 +1073,13 @@ func (x *GetJobStatusResponse) GetWorkBytes() int64 {
 		return x.WorkBytes
 	}
 	return 0
+}
+
+func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
 }
 
 type StopJobRequest struct {
@@ -5001,6 +5017,7 @@ type RunJobRequest struct {
 	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
+	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5250,6 +5267,13 @@ func (x *RunJobRequest) GetDetach() bool {
 		return x.Detach
 	}
 	return false
+}
+
+func (x *RunJobRequest) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
 }
 
 type RunJobResponse struct {
@@ -6654,6 +6678,7 @@ type JobEvent struct {
 	//	*JobEvent_Gap
 	//	*JobEvent_Ended
 	//	*JobEvent_Waiting
+	//	*JobEvent_Attached
 	Event         isJobEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6741,6 +6766,15 @@ func (x *JobEvent) GetWaiting() *Job {
 	return nil
 }
 
+func (x *JobEvent) GetAttached() *JobAttached {
+	if x != nil {
+		if x, ok := x.Event.(*JobEvent_Attached); ok {
+			return x.Attached
+		}
+	}
+	return nil
+}
+
 type isJobEvent_Event interface {
 	isJobEvent_Event()
 }
@@ -6765,6 +6799,10 @@ type JobEvent_Waiting struct {
 	Waiting *Job `protobuf:"bytes,5,opt,name=waiting,proto3,oneof"` // it is PENDING or SCHEDULED
 }
 
+type JobEvent_Attached struct {
+	Attached *JobAttached `protobuf:"bytes,170,opt,name=attached,proto3,oneof"` // AttachJob's first
+}
+
 func (*JobEvent_Started) isJobEvent_Event() {}
 
 func (*JobEvent_Output) isJobEvent_Event() {}
@@ -6774,6 +6812,8 @@ func (*JobEvent_Gap) isJobEvent_Event() {}
 func (*JobEvent_Ended) isJobEvent_Event() {}
 
 func (*JobEvent_Waiting) isJobEvent_Event() {}
+
+func (*JobEvent_Attached) isJobEvent_Event() {}
 
 type JobOutput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -7003,6 +7043,8 @@ type JobInput struct {
 	//	*JobInput_Files
 	//	*JobInput_FilesEnd
 	//	*JobInput_Stdin
+	//	*JobInput_Attach
+	//	*JobInput_Resize
 	Input         isJobInput_Input `protobuf_oneof:"input"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7081,6 +7123,24 @@ func (x *JobInput) GetStdin() []byte {
 	return nil
 }
 
+func (x *JobInput) GetAttach() *AttachJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
+func (x *JobInput) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
 type isJobInput_Input interface {
 	isJobInput_Input()
 }
@@ -7098,7 +7158,15 @@ type JobInput_FilesEnd struct {
 }
 
 type JobInput_Stdin struct {
-	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"`
+	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"` // also what is typed, of a job with a terminal
+}
+
+type JobInput_Attach struct {
+	Attach *AttachJobRequest `protobuf:"bytes,170,opt,name=attach,proto3,oneof"` // first, of AttachJob
+}
+
+type JobInput_Resize struct {
+	Resize *WindowSize `protobuf:"bytes,171,opt,name=resize,proto3,oneof"` // of the job's terminal
 }
 
 func (*JobInput_Run) isJobInput_Input() {}
@@ -7108,6 +7176,594 @@ func (*JobInput_Files) isJobInput_Input() {}
 func (*JobInput_FilesEnd) isJobInput_Input() {}
 
 func (*JobInput_Stdin) isJobInput_Input() {}
+
+func (*JobInput_Attach) isJobInput_Input() {}
+
+func (*JobInput_Resize) isJobInput_Input() {}
+
+// A terminal's size in characters.
+type WindowSize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          int32                  `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Columns       int32                  `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WindowSize) Reset() {
+	*x = WindowSize{}
+	mi := &file_joblet_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowSize) ProtoMessage() {}
+
+func (x *WindowSize) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
+func (*WindowSize) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *WindowSize) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *WindowSize) GetColumns() int32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+type AttachJobRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Offset int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // first byte of output wanted
+	Tail   int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`     // when positive: only so many bytes before what comes from now on, instead of offset
+	Size   *WindowSize            `protobuf:"bytes,4,opt,name=size,proto3" json:"size,omitempty"`      // the caller's; absent: leave the terminal as it is
+	// Have the program that has the screen draw it again (SIGWINCH), which it does
+	// by itself only when the size changes.
+	Redraw        bool `protobuf:"varint,5,opt,name=redraw,proto3" json:"redraw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachJobRequest) Reset() {
+	*x = AttachJobRequest{}
+	mi := &file_joblet_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachJobRequest) ProtoMessage() {}
+
+func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachJobRequest.ProtoReflect.Descriptor instead.
+func (*AttachJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *AttachJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *AttachJobRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AttachJobRequest) GetTail() int64 {
+	if x != nil {
+		return x.Tail
+	}
+	return 0
+}
+
+func (x *AttachJobRequest) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *AttachJobRequest) GetRedraw() bool {
+	if x != nil {
+		return x.Redraw
+	}
+	return false
+}
+
+// What is known when a caller of AttachJob is attached.
+type JobAttached struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LogBytes      int64                  `protobuf:"varint,1,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"` // output before this offset is older
+	Size          *WindowSize            `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`                          // the terminal's, before the caller's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobAttached) Reset() {
+	*x = JobAttached{}
+	mi := &file_joblet_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobAttached) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobAttached) ProtoMessage() {}
+
+func (x *JobAttached) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobAttached.ProtoReflect.Descriptor instead.
+func (*JobAttached) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *JobAttached) GetLogBytes() int64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *JobAttached) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+type ExecInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*ExecInput_Run
+	//	*ExecInput_Stdin
+	//	*ExecInput_Resize
+	//	*ExecInput_Signal
+	Input         isExecInput_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecInput) Reset() {
+	*x = ExecInput{}
+	mi := &file_joblet_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecInput) ProtoMessage() {}
+
+func (x *ExecInput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
+func (*ExecInput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ExecInput) GetInput() isExecInput_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *ExecInput) GetRun() *ExecJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Run); ok {
+			return x.Run
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetSignal() int32 {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Signal); ok {
+			return x.Signal
+		}
+	}
+	return 0
+}
+
+type isExecInput_Input interface {
+	isExecInput_Input()
+}
+
+type ExecInput_Run struct {
+	Run *ExecJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first
+}
+
+type ExecInput_Stdin struct {
+	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"`
+}
+
+type ExecInput_Resize struct {
+	Resize *WindowSize `protobuf:"bytes,3,opt,name=resize,proto3,oneof"`
+}
+
+type ExecInput_Signal struct {
+	Signal int32 `protobuf:"varint,4,opt,name=signal,proto3,oneof"` // Linux number, for the process
+}
+
+func (*ExecInput_Run) isExecInput_Input() {}
+
+func (*ExecInput_Stdin) isExecInput_Input() {}
+
+func (*ExecInput_Resize) isExecInput_Input() {}
+
+func (*ExecInput_Signal) isExecInput_Input() {}
+
+type ExecJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Args          []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
+	Environment   map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside the job's own
+	WorkDir       string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
+	Stdin         bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
+	Terminal      *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecJobRequest) Reset() {
+	*x = ExecJobRequest{}
+	mi := &file_joblet_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecJobRequest) ProtoMessage() {}
+
+func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecJobRequest.ProtoReflect.Descriptor instead.
+func (*ExecJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *ExecJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetEnvironment() map[string]string {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetWorkDir() string {
+	if x != nil {
+		return x.WorkDir
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *ExecJobRequest) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+type ExecEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ExecEvent_Started
+	//	*ExecEvent_Output
+	//	*ExecEvent_Ended
+	Event         isExecEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEvent) Reset() {
+	*x = ExecEvent{}
+	mi := &file_joblet_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEvent) ProtoMessage() {}
+
+func (x *ExecEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
+func (*ExecEvent) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *ExecEvent) GetEvent() isExecEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetStarted() *ExecStarted {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Started); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetOutput() *ExecOutput {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetEnded() *JobExit {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
+type isExecEvent_Event interface {
+	isExecEvent_Event()
+}
+
+type ExecEvent_Started struct {
+	Started *ExecStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
+}
+
+type ExecEvent_Output struct {
+	Output *ExecOutput `protobuf:"bytes,2,opt,name=output,proto3,oneof"`
+}
+
+type ExecEvent_Ended struct {
+	Ended *JobExit `protobuf:"bytes,3,opt,name=ended,proto3,oneof"` // last
+}
+
+func (*ExecEvent_Started) isExecEvent_Event() {}
+
+func (*ExecEvent_Output) isExecEvent_Event() {}
+
+func (*ExecEvent_Ended) isExecEvent_Event() {}
+
+type ExecStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HostPid       int64                  `protobuf:"varint,1,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStarted) Reset() {
+	*x = ExecStarted{}
+	mi := &file_joblet_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStarted) ProtoMessage() {}
+
+func (x *ExecStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
+func (*ExecStarted) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *ExecStarted) GetHostPid() int64 {
+	if x != nil {
+		return x.HostPid
+	}
+	return 0
+}
+
+type ExecOutput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        int32                  `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"` // 1: stdout, 2: stderr
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecOutput) Reset() {
+	*x = ExecOutput{}
+	mi := &file_joblet_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecOutput) ProtoMessage() {}
+
+func (x *ExecOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
+func (*ExecOutput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *ExecOutput) GetStream() int32 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *ExecOutput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
 
 // A run of a job that was followed by another.
 type JobAttempt struct {
@@ -7123,7 +7779,7 @@ type JobAttempt struct {
 
 func (x *JobAttempt) Reset() {
 	*x = JobAttempt{}
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7135,7 +7791,7 @@ func (x *JobAttempt) String() string {
 func (*JobAttempt) ProtoMessage() {}
 
 func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7148,7 +7804,7 @@ func (x *JobAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
 func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{82}
+	return file_joblet_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *JobAttempt) GetStartTime() string {
@@ -7196,7 +7852,7 @@ type RerunJobRequest struct {
 
 func (x *RerunJobRequest) Reset() {
 	*x = RerunJobRequest{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7208,7 +7864,7 @@ func (x *RerunJobRequest) String() string {
 func (*RerunJobRequest) ProtoMessage() {}
 
 func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7221,7 +7877,7 @@ func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
 func (*RerunJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RerunJobRequest) GetUuid() string {
@@ -7250,7 +7906,7 @@ type PruneJobsRequest struct {
 
 func (x *PruneJobsRequest) Reset() {
 	*x = PruneJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7262,7 +7918,7 @@ func (x *PruneJobsRequest) String() string {
 func (*PruneJobsRequest) ProtoMessage() {}
 
 func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7275,7 +7931,7 @@ func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
 func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PruneJobsRequest) GetEndedBefore() string {
@@ -7316,7 +7972,7 @@ type PruneJobsResponse struct {
 
 func (x *PruneJobsResponse) Reset() {
 	*x = PruneJobsResponse{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7328,7 +7984,7 @@ func (x *PruneJobsResponse) String() string {
 func (*PruneJobsResponse) ProtoMessage() {}
 
 func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7341,7 +7997,7 @@ func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
 func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PruneJobsResponse) GetDeletedCount() int32 {
@@ -7370,7 +8026,7 @@ type GetJobFilesRequest struct {
 
 func (x *GetJobFilesRequest) Reset() {
 	*x = GetJobFilesRequest{}
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7382,7 +8038,7 @@ func (x *GetJobFilesRequest) String() string {
 func (*GetJobFilesRequest) ProtoMessage() {}
 
 func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7395,7 +8051,7 @@ func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{86}
+	return file_joblet_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetJobFilesRequest) GetUuid() string {
@@ -7422,7 +8078,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7434,7 +8090,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7447,7 +8103,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{87}
+	return file_joblet_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -7472,7 +8128,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7484,7 +8140,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7497,7 +8153,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{88}
+	return file_joblet_proto_rawDescGZIP(), []int{96}
 }
 
 type WaitJobRequest struct {
@@ -7509,7 +8165,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7521,7 +8177,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7534,7 +8190,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{89}
+	return file_joblet_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -7553,7 +8209,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7565,7 +8221,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7578,7 +8234,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{90}
+	return file_joblet_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -7605,7 +8261,7 @@ type QueryJobsRequest struct {
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7617,7 +8273,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7630,7 +8286,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{91}
+	return file_joblet_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -7702,7 +8358,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xf5\f\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xa6\r\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -7758,7 +8414,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rlog_max_bytes\x18} \x01(\x03R\vlogMaxBytes\x12\x18\n" +
 	"\afailure\x18~ \x01(\tR\afailure\x12\x1d\n" +
 	"\n" +
-	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x1a>\n" +
+	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -7776,7 +8433,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xf3\r\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xa4\x0e\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -7834,7 +8491,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rlog_max_bytes\x18} \x01(\x03R\vlogMaxBytes\x12\x18\n" +
 	"\afailure\x18~ \x01(\tR\afailure\x12\x1d\n" +
 	"\n" +
-	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x1a>\n" +
+	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -8197,7 +8855,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xdb\t\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x8c\n" +
+	"\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
@@ -8234,7 +8893,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18o \x01(\tR\x05stdin\x12\x14\n" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
-	"\x06detach\x18r \x01(\bR\x06detach\x1a>\n" +
+	"\x06detach\x18r \x01(\bR\x06detach\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -8353,13 +9013,14 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05bytes\x18\b \x01(\x03R\x05bytes\"5\n" +
 	"\aJobExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xde\x01\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x92\x02\n" +
 	"\bJobEvent\x12'\n" +
 	"\astarted\x18\x01 \x01(\v2\v.joblet.JobH\x00R\astarted\x12+\n" +
 	"\x06output\x18\x02 \x01(\v2\x11.joblet.JobOutputH\x00R\x06output\x12%\n" +
 	"\x03gap\x18\x03 \x01(\v2\x11.joblet.JobLogGapH\x00R\x03gap\x12#\n" +
 	"\x05ended\x18\x04 \x01(\v2\v.joblet.JobH\x00R\x05ended\x12'\n" +
-	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaitingB\a\n" +
+	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaiting\x122\n" +
+	"\battached\x18\xaa\x01 \x01(\v2\x13.joblet.JobAttachedH\x00R\battachedB\a\n" +
 	"\x05event\"h\n" +
 	"\tJobOutput\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x16\n" +
@@ -8377,13 +9038,56 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
 	"\x05since\x18\a \x01(\tR\x05since\x12\x14\n" +
-	"\x05until\x18\b \x01(\tR\x05until\"\x8d\x01\n" +
+	"\x05until\x18\b \x01(\tR\x05until\"\xf1\x01\n" +
 	"\bJobInput\x12)\n" +
 	"\x03run\x18\x01 \x01(\v2\x15.joblet.RunJobRequestH\x00R\x03run\x12\x16\n" +
 	"\x05files\x18\x02 \x01(\fH\x00R\x05files\x12\x1d\n" +
 	"\tfiles_end\x18\x03 \x01(\bH\x00R\bfilesEnd\x12\x16\n" +
-	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdinB\a\n" +
-	"\x05input\"\x9b\x01\n" +
+	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdin\x123\n" +
+	"\x06attach\x18\xaa\x01 \x01(\v2\x18.joblet.AttachJobRequestH\x00R\x06attach\x12-\n" +
+	"\x06resize\x18\xab\x01 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resizeB\a\n" +
+	"\x05input\":\n" +
+	"\n" +
+	"WindowSize\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x05R\x04rows\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\x05R\acolumns\"\x92\x01\n" +
+	"\x10AttachJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12&\n" +
+	"\x04size\x18\x04 \x01(\v2\x12.joblet.WindowSizeR\x04size\x12\x16\n" +
+	"\x06redraw\x18\x05 \x01(\bR\x06redraw\"R\n" +
+	"\vJobAttached\x12\x1b\n" +
+	"\tlog_bytes\x18\x01 \x01(\x03R\blogBytes\x12&\n" +
+	"\x04size\x18\x02 \x01(\v2\x12.joblet.WindowSizeR\x04size\"\xa0\x01\n" +
+	"\tExecInput\x12*\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.joblet.ExecJobRequestH\x00R\x03run\x12\x16\n" +
+	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12,\n" +
+	"\x06resize\x18\x03 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resize\x12\x18\n" +
+	"\x06signal\x18\x04 \x01(\x05H\x00R\x06signalB\a\n" +
+	"\x05input\"\xbe\x02\n" +
+	"\x0eExecJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
+	"\x04args\x18\x03 \x03(\tR\x04args\x12I\n" +
+	"\venvironment\x18\x04 \x03(\v2'.joblet.ExecJobRequest.EnvironmentEntryR\venvironment\x12\x19\n" +
+	"\bwork_dir\x18\x05 \x01(\tR\aworkDir\x12\x14\n" +
+	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12.\n" +
+	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\x10EnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x01\n" +
+	"\tExecEvent\x12/\n" +
+	"\astarted\x18\x01 \x01(\v2\x13.joblet.ExecStartedH\x00R\astarted\x12,\n" +
+	"\x06output\x18\x02 \x01(\v2\x12.joblet.ExecOutputH\x00R\x06output\x12'\n" +
+	"\x05ended\x18\x03 \x01(\v2\x0f.joblet.JobExitH\x00R\x05endedB\a\n" +
+	"\x05event\"(\n" +
+	"\vExecStarted\x12\x19\n" +
+	"\bhost_pid\x18\x01 \x01(\x03R\ahostPid\"8\n" +
+	"\n" +
+	"ExecOutput\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\x9b\x01\n" +
 	"\n" +
 	"JobAttempt\x12\x1d\n" +
 	"\n" +
@@ -8427,8 +9131,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x01(\tR\x06before\x12\x16\n" +
 	"\x06labels\x18\a \x03(\tR\x06labels\x12\x16\n" +
 	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
-	"\fended_before\x18\t \x01(\tR\vendedBefore2\xed\n" +
-	"\n" +
+	"\fended_before\x18\t \x01(\tR\vendedBefore2\xd7\v\n" +
 	"\n" +
 	"JobService\x127\n" +
 	"\x06RunJob\x12\x15.joblet.RunJobRequest\x1a\x16.joblet.RunJobResponse\x12I\n" +
@@ -8451,7 +9154,9 @@ const file_joblet_proto_rawDesc = "" +
 	"\tSubmitJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x12;\n" +
 	"\bRerunJob\x12\x17.joblet.RerunJobRequest\x1a\x16.joblet.RunJobResponse\x12@\n" +
 	"\tPruneJobs\x12\x18.joblet.PruneJobsRequest\x1a\x19.joblet.PruneJobsResponse\x12>\n" +
-	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x125\n" +
+	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x123\n" +
+	"\tAttachJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x123\n" +
+	"\aExecJob\x12\x11.joblet.ExecInput\x1a\x11.joblet.ExecEvent(\x010\x01\x125\n" +
 	"\tQueryJobs\x12\x18.joblet.QueryJobsRequest\x1a\f.joblet.Jobs0\x012\xe4\x01\n" +
 	"\x0eNetworkService\x12L\n" +
 	"\rCreateNetwork\x12\x1c.joblet.CreateNetworkRequest\x1a\x1d.joblet.CreateNetworkResponse\x126\n" +
@@ -8485,7 +9190,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 113)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -8569,173 +9274,201 @@ var file_joblet_proto_goTypes = []any{
 	(*JobLogGap)(nil),                   // 79: joblet.JobLogGap
 	(*FollowJobRequest)(nil),            // 80: joblet.FollowJobRequest
 	(*JobInput)(nil),                    // 81: joblet.JobInput
-	(*JobAttempt)(nil),                  // 82: joblet.JobAttempt
-	(*RerunJobRequest)(nil),             // 83: joblet.RerunJobRequest
-	(*PruneJobsRequest)(nil),            // 84: joblet.PruneJobsRequest
-	(*PruneJobsResponse)(nil),           // 85: joblet.PruneJobsResponse
-	(*GetJobFilesRequest)(nil),          // 86: joblet.GetJobFilesRequest
-	(*SignalJobRequest)(nil),            // 87: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 88: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 89: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 90: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 91: joblet.QueryJobsRequest
-	nil,                                 // 92: joblet.Job.EnvironmentEntry
-	nil,                                 // 93: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 94: joblet.Job.LabelsEntry
-	nil,                                 // 95: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 96: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 97: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 98: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 99: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 100: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 101: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 102: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 103: joblet.RerunJobRequest.SecretEnvironmentEntry
+	(*WindowSize)(nil),                  // 82: joblet.WindowSize
+	(*AttachJobRequest)(nil),            // 83: joblet.AttachJobRequest
+	(*JobAttached)(nil),                 // 84: joblet.JobAttached
+	(*ExecInput)(nil),                   // 85: joblet.ExecInput
+	(*ExecJobRequest)(nil),              // 86: joblet.ExecJobRequest
+	(*ExecEvent)(nil),                   // 87: joblet.ExecEvent
+	(*ExecStarted)(nil),                 // 88: joblet.ExecStarted
+	(*ExecOutput)(nil),                  // 89: joblet.ExecOutput
+	(*JobAttempt)(nil),                  // 90: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 91: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 92: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 93: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 94: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 95: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 96: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 97: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 98: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 99: joblet.QueryJobsRequest
+	nil,                                 // 100: joblet.Job.EnvironmentEntry
+	nil,                                 // 101: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 102: joblet.Job.LabelsEntry
+	nil,                                 // 103: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 104: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 105: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 106: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 107: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 108: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 109: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 110: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 111: joblet.ExecJobRequest.EnvironmentEntry
+	nil,                                 // 112: joblet.RerunJobRequest.SecretEnvironmentEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	92,  // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	93,  // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	100, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	101, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
 	76,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	94,  // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
-	82,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	95,  // 6: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	96,  // 7: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	76,  // 8: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	97,  // 9: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	82,  // 10: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	1,   // 11: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 12: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 13: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 14: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 15: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 16: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 17: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 18: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 19: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 20: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 21: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 22: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 23: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 24: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 25: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 26: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 27: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 28: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 29: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 30: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 31: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 32: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 33: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 34: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 35: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 36: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 37: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 38: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	98,  // 39: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 40: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 41: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	99,  // 42: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 43: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 44: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 45: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	100, // 46: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	101, // 47: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	102, // 48: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	1,   // 49: joblet.RunJobResponse.job:type_name -> joblet.Job
-	69,  // 50: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	70,  // 51: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	71,  // 52: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	72,  // 53: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	73,  // 54: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	74,  // 55: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	75,  // 56: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 57: joblet.JobEvent.started:type_name -> joblet.Job
-	78,  // 58: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	79,  // 59: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 60: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 61: joblet.JobEvent.waiting:type_name -> joblet.Job
-	58,  // 62: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	76,  // 63: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	103, // 64: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 65: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	58,  // 66: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 67: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 68: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 69: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 70: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 71: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 72: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 73: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	63,  // 74: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	64,  // 75: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	66,  // 76: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	67,  // 77: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 78: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	80,  // 79: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	87,  // 80: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	89,  // 81: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	81,  // 82: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	83,  // 83: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	84,  // 84: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	86,  // 85: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	91,  // 86: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	24,  // 87: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 88: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 89: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 90: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 91: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 92: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 93: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 94: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 95: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 96: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 97: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 98: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61,  // 99: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 100: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 101: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59,  // 102: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 103: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 104: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 105: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 106: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 107: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 108: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 109: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65,  // 110: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65,  // 111: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68,  // 112: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68,  // 113: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77,  // 114: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77,  // 115: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	88,  // 116: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	90,  // 117: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	77,  // 118: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	59,  // 119: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	85,  // 120: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 121: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	0,   // 122: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	25,  // 123: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 124: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 125: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 126: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 127: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 128: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 129: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 130: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 131: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 132: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 133: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 134: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62,  // 135: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 136: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 137: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	102, // [102:138] is the sub-list for method output_type
-	66,  // [66:102] is the sub-list for method input_type
-	66,  // [66:66] is the sub-list for extension type_name
-	66,  // [66:66] is the sub-list for extension extendee
-	0,   // [0:66] is the sub-list for field type_name
+	102, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	90,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	82,  // 6: joblet.Job.terminal:type_name -> joblet.WindowSize
+	103, // 7: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	104, // 8: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	76,  // 9: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	105, // 10: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	90,  // 11: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	82,  // 12: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
+	1,   // 13: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 14: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 15: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 16: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 17: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 18: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 19: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 20: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 21: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 22: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 23: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 24: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 25: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 26: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 27: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 28: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 29: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 30: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 31: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 32: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 33: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 34: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 35: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 36: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 37: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 38: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 39: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 40: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	106, // 41: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 42: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 43: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	107, // 44: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 45: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 46: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 47: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	108, // 48: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	109, // 49: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	110, // 50: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	82,  // 51: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
+	1,   // 52: joblet.RunJobResponse.job:type_name -> joblet.Job
+	69,  // 53: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	70,  // 54: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	71,  // 55: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	72,  // 56: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	73,  // 57: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	74,  // 58: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	75,  // 59: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 60: joblet.JobEvent.started:type_name -> joblet.Job
+	78,  // 61: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	79,  // 62: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 63: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 64: joblet.JobEvent.waiting:type_name -> joblet.Job
+	84,  // 65: joblet.JobEvent.attached:type_name -> joblet.JobAttached
+	58,  // 66: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	83,  // 67: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
+	82,  // 68: joblet.JobInput.resize:type_name -> joblet.WindowSize
+	82,  // 69: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
+	82,  // 70: joblet.JobAttached.size:type_name -> joblet.WindowSize
+	86,  // 71: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
+	82,  // 72: joblet.ExecInput.resize:type_name -> joblet.WindowSize
+	111, // 73: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
+	82,  // 74: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
+	88,  // 75: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
+	89,  // 76: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
+	76,  // 77: joblet.ExecEvent.ended:type_name -> joblet.JobExit
+	76,  // 78: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	112, // 79: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 80: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	58,  // 81: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 82: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 83: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 84: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 85: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 86: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 87: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 88: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	63,  // 89: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	64,  // 90: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	66,  // 91: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	67,  // 92: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 93: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	80,  // 94: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	95,  // 95: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	97,  // 96: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	81,  // 97: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	91,  // 98: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	92,  // 99: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	94,  // 100: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	81,  // 101: joblet.JobService.AttachJob:input_type -> joblet.JobInput
+	85,  // 102: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
+	99,  // 103: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	24,  // 104: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 105: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 106: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 107: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 108: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 109: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 110: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 111: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 112: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 113: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 114: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 115: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	61,  // 116: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 117: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 118: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	59,  // 119: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 120: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 121: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 122: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 123: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 124: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 125: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 126: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	65,  // 127: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	65,  // 128: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	68,  // 129: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	68,  // 130: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	77,  // 131: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	77,  // 132: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	96,  // 133: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	98,  // 134: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	77,  // 135: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	59,  // 136: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	93,  // 137: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 138: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	77,  // 139: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
+	87,  // 140: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
+	0,   // 141: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	25,  // 142: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 143: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 144: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 145: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 146: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 147: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 148: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 149: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 150: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 151: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 152: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 153: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	62,  // 154: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 155: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 156: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	119, // [119:157] is the sub-list for method output_type
+	81,  // [81:119] is the sub-list for method input_type
+	81,  // [81:81] is the sub-list for extension type_name
+	81,  // [81:81] is the sub-list for extension extendee
+	0,   // [0:81] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -8764,12 +9497,26 @@ func file_joblet_proto_init() {
 		(*JobEvent_Gap)(nil),
 		(*JobEvent_Ended)(nil),
 		(*JobEvent_Waiting)(nil),
+		(*JobEvent_Attached)(nil),
 	}
 	file_joblet_proto_msgTypes[81].OneofWrappers = []any{
 		(*JobInput_Run)(nil),
 		(*JobInput_Files)(nil),
 		(*JobInput_FilesEnd)(nil),
 		(*JobInput_Stdin)(nil),
+		(*JobInput_Attach)(nil),
+		(*JobInput_Resize)(nil),
+	}
+	file_joblet_proto_msgTypes[85].OneofWrappers = []any{
+		(*ExecInput_Run)(nil),
+		(*ExecInput_Stdin)(nil),
+		(*ExecInput_Resize)(nil),
+		(*ExecInput_Signal)(nil),
+	}
+	file_joblet_proto_msgTypes[87].OneofWrappers = []any{
+		(*ExecEvent_Started)(nil),
+		(*ExecEvent_Output)(nil),
+		(*ExecEvent_Ended)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -8777,7 +9524,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   104,
+			NumMessages:   113,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

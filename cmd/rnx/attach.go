@@ -38,6 +38,9 @@ type attachment struct {
 	tty bool   // somebody reads the notes
 	off int64  // output up to here is written
 
+	term    *terminal // the user's, when the job has one; nil: it has none
+	repaint *repaint  // the screen so far is being taken; nil: it is not
+
 	lastNote  string // of those on what the job waits for
 	inputLost bool   // that has been said
 
@@ -57,7 +60,9 @@ func (a *app) attach(c *client.Client) *attachment {
 	}
 }
 
-func (a *app) runAttached(ctx context.Context, spec joblet.Spec, in *input, get *download) error {
+// runAttached runs a job and follows it; t is the user's terminal, for a job that
+// has one.
+func (a *app) runAttached(ctx context.Context, spec joblet.Spec, in *input, get *download, t *terminal) error {
 	if get != nil {
 		if err := get.open(); err != nil {
 			return err
@@ -70,6 +75,10 @@ func (a *app) runAttached(ctx context.Context, spec joblet.Spec, in *input, get 
 	}
 	at := a.attach(c)
 	at.in = in
+	if spec.Terminal != (joblet.WindowSize{}) {
+		at.term = t
+		return at.run(ctx, get, func(ctx context.Context) eventSeq { return at.runTerminal(ctx, spec) })
+	}
 	return at.run(ctx, get, func(ctx context.Context) eventSeq { return submit(ctx, c, spec, in) })
 }
 
@@ -86,7 +95,16 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	catchPipeSignal()
-	go at.forward(ctx, cancel, signals)
+	if at.term != nil {
+		signal.Notify(signals, terminalSignals...)
+		at.out.stdout, at.out.stderr = at.term, at.term
+		defer at.term.end()
+		at.term.guard(func() { at.forward(ctx, cancel, signals) })
+		at.term.guard(func() { at.term.typing(ctx, func() { cancel(errDetached) }) })
+		at.term.guard(func() { at.term.watchWindow(ctx) })
+	} else {
+		go at.forward(ctx, cancel, signals)
+	}
 
 	job, err := at.follow(begin(ctx))
 	for err != nil && at.lost(err) {
@@ -95,8 +113,16 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 			break
 		}
 	}
+	if at.term != nil {
+		at.term.end()
+	}
 	var w *writeError
 	switch {
+	case context.Cause(ctx) == errDetached:
+		at.app.note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
+		return nil
+	case errors.As(err, &w) && at.term != nil: // the window is gone, and the job may be attached to from another
+		return w
 	case errors.As(err, &w):
 		return at.abandon(ctx, w.err)
 	case ctx.Err() != nil && context.Cause(ctx) != nil:
@@ -168,7 +194,7 @@ func (at *attachment) follow(events eventSeq) (joblet.Job, error) {
 		case client.Ended:
 			at.meet(e.Job, false) // perhaps the first that we hear of it
 		}
-		if err := at.out.event(event); err != nil {
+		if err := at.show(event); err != nil {
 			return joblet.Job{}, &writeError{err}
 		}
 		switch e := event.(type) {
@@ -267,6 +293,9 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 		at.inputLost = true
 		at.app.note("the daemon went away: the rest of the input is lost to job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
 	}
+	if at.term != nil && at.term.isRaw() {
+		fmt.Fprintf(at.term.out, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
+	}
 	deadline := time.Now().Add(reattachFor)
 	for {
 		c, dialErr := at.app.connect(ctx)
@@ -276,7 +305,7 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 			at.client = c
 			at.mu.Unlock()
 			before := at.off
-			job, followErr := at.follow(c.Follow(ctx, at.id, joblet.LogOptions{Offset: at.off, Follow: true}))
+			job, followErr := at.follow(at.followAgain(ctx, c))
 			if followErr == nil || !at.lost(followErr) || at.off > before {
 				return job, followErr
 			}
@@ -325,6 +354,10 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 			return
 		case s := <-signals:
 			sig, _ = s.(syscall.Signal)
+		}
+		if at.term != nil && at.term.isRaw() { // of keys none is a signal then: it is meant for rnx
+			cancel(&exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", signalName(int(sig)), joblet.ShortID(at.id))})
+			return
 		}
 		if at.in != nil && at.in.sending.Load() {
 			cancel(&exitError{status: 128 + int(sig), err: errors.New("interrupted before the job was accepted")})

@@ -23,6 +23,7 @@ func newJobCommand(a *app) *cobra.Command {
 	cmd.AddCommand(
 		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newCopyCommand(a), newWaitCommand(a),
 		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
+		newAttachCommand(a), newExecCommand(a), newShellCommand(a), newSignalCommand(a),
 		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
 	)
 	return cmd

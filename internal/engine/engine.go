@@ -225,6 +225,7 @@ type Run = monitor.Run
 const (
 	StepWorkDir = monitor.StepWorkDir
 	StepFiles   = monitor.StepFiles
+	StepJoin    = monitor.StepJoin // the job has ended
 )
 
 // NewRun returns a Run with a view and the limits on privileges that every job
@@ -500,7 +501,8 @@ type Process struct {
 	PID     int // PID 1 of the job as the host numbers it
 	Started time.Time
 
-	stdinBytes int64 // of a streamed standard input, taken when we connected
+	window     *WindowSize // of its terminal then; nil: it has none
+	stdinBytes int64       // of a streamed standard input, taken when we connected
 
 	conn *os.File
 	send sync.Mutex // one document at a time
@@ -522,6 +524,7 @@ func (p *Process) greet() error {
 	p.IDBase = ev.Started.IDBase
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
 	p.stdinBytes = ev.Started.StdinBytes
+	p.window = ev.Started.Window
 	return nil
 }
 

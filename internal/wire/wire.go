@@ -71,6 +71,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		IdempotencyKey:    s.IdempotencyKey,
 		Stdin:             string(s.Stdin),
 		LogMaxBytes:       s.LogMax,
+		Terminal:          WindowToProto(s.Terminal),
 	}, nil
 }
 
@@ -129,6 +130,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		IdempotencyKey: r.GetIdempotencyKey(),
 		Stdin:          joblet.Stdin(r.GetStdin()),
 		LogMax:         r.GetLogMaxBytes(),
+		Terminal:       WindowFromProto(r.GetTerminal()),
 	}, nil
 }
 
@@ -175,6 +177,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		Uploads:           texts(s.Uploads),
 		LogMaxBytes:       s.LogMax,
 		WorkBytes:         j.WorkBytes,
+		Terminal:          WindowToProto(s.Terminal),
 	}
 	if j.State == joblet.Failed && j.Exit == nil {
 		p.Failure = reason(j.Failure)
@@ -250,6 +253,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Stdin:          joblet.Stdin(p.GetStdin()),
 			Uploads:        p.GetUploads(),
 			LogMax:         p.GetLogMaxBytes(),
+			Terminal:       WindowFromProto(p.GetTerminal()),
 		},
 		Owner:     p.GetOwner(),
 		State:     state,

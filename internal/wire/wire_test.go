@@ -341,6 +341,8 @@ func TestUnbuiltFields(t *testing.T) {
 			m.Mutable(f).List().AppendMutable()
 		case f.IsList():
 			m.Mutable(f).List().Append(protoScalar(t, f))
+		case f.Message() != nil:
+			m.Mutable(f)
 		default:
 			m.Set(f, protoScalar(t, f))
 		}
