@@ -144,7 +144,13 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	if sig := at.canceled.Load(); sig != 0 && (job.State == joblet.Canceled || job.State == joblet.Stopped) {
 		return &exitError{status: 128 + int(sig)}
 	}
-	return at.app.verdict(job)
+	err = at.app.verdict(job)
+	if e, ok := errors.AsType[*exitError](err); ok && at.term != nil && at.term.tty != nil && job.Exit != nil && job.Exit.Signal == sigint {
+		// The user knows: a shell says nothing either, but begins a new line.
+		fmt.Fprintln(at.term.out)
+		e.err = nil
+	}
+	return err
 }
 
 // verdict turns the job's end into rnx's.
