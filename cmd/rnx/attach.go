@@ -43,6 +43,7 @@ type attachment struct {
 
 	lastNote  string // of those on what the job waits for
 	inputLost bool   // that has been said
+	heard     bool   // the daemon has told of the job since it was found again
 
 	mu      sync.Mutex // protects what follows
 	client  *client.Client
@@ -128,7 +129,11 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	case ctx.Err() != nil && context.Cause(ctx) != nil:
 		return context.Cause(ctx)
 	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
-		return fmt.Errorf("%w; job %s goes on: see \"rnx job log -f %[2]s\"", err, joblet.ShortID(at.id))
+		again := "log -f"
+		if at.term != nil {
+			again = "attach"
+		}
+		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), again)
 	case err != nil:
 		return err
 	}
@@ -218,6 +223,7 @@ func (at *attachment) follow(events eventSeq) (joblet.Job, error) {
 // meet takes note of what the daemon says of the job.
 func (at *attachment) meet(j joblet.Job, waiting bool) {
 	at.mu.Lock()
+	at.heard = true
 	first := at.id == ""
 	if first {
 		at.id = j.ID
@@ -299,9 +305,7 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 		at.inputLost = true
 		at.app.note("the daemon went away: the rest of the input is lost to job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
 	}
-	if at.term != nil && at.term.isRaw() {
-		fmt.Fprintf(at.term.out, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
-	}
+	at.sayLost()
 	deadline := time.Now().Add(reattachFor)
 	for {
 		c, dialErr := at.app.connect(ctx)
@@ -310,12 +314,15 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 			at.client.Close()
 			at.client = c
 			at.mu.Unlock()
-			before := at.off
+			at.heard = false
 			job, followErr := at.follow(at.followAgain(ctx, c))
-			if followErr == nil || !at.lost(followErr) || at.off > before {
+			if followErr == nil || !at.lost(followErr) {
 				return job, followErr
 			}
-			dialErr = followErr
+			if dialErr = followErr; at.heard { // it was there, and went away again
+				at.sayLost()
+				deadline = time.Now().Add(reattachFor)
+			}
 		}
 		if time.Now().After(deadline) || joblet.KindOf(dialErr) != joblet.Unavailable {
 			return joblet.Job{}, dialErr
@@ -325,6 +332,13 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 			return joblet.Job{}, ctx.Err()
 		case <-time.After(reattachPause):
 		}
+	}
+}
+
+// sayLost tells the user of a terminal, in which nothing else shows it.
+func (at *attachment) sayLost() {
+	if at.term != nil && at.term.isRaw() {
+		fmt.Fprintf(at.term.out, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
 	}
 }
 

@@ -49,7 +49,7 @@ func (p *Process) OpenKeyboard() (*Keyboard, error) {
 		return nil, errors.Join(joblet.Errorf(joblet.FailedPrecondition, "the job has no terminal"), c.conn.Close())
 	}
 	if err := monitor.WriteMessage(c.conn, monitor.Request{Typing: true}); err != nil {
-		return nil, errors.Join(fmt.Errorf("open the job's terminal: %w", err), c.conn.Close())
+		return nil, errors.Join(joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: it has ended, or too many have it: %w", err), c.conn.Close())
 	}
 	return &Keyboard{Window: *c.window, conn: c.conn}, nil
 }

@@ -549,7 +549,7 @@ func (m *monitor) watch() {
 }
 
 const (
-	maxConns = 8
+	maxConns = 64 // of which most become keyboards in a moment
 	maxDrain = 64 // pieces of one stream that are moved in a row
 	// syncDelay bounds how old output may be that a crash of the host loses.
 	syncDelay = time.Second

@@ -49,11 +49,11 @@ func (s *jobService) AttachJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 		opt.Offset = max(0, size-opt.Tail)
 	}
 	attached := &api.JobAttached{LogBytes: size, Size: wire.WindowToProto(job.Spec.Terminal)}
+	var k *engine.Keyboard
 	if job.State.Alive() {
-		k, err := s.sup.Keyboard(ctx, job.ID)
-		if err == nil {
+		if k, err = s.sup.Keyboard(ctx, job.ID); err == nil {
 			attached.Size = &api.WindowSize{Rows: int32(k.Window.Rows), Columns: int32(k.Window.Columns)}
-			_ = k.Close()
+			defer k.Close()
 		} else if joblet.KindOf(err) != joblet.FailedPrecondition { // it ends just now, and Follow says how
 			return err
 		}
@@ -61,22 +61,24 @@ func (s *jobService) AttachJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	if err := call.Send(&api.JobEvent{Event: &api.JobEvent_Attached{Attached: attached}}); err != nil {
 		return err
 	}
-	go func() { // ends with the call, as Recv does
-		if opt.Size != (joblet.WindowSize{}) || opt.Redraw {
-			_ = s.sup.Resize(ctx, job.ID, opt.Size, opt.Redraw) // it has ended, and Follow says how
-		}
-		s.typing(ctx, job.ID, call.Recv)
-	}()
+	go s.typing(ctx, job.ID, opt.Size, opt.Redraw, k, call.Recv) // ends with the call, as Recv does
 	return s.follow(ctx, job.ID, joblet.LogOptions{Offset: opt.Offset, Follow: true}, call.Send)
 }
 
-// typing hands what the caller types, and the size of its window, to the job's
-// terminal, until the caller has no more or its call has ended. A run of the job
-// that has ended takes nothing any more; what comes then is for the next.
-func (s *jobService) typing(ctx context.Context, id string, recv func() (*api.JobInput, error)) {
-	board := keyboard{open: func() (*engine.Keyboard, error) { return s.sup.Keyboard(ctx, id) }}
-	defer context.AfterFunc(ctx, board.close)() // a write waits as long as the job does not read
+// typing connects a caller to the job's terminal: what it types and the size of
+// its window, until it has no more to send or its call has ended. A run of the
+// job that has ended takes nothing any more; what comes then is for the next. k
+// is a keyboard of it, or nil.
+func (s *jobService) typing(ctx context.Context, id string, size joblet.WindowSize, redraw bool, k *engine.Keyboard, recv func() (*api.JobInput, error)) {
+	board := keyboard{now: k, open: func() (*engine.Keyboard, error) { return s.sup.Keyboard(ctx, id) }}
 	defer board.close()
+	stop := context.AfterFunc(ctx, board.close) // a write waits as long as the job does not read
+	defer stop()
+	// Whoever only has no more to type still looks at it.
+	context.AfterFunc(ctx, func() { s.resize(context.WithoutCancel(ctx), id, &board, joblet.WindowSize{}, false) })
+	if size != (joblet.WindowSize{}) || redraw {
+		s.resize(ctx, id, &board, size, redraw)
+	}
 	for {
 		m, err := recv()
 		if err != nil {
@@ -85,11 +87,54 @@ func (s *jobService) typing(ctx context.Context, id string, recv func() (*api.Jo
 		switch m := m.GetInput().(type) {
 		case *api.JobInput_Resize:
 			if size := wire.WindowFromProto(m.Resize); size.Validate() == nil {
-				_ = s.sup.Resize(ctx, id, size, false) // it has ended, and the follower says how
+				s.resize(ctx, id, &board, size, false)
 			}
 		case *api.JobInput_Stdin:
 			board.write(m.Stdin)
 		}
+	}
+}
+
+// windows are the sizes of the windows that are attached to jobs. A terminal is
+// as large as the smallest of them: what does not fit into a window is drawn
+// over itself there.
+type windows struct {
+	mu    sync.Mutex
+	byJob map[string]map[*keyboard]joblet.WindowSize
+}
+
+// set notes the size of one window, zero for none, and returns that of the
+// terminal, zero if nobody looks at it.
+func (w *windows) set(id string, board *keyboard, size joblet.WindowSize) (least joblet.WindowSize) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if size == (joblet.WindowSize{}) {
+		if delete(w.byJob[id], board); len(w.byJob[id]) == 0 {
+			delete(w.byJob, id)
+		}
+	} else {
+		if w.byJob == nil {
+			w.byJob = map[string]map[*keyboard]joblet.WindowSize{}
+		}
+		if w.byJob[id] == nil {
+			w.byJob[id] = map[*keyboard]joblet.WindowSize{}
+		}
+		w.byJob[id][board] = size
+	}
+	for _, size := range w.byJob[id] {
+		if least == (joblet.WindowSize{}) {
+			least = size
+		}
+		least = joblet.WindowSize{Rows: min(least.Rows, size.Rows), Columns: min(least.Columns, size.Columns)}
+	}
+	return least
+}
+
+// resize gives the job's terminal the size that suits all who look at it, of
+// whom one's window has another now; zero says that it is gone.
+func (s *jobService) resize(ctx context.Context, id string, board *keyboard, size joblet.WindowSize, redraw bool) {
+	if size = s.windows.set(id, board, size); size != (joblet.WindowSize{}) || redraw {
+		_ = s.sup.Resize(ctx, id, size, redraw) // it has ended, and the follower says how
 	}
 }
 

@@ -18,6 +18,13 @@ import (
 // beside others, and so do the machines.
 const patience = 60 * time.Second
 
+// patient returns a context that ends when a command takes too long.
+func patient(t *testing.T) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	t.Cleanup(cancel)
+	return ctx
+}
+
 // screen is a real terminal: a window of tmux with a shell in it.
 type screen struct {
 	t    *testing.T
@@ -84,10 +91,11 @@ func (s *screen) line(text string) {
 	s.keys("Enter")
 }
 
-// text is what the screen shows.
+// text is what the screen shows, without spaces at the ends of its lines and
+// without the empty lines below.
 func (s *screen) text() string {
 	s.t.Helper()
-	return s.tmux("capture-pane", "-p", "-t", s.pane)
+	return strings.TrimRight(s.tmux("capture-pane", "-p", "-t", s.pane), " \n")
 }
 
 // wait waits until the screen shows something and returns it.
@@ -126,6 +134,7 @@ func (s *screen) modes() string {
 // status checks the status of the command before.
 func (s *screen) status(want int) {
 	s.t.Helper()
+	s.wait(`here\$\z`)
 	s.line(`echo "status=$?."`)
 	s.wait(fmt.Sprintf(`^status=%d\.`, want))
 }
@@ -157,7 +166,7 @@ func TestTerminalCommands(t *testing.T) {
 	run := "rnx job run " + runtime + " "
 
 	s.line(run + "ps aux")
-	s.wait(`(?s)root +1 .* pts/0 +\S+ .*ps aux.*here\$ $`)
+	s.wait(`(?s)root +1 .* pts/0 +\S+ .*ps aux.*here\$\z`)
 
 	s.clear()
 	s.line(run + "top -d 0.5")
@@ -167,7 +176,7 @@ func TestTerminalCommands(t *testing.T) {
 		t.Errorf("top does not refresh:\n%s", s.text())
 	}
 	s.keys("q")
-	s.wait(`here\$ $`)
+	s.wait(`here\$\z`)
 	s.clear()
 	s.line(run + "sleep 60")
 	d.running(t)
@@ -193,7 +202,7 @@ func TestTerminalCommands(t *testing.T) {
 	s.wait(`^ready`)
 	s.keys("C-c")
 	s.line("typed")
-	s.wait(`^typed\n(.*\n)*typed`)
+	s.wait(`typed\ntyped\z`)
 	s.keys("C-d")
 	s.status(0)
 	if after := s.modes(); after != before {
@@ -207,7 +216,7 @@ func TestTerminalShell(t *testing.T) {
 	d := newDaemon(t)
 	s := newScreen(t, d, 100, 40)
 	s.line("rnx job run " + runtime + " bash --norc")
-	s.wait(`bash-5\S*# $`)
+	s.wait(`bash-5\S*#\z`)
 	for _, step := range []struct{ line, shows string }{
 		{"tty", `^/dev/pts/0`},
 		{"sleep 60 &", `^\[1\] \d+`},
@@ -216,7 +225,7 @@ func TestTerminalShell(t *testing.T) {
 		{"wait; sleep 61", ``},
 		{"C-z", `^\[\d\]\+  Stopped +sleep 61`},
 		{"bg; jobs", `^\[\d\]\+  Running +sleep 61 &`},
-		{"fg", `\nsleep 61\n`},
+		{"fg", `\nsleep 61\z`},
 		{"C-c", `\^C\s+bash`},
 		{"echo status=$?.", `^status=130\.`},
 		{"cat", ``},
@@ -250,28 +259,28 @@ func TestTerminalPrograms(t *testing.T) {
 	s := newScreen(t, d, 200, 30)
 	t.Run("python", func(t *testing.T) {
 		s.line("rnx job run " + runtime + " python3 -q")
-		s.wait(`^>>> $`)
+		s.wait(`^>>>\z`)
 		s.line("6 * 7")
 		s.wait(`^42`)
 		s.keys("C-c")
 		s.wait(`KeyboardInterrupt`)
 		s.keys("C-d")
-		s.wait(`here\$ $`)
+		s.wait(`here\$\z`)
 		s.status(0)
 	})
 	t.Run("less", func(t *testing.T) {
 		s.clear()
 		s.line("rnx job run sh -c 'seq 1 1000 | sed s/$/-`printf %0180d 7`/ | less -S'")
-		s.wait(`(?s)^1-0{178}7\n.*^29-`) // 200 columns are used
+		s.wait(`(?s)^1-0{179}7\n.*^29-`) // 200 columns are used
 		s.keys("G")
 		s.wait(`(?s)^1000-.*END`)
 		s.resize(90, 12)
-		text := s.wait(`(?s)^1000-0{85,89}>?$`)
+		text := s.wait(`^\d+-0{80,87}>\n:\z`)
 		if lines := strings.Count(strings.TrimRight(text, "\n"), "\n"); lines > 11 {
 			t.Errorf("%d lines after a resize to 12:\n%s", lines+1, text)
 		}
 		s.keys("q")
-		s.wait(`here\$ $`)
+		s.wait(`here\$\z`)
 		s.resize(200, 30)
 	})
 	t.Run("vim", func(t *testing.T) {
@@ -285,7 +294,7 @@ func TestTerminalPrograms(t *testing.T) {
 			t.Errorf("vim does not use the 20 lines that it has:\n%s", s.text())
 		}
 		s.keys(":wq", "Enter")
-		s.wait(`here\$ $`)
+		s.wait(`here\$\z`)
 		s.status(0)
 		if got, err := os.ReadFile(filepath.Join(s.dir, "notes")); string(got) != "first\nsecond\n" {
 			t.Errorf("vim wrote %q %v", got, err)
@@ -297,7 +306,7 @@ func TestTerminalPrograms(t *testing.T) {
 		s.line("rnx job run yes")
 		s.wait(`(?s)^y\ny\ny\ny`)
 		s.keys("C-c")
-		s.wait(`here\$ $`)
+		s.wait(`here\$\z`)
 		s.status(130)
 	})
 }
@@ -335,20 +344,20 @@ func TestTerminalAttach(t *testing.T) {
 	other.keys("C-]")
 	other.wait(`detached`)
 	s.keys("Escape", ":q!", "Enter")
-	s.wait(`here\$ $`)
+	s.wait(`here\$\z`)
 	s.status(0)
 
 	// A shell: its lines are there again, no question is asked of this terminal.
 	s.clear()
 	s.line("rnx job run --name=sh --detach-keys=ctrl-a,d bash --norc")
-	s.wait(`bash-5\S*# $`)
+	s.wait(`bash-5\S*#\z`)
 	s.line(`printf '\033[6n\033[c'; read -t 1 -s -d c answer; printf 'mark\n'; PS1='in# '`)
-	s.wait(`^in# $`)
+	s.wait(`^in#\z`)
 	s.keys("C-a", "d")
 	s.wait(`detached from job`)
 	s.clear()
 	s.line("RNX_DETACH_KEYS=ctrl-x rnx job attach sh")
-	text := s.wait(`(?s)^mark.*^in# $`)
+	text := s.wait(`(?s)^mark.*^in#\z`)
 	time.Sleep(300 * time.Millisecond)
 	if now := s.text(); strings.Contains(now, ";1R") || strings.Contains(now, "[?6") {
 		t.Errorf("the terminal has answered questions of the past: %s\n%s", text, now)
@@ -357,7 +366,7 @@ func TestTerminalAttach(t *testing.T) {
 	s.wait(`^in# printf`)
 	s.keys("C-u")
 	s.line("exit 4")
-	s.wait(`here\$ $`)
+	s.wait(`here\$\z`)
 	s.status(4)
 	// The keys' first waits for the second, but not for ever.
 	s.clear()
@@ -366,7 +375,7 @@ func TestTerminalAttach(t *testing.T) {
 	s.keys("C-p", "Enter")
 	s.wait(`^\^P\n?`)
 	s.keys("C-d")
-	s.wait(`here\$ $`)
+	s.wait(`here\$\z`)
 
 	for _, args := range [][]string{{"job", "attach", "sh"}, {"job", "attach", "nope"}} {
 		if r := d.rnx(t.Context(), args...); r.status != 125 || strings.Count(r.stderr, "\n") != 1 {
@@ -410,7 +419,7 @@ func TestTerminalRestored(t *testing.T) {
 
 	id := begin("sleep 600")
 	stop(id)
-	s.wait(`here\$ $`)
+	s.wait(`here\$\z`)
 	s.status(137)
 	check("the job was killed")
 
@@ -429,7 +438,7 @@ func TestTerminalRestored(t *testing.T) {
 	id = begin(`sh -c 'printf "\033[?1049h\033[?1000h\033[?2004h\033[?25l\033=full"; exec sleep 600'`)
 	s.wait(`^full`)
 	stop(id)
-	s.wait(`here\$ $`)
+	s.wait(`here\$\z`)
 	check("a full screen")
 	if got := strings.TrimSpace(s.tmux("display-message", "-p", "-t", "s", "#{alternate_on}#{mouse_any_flag}#{cursor_flag}#{keypad_flag}")); got != "0010" {
 		t.Errorf("alternate screen, mouse, cursor, keypad: %s, want 0010", got)
@@ -437,7 +446,7 @@ func TestTerminalRestored(t *testing.T) {
 
 	// The daemon dies, and another comes: the window goes on where it was.
 	begin("bash --norc")
-	s.wait(`bash-5\S*# $`)
+	s.wait(`bash-5\S*#\z`)
 	d.kill(t)
 	s.wait(`lost the daemon`)
 	if err := d.start(); err != nil {
@@ -458,7 +467,7 @@ func TestTerminalRestored(t *testing.T) {
 	}
 	// The daemon dies, and none comes.
 	d.kill(t)
-	s.wait(`lost the daemon[^$]*lost the daemon`)
+	s.wait(`(?s)lost the daemon.*still-42.*lost the daemon`)
 	s.keys("C-c")
 	s.wait(`detached`)
 	check("the daemon was killed")
@@ -468,7 +477,7 @@ func TestTerminalRestored(t *testing.T) {
 	s.clear()
 	id = d.running(t)
 	s.line("rnx job attach " + id)
-	s.wait(`(?s)still-42.*bash-5\S*# $`)
+	s.wait(`(?s)still-42.*bash-5\S*#\z`)
 	// The same without a key: after a while.
 	d.kill(t)
 	s.wait(`goes on: see`)
@@ -478,7 +487,7 @@ func TestTerminalRestored(t *testing.T) {
 	}
 	// The window is closed: the job goes on.
 	s.line("rnx job attach " + id)
-	s.wait(`(?s)still-42.*bash-5\S*# $`)
+	s.wait(`(?s)still-42.*bash-5\S*#\z`)
 	s.tmux("kill-session", "-t", "s")
 	if got := d.running(t); got != id {
 		t.Errorf("job %s runs", got)
@@ -541,9 +550,9 @@ print("end")
 	// Another job's terminal is there, and out of sight: each has a pts/0.
 	other := strings.TrimSpace(d.must(t, "-dt", "sleep", "600"))
 	s.line("rnx job run " + runtime + " --upload=try.py python3 try.py")
-	text := s.wait(`(?s)^end\n.*here\$ $`)
+	text := s.wait(`(?s)^end\n.*here\$\z`)
 	for _, want := range []string{
-		"/dev/tty /dev/pts/0 TIOCSTI 1\n", "/proc/self/fd/0 /dev/pts/0 TIOCSTI 1\n", "['0', 'ptmx'] /dev/pts/0\n",
+		"/dev/tty /dev/tty TIOCSTI 1\n", "/proc/self/fd/0 /dev/pts/0 TIOCSTI 1\n", "['0', 'ptmx'] /dev/pts/0\n",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the screen does not show %q:\n%s", want, text)
@@ -573,7 +582,7 @@ func TestTerminalWithoutOne(t *testing.T) {
 	if out := d.must(t, "-t", "sh", "-c", "test -t 0 && test -t 1 && test -t 2 && stty size && echo $TERM"); !regexp.MustCompile(`^24 80\r\n\S+\r\n$`).MatchString(out) {
 		t.Errorf("-t: %q", out)
 	}
-	cmd := d.command(t.Context(), "job", "run", "-it", "sh", "-c", "read x; echo got=$x; cat")
+	cmd := d.command(patient(t), "job", "run", "-it", "sh", "-c", "read x; echo got=$x; cat")
 	cmd.Stdin = strings.NewReader("typed\nmore\n")
 	if r := finish(cmd); r.status != 0 || !strings.Contains(r.stdout, "got=typed\r\n") || !strings.HasSuffix(r.stdout, "more\r\n") {
 		t.Errorf("-it with a pipe: %v", r)
@@ -597,7 +606,7 @@ func TestTerminalWithoutOne(t *testing.T) {
 	}
 	// Detached, with a terminal for later.
 	id := strings.TrimSpace(d.must(t, "-dt", "--name=later", "sh", "-c", "read x; echo got=$x; exit 6"))
-	cmd = d.command(t.Context(), "job", "attach", "later")
+	cmd = d.command(patient(t), "job", "attach", "later")
 	cmd.Stdin = strings.NewReader("typed\n")
 	if r := finish(cmd); r.status != 6 || !strings.Contains(r.stdout, "got=typed") {
 		t.Errorf("attach with a pipe: %v", r)
@@ -616,7 +625,7 @@ func TestManyAttached(t *testing.T) {
 	const many = 20
 	results := make(chan result, many)
 	for range many {
-		cmd := d.command(t.Context(), "job", "attach", id)
+		cmd := d.command(patient(t), "job", "attach", id)
 		r, w, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
@@ -626,7 +635,10 @@ func TestManyAttached(t *testing.T) {
 		cmd.Stdin = r
 		go func() { results <- finish(cmd) }()
 	}
-	slow := d.command(t.Context(), "job", "attach", id)
+	slow := d.command(patient(t), "job", "attach", id)
+	if _, err := slow.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	pipe, err := slow.StdoutPipe() // nobody reads it
 	if err != nil {
 		t.Fatal(err)
@@ -636,7 +648,7 @@ func TestManyAttached(t *testing.T) {
 		t.Fatal(err)
 	}
 	time.Sleep(time.Second)
-	cmd := d.command(t.Context(), "job", "attach", id)
+	cmd := d.command(patient(t), "job", "attach", id)
 	cmd.Stdin = strings.NewReader("\n")
 	if r := finish(cmd); !strings.HasSuffix(r.stdout, "last\r\n") {
 		t.Errorf("the one that types: %d bytes, %v", len(r.stdout), r.stderr)
