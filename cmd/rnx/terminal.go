@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -189,6 +190,10 @@ func (t *terminal) typing(ctx context.Context, detach func()) {
 			if n > 0 {
 				select {
 				case keys <- buf[:n]:
+					// Until it is on its way: with one processor (main) a Read that
+					// blocks keeps that from the others until the runtime notices,
+					// which takes longer than all the rest.
+					runtime.Gosched()
 				case <-ctx.Done():
 					return
 				}

@@ -530,7 +530,7 @@ func (m *monitor) watch() {
 			m.stdin.feed()
 		}
 		m.feedTerminal(fds[typing:], fds[2].Revents)
-		m.syncLog(now)
+		m.syncLog(time.Now()) // and not before poll: its timeout is what brings us here
 		if fds[0].Revents != 0 {
 			m.reap()
 			ended = true

@@ -436,6 +436,9 @@ func TestSignal(t *testing.T) {
 		}
 	}
 	shows("ready\none\ntwo\n")
+	if r := d.rnx(t.Context(), "job", "wait", id); r.status != 2 {
+		t.Errorf("wait: %v", r)
+	}
 	for _, args := range [][]string{{id, "USR1"}, {id, "NOPE"}, {id}, {"nope", "HUP"}} {
 		if r := d.rnx(t.Context(), append([]string{"job", "signal"}, args...)...); r.status != 1 || strings.Count(r.stderr, "\n") != 1 {
 			t.Errorf("%q: %v", args, r)
