@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/charmbracelet/x/vt"
 
@@ -164,6 +165,7 @@ type repaint struct {
 	screen *vt.Emulator
 	modes  modes
 	broken bool
+	took   time.Duration
 }
 
 func newRepaint(window joblet.WindowSize, until int64) *repaint {
@@ -171,7 +173,9 @@ func newRepaint(window joblet.WindowSize, until int64) *repaint {
 		window = joblet.DefaultWindow
 	}
 	r := &repaint{until: until, screen: vt.NewEmulator(window.Columns, window.Rows)}
-	go func() { _, _ = io.Copy(io.Discard, r.screen) }() // its answers; ends with Close
+	if answers, ok := r.screen.InputPipe().(io.Closer); ok {
+		_ = answers.Close() // nobody hears them: they need not wait for a reader
+	}
 	return r
 }
 
@@ -184,6 +188,10 @@ func (r *repaint) write(offset int64, p []byte) (rest []byte, done bool) {
 	return p[old:], offset+int64(len(p)) >= r.until
 }
 
+// emulatePatience is how long the emulated terminal may take: some sequences are
+// short and mean much work.
+const emulatePatience = 2 * time.Second
+
 // emulate feeds the emulated terminal. What a job writes may be anything, also
 // what the emulator has not met: then there is no screen to draw, and the
 // program draws its own when it is told to.
@@ -193,15 +201,19 @@ func (r *repaint) emulate(p []byte) {
 			r.broken = true
 		}
 	}()
-	if !r.broken {
-		_, _ = r.screen.Write(p)
+	begin := time.Now()
+	for piece := range slices.Chunk(p, 1024) {
+		if r.broken = r.broken || r.took+time.Since(begin) > emulatePatience; r.broken {
+			break
+		}
+		_, _ = r.screen.Write(piece)
 	}
+	r.took += time.Since(begin)
 }
 
 // paint returns what draws the screen on a window.
 func (r *repaint) paint(window joblet.WindowSize) (out string) {
 	defer func() {
-		_ = r.screen.Close()
 		if recover() != nil {
 			out = r.modes.again()
 		}

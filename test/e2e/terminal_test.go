@@ -3,12 +3,15 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -285,7 +288,7 @@ func TestTerminalPrograms(t *testing.T) {
 	})
 	t.Run("vim", func(t *testing.T) {
 		s.clear()
-		s.line("rnx job run --download=notes sh -c 'exec $(command -v vim.tiny vim | head -1) -u NONE notes'")
+		s.line("rnx job run --download=notes vim.tiny -u NONE notes")
 		s.wait(`(?s)^~.*notes`)
 		s.keys("i", "first", "Enter", "second", "Escape")
 		s.wait(`(?s)^first\nsecond\n~`)
@@ -318,7 +321,7 @@ func TestTerminalAttach(t *testing.T) {
 	s := newScreen(t, d, 90, 24)
 	before := s.modes()
 	s.clear()
-	s.line("rnx job run --name=ed sh -c 'exec $(command -v vim.tiny vim | head -1) -u NONE notes'")
+	s.line("rnx job run --name=ed vim.tiny -u NONE notes")
 	s.wait(`(?s)^~.*notes`)
 	s.keys("i", "one line")
 	s.wait(`^one line`)
@@ -689,4 +692,90 @@ func TestTerminalSurvivesCrash(t *testing.T) {
 	if log := d.rnx(ctx, "job", "log", id).stdout; log != "meanwhile\r\ntyped\r\ngot=typed\r\n" {
 		t.Errorf("log %q", log)
 	}
+}
+
+// TestTerminalNetworkCut: the way to the daemon is cut, and later there again.
+func TestTerminalNetworkCut(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	s := newScreen(t, d, 100, 30)
+	before := s.modes()
+	way := newRelay(t, d.run+"/joblet.sock", filepath.Join(s.dir, "relay"))
+	s.line("export RNX_HOST=unix://" + way.path)
+	s.line("rnx job run bash --norc")
+	s.wait(`bash-5\S*#\z`)
+	way.cut()
+	s.wait(`lost the daemon`)
+	way.mend(t)
+	// It comes back by itself, at the place where it was.
+	if !eventually(patience, func() bool {
+		s.line("echo again-$((40 + 2))")
+		time.Sleep(time.Second)
+		return strings.Contains(s.text(), "again-42")
+	}) {
+		t.Fatalf("the terminal does not come back:\n%s", s.text())
+	}
+	way.cut()
+	s.wait(`goes on: see "rnx job attach`)
+	if after := s.modes(); after != before {
+		t.Errorf("terminal modes: %q, were %q", after, before)
+	}
+	d.running(t)
+}
+
+// relay stands between rnx and the daemon.
+type relay struct {
+	path, to string
+	mu       sync.Mutex
+	l        net.Listener
+	conns    []net.Conn
+}
+
+func newRelay(t *testing.T, to, path string) *relay {
+	t.Helper()
+	r := &relay{path: path, to: to}
+	r.mend(t)
+	t.Cleanup(r.cut)
+	return r
+}
+
+// mend lets connections through.
+func (r *relay) mend(t *testing.T) {
+	t.Helper()
+	l, err := net.Listen("unix", r.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.mu.Lock()
+	r.l = l
+	r.mu.Unlock()
+	go func() { // ends with cut
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("unix", r.to)
+			if err != nil {
+				c.Close()
+				continue
+			}
+			r.mu.Lock()
+			r.conns = append(r.conns, c, far)
+			r.mu.Unlock()
+			go io.Copy(c, far)
+			go io.Copy(far, c)
+		}
+	}()
+}
+
+// cut ends all connections and lets no new ones through.
+func (r *relay) cut() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.l.Close()
+	for _, c := range r.conns {
+		c.Close()
+	}
+	r.conns = nil
 }
