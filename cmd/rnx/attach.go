@@ -375,7 +375,7 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 		case s := <-signals:
 			sig, _ = s.(syscall.Signal)
 		}
-		if at.term != nil && at.term.isRaw() { // of keys none is a signal then: it is meant for rnx
+		if at.term != nil && at.term.isRaw() && !at.term.pressed(sig) { // of keys none is a signal then: it is meant for rnx
 			cancel(&exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", signalName(int(sig)), joblet.ShortID(at.id))})
 			return
 		}
@@ -408,6 +408,8 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 	c, id, short, waiting := at.client, at.id, joblet.ShortID(at.id), at.waiting
 	at.mu.Unlock()
 	switch {
+	case !waiting && at.term != nil && at.term.press(sig): // Ctrl-C just before the job got the keys
+		return nil
 	case waiting:
 		at.app.note("job %s does not run: canceling it", short)
 		at.canceled.Store(int32(sig))

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/term"
@@ -33,6 +34,7 @@ type terminal struct {
 	line  *line      // to where what is typed goes; nil: to nowhere just now
 	saved *term.State
 	raw   bool
+	rawAt time.Time
 	modes modes // that the other side has set here
 }
 
@@ -114,8 +116,36 @@ func (t *terminal) makeRaw() error {
 	if t.saved == nil {
 		t.saved = saved
 	}
-	t.raw = true
+	t.raw, t.rawAt = true, time.Now()
 	return nil
+}
+
+// rawAgo is how long a signal that a key has sent may take to be seen.
+const rawAgo = time.Second
+
+// pressed reports whether a signal is that of a key which was pressed before
+// the terminal became raw.
+func (t *terminal) pressed(sig syscall.Signal) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tty != nil && keyOf(sig) != 0 && (!t.raw || time.Since(t.rawAt) < rawAgo)
+}
+
+// press types the key for a signal, and reports whether there was one to type.
+func (t *terminal) press(sig syscall.Signal) bool {
+	l := t.connected()
+	return t.pressed(sig) && l != nil && l.typed([]byte{keyOf(sig)}) == nil
+}
+
+// keyOf returns the key that sends a signal, or 0.
+func keyOf(sig syscall.Signal) byte {
+	switch int(sig) {
+	case sigint:
+		return ctrlC
+	case sigquit:
+		return '\\' & 0x1f
+	}
+	return 0
 }
 
 // isRaw reports whether keys are the other side's just now.
