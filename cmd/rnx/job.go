@@ -24,6 +24,7 @@ func newJobCommand(a *app) *cobra.Command {
 		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newMetricsCommand(a), newTopCommand(a), newTreeCommand(a), newCopyCommand(a), newWaitCommand(a),
 		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
 		newPauseCommand(a), newResumeCommand(a), newUpdateCommand(a),
+		newAttachCommand(a), newExecCommand(a), newShellCommand(a), newSignalCommand(a),
 		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
 	)
 	return cmd

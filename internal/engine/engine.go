@@ -228,6 +228,7 @@ type Tree = monitor.Tree
 const (
 	StepWorkDir = monitor.StepWorkDir
 	StepFiles   = monitor.StepFiles
+	StepJoin    = monitor.StepJoin // the job has ended
 )
 
 // NewRun returns a Run with a view and the limits on privileges that every job
@@ -490,7 +491,8 @@ type Process struct {
 	PID     int // PID 1 of the job as the host numbers it
 	Started time.Time
 
-	stdinBytes int64 // of a streamed standard input, taken when we connected
+	window     *WindowSize // of its terminal then; nil: it has none
+	stdinBytes int64       // of a streamed standard input, taken when we connected
 	group      *cgroup.Group
 
 	conn *os.File
@@ -513,6 +515,7 @@ func (p *Process) greet() error {
 	p.IDBase = ev.Started.IDBase
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
 	p.stdinBytes = ev.Started.StdinBytes
+	p.window = ev.Started.Window
 	return nil
 }
 

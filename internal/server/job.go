@@ -21,7 +21,8 @@ const (
 
 type jobService struct {
 	api.UnimplementedJobServiceServer
-	sup *supervisor.Supervisor
+	sup     *supervisor.Supervisor
+	windows windows
 }
 
 // submit runs the job that r asks for, with what came along with it, if anything.

@@ -140,6 +140,11 @@ func newDaemon(t *testing.T, args ...string) *daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		if d.cmd == nil && t.Failed() { // in the middle of something
+			if err := d.start(); err != nil {
+				t.Logf("start the daemon to end its jobs: %v", err)
+			}
+		}
 		if d.cmd != nil {
 			d.stop()
 		}
