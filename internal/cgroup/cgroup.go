@@ -77,6 +77,9 @@ func Mounts(mountinfo io.Reader) ([]Mount, error) {
 			continue
 		}
 		m := Mount{Path: unescape(left[4]), Root: unescape(left[3]), ReadOnly: isReadOnly(left[5]) || isReadOnly(right[2])}
+		if strings.HasPrefix(right[0], "cgroup") { // one in the same place lies below it, out of sight
+			all = slices.DeleteFunc(all, func(other Mount) bool { return other.Path == m.Path })
+		}
 		switch right[0] {
 		case "cgroup2":
 			if !slices.ContainsFunc(all, func(m Mount) bool { return m.V2 }) {

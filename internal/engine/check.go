@@ -604,9 +604,9 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 		e.groups = nil
 		err = errors.Join(err, e.Close())
 	}()
-	view, err := e.HostView()
-	if err != nil {
-		return "", err
+	var view View // the host's programs are enough
+	for _, dir := range hostDirs {
+		view.add(dir, dir, false)
 	}
 	box, err := e.Take()
 	if err != nil {
