@@ -43,6 +43,10 @@ func TestMain(m *testing.M) {
 		}
 		if binDir = os.Getenv("JOBLET_TEST_BIN"); binDir != "" {
 			runtimes = filepath.Join(dir, "no-runtimes")
+			if err := os.Mkdir(runtimes, 0o755); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
 			return m.Run()
 		}
 		binDir = filepath.Join(dir, "bin")
