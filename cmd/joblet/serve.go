@@ -249,6 +249,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 		log.Info("serving metrics", "address", scraped.of(scrapes))
 	}
 	ready.tell(nil)
+	if err := notify("READY=1"); err != nil {
+		log.Warn("tell systemd that the daemon is ready", "error", err)
+	}
 
 	idle := o.idle(ctx, srv, sup)
 	select {
@@ -396,6 +399,22 @@ func (o serveOptions) ready() (*readiness, error) {
 		return nil, fmt.Errorf("--ready-fd %d: %w", o.ReadyFD, err)
 	}
 	return &readiness{pipe: os.NewFile(uintptr(o.ReadyFD), "ready")}, nil
+}
+
+// notify tells systemd about the daemon, sd_notify(3), if it wants to know
+// (Type=notify).
+func notify(state string) error {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"}) // "@…" is abstract, here as there
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte(state))
+	return err
 }
 
 // tell says once how the start went.

@@ -63,7 +63,11 @@ type Engine struct {
 
 // Open prepares the host: directories, the monitor's program, cgroups. It
 // touches no job of a former daemon; Adopt and Release do.
-func Open(cfg Config) (_ *Engine, err error) {
+func Open(cfg Config) (*Engine, error) {
+	return open(cfg, func() (*cgroup.Hierarchy, error) { return cgroup.Open(cgroup.Name(cfg.RunDir)) })
+}
+
+func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -88,7 +92,7 @@ func Open(cfg Config) (_ *Engine, err error) {
 			err = errors.Join(err, e.closeAll())
 		}
 	}()
-	if e.groups, err = cgroup.Open(cgroup.Name(cfg.RunDir)); err != nil {
+	if e.groups, err = groups(); err != nil {
 		return nil, err
 	}
 	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
