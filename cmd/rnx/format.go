@@ -271,6 +271,7 @@ type jobJSON struct {
 	IdempotencyKey string            `json:"idempotency_key,omitempty"`
 	Stdin          joblet.Stdin      `json:"stdin,omitempty"`
 	Uploads        []string          `json:"uploads,omitempty"`
+	Terminal       joblet.WindowSize `json:"terminal,omitzero"` // its size at first
 }
 
 // attemptJSON is a run of a job that was followed by another.
@@ -294,6 +295,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Schedule: s.Schedule, Overlap: s.Overlap, Scheduled: j.Scheduled, Parent: j.Parent, Attempt: j.Attempt,
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
+		Terminal: s.Terminal,
 	}
 	if out.Args == nil {
 		out.Args = []string{}
