@@ -271,6 +271,7 @@ type jobJSON struct {
 	IdempotencyKey string            `json:"idempotency_key,omitempty"`
 	Stdin          joblet.Stdin      `json:"stdin,omitempty"`
 	Uploads        []string          `json:"uploads,omitempty"`
+	Terminal       joblet.WindowSize `json:"terminal,omitzero"` // its size at first
 	Limits         joblet.Limits     `json:"limits,omitzero"`
 	OutOfMemory    bool              `json:"out_of_memory,omitempty"`
 	Usage          *usageJSON        `json:"usage,omitempty"` // of the latest attempt, so far or in all
@@ -333,6 +334,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 		Limits: s.Limits, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage),
+		Terminal: s.Terminal,
 	}
 	if out.Args == nil {
 		out.Args = []string{}

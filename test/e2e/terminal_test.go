@@ -296,7 +296,7 @@ func TestTerminalPrograms(t *testing.T) {
 	t.Run("vim", func(t *testing.T) {
 		s.clear()
 		s.line("rnx job run --download=notes vim.tiny -u NONE notes")
-		s.wait(`(?s)^~.*notes`)
+		s.wait(`^~\n~\n~`)
 		s.keys("i", "first", "Enter", "second", "Escape")
 		s.wait(`(?s)^first\nsecond\n~`)
 		s.resize(100, 20)
@@ -329,7 +329,7 @@ func TestTerminalAttach(t *testing.T) {
 	before := s.modes()
 	s.clear()
 	s.line("rnx job run --name=ed vim.tiny -u NONE notes")
-	s.wait(`(?s)^~.*notes`)
+	s.wait(`^~\n~\n~`)
 	s.keys("i", "one line")
 	s.wait(`^one line`)
 	s.keys("C-p", "C-q")
