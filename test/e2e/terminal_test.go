@@ -724,7 +724,7 @@ func TestTerminalNetworkCut(t *testing.T) {
 		t.Fatalf("the terminal does not come back:\n%s", s.text())
 	}
 	way.cut()
-	s.wait(`goes on: see "rnx job attach`)
+	s.wait(`(?s)goes on: see "rnx job attach.*here\$\z`) // and the shell reads again
 	if after := s.modes(); after != before {
 		t.Errorf("terminal modes: %q, were %q", after, before)
 	}
