@@ -11,7 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -67,6 +69,10 @@ func (b *bench) measureEcho(ctx context.Context) {
 			t.close()
 			t.row.Times = summarize(t.times)
 			b.echo = append(b.echo, t.row)
+		}
+		slices.SortFunc(b.echo, func(x, y echoRow) int { return strings.Compare(x.Name, y.Name) })
+		if err := b.endEchoJob(); err != nil { // while there is a daemon
+			b.note("end the job of rnx exec: %v", err)
 		}
 	}()
 	for _, way := range []struct {
@@ -231,13 +237,18 @@ func (b *bench) execArgv(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	job := string(bytes.TrimSpace(id))
-	b.undo = append(b.undo, func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), runTimeout)
-		defer cancel()
-		return exec.CommandContext(ctx, d.rnx, "--host", d.host, "job", "kill", job).Run()
-	})
-	return append([]string{d.rnx, "--host", d.host, "job", "exec", "--tty", "--interactive", job}, shell...), nil
+	b.echoJob = string(bytes.TrimSpace(id))
+	return append([]string{d.rnx, "--host", d.host, "job", "exec", "--tty", "--interactive", b.echoJob}, shell...), nil
+}
+
+// endEchoJob ends the job that execArgv has started, if it has.
+func (b *bench) endEchoJob() error {
+	if b.echoJob == "" {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), runTimeout)
+	defer cancel()
+	return exec.CommandContext(ctx, b.daemon.rnx, "--host", b.daemon.host, "job", "kill", b.echoJob).Run()
 }
 
 // sshArgv starts an sshd of the bench's own on the loopback interface.

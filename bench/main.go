@@ -165,6 +165,7 @@ type bench struct {
 	client     *client.Client
 	daemonPSS  []daemonMemory
 	echo       []echoRow
+	echoJob    string // in which rnx exec runs; empty: none
 	load       string // average of the machine when the run began
 }
 

@@ -38,6 +38,7 @@ type attachment struct {
 	tty bool   // somebody reads the notes
 	off int64  // output up to here is written
 
+	guest   bool      // the job was there before
 	term    *terminal // the user's, when the job has one; nil: it has none
 	repaint *repaint  // the screen so far is being taken; nil: it is not
 
@@ -122,7 +123,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	case context.Cause(ctx) == errDetached:
 		at.app.note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
 		return nil
-	case errors.As(err, &w) && at.term != nil: // the window is gone, and the job may be attached to from another
+	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.tty != nil): // the window is gone, and the job may be attached to from another
 		return w
 	case errors.As(err, &w):
 		return at.abandon(ctx, w.err)
@@ -150,8 +151,8 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		return &exitError{status: 128 + int(sig)}
 	}
 	err = at.app.verdict(job)
-	if e, ok := errors.AsType[*exitError](err); ok && at.term != nil && at.term.tty != nil && job.Exit != nil && job.Exit.Signal == sigint {
-		// The user knows: a shell says nothing either, but begins a new line.
+	if e, ok := errors.AsType[*exitError](err); ok && at.term != nil && at.term.tty != nil && job.Exit != nil && job.Exit.Status() == 128+sigint {
+		// Ctrl-C: the user knows. A shell says nothing either, but begins a new line.
 		fmt.Fprintln(at.term.out)
 		e.err = nil
 	}
@@ -375,8 +376,13 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 		case s := <-signals:
 			sig, _ = s.(syscall.Signal)
 		}
-		if at.term != nil && at.term.isRaw() && !at.term.pressed(sig) { // of keys none is a signal then: it is meant for rnx
-			cancel(&exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", signalName(int(sig)), joblet.ShortID(at.id))})
+		// While keys are the job's none is a signal, and whoever only looks on has none
+		// to send: it is meant for rnx.
+		if raw := at.term != nil && at.term.isRaw(); raw && !at.term.pressed(sig) || at.guest && !raw {
+			at.mu.Lock()
+			short := joblet.ShortID(at.id)
+			at.mu.Unlock()
+			cancel(&exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", signalName(int(sig)), short)})
 			return
 		}
 		if at.in != nil && at.in.sending.Load() {

@@ -51,7 +51,7 @@ Exit status: the job's own when it ends, 0 after the detach keys, 125 when rnx f
 				return err
 			}
 			at := a.attach(c)
-			at.term = a.terminal(detach)
+			at.guest, at.term = true, a.terminal(detach)
 			return at.run(cmd.Context(), nil, func(ctx context.Context) eventSeq {
 				return at.session(func() (*client.Session, error) {
 					return c.Attach(ctx, args[0], joblet.AttachOptions{Tail: screenTail, Size: at.localWindow(), Redraw: true})
