@@ -293,8 +293,22 @@ func (m *monitor) endBy(sig syscall.Signal) {
 	mask := statusMask(status, "SigCgt:\t") | statusMask(status, "SigBlk:\t") | statusMask(status, "SigIgn:\t")
 	if mask&(1<<(sig-1)) == 0 && m.endedBy == 0 {
 		m.endedBy = sig
+		m.settleTyped()
 		m.signal(syscall.SIGKILL)
 	}
+}
+
+// settleTyped returns once the terminal has taken in what was typed, and shown it
+// ("^C"): a worker of the kernel's does that some time after the write, and what
+// it has not come to when the last process is gone is dropped. To poll the other
+// side waits for the worker (n_tty_poll in drivers/tty/n_tty.c).
+func (m *monitor) settleTyped() {
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(m.terminal.master), unix.TIOCGPTPEER, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return
+	}
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	unix.Close(int(fd))
 }
 
 // close ends what is typed.
