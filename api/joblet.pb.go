@@ -128,6 +128,7 @@ type Job struct {
 	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -512,6 +513,13 @@ func (x *Job) GetOutOfMemory() bool {
 	return false
 }
 
+func (x *Job) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -716,6 +724,7 @@ type GetJobStatusResponse struct {
 	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1112,6 +1121,13 @@ func (x *GetJobStatusResponse) GetOutOfMemory() bool {
 		return x.OutOfMemory
 	}
 	return false
+}
+
+func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
 }
 
 type StopJobRequest struct {
@@ -5074,6 +5090,7 @@ type RunJobRequest struct {
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
+	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5328,6 +5345,13 @@ func (x *RunJobRequest) GetDetach() bool {
 func (x *RunJobRequest) GetLimits() *JobLimits {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
 	}
 	return nil
 }
@@ -6774,6 +6798,7 @@ type JobEvent struct {
 	//	*JobEvent_Gap
 	//	*JobEvent_Ended
 	//	*JobEvent_Waiting
+	//	*JobEvent_Attached
 	Event         isJobEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6861,6 +6886,15 @@ func (x *JobEvent) GetWaiting() *Job {
 	return nil
 }
 
+func (x *JobEvent) GetAttached() *JobAttached {
+	if x != nil {
+		if x, ok := x.Event.(*JobEvent_Attached); ok {
+			return x.Attached
+		}
+	}
+	return nil
+}
+
 type isJobEvent_Event interface {
 	isJobEvent_Event()
 }
@@ -6885,6 +6919,10 @@ type JobEvent_Waiting struct {
 	Waiting *Job `protobuf:"bytes,5,opt,name=waiting,proto3,oneof"` // it is PENDING or SCHEDULED
 }
 
+type JobEvent_Attached struct {
+	Attached *JobAttached `protobuf:"bytes,170,opt,name=attached,proto3,oneof"` // AttachJob's first
+}
+
 func (*JobEvent_Started) isJobEvent_Event() {}
 
 func (*JobEvent_Output) isJobEvent_Event() {}
@@ -6894,6 +6932,8 @@ func (*JobEvent_Gap) isJobEvent_Event() {}
 func (*JobEvent_Ended) isJobEvent_Event() {}
 
 func (*JobEvent_Waiting) isJobEvent_Event() {}
+
+func (*JobEvent_Attached) isJobEvent_Event() {}
 
 type JobOutput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -7123,6 +7163,8 @@ type JobInput struct {
 	//	*JobInput_Files
 	//	*JobInput_FilesEnd
 	//	*JobInput_Stdin
+	//	*JobInput_Attach
+	//	*JobInput_Resize
 	Input         isJobInput_Input `protobuf_oneof:"input"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7201,6 +7243,24 @@ func (x *JobInput) GetStdin() []byte {
 	return nil
 }
 
+func (x *JobInput) GetAttach() *AttachJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
+func (x *JobInput) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
 type isJobInput_Input interface {
 	isJobInput_Input()
 }
@@ -7218,7 +7278,15 @@ type JobInput_FilesEnd struct {
 }
 
 type JobInput_Stdin struct {
-	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"`
+	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"` // also what is typed, of a job with a terminal
+}
+
+type JobInput_Attach struct {
+	Attach *AttachJobRequest `protobuf:"bytes,170,opt,name=attach,proto3,oneof"` // first, of AttachJob
+}
+
+type JobInput_Resize struct {
+	Resize *WindowSize `protobuf:"bytes,171,opt,name=resize,proto3,oneof"` // of the job's terminal
 }
 
 func (*JobInput_Run) isJobInput_Input() {}
@@ -7228,6 +7296,594 @@ func (*JobInput_Files) isJobInput_Input() {}
 func (*JobInput_FilesEnd) isJobInput_Input() {}
 
 func (*JobInput_Stdin) isJobInput_Input() {}
+
+func (*JobInput_Attach) isJobInput_Input() {}
+
+func (*JobInput_Resize) isJobInput_Input() {}
+
+// A terminal's size in characters.
+type WindowSize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          int32                  `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Columns       int32                  `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WindowSize) Reset() {
+	*x = WindowSize{}
+	mi := &file_joblet_proto_msgTypes[82]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowSize) ProtoMessage() {}
+
+func (x *WindowSize) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[82]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
+func (*WindowSize) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{82}
+}
+
+func (x *WindowSize) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *WindowSize) GetColumns() int32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+type AttachJobRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Offset int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // first byte of output wanted
+	Tail   int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`     // when positive: only so many bytes before what comes from now on, instead of offset
+	Size   *WindowSize            `protobuf:"bytes,4,opt,name=size,proto3" json:"size,omitempty"`      // the caller's; absent: leave the terminal as it is
+	// Have the program that has the screen draw it again (SIGWINCH), which it does
+	// by itself only when the size changes.
+	Redraw        bool `protobuf:"varint,5,opt,name=redraw,proto3" json:"redraw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachJobRequest) Reset() {
+	*x = AttachJobRequest{}
+	mi := &file_joblet_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachJobRequest) ProtoMessage() {}
+
+func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachJobRequest.ProtoReflect.Descriptor instead.
+func (*AttachJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *AttachJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *AttachJobRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AttachJobRequest) GetTail() int64 {
+	if x != nil {
+		return x.Tail
+	}
+	return 0
+}
+
+func (x *AttachJobRequest) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *AttachJobRequest) GetRedraw() bool {
+	if x != nil {
+		return x.Redraw
+	}
+	return false
+}
+
+// What is known when a caller of AttachJob is attached.
+type JobAttached struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LogBytes      int64                  `protobuf:"varint,1,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"` // output before this offset is older
+	Size          *WindowSize            `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`                          // the terminal's, before the caller's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobAttached) Reset() {
+	*x = JobAttached{}
+	mi := &file_joblet_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobAttached) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobAttached) ProtoMessage() {}
+
+func (x *JobAttached) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobAttached.ProtoReflect.Descriptor instead.
+func (*JobAttached) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *JobAttached) GetLogBytes() int64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *JobAttached) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+type ExecInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*ExecInput_Run
+	//	*ExecInput_Stdin
+	//	*ExecInput_Resize
+	//	*ExecInput_Signal
+	Input         isExecInput_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecInput) Reset() {
+	*x = ExecInput{}
+	mi := &file_joblet_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecInput) ProtoMessage() {}
+
+func (x *ExecInput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
+func (*ExecInput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *ExecInput) GetInput() isExecInput_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *ExecInput) GetRun() *ExecJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Run); ok {
+			return x.Run
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetSignal() int32 {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Signal); ok {
+			return x.Signal
+		}
+	}
+	return 0
+}
+
+type isExecInput_Input interface {
+	isExecInput_Input()
+}
+
+type ExecInput_Run struct {
+	Run *ExecJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first
+}
+
+type ExecInput_Stdin struct {
+	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"`
+}
+
+type ExecInput_Resize struct {
+	Resize *WindowSize `protobuf:"bytes,3,opt,name=resize,proto3,oneof"`
+}
+
+type ExecInput_Signal struct {
+	Signal int32 `protobuf:"varint,4,opt,name=signal,proto3,oneof"` // Linux number, for the process
+}
+
+func (*ExecInput_Run) isExecInput_Input() {}
+
+func (*ExecInput_Stdin) isExecInput_Input() {}
+
+func (*ExecInput_Resize) isExecInput_Input() {}
+
+func (*ExecInput_Signal) isExecInput_Input() {}
+
+type ExecJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Args          []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
+	Environment   map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside the job's own
+	WorkDir       string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
+	Stdin         bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
+	Terminal      *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecJobRequest) Reset() {
+	*x = ExecJobRequest{}
+	mi := &file_joblet_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecJobRequest) ProtoMessage() {}
+
+func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecJobRequest.ProtoReflect.Descriptor instead.
+func (*ExecJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *ExecJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetEnvironment() map[string]string {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetWorkDir() string {
+	if x != nil {
+		return x.WorkDir
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *ExecJobRequest) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+type ExecEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ExecEvent_Started
+	//	*ExecEvent_Output
+	//	*ExecEvent_Ended
+	Event         isExecEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEvent) Reset() {
+	*x = ExecEvent{}
+	mi := &file_joblet_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEvent) ProtoMessage() {}
+
+func (x *ExecEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
+func (*ExecEvent) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *ExecEvent) GetEvent() isExecEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetStarted() *ExecStarted {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Started); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetOutput() *ExecOutput {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetEnded() *JobExit {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
+type isExecEvent_Event interface {
+	isExecEvent_Event()
+}
+
+type ExecEvent_Started struct {
+	Started *ExecStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
+}
+
+type ExecEvent_Output struct {
+	Output *ExecOutput `protobuf:"bytes,2,opt,name=output,proto3,oneof"`
+}
+
+type ExecEvent_Ended struct {
+	Ended *JobExit `protobuf:"bytes,3,opt,name=ended,proto3,oneof"` // last
+}
+
+func (*ExecEvent_Started) isExecEvent_Event() {}
+
+func (*ExecEvent_Output) isExecEvent_Event() {}
+
+func (*ExecEvent_Ended) isExecEvent_Event() {}
+
+type ExecStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HostPid       int64                  `protobuf:"varint,1,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStarted) Reset() {
+	*x = ExecStarted{}
+	mi := &file_joblet_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStarted) ProtoMessage() {}
+
+func (x *ExecStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
+func (*ExecStarted) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *ExecStarted) GetHostPid() int64 {
+	if x != nil {
+		return x.HostPid
+	}
+	return 0
+}
+
+type ExecOutput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        int32                  `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"` // 1: stdout, 2: stderr
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecOutput) Reset() {
+	*x = ExecOutput{}
+	mi := &file_joblet_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecOutput) ProtoMessage() {}
+
+func (x *ExecOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
+func (*ExecOutput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *ExecOutput) GetStream() int32 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *ExecOutput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
 
 // A run of a job that was followed by another.
 type JobAttempt struct {
@@ -7244,7 +7900,7 @@ type JobAttempt struct {
 
 func (x *JobAttempt) Reset() {
 	*x = JobAttempt{}
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7256,7 +7912,7 @@ func (x *JobAttempt) String() string {
 func (*JobAttempt) ProtoMessage() {}
 
 func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7269,7 +7925,7 @@ func (x *JobAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
 func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{82}
+	return file_joblet_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *JobAttempt) GetStartTime() string {
@@ -7324,7 +7980,7 @@ type RerunJobRequest struct {
 
 func (x *RerunJobRequest) Reset() {
 	*x = RerunJobRequest{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7336,7 +7992,7 @@ func (x *RerunJobRequest) String() string {
 func (*RerunJobRequest) ProtoMessage() {}
 
 func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7349,7 +8005,7 @@ func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
 func (*RerunJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *RerunJobRequest) GetUuid() string {
@@ -7378,7 +8034,7 @@ type PruneJobsRequest struct {
 
 func (x *PruneJobsRequest) Reset() {
 	*x = PruneJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7390,7 +8046,7 @@ func (x *PruneJobsRequest) String() string {
 func (*PruneJobsRequest) ProtoMessage() {}
 
 func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7403,7 +8059,7 @@ func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
 func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *PruneJobsRequest) GetEndedBefore() string {
@@ -7444,7 +8100,7 @@ type PruneJobsResponse struct {
 
 func (x *PruneJobsResponse) Reset() {
 	*x = PruneJobsResponse{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7456,7 +8112,7 @@ func (x *PruneJobsResponse) String() string {
 func (*PruneJobsResponse) ProtoMessage() {}
 
 func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7469,7 +8125,7 @@ func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
 func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PruneJobsResponse) GetDeletedCount() int32 {
@@ -7498,7 +8154,7 @@ type GetJobFilesRequest struct {
 
 func (x *GetJobFilesRequest) Reset() {
 	*x = GetJobFilesRequest{}
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7510,7 +8166,7 @@ func (x *GetJobFilesRequest) String() string {
 func (*GetJobFilesRequest) ProtoMessage() {}
 
 func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7523,7 +8179,7 @@ func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{86}
+	return file_joblet_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *GetJobFilesRequest) GetUuid() string {
@@ -7550,7 +8206,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7562,7 +8218,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7575,7 +8231,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{87}
+	return file_joblet_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -7600,7 +8256,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7612,7 +8268,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7625,7 +8281,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{88}
+	return file_joblet_proto_rawDescGZIP(), []int{96}
 }
 
 type WaitJobRequest struct {
@@ -7637,7 +8293,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7649,7 +8305,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7662,7 +8318,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{89}
+	return file_joblet_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -7681,7 +8337,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7693,7 +8349,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7706,7 +8362,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{90}
+	return file_joblet_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -7733,7 +8389,7 @@ type QueryJobsRequest struct {
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7745,7 +8401,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7758,7 +8414,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{91}
+	return file_joblet_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -7847,7 +8503,7 @@ type JobLimits struct {
 
 func (x *JobLimits) Reset() {
 	*x = JobLimits{}
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7859,7 +8515,7 @@ func (x *JobLimits) String() string {
 func (*JobLimits) ProtoMessage() {}
 
 func (x *JobLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7872,7 +8528,7 @@ func (x *JobLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLimits.ProtoReflect.Descriptor instead.
 func (*JobLimits) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{92}
+	return file_joblet_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *JobLimits) GetCpuPercent() int64 {
@@ -7977,7 +8633,7 @@ type JobRlimit struct {
 
 func (x *JobRlimit) Reset() {
 	*x = JobRlimit{}
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7989,7 +8645,7 @@ func (x *JobRlimit) String() string {
 func (*JobRlimit) ProtoMessage() {}
 
 func (x *JobRlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8002,7 +8658,7 @@ func (x *JobRlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobRlimit.ProtoReflect.Descriptor instead.
 func (*JobRlimit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{93}
+	return file_joblet_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *JobRlimit) GetSoft() uint64 {
@@ -8040,7 +8696,7 @@ type JobUsage struct {
 
 func (x *JobUsage) Reset() {
 	*x = JobUsage{}
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8052,7 +8708,7 @@ func (x *JobUsage) String() string {
 func (*JobUsage) ProtoMessage() {}
 
 func (x *JobUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8065,7 +8721,7 @@ func (x *JobUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
 func (*JobUsage) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{94}
+	return file_joblet_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *JobUsage) GetCpuUserUs() int64 {
@@ -8161,7 +8817,7 @@ type PauseJobRequest struct {
 
 func (x *PauseJobRequest) Reset() {
 	*x = PauseJobRequest{}
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8173,7 +8829,7 @@ func (x *PauseJobRequest) String() string {
 func (*PauseJobRequest) ProtoMessage() {}
 
 func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8186,7 +8842,7 @@ func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobRequest.ProtoReflect.Descriptor instead.
 func (*PauseJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{95}
+	return file_joblet_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *PauseJobRequest) GetUuid() string {
@@ -8205,7 +8861,7 @@ type PauseJobResponse struct {
 
 func (x *PauseJobResponse) Reset() {
 	*x = PauseJobResponse{}
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8217,7 +8873,7 @@ func (x *PauseJobResponse) String() string {
 func (*PauseJobResponse) ProtoMessage() {}
 
 func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8230,7 +8886,7 @@ func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobResponse.ProtoReflect.Descriptor instead.
 func (*PauseJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{96}
+	return file_joblet_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PauseJobResponse) GetJob() *Job {
@@ -8249,7 +8905,7 @@ type ResumeJobRequest struct {
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8261,7 +8917,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8274,7 +8930,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{97}
+	return file_joblet_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *ResumeJobRequest) GetUuid() string {
@@ -8293,7 +8949,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8305,7 +8961,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8318,7 +8974,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{98}
+	return file_joblet_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -8338,7 +8994,7 @@ type UpdateJobRequest struct {
 
 func (x *UpdateJobRequest) Reset() {
 	*x = UpdateJobRequest{}
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8350,7 +9006,7 @@ func (x *UpdateJobRequest) String() string {
 func (*UpdateJobRequest) ProtoMessage() {}
 
 func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8363,7 +9019,7 @@ func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobRequest.ProtoReflect.Descriptor instead.
 func (*UpdateJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{99}
+	return file_joblet_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *UpdateJobRequest) GetUuid() string {
@@ -8389,7 +9045,7 @@ type UpdateJobResponse struct {
 
 func (x *UpdateJobResponse) Reset() {
 	*x = UpdateJobResponse{}
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8401,7 +9057,7 @@ func (x *UpdateJobResponse) String() string {
 func (*UpdateJobResponse) ProtoMessage() {}
 
 func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8414,7 +9070,7 @@ func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobResponse.ProtoReflect.Descriptor instead.
 func (*UpdateJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{100}
+	return file_joblet_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *UpdateJobResponse) GetJob() *Job {
@@ -8433,7 +9089,7 @@ type ListJobProcessesRequest struct {
 
 func (x *ListJobProcessesRequest) Reset() {
 	*x = ListJobProcessesRequest{}
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8445,7 +9101,7 @@ func (x *ListJobProcessesRequest) String() string {
 func (*ListJobProcessesRequest) ProtoMessage() {}
 
 func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8458,7 +9114,7 @@ func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{101}
+	return file_joblet_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *ListJobProcessesRequest) GetUuid() string {
@@ -8470,15 +9126,16 @@ func (x *ListJobProcessesRequest) GetUuid() string {
 
 type ListJobProcessesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"` // by number in the job
-	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`    // there are so many more
+	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`                         // by number in the job
+	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`                            // there are so many more
+	TimestampNs   int64                  `protobuf:"varint,3,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // when they were looked at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListJobProcessesResponse) Reset() {
 	*x = ListJobProcessesResponse{}
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8490,7 +9147,7 @@ func (x *ListJobProcessesResponse) String() string {
 func (*ListJobProcessesResponse) ProtoMessage() {}
 
 func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8503,7 +9160,7 @@ func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{102}
+	return file_joblet_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListJobProcessesResponse) GetProcesses() []*JobProcess {
@@ -8520,6 +9177,13 @@ func (x *ListJobProcessesResponse) GetOmitted() int64 {
 	return 0
 }
 
+func (x *ListJobProcessesResponse) GetTimestampNs() int64 {
+	if x != nil {
+		return x.TimestampNs
+	}
+	return 0
+}
+
 type JobProcess struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the job numbers it
@@ -8532,7 +9196,7 @@ type JobProcess struct {
 	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
 	StartTime     string                 `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	CpuUs         int64                  `protobuf:"varint,10,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
-	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since the answer before, or since it started
+	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since it started; cpu_us of two answers tell what it takes now
 	MemoryBytes   int64                  `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -8540,7 +9204,7 @@ type JobProcess struct {
 
 func (x *JobProcess) Reset() {
 	*x = JobProcess{}
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8552,7 +9216,7 @@ func (x *JobProcess) String() string {
 func (*JobProcess) ProtoMessage() {}
 
 func (x *JobProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8565,7 +9229,7 @@ func (x *JobProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobProcess.ProtoReflect.Descriptor instead.
 func (*JobProcess) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{103}
+	return file_joblet_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *JobProcess) GetPid() int32 {
@@ -8658,7 +9322,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xef\r\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xa0\x0e\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -8717,7 +9381,8 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x1a>\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -8735,7 +9400,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xed\x0e\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x9e\x0f\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -8796,7 +9461,8 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x1a>\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9163,7 +9829,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x87\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xb8\n" +
 	"\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -9202,7 +9868,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
 	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
-	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x1a>\n" +
+	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9328,13 +9995,14 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05bytes\x18\b \x01(\x03R\x05bytes\"5\n" +
 	"\aJobExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xde\x01\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x92\x02\n" +
 	"\bJobEvent\x12'\n" +
 	"\astarted\x18\x01 \x01(\v2\v.joblet.JobH\x00R\astarted\x12+\n" +
 	"\x06output\x18\x02 \x01(\v2\x11.joblet.JobOutputH\x00R\x06output\x12%\n" +
 	"\x03gap\x18\x03 \x01(\v2\x11.joblet.JobLogGapH\x00R\x03gap\x12#\n" +
 	"\x05ended\x18\x04 \x01(\v2\v.joblet.JobH\x00R\x05ended\x12'\n" +
-	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaitingB\a\n" +
+	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaiting\x122\n" +
+	"\battached\x18\xaa\x01 \x01(\v2\x13.joblet.JobAttachedH\x00R\battachedB\a\n" +
 	"\x05event\"h\n" +
 	"\tJobOutput\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x16\n" +
@@ -9352,13 +10020,56 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
 	"\x05since\x18\a \x01(\tR\x05since\x12\x14\n" +
-	"\x05until\x18\b \x01(\tR\x05until\"\x8d\x01\n" +
+	"\x05until\x18\b \x01(\tR\x05until\"\xf1\x01\n" +
 	"\bJobInput\x12)\n" +
 	"\x03run\x18\x01 \x01(\v2\x15.joblet.RunJobRequestH\x00R\x03run\x12\x16\n" +
 	"\x05files\x18\x02 \x01(\fH\x00R\x05files\x12\x1d\n" +
 	"\tfiles_end\x18\x03 \x01(\bH\x00R\bfilesEnd\x12\x16\n" +
-	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdinB\a\n" +
-	"\x05input\"\xc3\x01\n" +
+	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdin\x123\n" +
+	"\x06attach\x18\xaa\x01 \x01(\v2\x18.joblet.AttachJobRequestH\x00R\x06attach\x12-\n" +
+	"\x06resize\x18\xab\x01 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resizeB\a\n" +
+	"\x05input\":\n" +
+	"\n" +
+	"WindowSize\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x05R\x04rows\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\x05R\acolumns\"\x92\x01\n" +
+	"\x10AttachJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12&\n" +
+	"\x04size\x18\x04 \x01(\v2\x12.joblet.WindowSizeR\x04size\x12\x16\n" +
+	"\x06redraw\x18\x05 \x01(\bR\x06redraw\"R\n" +
+	"\vJobAttached\x12\x1b\n" +
+	"\tlog_bytes\x18\x01 \x01(\x03R\blogBytes\x12&\n" +
+	"\x04size\x18\x02 \x01(\v2\x12.joblet.WindowSizeR\x04size\"\xa0\x01\n" +
+	"\tExecInput\x12*\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.joblet.ExecJobRequestH\x00R\x03run\x12\x16\n" +
+	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12,\n" +
+	"\x06resize\x18\x03 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resize\x12\x18\n" +
+	"\x06signal\x18\x04 \x01(\x05H\x00R\x06signalB\a\n" +
+	"\x05input\"\xbe\x02\n" +
+	"\x0eExecJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
+	"\x04args\x18\x03 \x03(\tR\x04args\x12I\n" +
+	"\venvironment\x18\x04 \x03(\v2'.joblet.ExecJobRequest.EnvironmentEntryR\venvironment\x12\x19\n" +
+	"\bwork_dir\x18\x05 \x01(\tR\aworkDir\x12\x14\n" +
+	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12.\n" +
+	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\x10EnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x01\n" +
+	"\tExecEvent\x12/\n" +
+	"\astarted\x18\x01 \x01(\v2\x13.joblet.ExecStartedH\x00R\astarted\x12,\n" +
+	"\x06output\x18\x02 \x01(\v2\x12.joblet.ExecOutputH\x00R\x06output\x12'\n" +
+	"\x05ended\x18\x03 \x01(\v2\x0f.joblet.JobExitH\x00R\x05endedB\a\n" +
+	"\x05event\"(\n" +
+	"\vExecStarted\x12\x19\n" +
+	"\bhost_pid\x18\x01 \x01(\x03R\ahostPid\"8\n" +
+	"\n" +
+	"ExecOutput\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xc3\x01\n" +
 	"\n" +
 	"JobAttempt\x12\x1d\n" +
 	"\n" +
@@ -9460,10 +10171,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\x11UpdateJobResponse\x12\x1d\n" +
 	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"-\n" +
 	"\x17ListJobProcessesRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x89\x01\n" +
 	"\x18ListJobProcessesResponse\x120\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x12.joblet.JobProcessR\tprocesses\x12\x18\n" +
-	"\aomitted\x18\x02 \x01(\x03R\aomitted\"\xb7\x02\n" +
+	"\aomitted\x18\x02 \x01(\x03R\aomitted\x12!\n" +
+	"\ftimestamp_ns\x18\x03 \x01(\x03R\vtimestampNs\"\xb7\x02\n" +
 	"\n" +
 	"JobProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x19\n" +
@@ -9480,7 +10192,7 @@ const file_joblet_proto_rawDesc = "" +
 	" \x01(\x03R\x05cpuUs\x12\x1f\n" +
 	"\vcpu_percent\x18\v \x01(\x01R\n" +
 	"cpuPercent\x12!\n" +
-	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes2\x87\r\n" +
+	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes2\xf1\r\n" +
 	"\n" +
 	"JobService\x127\n" +
 	"\x06RunJob\x12\x15.joblet.RunJobRequest\x1a\x16.joblet.RunJobResponse\x12I\n" +
@@ -9503,7 +10215,9 @@ const file_joblet_proto_rawDesc = "" +
 	"\tSubmitJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x12;\n" +
 	"\bRerunJob\x12\x17.joblet.RerunJobRequest\x1a\x16.joblet.RunJobResponse\x12@\n" +
 	"\tPruneJobs\x12\x18.joblet.PruneJobsRequest\x1a\x19.joblet.PruneJobsResponse\x12>\n" +
-	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x125\n" +
+	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x123\n" +
+	"\tAttachJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x123\n" +
+	"\aExecJob\x12\x11.joblet.ExecInput\x1a\x11.joblet.ExecEvent(\x010\x01\x125\n" +
 	"\tQueryJobs\x12\x18.joblet.QueryJobsRequest\x1a\f.joblet.Jobs0\x01\x12=\n" +
 	"\bPauseJob\x12\x17.joblet.PauseJobRequest\x1a\x18.joblet.PauseJobResponse\x12@\n" +
 	"\tResumeJob\x12\x18.joblet.ResumeJobRequest\x1a\x19.joblet.ResumeJobResponse\x12@\n" +
@@ -9541,7 +10255,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -9625,208 +10339,236 @@ var file_joblet_proto_goTypes = []any{
 	(*JobLogGap)(nil),                   // 79: joblet.JobLogGap
 	(*FollowJobRequest)(nil),            // 80: joblet.FollowJobRequest
 	(*JobInput)(nil),                    // 81: joblet.JobInput
-	(*JobAttempt)(nil),                  // 82: joblet.JobAttempt
-	(*RerunJobRequest)(nil),             // 83: joblet.RerunJobRequest
-	(*PruneJobsRequest)(nil),            // 84: joblet.PruneJobsRequest
-	(*PruneJobsResponse)(nil),           // 85: joblet.PruneJobsResponse
-	(*GetJobFilesRequest)(nil),          // 86: joblet.GetJobFilesRequest
-	(*SignalJobRequest)(nil),            // 87: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 88: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 89: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 90: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 91: joblet.QueryJobsRequest
-	(*JobLimits)(nil),                   // 92: joblet.JobLimits
-	(*JobRlimit)(nil),                   // 93: joblet.JobRlimit
-	(*JobUsage)(nil),                    // 94: joblet.JobUsage
-	(*PauseJobRequest)(nil),             // 95: joblet.PauseJobRequest
-	(*PauseJobResponse)(nil),            // 96: joblet.PauseJobResponse
-	(*ResumeJobRequest)(nil),            // 97: joblet.ResumeJobRequest
-	(*ResumeJobResponse)(nil),           // 98: joblet.ResumeJobResponse
-	(*UpdateJobRequest)(nil),            // 99: joblet.UpdateJobRequest
-	(*UpdateJobResponse)(nil),           // 100: joblet.UpdateJobResponse
-	(*ListJobProcessesRequest)(nil),     // 101: joblet.ListJobProcessesRequest
-	(*ListJobProcessesResponse)(nil),    // 102: joblet.ListJobProcessesResponse
-	(*JobProcess)(nil),                  // 103: joblet.JobProcess
-	nil,                                 // 104: joblet.Job.EnvironmentEntry
-	nil,                                 // 105: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 106: joblet.Job.LabelsEntry
-	nil,                                 // 107: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 108: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 109: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 110: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 111: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 112: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 113: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 114: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 115: joblet.RerunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 116: joblet.JobLimits.RlimitsEntry
+	(*WindowSize)(nil),                  // 82: joblet.WindowSize
+	(*AttachJobRequest)(nil),            // 83: joblet.AttachJobRequest
+	(*JobAttached)(nil),                 // 84: joblet.JobAttached
+	(*ExecInput)(nil),                   // 85: joblet.ExecInput
+	(*ExecJobRequest)(nil),              // 86: joblet.ExecJobRequest
+	(*ExecEvent)(nil),                   // 87: joblet.ExecEvent
+	(*ExecStarted)(nil),                 // 88: joblet.ExecStarted
+	(*ExecOutput)(nil),                  // 89: joblet.ExecOutput
+	(*JobAttempt)(nil),                  // 90: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 91: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 92: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 93: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 94: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 95: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 96: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 97: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 98: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 99: joblet.QueryJobsRequest
+	(*JobLimits)(nil),                   // 100: joblet.JobLimits
+	(*JobRlimit)(nil),                   // 101: joblet.JobRlimit
+	(*JobUsage)(nil),                    // 102: joblet.JobUsage
+	(*PauseJobRequest)(nil),             // 103: joblet.PauseJobRequest
+	(*PauseJobResponse)(nil),            // 104: joblet.PauseJobResponse
+	(*ResumeJobRequest)(nil),            // 105: joblet.ResumeJobRequest
+	(*ResumeJobResponse)(nil),           // 106: joblet.ResumeJobResponse
+	(*UpdateJobRequest)(nil),            // 107: joblet.UpdateJobRequest
+	(*UpdateJobResponse)(nil),           // 108: joblet.UpdateJobResponse
+	(*ListJobProcessesRequest)(nil),     // 109: joblet.ListJobProcessesRequest
+	(*ListJobProcessesResponse)(nil),    // 110: joblet.ListJobProcessesResponse
+	(*JobProcess)(nil),                  // 111: joblet.JobProcess
+	nil,                                 // 112: joblet.Job.EnvironmentEntry
+	nil,                                 // 113: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 114: joblet.Job.LabelsEntry
+	nil,                                 // 115: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 116: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 117: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 118: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 119: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 120: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 121: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 122: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 123: joblet.ExecJobRequest.EnvironmentEntry
+	nil,                                 // 124: joblet.RerunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 125: joblet.JobLimits.RlimitsEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	104, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	105, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	112, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	113, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
 	76,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	106, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
-	82,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	92,  // 6: joblet.Job.limits:type_name -> joblet.JobLimits
-	94,  // 7: joblet.Job.usage:type_name -> joblet.JobUsage
-	107, // 8: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	108, // 9: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	76,  // 10: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	109, // 11: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	82,  // 12: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	92,  // 13: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
-	94,  // 14: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
-	1,   // 15: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 16: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 17: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 18: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 19: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 20: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 21: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 22: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 23: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 24: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 25: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 26: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 27: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 28: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 29: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 30: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 31: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 32: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 33: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 34: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 35: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 36: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 37: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 38: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 39: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 40: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 41: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 42: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	110, // 43: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 44: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 45: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	111, // 46: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 47: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 48: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 49: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	112, // 50: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	113, // 51: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	114, // 52: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	92,  // 53: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 54: joblet.RunJobResponse.job:type_name -> joblet.Job
-	94,  // 55: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
-	69,  // 56: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	70,  // 57: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	71,  // 58: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	72,  // 59: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	73,  // 60: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	74,  // 61: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	75,  // 62: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 63: joblet.JobEvent.started:type_name -> joblet.Job
-	78,  // 64: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	79,  // 65: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 66: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 67: joblet.JobEvent.waiting:type_name -> joblet.Job
-	58,  // 68: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	76,  // 69: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	94,  // 70: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
-	115, // 71: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 72: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	116, // 73: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
-	1,   // 74: joblet.PauseJobResponse.job:type_name -> joblet.Job
-	1,   // 75: joblet.ResumeJobResponse.job:type_name -> joblet.Job
-	92,  // 76: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 77: joblet.UpdateJobResponse.job:type_name -> joblet.Job
-	103, // 78: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
-	93,  // 79: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
-	58,  // 80: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 81: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 82: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 83: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 84: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 85: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 86: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 87: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	63,  // 88: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	64,  // 89: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	66,  // 90: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	67,  // 91: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 92: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	80,  // 93: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	87,  // 94: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	89,  // 95: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	81,  // 96: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	83,  // 97: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	84,  // 98: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	86,  // 99: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	91,  // 100: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	95,  // 101: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
-	97,  // 102: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
-	99,  // 103: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
-	101, // 104: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
-	24,  // 105: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 106: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 107: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 108: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 109: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 110: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 111: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 112: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 113: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 114: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 115: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 116: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61,  // 117: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 118: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 119: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59,  // 120: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 121: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 122: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 123: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 124: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 125: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 126: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 127: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65,  // 128: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65,  // 129: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68,  // 130: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68,  // 131: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77,  // 132: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77,  // 133: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	88,  // 134: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	90,  // 135: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	77,  // 136: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	59,  // 137: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	85,  // 138: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 139: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	0,   // 140: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	96,  // 141: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
-	98,  // 142: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
-	100, // 143: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
-	102, // 144: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
-	25,  // 145: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 146: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 147: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 148: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 149: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 150: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 151: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 152: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 153: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 154: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 155: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 156: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62,  // 157: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 158: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 159: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	120, // [120:160] is the sub-list for method output_type
-	80,  // [80:120] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	114, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	90,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	100, // 6: joblet.Job.limits:type_name -> joblet.JobLimits
+	102, // 7: joblet.Job.usage:type_name -> joblet.JobUsage
+	82,  // 8: joblet.Job.terminal:type_name -> joblet.WindowSize
+	115, // 9: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	116, // 10: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	76,  // 11: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	117, // 12: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	90,  // 13: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	100, // 14: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
+	102, // 15: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
+	82,  // 16: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
+	1,   // 17: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 18: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 19: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 20: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 21: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 22: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 23: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 24: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 25: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 26: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 27: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 28: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 29: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 30: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 31: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 32: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 33: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 34: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 35: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 36: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 37: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 38: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 39: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 40: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 41: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 42: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 43: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 44: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	118, // 45: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 46: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 47: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	119, // 48: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 49: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 50: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 51: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	120, // 52: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	121, // 53: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	122, // 54: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	100, // 55: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
+	82,  // 56: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
+	1,   // 57: joblet.RunJobResponse.job:type_name -> joblet.Job
+	102, // 58: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
+	69,  // 59: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	70,  // 60: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	71,  // 61: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	72,  // 62: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	73,  // 63: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	74,  // 64: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	75,  // 65: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 66: joblet.JobEvent.started:type_name -> joblet.Job
+	78,  // 67: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	79,  // 68: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 69: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 70: joblet.JobEvent.waiting:type_name -> joblet.Job
+	84,  // 71: joblet.JobEvent.attached:type_name -> joblet.JobAttached
+	58,  // 72: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	83,  // 73: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
+	82,  // 74: joblet.JobInput.resize:type_name -> joblet.WindowSize
+	82,  // 75: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
+	82,  // 76: joblet.JobAttached.size:type_name -> joblet.WindowSize
+	86,  // 77: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
+	82,  // 78: joblet.ExecInput.resize:type_name -> joblet.WindowSize
+	123, // 79: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
+	82,  // 80: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
+	88,  // 81: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
+	89,  // 82: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
+	76,  // 83: joblet.ExecEvent.ended:type_name -> joblet.JobExit
+	76,  // 84: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	102, // 85: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
+	124, // 86: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 87: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	125, // 88: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
+	1,   // 89: joblet.PauseJobResponse.job:type_name -> joblet.Job
+	1,   // 90: joblet.ResumeJobResponse.job:type_name -> joblet.Job
+	100, // 91: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 92: joblet.UpdateJobResponse.job:type_name -> joblet.Job
+	111, // 93: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
+	101, // 94: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
+	58,  // 95: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 96: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 97: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 98: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 99: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 100: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 101: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 102: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	63,  // 103: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	64,  // 104: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	66,  // 105: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	67,  // 106: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 107: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	80,  // 108: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	95,  // 109: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	97,  // 110: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	81,  // 111: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	91,  // 112: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	92,  // 113: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	94,  // 114: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	81,  // 115: joblet.JobService.AttachJob:input_type -> joblet.JobInput
+	85,  // 116: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
+	99,  // 117: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	103, // 118: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
+	105, // 119: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
+	107, // 120: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
+	109, // 121: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
+	24,  // 122: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 123: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 124: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 125: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 126: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 127: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 128: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 129: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 130: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 131: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 132: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 133: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	61,  // 134: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 135: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 136: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	59,  // 137: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 138: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 139: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 140: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 141: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 142: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 143: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 144: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	65,  // 145: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	65,  // 146: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	68,  // 147: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	68,  // 148: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	77,  // 149: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	77,  // 150: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	96,  // 151: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	98,  // 152: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	77,  // 153: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	59,  // 154: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	93,  // 155: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 156: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	77,  // 157: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
+	87,  // 158: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
+	0,   // 159: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	104, // 160: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
+	106, // 161: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
+	108, // 162: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
+	110, // 163: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
+	25,  // 164: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 165: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 166: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 167: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 168: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 169: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 170: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 171: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 172: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 173: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 174: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 175: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	62,  // 176: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 177: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 178: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	137, // [137:179] is the sub-list for method output_type
+	95,  // [95:137] is the sub-list for method input_type
+	95,  // [95:95] is the sub-list for extension type_name
+	95,  // [95:95] is the sub-list for extension extendee
+	0,   // [0:95] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -9855,12 +10597,26 @@ func file_joblet_proto_init() {
 		(*JobEvent_Gap)(nil),
 		(*JobEvent_Ended)(nil),
 		(*JobEvent_Waiting)(nil),
+		(*JobEvent_Attached)(nil),
 	}
 	file_joblet_proto_msgTypes[81].OneofWrappers = []any{
 		(*JobInput_Run)(nil),
 		(*JobInput_Files)(nil),
 		(*JobInput_FilesEnd)(nil),
 		(*JobInput_Stdin)(nil),
+		(*JobInput_Attach)(nil),
+		(*JobInput_Resize)(nil),
+	}
+	file_joblet_proto_msgTypes[85].OneofWrappers = []any{
+		(*ExecInput_Run)(nil),
+		(*ExecInput_Stdin)(nil),
+		(*ExecInput_Resize)(nil),
+		(*ExecInput_Signal)(nil),
+	}
+	file_joblet_proto_msgTypes[87].OneofWrappers = []any{
+		(*ExecEvent_Started)(nil),
+		(*ExecEvent_Output)(nil),
+		(*ExecEvent_Ended)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -9868,7 +10624,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   117,
+			NumMessages:   126,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

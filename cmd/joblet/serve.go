@@ -22,6 +22,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/supervisor"
@@ -30,6 +31,12 @@ import (
 const (
 	socketName = "joblet.sock"
 	lockName   = "joblet.lock"
+
+	// newSuffix is behind a socket's name until it has its place.
+	newSuffix = ".new"
+
+	// maxSocketPath: sun_path of unix(7) holds 108 bytes, the last one NUL.
+	maxSocketPath = 107
 
 	// lockWait is how long a daemon waits for its predecessor, which stops
 	// within five seconds, to let go of the run directory.
@@ -51,6 +58,9 @@ type serveOptions struct {
 	LogFull       string
 	Defaults      joblet.Limits
 	Ceiling       joblet.Limits
+
+	MetricsAddr   string
+	MetricsRemote bool
 
 	Config         string
 	Listen         string
@@ -143,6 +153,8 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.LogFull, "log-full", o.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
 	f.Var(limitsFlag{&o.Defaults}, "default", "a limit for jobs that do not say otherwise, by the name that \"rnx job run\" has for it, such as max-memory=1G; may be given again")
 	f.Var(limitsFlag{&o.Ceiling}, "ceiling", "what a job may ask for at most, and gets if it asks for nothing, such as max-memory=8G; may be given again")
+	f.StringVar(&o.MetricsAddr, "metrics-addr", o.MetricsAddr, "serve /metrics for Prometheus here: an address of this host alone, such as 127.0.0.1:9090, or unix:PATH, a socket for root; empty: nowhere")
+	f.BoolVar(&o.MetricsRemote, "metrics-remote", o.MetricsRemote, "--metrics-addr may be one that other machines reach; nobody is asked who he is")
 	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "debug, info, warn or error")
 	f.StringVar(&o.LogFormat, "log-format", o.LogFormat, "text or json")
 	f.StringVar(&o.Listen, "listen", o.Listen, "address for clients with certificates, such as :50051 (the usual port); empty: none")
@@ -165,9 +177,8 @@ func (o serveOptions) validate() error {
 			return fmt.Errorf("--%s %q: must be an absolute path", name, dir)
 		}
 	}
-	// sun_path of unix(7) holds 108 bytes, the last one NUL.
-	if p := o.socket(); len(p) > 107 {
-		return fmt.Errorf("--run-dir %q: %s would be longer than the 107 bytes of a socket's path", o.RunDir, p)
+	if p := o.socket(); len(p) > maxSocketPath {
+		return fmt.Errorf("--run-dir %q: %s would be longer than the %d bytes of a socket's path", o.RunDir, p, maxSocketPath)
 	}
 	if o.IdleExit < 0 {
 		return fmt.Errorf("--idle-exit %v: must not be negative", o.IdleExit)
@@ -207,6 +218,9 @@ func (o serveOptions) validate() error {
 		}
 	}
 	if _, err := o.listenAddress(); err != nil {
+		return err
+	}
+	if _, err := o.metricsAddr(); err != nil {
 		return err
 	}
 	if _, err := o.settings(); err != nil {
@@ -331,6 +345,15 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err != nil {
 		return err
 	}
+	scraped, err := o.metricsAddr()
+	if err != nil {
+		return err
+	}
+	var counts *metrics.Metrics // nil: metrics are off
+	if !scraped.isZero() {
+		counts = metrics.New()
+		log = slog.New(counts.LogHandler(log.Handler()))
+	}
 	slog.SetDefault(log)
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
@@ -344,7 +367,17 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	}
 	defer lock.Close()
 
-	sup, err := supervisor.Open(ctx, o.supervisor(log))
+	var scrapes net.Listener
+	if counts != nil { // before anything is recovered: the port may be taken
+		var cleanup func()
+		if scrapes, cleanup, err = scraped.listen(); err != nil {
+			return err
+		}
+		defer cleanup()
+	}
+	cfg := o.supervisor(log)
+	cfg.Metrics = counts
+	sup, err := supervisor.Open(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", o.StateDir, err)
 	}
@@ -367,7 +400,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err != nil {
 		return err
 	}
-	opt := server.Options{PKI: remote.pki, Settings: set}
+	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set}
 	if o.auditLog() != auditOff {
 		if opt.Audit, err = server.OpenAudit(o.auditLog(), int64(o.AuditMax), log); err != nil {
 			return err
@@ -385,7 +418,14 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		log.Info("serving clients with certificates", "address", remote.listener.Addr().String(), "certificate_expires", remote.pki.NotAfter())
 	}
 	log.Info("serving", "version", joblet.Build().Version, "socket", o.socket(), "state", o.StateDir, "jobs", sup.Active())
+	if counts != nil {
+		defer serveMetrics(counts, scrapes, log)()
+		log.Info("serving metrics", "address", scraped.of(scrapes))
+	}
 	ready.tell(nil)
+	if err := notify("READY=1"); err != nil {
+		log.Warn("tell systemd that the daemon is ready", "error", err)
+	}
 
 	idle := o.idle(ctx, srv, sup)
 	for stop := false; !stop; {
@@ -572,7 +612,7 @@ func waitLock(ctx context.Context, f *os.File) error {
 // daemon left there. The caller holds the lock. The socket gets its place by
 // rename, so that there is none that others may open or that is not yet listened to.
 func listen(path string) (net.Listener, error) {
-	private := path + ".new"
+	private := path + newSuffix
 	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
 	}
@@ -607,6 +647,22 @@ func (o serveOptions) ready() (*readiness, error) {
 		return nil, fmt.Errorf("--ready-fd %d: %w", o.ReadyFD, err)
 	}
 	return &readiness{pipe: os.NewFile(uintptr(o.ReadyFD), "ready")}, nil
+}
+
+// notify tells systemd about the daemon, sd_notify(3), if it wants to know
+// (Type=notify).
+func notify(state string) error {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"}) // "@…" is abstract, here as there
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte(state))
+	return err
 }
 
 // tell says once how the start went.

@@ -16,10 +16,12 @@ const (
 	slotDev               // the tree for /dev
 	slotLo                // a socket to bring the loopback interface up
 	slotStdin
-	slotTask = 12 // the tasks files of the v1 hierarchies
-	slotTree = 20 // the job's trees
-	maxTasks = slotTree - slotTask
-	maxTrees = maxSlots - slotTree - 1 // and standard input
+	slotMaster        // the job's terminal, two ends
+	slotTerminal      //
+	slotTask     = 12 // the tasks files of the v1 hierarchies
+	slotTree     = 20 // the job's trees
+	maxTasks     = slotTree - slotTask
+	maxTrees     = maxSlots - slotTree - 1 // and standard input
 )
 
 const (
@@ -52,7 +54,7 @@ func jobProgram(p *program, run *Run, out, err int) {
 	attachTrees(p, run)
 	enterWorkDir(p, run)
 	connectInput(p, run)
-	connectOutput(p, out, err)
+	connectOutput(p, run, out, err)
 	resetSignals(p)
 	limitResources(p, run)
 	dropPrivileges(p, run)
@@ -64,14 +66,18 @@ func jobProgram(p *program, run *Run, out, err int) {
 // thread and spares the lock over all thread groups that a pid in cgroup.procs
 // takes, which stalls for 10 ms after idle.
 func enterCgroups(p *program, tasks []string) {
-	zero := p.str("0")
-	for i, name := range tasks {
-		p.call("enter cgroup "+name, unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
-		p.call("close tasks", unix.SYS_CLOSE, uintptr(slotTask+i)).slot(0)
-	}
+	enterTasks(p, tasks)
 	// From inside, so that the root of the namespace is the job's cgroup and
 	// not the monitor's (cgroup_namespaces(7)).
 	p.call("unshare the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+}
+
+func enterTasks(p *program, files []string) {
+	zero := p.str("0")
+	for i := range files {
+		p.call("enter cgroup "+files[i], unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
+		p.call("close tasks", unix.SYS_CLOSE, uintptr(slotTask+i)).slot(0)
+	}
 }
 
 // mountRoot mounts the job's root, a private tmpfs of limited size, and enters
@@ -255,6 +261,10 @@ func enterWorkDir(p *program, run *Run) {
 }
 
 func connectInput(p *program, run *Run) {
+	if run.Terminal != nil {
+		openTerminal(p, *run.Terminal)
+		return
+	}
 	slot := uintptr(slotTree + len(run.Trees))
 	if run.StdinPath == "" && !run.StdinStream {
 		slot = slotStdin
@@ -263,11 +273,16 @@ func connectInput(p *program, run *Run) {
 	p.call("connect standard input", unix.SYS_DUP3, slot, 0, 0).slot(0)
 }
 
-func connectOutput(p *program, out, err int) {
-	p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
-	p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
+func connectOutput(p *program, run *Run, out, err int) {
+	if run.Terminal == nil {
+		p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
+		p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
+	}
 	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
 	p.call("setsid", unix.SYS_SETSID)
+	if run.Terminal != nil && !run.Init { // the reaper is no process for a terminal
+		controlTerminal(p)
+	}
 }
 
 // resetSignals gives the command what a login would: default actions, nothing
@@ -333,6 +348,9 @@ func executeCommand(p *program, run *Run) {
 		}
 		p.add("start the reaper", op{kind: opReaper})
 		p.call("setsid", unix.SYS_SETSID)
+		if run.Terminal != nil {
+			controlTerminal(p)
+		}
 	}
 	none := p.alloc(8)
 	p.call("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)

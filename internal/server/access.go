@@ -27,7 +27,7 @@ const (
 var accesses = map[string]access{
 	api.JobService_RunJob_FullMethodName:         free,
 	api.JobService_RunJobAttached_FullMethodName: free,
-	api.JobService_SubmitJob_FullMethodName:      free,
+	api.JobService_SubmitJob_FullMethodName:      free, // it shares its messages with AttachJob, and takes none that names a job
 	api.JobService_ListJobs_FullMethodName:       free, // others' jobs are shown in outline
 	api.JobService_QueryJobs_FullMethodName:      free,
 	api.JobService_DeleteAllJobs_FullMethodName:  free, // the caller's own
@@ -49,6 +49,8 @@ var accesses = map[string]access{
 	api.JobService_SignalJob_FullMethodName: controls,
 	api.JobService_DeleteJob_FullMethodName: controls,
 	api.JobService_RerunJob_FullMethodName:  controls,
+	api.JobService_AttachJob_FullMethodName: controls, // it types
+	api.JobService_ExecJob_FullMethodName:   controls,
 	api.JobService_PauseJob_FullMethodName:  controls,
 	api.JobService_ResumeJob_FullMethodName: controls,
 	api.JobService_UpdateJob_FullMethodName: controls,
@@ -138,24 +140,28 @@ func (s *Server) may(c caller, a access, owner string) bool {
 
 // checkJob reports whether the caller may do with the job that a request names
 // what the method does. named: the request has to name one. The name becomes the
-// job's id, so that it is this job with which that is done.
+// job's id, so that it is this job with which that is done, and of which the audit
+// log tells.
 func (s *Server) checkJob(ctx context.Context, c caller, method string, request any, named bool) error {
 	a := accessOf(method)
-	if a == free || mayAll(c, a) {
+	all := mayAll(c, a)
+	if a == free || all && a == reads {
 		return nil
 	}
 	ref, set, ok := jobRef(request)
 	if !ok {
-		if named {
-			return joblet.Errorf(joblet.PermissionDenied, "%s is %v: the call names no job of which it could be known whose it is", c.name(), c.role())
+		if named && !all {
+			return joblet.Errorf(joblet.InvalidArgument, "the call names no job of which it could be known whose it is")
 		}
 		return nil
 	}
 	job, err := s.sup.Job(ctx, ref)
-	if err != nil {
+	switch {
+	case err != nil && all:
+		return nil // the call itself says what is wrong
+	case err != nil:
 		return err
-	}
-	if !s.may(c, a, job.Owner) {
+	case !s.may(c, a, job.Owner):
 		verb := map[access]string{reads: "see", controls: "change"}[a]
 		return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
 			joblet.ShortID(job.ID), job.Owner, c.name(), verb)

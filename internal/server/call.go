@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,17 +76,19 @@ func (s *callStream) RecvMsg(m any) error {
 	}
 	received(s.ServerStream.Context())
 	named := !s.first
+	s.first = true
+	err := s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
 	if named {
-		s.first = true
 		s.request = about(m)
 	}
-	return s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
+	return err
 }
 
-// SendMsg notes a call that goes on once it is known which job it is about.
+// SendMsg notes a call that goes on once it is known which job it is about: that
+// of its request, or the one that it has made.
 func (s *callStream) SendMsg(m any) error {
 	if s.server.audit != nil && changes(s.method) {
-		if answer := about(m); answer.job != "" {
+		if answer := about(m); answer.job != "" || accessOf(s.method) == controls {
 			s.noted(answer, nil)
 		}
 	}
@@ -106,6 +109,11 @@ func (s *callStream) noted(answer subject, err error) {
 func (s *Server) call(ctx context.Context, method string, handle func(context.Context) error) (err error) {
 	s.activity.begin()
 	defer s.activity.end()
+	s.metrics.CallBegins()
+	begun := time.Now()
+	defer func() {
+		s.metrics.CallEnded(strings.TrimPrefix(method, "/"), status.Code(err).String(), time.Since(begun))
+	}()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()

@@ -289,7 +289,8 @@ func TestAccessTable(t *testing.T) {
 		if !listed {
 			t.Errorf("%s has no access", name)
 		}
-		if names := namesJob(m.Input(), true); names != (a != free) {
+		submits := name == api.JobService_SubmitJob_FullMethodName // see its entry
+		if names := namesJob(m.Input(), true); names != (a != free) && !submits {
 			t.Errorf("%s: names a job: %v, access %d", name, names, a)
 		}
 		if a == controls && roles[name] < developer {

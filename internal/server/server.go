@@ -19,6 +19,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/supervisor"
 )
@@ -52,8 +53,9 @@ var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; job
 
 // Options say what a server is made of beside its jobs.
 type Options struct {
-	PKI      *pki.Server // for clients with certificates; nil: there are none
-	Audit    *Audit      // nil: no audit log
+	PKI      *pki.Server      // for clients with certificates; nil: there are none
+	Audit    *Audit           // nil: no audit log
+	Metrics  *metrics.Metrics // counts the calls; nil: nothing does
 	Settings Settings
 }
 
@@ -77,6 +79,7 @@ type Server struct {
 	pki      *pki.Server
 	gate     *gate
 	audit    *Audit
+	metrics  *metrics.Metrics
 	settings atomic.Pointer[Settings]
 	grpc     *grpc.Server
 	health   *health.Server
@@ -87,7 +90,7 @@ type Server struct {
 
 // New returns a server of sup's jobs that serves nothing yet.
 func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
-	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, health: health.NewServer()}
+	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
 	s.Configure(opt.Settings)
 	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
 	limits := &limiter{settings: s.settings.Load, clients: map[string]*clientLimit{}}

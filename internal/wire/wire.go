@@ -72,6 +72,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		Stdin:             string(s.Stdin),
 		LogMaxBytes:       s.LogMax,
 		Limits:            LimitsToProto(s.Limits),
+		Terminal:          WindowToProto(s.Terminal),
 	}, nil
 }
 
@@ -127,6 +128,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		Stdin:          joblet.Stdin(r.GetStdin()),
 		LogMax:         r.GetLogMaxBytes(),
 		Limits:         specLimits(r),
+		Terminal:       WindowFromProto(r.GetTerminal()),
 	}, nil
 }
 
@@ -175,6 +177,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		WorkBytes:         j.WorkBytes,
 		Usage:             usageToProto(j.Usage),
 		OutOfMemory:       j.OutOfMemory,
+		Terminal:          WindowToProto(s.Terminal),
 	}
 	showLimits(p, s.Limits)
 	if j.State == joblet.Failed && j.Exit == nil {
@@ -252,6 +255,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Uploads:        p.GetUploads(),
 			LogMax:         p.GetLogMaxBytes(),
 			Limits:         LimitsFromProto(p.GetLimits()),
+			Terminal:       WindowFromProto(p.GetTerminal()),
 		},
 		Usage:       usageFromProto(p.GetUsage()),
 		OutOfMemory: p.GetOutOfMemory(),
