@@ -16,8 +16,10 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -581,5 +583,46 @@ func TestNothingLeft(t *testing.T) {
 			t.Fatalf("%d goroutines, %d before; %d connections", now, before, conns)
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestProcessArguments: the arguments of the host's processes, which may be those of
+// somebody's job, are for those who see all jobs.
+func TestProcessArguments(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{})
+	loop := exec.Command("sh", "-c", "while :; do :; done # private")
+	if err := loop.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = loop.Process.Kill()
+		_ = loop.Wait() // killed
+	}()
+	for _, tt := range []struct {
+		role, command string
+	}{{"developer", "sh"}, {"reader", "sh -c while :; do :; done # private"}} {
+		c := api.NewMonitoringServiceClient(r.dial(t, r.issue(t, "a-"+tt.role, tt.role)))
+		stream, err := c.StreamSystemMetrics(t.Context(), &api.StreamMetricsRequest{IntervalSeconds: 1, MetricTypes: []string{"process"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for found, deadline := false, time.Now().Add(30*time.Second); !found; {
+			m, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range slices.Concat(m.GetProcesses().GetTopByCpu(), m.GetProcesses().GetTopByMemory()) {
+				if int(p.GetPid()) != loop.Process.Pid {
+					continue
+				}
+				if found = true; p.GetCommand() != tt.command {
+					t.Errorf("%s sees %q", tt.role, p.GetCommand())
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the loop is not there")
+			}
+		}
 	}
 }
