@@ -14,8 +14,9 @@ import (
 
 // Clients in other languages, which run the whole life of a job over mutual TLS:
 // one that protoc makes, with Debian's python3-grpcio, and one with @grpc/grpc-js.
-// scripts/test installs what the first needs; where what one needs is not there, it
-// is left out, or fails if JOBLET_TEST_CLIENTS is set.
+// scripts/test installs what the first needs, and in CI what the second does; where
+// what one needs is not there, it is left out, or fails if JOBLET_TEST_CLIENTS is set,
+// as it is in CI.
 
 // credentialFiles writes a client's certificates where other languages read them.
 func (r *remoteDaemon) credentialFiles(t *testing.T, name string) (ca, cert, key string) {
