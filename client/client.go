@@ -1,23 +1,21 @@
-// Package client talks to a joblet daemon.
+// Package client talks to a joblet daemon. rnx does all that it does through it.
 //
-//	c, err := client.Dial(ctx, client.DefaultHost)
-//	if err != nil {
-//		return err
-//	}
-//	defer c.Close()
-//	for event, err := range c.RunAttached(ctx, joblet.Spec{Command: "ps", Args: []string{"aux"}}) {
-//		if err != nil {
-//			return err
-//		}
-//		switch e := event.(type) {
-//		case client.Output:
-//			os.Stdout.Write(e.Data)
-//		case client.Ended:
-//			fmt.Println(e.Job.State)
-//		}
-//	}
+// [Dial] connects to the daemon of this machine, [DialTLS] to one elsewhere, and
+// [Node.Dial] to one that the configuration of rnx names ([LoadConfig]). A [Client]
+// is one connection, for any number of goroutines; it is made again when it breaks.
 //
-// Errors of the daemon are [*joblet.Error] with the kind that it gave them.
+// [Client.Run] submits a job and leaves it alone; [Client.RunAttached] and
+// [Client.Submit] follow it to its end. A job is named by its id, by the first
+// letters of it when no other has them, or by its name. Jobs never depend on who
+// looks at them: to leave a loop over events, to cancel its context or to close the
+// client ends the call and not the job, and [Client.Follow] goes on at any offset.
+//
+// Errors of the daemon are [*joblet.Error] with the kind that it gave them
+// ([joblet.KindOf]): NotFound, PermissionDenied, Unavailable and so on. Over TLS,
+// calls that change nothing are made again a few times when the connection breaks,
+// and all that were refused for their rate when the daemon says that there is room;
+// none that might start a job twice is, but [joblet.Spec.IdempotencyKey] makes
+// that harmless.
 package client
 
 import (
