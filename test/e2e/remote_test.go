@@ -3,8 +3,16 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -329,7 +337,7 @@ func TestRemoteErrors(t *testing.T) {
 	}) {
 		t.Errorf("revoked: %v", r.as(t, "gone", "job", "list"))
 	}
-	mustFail(t, r.as(t, "alice", "--host=127.0.0.1:1", "job", "list"), "connection refused")
+	mustFail(t, r.as(t, "alice", "--host=127.0.0.1:1", "job", "list"), "no daemon answers at 127.0.0.1:1: connect to the daemon: dial tcp 127.0.0.1:1: connect: connection refused")
 	mustFail(t, r.as(t, "alice", "--node=nope", "job", "list"), `no node "nope" in `)
 	mustFail(t, r.as(t, "nobody", "job", "list"), "rnx login")
 	if out := r.as(t, "wrong-ca", "nodes"); out.status != 0 || !strings.Contains(out.stdout, "authority") {
@@ -353,6 +361,81 @@ func TestRemoteErrors(t *testing.T) {
 		}
 	}()
 	mustFail(t, r.as(t, "alice", "--host="+l.Addr().String(), "job", "list"), "does not speak TLS")
+}
+
+// expired makes a certificate that has expired, as pki makes none, and its key.
+func (r *remoteDaemon) expired(t *testing.T, name string, at time.Time) (cert, key []byte) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(r.dir, "pki", "ca", "ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := tls.X509KeyPair(text, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(at.UnixNano()), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{"developer"}}, DNSNames: []string{name},
+		NotBefore: at.Add(-time.Hour), NotAfter: at, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}, ca.Leaf, own.Public(), ca.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+}
+
+// TestRemoteExpired: whose certificate has expired, and when.
+func TestRemoteExpired(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	r.issue(t, "alice", "developer")
+	at := time.Now().Add(-90 * time.Minute).UTC().Truncate(time.Second)
+	when := "expired on " + at.Format(time.RFC3339)
+	conf, err := client.LoadConfig(r.bundle("alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := r.expired(t, "late", at)
+	n := conf.Nodes[client.DefaultNode]
+	n.Cert, n.Key = string(cert), string(key)
+	conf.Nodes[client.DefaultNode] = n
+	text, err := conf.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.bundle("late"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, r.as(t, "late", "job", "list"), `the certificate of "late" `+when+": ask for another (joblet pki rotate)")
+	if res := r.as(t, "late", "nodes"); res.status != 0 || !strings.Contains(res.stdout, when) {
+		t.Errorf("nodes: %v", res)
+	}
+
+	mustOK(t, r.as(t, "alice", "job", "list"), "before the daemon's has expired")
+	cert, key = r.expired(t, "joblet", at)
+	server := filepath.Join(r.dir, "pki", "server.pem")
+	if err := os.WriteFile(server+".new", append(cert, key...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(server+".new", server); err != nil {
+		t.Fatal(err)
+	}
+	want := "the daemon's certificate " + when
+	if !eventually(20*time.Second, func() bool { return strings.Contains(r.as(t, "alice", "job", "list").stderr, want) }) {
+		t.Errorf("got %v, want %s", r.as(t, "alice", "job", "list"), want)
+	}
+	r.joblet(t, "rotate", "--server")
+	if !eventually(20*time.Second, func() bool { return r.as(t, "alice", "job", "list").status == 0 }) {
+		t.Errorf("with a new one: %v", r.as(t, "alice", "job", "list"))
+	}
 }
 
 // TestLogin: a bundle is imported under a name, asked first, and found where users
