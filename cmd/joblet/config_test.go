@@ -88,6 +88,7 @@ func TestBadConfig(t *testing.T) {
 		"pki-dir: x":                      "--pki-dir",
 		"audit-max: 1":                    "--audit-max",
 		"max-per-owner: -1":               "--max-per-owner",
+		"request-memory: 128M":            "--request-memory",
 	} {
 		path := writeFile(t, text)
 		if _, err := cli(t, "config", "check", path); err == nil || !strings.Contains(err.Error(), want) {

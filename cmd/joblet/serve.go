@@ -72,6 +72,7 @@ type serveOptions struct {
 	ClientRate     int
 	ClientCalls    int
 	MaxConnections int
+	RequestMemory  byteSize
 }
 
 // What a job's log does when the disk is full.
@@ -79,6 +80,8 @@ const (
 	logFullWait   = "wait"
 	logFullShrink = "shrink"
 )
+
+const minRequestMemory = 256 << 20
 
 // auditOff is the audit log's name when there is none.
 const auditOff = "off"
@@ -97,6 +100,7 @@ func builtinServeOptions() serveOptions {
 		ClientRate:     set.ClientRate,
 		ClientCalls:    set.ClientCalls,
 		MaxConnections: set.MaxConnections,
+		RequestMemory:  byteSize(set.RequestMemory),
 	}
 }
 
@@ -164,11 +168,12 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.Var(&o.AuditMax, "audit-max", "size at which the audit log is set aside; five older ones are kept")
 	f.IntVar(&o.ClientRate, "client-rate", o.ClientRate, "calls a second of one client with a certificate")
 	f.IntVar(&o.ClientCalls, "client-calls", o.ClientCalls, "calls under way of one client with a certificate")
+	f.Var(&o.RequestMemory, "request-memory", "what clients with certificates may be sending at once, all together; unpacked it takes up to three times as much")
 	f.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "connections of all clients with certificates")
 }
 
 // reloadable are the options that SIGHUP can change.
-var reloadable = []string{"allow", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner"}
+var reloadable = []string{"allow", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner", "request-memory"}
 
 // validate reports the first option that can't work, before anything starts.
 func (o serveOptions) validate() error {
@@ -208,6 +213,9 @@ func (o serveOptions) validate() error {
 		if n < 1 || n > 1_000_000 {
 			return fmt.Errorf("--%s %d: must be between 1 and 1000000", name, n)
 		}
+	}
+	if o.RequestMemory < minRequestMemory {
+		return fmt.Errorf("--request-memory %s: must be at least 256M, two of the largest messages", o.RequestMemory.String())
 	}
 	if o.AuditMax < 4096 {
 		return fmt.Errorf("--audit-max %s: must be at least 4K", o.AuditMax.String())
@@ -255,7 +263,7 @@ func (o serveOptions) listenAddress() (string, error) {
 
 // settings returns what of the options the server can change while it serves.
 func (o serveOptions) settings() (server.Settings, error) {
-	set := server.Settings{ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections}
+	set := server.Settings{ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections, RequestMemory: int64(o.RequestMemory)}
 	for _, text := range o.Allow {
 		rule, err := server.ParseRule(text)
 		if err != nil {
@@ -481,7 +489,7 @@ func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv
 	held := o
 	held.Allow, held.Ceiling, held.Defaults, held.LogLevel = next.Allow, next.Ceiling, next.Defaults, next.LogLevel
 	held.ClientCalls, held.ClientRate, held.MaxConnections = next.ClientCalls, next.ClientRate, next.MaxConnections
-	held.MaxConcurrent, held.MaxPerOwner = next.MaxConcurrent, next.MaxPerOwner
+	held.MaxConcurrent, held.MaxPerOwner, held.RequestMemory = next.MaxConcurrent, next.MaxPerOwner, next.RequestMemory
 	slog.Info("configuration read again", "changed", slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(reloadable, name) }))
 	*next = held
 	return nil

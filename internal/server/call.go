@@ -18,9 +18,13 @@ import (
 
 // unary is what every call without a stream passes through.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	received(ctx)
+	release, refused := received(ctx, req)
+	defer release()
 	start := time.Now()
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
+		if refused != nil {
+			return refused
+		}
 		if err := s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err != nil {
 			return err
 		}
@@ -40,9 +44,16 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	cs := &callStream{ServerStream: ss, ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
 	err := s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
-		cs.ctx = ctx
-		return handler(srv, cs)
+		ctx, end := context.WithCancelCause(ctx)
+		defer end(nil)
+		cs.ctx, cs.end = ctx, end
+		err := handler(srv, cs)
+		if context.Cause(ctx) == errIntake {
+			return errIntake
+		}
+		return err
 	})
+	cs.hold(nil, true)
 	cs.noted(subject{}, err)
 	return err
 }
@@ -56,12 +67,17 @@ func (s *Server) audited(method string, err error) bool {
 type callStream struct {
 	grpc.ServerStream
 	ctx    context.Context
+	end    context.CancelCauseFunc // of ctx
 	server *Server
 	method string
 	start  time.Time
 
 	first   bool    // the first message is here
 	request subject // of it
+
+	holding sync.Mutex // protects what follows: a call's messages are perhaps read beside its handler
+	release func()     // ends the hold of the last message; may be nil
+	over    bool
 
 	once sync.Once // the audit log has its line
 }
@@ -71,17 +87,35 @@ func (s *callStream) Context() context.Context { return s.ctx }
 // RecvMsg looks at each message that names a job: the first one has to, if the
 // call is about one.
 func (s *callStream) RecvMsg(m any) error {
-	if err := s.ServerStream.RecvMsg(m); err != nil {
+	s.hold(nil, false) // whoever wants the next message has done with the one before
+	release, err := receive(s.ServerStream, m)
+	if s.hold(release, false); err == errIntake {
+		s.end(err) // the handler perhaps does something else meanwhile
+	}
+	if err != nil {
 		return err
 	}
-	received(s.ServerStream.Context())
 	named := !s.first
 	s.first = true
-	err := s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
+	err = s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
 	if named {
 		s.request = about(m)
 	}
 	return err
+}
+
+// hold ends the hold of the message before, and begins that of another.
+func (s *callStream) hold(release func(), over bool) {
+	s.holding.Lock()
+	before := s.release
+	s.release, s.over = release, s.over || over
+	if s.over && release != nil {
+		defer release()
+	}
+	s.holding.Unlock()
+	if before != nil {
+		before()
+	}
 }
 
 // SendMsg notes a call that goes on once it is known which job it is about: that
@@ -91,6 +125,9 @@ func (s *callStream) SendMsg(m any) error {
 		if answer := about(m); answer.job != "" || accessOf(s.method) == controls {
 			s.noted(answer, nil)
 		}
+	}
+	if !s.server.methods[s.method].IsClientStream {
+		s.hold(nil, false) // who answers has taken what was asked
 	}
 	return s.ServerStream.SendMsg(m)
 }

@@ -3,6 +3,8 @@ package server
 import (
 	"context"
 	"fmt"
+	"path"
+	"slices"
 	"syscall"
 
 	"google.golang.org/grpc"
@@ -26,6 +28,30 @@ type jobService struct {
 	windows windows
 }
 
+// jobServiceDesc is what protoc makes, but that RunJob is served as a stream of one
+// message, which is the same to clients: so a call whose request does not get here
+// as a whole can be told why.
+func jobServiceDesc() *grpc.ServiceDesc {
+	desc := api.JobService_ServiceDesc
+	name := path.Base(api.JobService_RunJob_FullMethodName)
+	desc.Methods = slices.DeleteFunc(slices.Clone(desc.Methods), func(m grpc.MethodDesc) bool { return m.MethodName == name })
+	// As a stream of neither side it would pass by the interceptor, and everybody might call it.
+	desc.Streams = append(slices.Clone(desc.Streams), grpc.StreamDesc{StreamName: name, Handler: runJob, ServerStreams: true})
+	return &desc
+}
+
+func runJob(srv any, call grpc.ServerStream) error {
+	r := &api.RunJobRequest{}
+	if err := call.RecvMsg(r); err != nil {
+		return err
+	}
+	out, err := srv.(*jobService).RunJob(call.Context(), r)
+	if err != nil {
+		return err
+	}
+	return call.SendMsg(out)
+}
+
 // submit runs the job that r asks for, with what came along with it, if anything.
 func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *supervisor.Staged) (joblet.Job, error) {
 	spec, err := wire.SpecFromProto(r)
@@ -42,6 +68,7 @@ func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *s
 		if err := staged.Files(archive); err != nil {
 			return joblet.Job{}, joinDiscard(err, staged)
 		}
+		r.Uploads = nil // not to be held as long as somebody follows the job
 	}
 	return s.sup.Submit(ctx, spec, callerOf(ctx).name(), staged)
 }

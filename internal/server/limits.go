@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -15,8 +16,8 @@ import (
 )
 
 const (
-	// receiveTime is how long a client may take to send the request of a call that
-	// has just one.
+	// receiveTime is how long a client may take to send the request of a call, or
+	// the first message of one that has several.
 	receiveTime = 5 * time.Minute
 
 	// idleLimiter is how long a client's limiter is kept that nobody uses.
@@ -26,6 +27,8 @@ const (
 // limiter bounds what remote clients ask, each by its name.
 type limiter struct {
 	settings func() *Settings
+	intake   *intake
+	methods  map[string]grpc.MethodInfo // by their full names
 
 	mu      sync.Mutex // protects what follows
 	clients map[string]*clientLimit
@@ -40,7 +43,7 @@ type clientLimit struct {
 }
 
 // tap decides on a call before anything of its request is read.
-func (l *limiter) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+func (l *limiter) tap(ctx context.Context, t *tap.Info) (context.Context, error) {
 	p, ok := peer.FromContext(ctx)
 	if !ok {
 		return ctx, nil
@@ -54,7 +57,7 @@ func (l *limiter) tap(ctx context.Context, _ *tap.Info) (context.Context, error)
 		return ctx, err
 	}
 	context.AfterFunc(ctx, func() { l.leave(client) })
-	return receiveWithin(ctx, receiveTime), nil
+	return l.intake.begin(ctx, info.conn, l.methods[t.FullMethodName], receiveTime), nil
 }
 
 func (l *limiter) enter(name string) (*clientLimit, error) {
@@ -113,25 +116,4 @@ func tooMuch(wait time.Duration, format string, args ...any) error {
 		return status.Errorf(codes.ResourceExhausted, format, args...)
 	}
 	return s.Err()
-}
-
-// receipt ends the time in which a request has to come.
-type receipt struct{ stop func() bool }
-
-type receiptKey struct{}
-
-// receiveWithin returns a context that is done when received has not been called
-// after so long.
-func receiveWithin(ctx context.Context, limit time.Duration) context.Context {
-	ctx, cancel := context.WithCancel(ctx) // ends with its parent, as each call does
-	timer := time.AfterFunc(limit, cancel)
-	context.AfterFunc(ctx, func() { timer.Stop() })
-	return context.WithValue(ctx, receiptKey{}, receipt{timer.Stop})
-}
-
-// received says that the request is here.
-func received(ctx context.Context) {
-	if r, ok := ctx.Value(receiptKey{}).(receipt); ok {
-		r.stop()
-	}
 }

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -59,6 +60,7 @@ func startRemote(t *testing.T, opt Options) *remote {
 	if opt.Settings.MaxConnections == 0 {
 		opt.Settings = DefaultSettings()
 	}
+	opt.Settings.RequestMemory = cmp.Or(opt.Settings.RequestMemory, DefaultSettings().RequestMemory)
 	r.Server = New(nil, log, opt)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -625,4 +627,124 @@ func TestProcessArguments(t *testing.T) {
 			}
 		}
 	}
+}
+
+// slowConn stops sending in the middle, until it may go on.
+type slowConn struct {
+	net.Conn
+	left int
+	more chan struct{}
+}
+
+func (c *slowConn) Write(p []byte) (int, error) {
+	if c.left -= len(p); c.left < 0 {
+		<-c.more
+	}
+	return c.Conn.Write(p)
+}
+
+// TestRequestMemory: what clients send at once is bounded; who has sent most is
+// refused, the others are not, and nothing stays counted.
+func TestRequestMemory(t *testing.T) {
+	t.Parallel()
+	set := DefaultSettings()
+	set.RequestMemory = 64 << 20
+	r := startRemote(t, Options{Settings: set})
+	upload := func(conn *grpc.ClientConn, mib int) error {
+		_, err := api.NewJobServiceClient(conn).RunJob(t.Context(), &api.RunJobRequest{
+			Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: make([]byte, mib<<20)}},
+		})
+		return err
+	}
+	counted := func() (taken int64, open int) {
+		r.gate.intake.mu.Lock()
+		defer r.gate.intake.mu.Unlock()
+		return r.gate.intake.taken, len(r.gate.intake.open)
+	}
+	idle := func(what string) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			taken, open := counted()
+			if taken == 0 && open == 0 {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %d bytes of %d connections are counted", what, taken, open)
+			}
+		}
+	}
+	// What gets through comes to a handler that has no jobs here and panics.
+	through := func(what string, err error) {
+		t.Helper()
+		if status.Code(err) != codes.Internal {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	refused := func(what string, err error) {
+		t.Helper()
+		if status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "request-memory") || len(status.Convert(err).Details()) != 2 {
+			t.Errorf("%s: got %v", what, err)
+		}
+	}
+	other := r.dial(t, r.issue(t, "other", "developer"))
+	through("one that fits", upload(other, 40))
+	refused("one that does not", upload(other, 70))
+	idle("after them")
+
+	more := make(chan struct{})
+	conf := config(t, r.issue(t, "slow", "developer"))
+	slow, err := grpc.NewClient("passthrough:///"+r.address, grpc.WithTransportCredentials(credentials.NewTLS(conf)),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			return &slowConn{Conn: conn, left: 45 << 20, more: more}, err
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	answer := make(chan error, 1)
+	go func() { answer <- upload(slow, 60) }()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if taken, _ := counted(); taken > 44<<20 {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("only %d bytes have come", taken)
+		}
+	}
+	through("a small one beside it", upload(other, 1))
+	through("one with which it is too much", upload(other, 30))
+	select {
+	case err := <-answer: // though it has not sent all
+		refused("the one that sent most", err)
+	case <-time.After(20 * time.Second):
+		t.Error("the one that sent most goes on")
+	}
+	close(more)
+	idle("after all")
+
+	// What is there is held until the call has done with it.
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	in := &intake{limit: func() int64 { return 10 << 20 }, open: map[*gateConn]struct{}{}}
+	conn := &gateConn{arrivals: map[*arrival]struct{}{}}
+	request := &api.RunJobRequest{Uploads: []*api.FileUpload{{Content: make([]byte, 6<<20)}}}
+	release, err := received(in.begin(ctx, conn, grpc.MethodInfo{}, time.Minute), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := received(in.begin(ctx, conn, grpc.MethodInfo{}, time.Minute), request); status.Code(err) != codes.ResourceExhausted {
+		t.Errorf("a second one: %v", err)
+	} else {
+		again()
+	}
+	release()
+	release()
+	if release, err = received(in.begin(ctx, conn, grpc.MethodInfo{}, time.Minute), request); err != nil {
+		t.Errorf("when the first is done: %v", err)
+	}
+	release()
+	if in.taken != 0 {
+		t.Errorf("%d bytes stay counted", in.taken)
+	}
+	<-in.begin(ctx, conn, grpc.MethodInfo{}, time.Millisecond).Done() // a request that does not come
 }

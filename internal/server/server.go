@@ -62,14 +62,15 @@ type Options struct {
 // Settings can be changed while the server serves.
 type Settings struct {
 	Allow          []Rule
-	ClientRate     int // calls a second of one client with a certificate, twice as many at once
-	ClientCalls    int // of one client under way
-	MaxConnections int // of all clients
+	ClientRate     int   // calls a second of one client with a certificate, twice as many at once
+	ClientCalls    int   // of one client under way
+	MaxConnections int   // of all clients
+	RequestMemory  int64 // bytes of requests of clients with certificates that are under way or held
 }
 
 // DefaultSettings allow what a client needs who means well.
 func DefaultSettings() Settings {
-	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000}
+	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000, RequestMemory: 1 << 30}
 }
 
 // Server serves one supervisor's jobs.
@@ -82,6 +83,7 @@ type Server struct {
 	metrics  *metrics.Metrics
 	settings atomic.Pointer[Settings]
 	grpc     *grpc.Server
+	methods  map[string]grpc.MethodInfo // by their full names
 	health   *health.Server
 	activity activity
 	stopping context.Context // done when the daemon stops
@@ -92,8 +94,10 @@ type Server struct {
 func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
 	s.Configure(opt.Settings)
-	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
-	limits := &limiter{settings: s.settings.Load, clients: map[string]*clientLimit{}}
+	in := &intake{limit: func() int64 { return s.settings.Load().RequestMemory }, open: map[*gateConn]struct{}{}}
+	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections }, in)
+	s.methods = map[string]grpc.MethodInfo{}
+	limits := &limiter{settings: s.settings.Load, intake: in, methods: s.methods, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
@@ -111,13 +115,18 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 	)
-	api.RegisterJobServiceServer(s.grpc, &jobService{sup: sup, srv: s})
+	s.grpc.RegisterService(jobServiceDesc(), &jobService{sup: sup, srv: s})
 	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})
 	api.RegisterMonitoringServiceServer(s.grpc, &monitoringService{sup: sup})
 	api.RegisterNetworkServiceServer(s.grpc, &networkService{})
 	api.RegisterVolumeServiceServer(s.grpc, &volumeService{})
 	healthgrpc.RegisterHealthServer(s.grpc, s.health)
 	reflection.Register(s.grpc)
+	for service, info := range s.grpc.GetServiceInfo() {
+		for _, m := range info.Methods {
+			s.methods["/"+service+"/"+m.Name] = m
+		}
+	}
 	return s
 }
 

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -46,6 +47,7 @@ type transport struct {
 type certInfo struct {
 	credentials.TLSInfo
 	cert *x509.Certificate
+	conn *gateConn
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -78,6 +80,7 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 		},
 		cert: cert,
+		conn: known,
 	}, nil
 }
 
@@ -96,8 +99,9 @@ func (t transport) Clone() credentials.TransportCredentials { return t }
 
 // gate counts the connections of remote clients and lets in no more than it may.
 type gate struct {
-	log *slog.Logger
-	max func() int
+	log    *slog.Logger
+	max    func() int
+	intake *intake
 
 	mu      sync.Mutex // protects what follows
 	conns   map[*gateConn]struct{}
@@ -108,8 +112,8 @@ type gate struct {
 	untold  int            // refusals since
 }
 
-func newGate(log *slog.Logger, max func() int) *gate {
-	return &gate{log: log, max: max, conns: map[*gateConn]struct{}{}, unknown: map[string]int{}, clients: map[string]int{}}
+func newGate(log *slog.Logger, max func() int, in *intake) *gate {
+	return &gate{log: log, max: max, intake: in, conns: map[*gateConn]struct{}{}, unknown: map[string]int{}, clients: map[string]int{}}
 }
 
 // gateConn is a connection that is counted until it is closed.
@@ -120,6 +124,18 @@ type gateConn struct {
 	client string            // empty: not known yet
 	cert   *x509.Certificate // of the client
 	once   sync.Once
+
+	counts   atomic.Bool // there are arrivals
+	arrivals map[*arrival]struct{}
+	sent     int64 // bytes that came while there were, of messages that are not there yet
+}
+
+func (c *gateConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.counts.Load() {
+		c.gate.intake.took(c, n)
+	}
+	return n, err
 }
 
 func (c *gateConn) Close() error {
@@ -163,7 +179,7 @@ func (g *gate) enter(conn net.Conn) (*gateConn, error) {
 	case g.unknown[host] >= maxUnknownPerHost:
 		return nil, fmt.Errorf("%d connections from there have not shown a certificate yet", g.unknown[host])
 	}
-	c := &gateConn{Conn: conn, gate: g, host: host}
+	c := &gateConn{Conn: conn, gate: g, host: host, arrivals: map[*arrival]struct{}{}}
 	g.conns[c] = struct{}{}
 	g.unknown[host]++
 	g.total++

@@ -17,10 +17,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
@@ -521,4 +525,78 @@ func TestRemoteUpload(t *testing.T) {
 			t.Errorf("%q was taken", path)
 		}
 	}
+}
+
+// TestRemoteMemory: what clients send at once is bounded, in requests and in input.
+func TestRemoteMemory(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "request-memory: 256M\n")
+	conf, err := client.LoadConfig(r.bundle("admin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tooMuch := func(err error) bool {
+		return status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "request-memory")
+	}
+	content := make([]byte, 100<<20)
+	run := func(jobs api.JobServiceClient) error {
+		_, err := jobs.RunJob(t.Context(), &api.RunJobRequest{Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: content}}})
+		return err
+	}
+	const many = 6
+	results := make(chan error, many)
+	for range many {
+		go func() { results <- run(api.NewJobServiceClient(rawConn(t, conf))) }()
+	}
+	taken := 0
+	for range many {
+		if err := <-results; err == nil {
+			taken++
+		} else if !tooMuch(err) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if taken == 0 || taken == many {
+		t.Errorf("%d of %d were taken", taken, many)
+	}
+	jobs := api.NewJobServiceClient(rawConn(t, conf))
+	if err := run(jobs); err != nil {
+		t.Errorf("one after them: %v", err)
+	}
+
+	// Jobs that do not read what is sent to them.
+	for range 3 {
+		go func() {
+			results <- func() error {
+				call, err := jobs.SubmitJob(t.Context())
+				if err != nil {
+					return err
+				}
+				request := &api.RunJobRequest{Command: "sleep", Args: []string{"60"}, Stdin: "stream"}
+				for _, m := range []*api.JobInput{{Input: &api.JobInput_Run{Run: request}}, {Input: &api.JobInput_Stdin{Stdin: content}}, {Input: &api.JobInput_Stdin{Stdin: content}}} {
+					if err := call.Send(m); err != nil {
+						break // Recv says why
+					}
+				}
+				for {
+					if _, err := call.Recv(); err != nil {
+						return err
+					}
+				}
+			}()
+		}()
+	}
+	for range 3 {
+		if err := <-results; !tooMuch(err) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if err := run(jobs); err != nil {
+		t.Errorf("one after them: %v", err)
+	}
+	hwm, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(regexp.MustCompile(`VmHWM:.*`).FindString(string(hwm)))
 }
