@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -149,17 +151,44 @@ func TestPeers(t *testing.T) {
 	}
 }
 
+// TestUnbuilt: what is not built says so, and docs/REMOTE.md lists it.
 func TestUnbuilt(t *testing.T) {
 	t.Parallel()
-	_, path, _ := start(t)
-	c := dial(t, path, 0)
-	_, err := api.NewVolumeServiceClient(c).ListVolumes(t.Context(), &api.EmptyRequest{})
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "volumes") {
-		t.Errorf("got %v", err)
+	s, path, _ := start(t)
+	text, err := os.ReadFile("../../docs/REMOTE.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	_, err = api.NewJobServiceClient(c).RunJob(t.Context(), &api.RunJobRequest{Command: "true", GpuCount: 1})
-	if status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "gpu_count") {
-		t.Errorf("got %v", err)
+	_, section, ok := strings.Cut(string(text), "## Not built yet\n")
+	if !ok {
+		t.Fatal("no section")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed := regexp.MustCompile("`([A-Za-z_.]+)`").FindAllStringSubmatch(section, -1)
+	var docs, have []string
+	for _, name := range listed {
+		docs = append(docs, name[1])
+	}
+	c := dial(t, path, 0)
+	for _, method := range methods(s) {
+		if err := ask(t.Context(), c, method); status.Code(err) == codes.Unimplemented {
+			if !strings.Contains(err.Error(), "this version of joblet cannot do that yet") {
+				t.Errorf("%s: %v", method, err)
+			}
+			have = append(have, strings.Replace(strings.TrimPrefix(method, "/joblet."), "/", ".", 1))
+		}
+	}
+	for name, r := range map[string]*api.RunJobRequest{
+		"gpu_count": {GpuCount: 1}, "gpu_memory_mb": {GpuMemoryMb: 1}, "network": {Network: "x"}, "volumes": {Volumes: []string{"x"}},
+	} {
+		r.Command = "true"
+		if _, err := api.NewJobServiceClient(c).RunJob(t.Context(), r); status.Code(err) == codes.Unimplemented && strings.Contains(err.Error(), name+":") {
+			have = append(have, name)
+		}
+	}
+	slices.Sort(have)
+	if slices.Sort(docs); !slices.Equal(docs, have) {
+		t.Errorf("the daemon says %q, docs/REMOTE.md %q", have, docs)
 	}
 }
 
