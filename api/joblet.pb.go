@@ -128,6 +128,7 @@ type Job struct {
 	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -512,6 +513,13 @@ func (x *Job) GetOutOfMemory() bool {
 	return false
 }
 
+func (x *Job) GetSecurity() *JobSecurity {
+	if x != nil {
+		return x.Security
+	}
+	return nil
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -716,6 +724,7 @@ type GetJobStatusResponse struct {
 	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1112,6 +1121,13 @@ func (x *GetJobStatusResponse) GetOutOfMemory() bool {
 		return x.OutOfMemory
 	}
 	return false
+}
+
+func (x *GetJobStatusResponse) GetSecurity() *JobSecurity {
+	if x != nil {
+		return x.Security
+	}
+	return nil
 }
 
 type StopJobRequest struct {
@@ -5050,6 +5066,7 @@ type RunJobRequest struct {
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
+	Security          *JobSecurity           `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5308,6 +5325,98 @@ func (x *RunJobRequest) GetLimits() *JobLimits {
 	return nil
 }
 
+func (x *RunJobRequest) GetSecurity() *JobSecurity {
+	if x != nil {
+		return x.Security
+	}
+	return nil
+}
+
+// JobSecurity is how far a job is shut in.
+type JobSecurity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Profile       string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`                         // "default" (also if empty), "strict", "nested"
+	AllowCalls    []string               `protobuf:"bytes,2,rep,name=allow_calls,json=allowCalls,proto3" json:"allow_calls,omitempty"` // system calls beside the profile's
+	DenyCalls     []string               `protobuf:"bytes,3,rep,name=deny_calls,json=denyCalls,proto3" json:"deny_calls,omitempty"`
+	CapAdd        []string               `protobuf:"bytes,4,rep,name=cap_add,json=capAdd,proto3" json:"cap_add,omitempty"` // such as "net_raw"; "all"
+	CapDrop       []string               `protobuf:"bytes,5,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
+	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"` // UID or UID:GID in the job
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobSecurity) Reset() {
+	*x = JobSecurity{}
+	mi := &file_joblet_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobSecurity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobSecurity) ProtoMessage() {}
+
+func (x *JobSecurity) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobSecurity.ProtoReflect.Descriptor instead.
+func (*JobSecurity) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *JobSecurity) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *JobSecurity) GetAllowCalls() []string {
+	if x != nil {
+		return x.AllowCalls
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetDenyCalls() []string {
+	if x != nil {
+		return x.DenyCalls
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetCapAdd() []string {
+	if x != nil {
+		return x.CapAdd
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetCapDrop() []string {
+	if x != nil {
+		return x.CapDrop
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
 type RunJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
@@ -5319,7 +5428,7 @@ type RunJobResponse struct {
 
 func (x *RunJobResponse) Reset() {
 	*x = RunJobResponse{}
-	mi := &file_joblet_proto_msgTypes[59]
+	mi := &file_joblet_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5331,7 +5440,7 @@ func (x *RunJobResponse) String() string {
 func (*RunJobResponse) ProtoMessage() {}
 
 func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[59]
+	mi := &file_joblet_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5344,7 +5453,7 @@ func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
 func (*RunJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{59}
+	return file_joblet_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RunJobResponse) GetJobUuid() string {
@@ -5378,7 +5487,7 @@ type Timestamp struct {
 
 func (x *Timestamp) Reset() {
 	*x = Timestamp{}
-	mi := &file_joblet_proto_msgTypes[60]
+	mi := &file_joblet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5390,7 +5499,7 @@ func (x *Timestamp) String() string {
 func (*Timestamp) ProtoMessage() {}
 
 func (x *Timestamp) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[60]
+	mi := &file_joblet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5403,7 +5512,7 @@ func (x *Timestamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timestamp.ProtoReflect.Descriptor instead.
 func (*Timestamp) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{60}
+	return file_joblet_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Timestamp) GetSeconds() int64 {
@@ -5429,7 +5538,7 @@ type RemoveRuntimeRequest struct {
 
 func (x *RemoveRuntimeRequest) Reset() {
 	*x = RemoveRuntimeRequest{}
-	mi := &file_joblet_proto_msgTypes[61]
+	mi := &file_joblet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5441,7 +5550,7 @@ func (x *RemoveRuntimeRequest) String() string {
 func (*RemoveRuntimeRequest) ProtoMessage() {}
 
 func (x *RemoveRuntimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[61]
+	mi := &file_joblet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5454,7 +5563,7 @@ func (x *RemoveRuntimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuntimeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRuntimeRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{61}
+	return file_joblet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RemoveRuntimeRequest) GetRuntime() string {
@@ -5475,7 +5584,7 @@ type RemoveRuntimeResponse struct {
 
 func (x *RemoveRuntimeResponse) Reset() {
 	*x = RemoveRuntimeResponse{}
-	mi := &file_joblet_proto_msgTypes[62]
+	mi := &file_joblet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5487,7 +5596,7 @@ func (x *RemoveRuntimeResponse) String() string {
 func (*RemoveRuntimeResponse) ProtoMessage() {}
 
 func (x *RemoveRuntimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[62]
+	mi := &file_joblet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5500,7 +5609,7 @@ func (x *RemoveRuntimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuntimeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRuntimeResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{62}
+	return file_joblet_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemoveRuntimeResponse) GetSuccess() bool {
@@ -5534,7 +5643,7 @@ type StreamJobMetricsRequest struct {
 
 func (x *StreamJobMetricsRequest) Reset() {
 	*x = StreamJobMetricsRequest{}
-	mi := &file_joblet_proto_msgTypes[63]
+	mi := &file_joblet_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5546,7 +5655,7 @@ func (x *StreamJobMetricsRequest) String() string {
 func (*StreamJobMetricsRequest) ProtoMessage() {}
 
 func (x *StreamJobMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[63]
+	mi := &file_joblet_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5559,7 +5668,7 @@ func (x *StreamJobMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobMetricsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{63}
+	return file_joblet_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StreamJobMetricsRequest) GetJobUuid() string {
@@ -5588,7 +5697,7 @@ type GetJobMetricsRequest struct {
 
 func (x *GetJobMetricsRequest) Reset() {
 	*x = GetJobMetricsRequest{}
-	mi := &file_joblet_proto_msgTypes[64]
+	mi := &file_joblet_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5600,7 +5709,7 @@ func (x *GetJobMetricsRequest) String() string {
 func (*GetJobMetricsRequest) ProtoMessage() {}
 
 func (x *GetJobMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[64]
+	mi := &file_joblet_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5613,7 +5722,7 @@ func (x *GetJobMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{64}
+	return file_joblet_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetJobMetricsRequest) GetJobUuid() string {
@@ -5667,7 +5776,7 @@ type JobMetricsEvent struct {
 
 func (x *JobMetricsEvent) Reset() {
 	*x = JobMetricsEvent{}
-	mi := &file_joblet_proto_msgTypes[65]
+	mi := &file_joblet_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5679,7 +5788,7 @@ func (x *JobMetricsEvent) String() string {
 func (*JobMetricsEvent) ProtoMessage() {}
 
 func (x *JobMetricsEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[65]
+	mi := &file_joblet_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5692,7 +5801,7 @@ func (x *JobMetricsEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobMetricsEvent.ProtoReflect.Descriptor instead.
 func (*JobMetricsEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{65}
+	return file_joblet_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *JobMetricsEvent) GetTimestamp() int64 {
@@ -5810,7 +5919,7 @@ type StreamJobTelematicsRequest struct {
 
 func (x *StreamJobTelematicsRequest) Reset() {
 	*x = StreamJobTelematicsRequest{}
-	mi := &file_joblet_proto_msgTypes[66]
+	mi := &file_joblet_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5822,7 +5931,7 @@ func (x *StreamJobTelematicsRequest) String() string {
 func (*StreamJobTelematicsRequest) ProtoMessage() {}
 
 func (x *StreamJobTelematicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[66]
+	mi := &file_joblet_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5835,7 +5944,7 @@ func (x *StreamJobTelematicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobTelematicsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobTelematicsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{66}
+	return file_joblet_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StreamJobTelematicsRequest) GetJobUuid() string {
@@ -5865,7 +5974,7 @@ type GetJobTelematicsRequest struct {
 
 func (x *GetJobTelematicsRequest) Reset() {
 	*x = GetJobTelematicsRequest{}
-	mi := &file_joblet_proto_msgTypes[67]
+	mi := &file_joblet_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5877,7 +5986,7 @@ func (x *GetJobTelematicsRequest) String() string {
 func (*GetJobTelematicsRequest) ProtoMessage() {}
 
 func (x *GetJobTelematicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[67]
+	mi := &file_joblet_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5890,7 +5999,7 @@ func (x *GetJobTelematicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobTelematicsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobTelematicsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{67}
+	return file_joblet_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetJobTelematicsRequest) GetJobUuid() string {
@@ -5949,7 +6058,7 @@ type TelematicsEvent struct {
 
 func (x *TelematicsEvent) Reset() {
 	*x = TelematicsEvent{}
-	mi := &file_joblet_proto_msgTypes[68]
+	mi := &file_joblet_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5961,7 +6070,7 @@ func (x *TelematicsEvent) String() string {
 func (*TelematicsEvent) ProtoMessage() {}
 
 func (x *TelematicsEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[68]
+	mi := &file_joblet_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5974,7 +6083,7 @@ func (x *TelematicsEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsEvent.ProtoReflect.Descriptor instead.
 func (*TelematicsEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{68}
+	return file_joblet_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TelematicsEvent) GetTimestamp() int64 {
@@ -6127,7 +6236,7 @@ type TelematicsExecData struct {
 
 func (x *TelematicsExecData) Reset() {
 	*x = TelematicsExecData{}
-	mi := &file_joblet_proto_msgTypes[69]
+	mi := &file_joblet_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6139,7 +6248,7 @@ func (x *TelematicsExecData) String() string {
 func (*TelematicsExecData) ProtoMessage() {}
 
 func (x *TelematicsExecData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[69]
+	mi := &file_joblet_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6152,7 +6261,7 @@ func (x *TelematicsExecData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsExecData.ProtoReflect.Descriptor instead.
 func (*TelematicsExecData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{69}
+	return file_joblet_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TelematicsExecData) GetPid() uint32 {
@@ -6204,7 +6313,7 @@ type TelematicsConnectData struct {
 
 func (x *TelematicsConnectData) Reset() {
 	*x = TelematicsConnectData{}
-	mi := &file_joblet_proto_msgTypes[70]
+	mi := &file_joblet_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6216,7 +6325,7 @@ func (x *TelematicsConnectData) String() string {
 func (*TelematicsConnectData) ProtoMessage() {}
 
 func (x *TelematicsConnectData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[70]
+	mi := &file_joblet_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6229,7 +6338,7 @@ func (x *TelematicsConnectData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsConnectData.ProtoReflect.Descriptor instead.
 func (*TelematicsConnectData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{70}
+	return file_joblet_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TelematicsConnectData) GetPid() uint32 {
@@ -6288,7 +6397,7 @@ type TelematicsAcceptData struct {
 
 func (x *TelematicsAcceptData) Reset() {
 	*x = TelematicsAcceptData{}
-	mi := &file_joblet_proto_msgTypes[71]
+	mi := &file_joblet_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6300,7 +6409,7 @@ func (x *TelematicsAcceptData) String() string {
 func (*TelematicsAcceptData) ProtoMessage() {}
 
 func (x *TelematicsAcceptData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[71]
+	mi := &file_joblet_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6313,7 +6422,7 @@ func (x *TelematicsAcceptData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsAcceptData.ProtoReflect.Descriptor instead.
 func (*TelematicsAcceptData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{71}
+	return file_joblet_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TelematicsAcceptData) GetPid() uint32 {
@@ -6371,7 +6480,7 @@ type TelematicsFileData struct {
 
 func (x *TelematicsFileData) Reset() {
 	*x = TelematicsFileData{}
-	mi := &file_joblet_proto_msgTypes[72]
+	mi := &file_joblet_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6383,7 +6492,7 @@ func (x *TelematicsFileData) String() string {
 func (*TelematicsFileData) ProtoMessage() {}
 
 func (x *TelematicsFileData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[72]
+	mi := &file_joblet_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6396,7 +6505,7 @@ func (x *TelematicsFileData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsFileData.ProtoReflect.Descriptor instead.
 func (*TelematicsFileData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{72}
+	return file_joblet_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TelematicsFileData) GetPid() uint32 {
@@ -6448,7 +6557,7 @@ type TelematicsMmapData struct {
 
 func (x *TelematicsMmapData) Reset() {
 	*x = TelematicsMmapData{}
-	mi := &file_joblet_proto_msgTypes[73]
+	mi := &file_joblet_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6460,7 +6569,7 @@ func (x *TelematicsMmapData) String() string {
 func (*TelematicsMmapData) ProtoMessage() {}
 
 func (x *TelematicsMmapData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[73]
+	mi := &file_joblet_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6473,7 +6582,7 @@ func (x *TelematicsMmapData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsMmapData.ProtoReflect.Descriptor instead.
 func (*TelematicsMmapData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{73}
+	return file_joblet_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TelematicsMmapData) GetPid() uint32 {
@@ -6530,7 +6639,7 @@ type TelematicsMprotectData struct {
 
 func (x *TelematicsMprotectData) Reset() {
 	*x = TelematicsMprotectData{}
-	mi := &file_joblet_proto_msgTypes[74]
+	mi := &file_joblet_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6542,7 +6651,7 @@ func (x *TelematicsMprotectData) String() string {
 func (*TelematicsMprotectData) ProtoMessage() {}
 
 func (x *TelematicsMprotectData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[74]
+	mi := &file_joblet_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6555,7 +6664,7 @@ func (x *TelematicsMprotectData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsMprotectData.ProtoReflect.Descriptor instead.
 func (*TelematicsMprotectData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{74}
+	return file_joblet_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TelematicsMprotectData) GetPid() uint32 {
@@ -6602,7 +6711,7 @@ type TelematicsSocketDataData struct {
 
 func (x *TelematicsSocketDataData) Reset() {
 	*x = TelematicsSocketDataData{}
-	mi := &file_joblet_proto_msgTypes[75]
+	mi := &file_joblet_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6614,7 +6723,7 @@ func (x *TelematicsSocketDataData) String() string {
 func (*TelematicsSocketDataData) ProtoMessage() {}
 
 func (x *TelematicsSocketDataData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[75]
+	mi := &file_joblet_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6627,7 +6736,7 @@ func (x *TelematicsSocketDataData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsSocketDataData.ProtoReflect.Descriptor instead.
 func (*TelematicsSocketDataData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{75}
+	return file_joblet_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TelematicsSocketDataData) GetPid() uint32 {
@@ -6697,7 +6806,7 @@ type JobExit struct {
 
 func (x *JobExit) Reset() {
 	*x = JobExit{}
-	mi := &file_joblet_proto_msgTypes[76]
+	mi := &file_joblet_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6709,7 +6818,7 @@ func (x *JobExit) String() string {
 func (*JobExit) ProtoMessage() {}
 
 func (x *JobExit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[76]
+	mi := &file_joblet_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6722,7 +6831,7 @@ func (x *JobExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobExit.ProtoReflect.Descriptor instead.
 func (*JobExit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{76}
+	return file_joblet_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *JobExit) GetCode() int32 {
@@ -6757,7 +6866,7 @@ type JobEvent struct {
 
 func (x *JobEvent) Reset() {
 	*x = JobEvent{}
-	mi := &file_joblet_proto_msgTypes[77]
+	mi := &file_joblet_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6769,7 +6878,7 @@ func (x *JobEvent) String() string {
 func (*JobEvent) ProtoMessage() {}
 
 func (x *JobEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[77]
+	mi := &file_joblet_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6782,7 +6891,7 @@ func (x *JobEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobEvent.ProtoReflect.Descriptor instead.
 func (*JobEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{77}
+	return file_joblet_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *JobEvent) GetEvent() isJobEvent_Event {
@@ -6883,7 +6992,7 @@ type JobOutput struct {
 
 func (x *JobOutput) Reset() {
 	*x = JobOutput{}
-	mi := &file_joblet_proto_msgTypes[78]
+	mi := &file_joblet_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6895,7 +7004,7 @@ func (x *JobOutput) String() string {
 func (*JobOutput) ProtoMessage() {}
 
 func (x *JobOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[78]
+	mi := &file_joblet_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6908,7 +7017,7 @@ func (x *JobOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobOutput.ProtoReflect.Descriptor instead.
 func (*JobOutput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{78}
+	return file_joblet_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *JobOutput) GetStream() int32 {
@@ -6949,7 +7058,7 @@ type JobLogGap struct {
 
 func (x *JobLogGap) Reset() {
 	*x = JobLogGap{}
-	mi := &file_joblet_proto_msgTypes[79]
+	mi := &file_joblet_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6961,7 +7070,7 @@ func (x *JobLogGap) String() string {
 func (*JobLogGap) ProtoMessage() {}
 
 func (x *JobLogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[79]
+	mi := &file_joblet_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6974,7 +7083,7 @@ func (x *JobLogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogGap.ProtoReflect.Descriptor instead.
 func (*JobLogGap) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{79}
+	return file_joblet_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *JobLogGap) GetOffset() int64 {
@@ -7007,7 +7116,7 @@ type FollowJobRequest struct {
 
 func (x *FollowJobRequest) Reset() {
 	*x = FollowJobRequest{}
-	mi := &file_joblet_proto_msgTypes[80]
+	mi := &file_joblet_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7019,7 +7128,7 @@ func (x *FollowJobRequest) String() string {
 func (*FollowJobRequest) ProtoMessage() {}
 
 func (x *FollowJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[80]
+	mi := &file_joblet_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7032,7 +7141,7 @@ func (x *FollowJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowJobRequest.ProtoReflect.Descriptor instead.
 func (*FollowJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{80}
+	return file_joblet_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *FollowJobRequest) GetUuid() string {
@@ -7106,7 +7215,7 @@ type JobInput struct {
 
 func (x *JobInput) Reset() {
 	*x = JobInput{}
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7118,7 +7227,7 @@ func (x *JobInput) String() string {
 func (*JobInput) ProtoMessage() {}
 
 func (x *JobInput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7131,7 +7240,7 @@ func (x *JobInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobInput.ProtoReflect.Descriptor instead.
 func (*JobInput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{81}
+	return file_joblet_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *JobInput) GetInput() isJobInput_Input {
@@ -7220,7 +7329,7 @@ type JobAttempt struct {
 
 func (x *JobAttempt) Reset() {
 	*x = JobAttempt{}
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7232,7 +7341,7 @@ func (x *JobAttempt) String() string {
 func (*JobAttempt) ProtoMessage() {}
 
 func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7245,7 +7354,7 @@ func (x *JobAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
 func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{82}
+	return file_joblet_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *JobAttempt) GetStartTime() string {
@@ -7300,7 +7409,7 @@ type RerunJobRequest struct {
 
 func (x *RerunJobRequest) Reset() {
 	*x = RerunJobRequest{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7312,7 +7421,7 @@ func (x *RerunJobRequest) String() string {
 func (*RerunJobRequest) ProtoMessage() {}
 
 func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7325,7 +7434,7 @@ func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
 func (*RerunJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *RerunJobRequest) GetUuid() string {
@@ -7354,7 +7463,7 @@ type PruneJobsRequest struct {
 
 func (x *PruneJobsRequest) Reset() {
 	*x = PruneJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7366,7 +7475,7 @@ func (x *PruneJobsRequest) String() string {
 func (*PruneJobsRequest) ProtoMessage() {}
 
 func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7379,7 +7488,7 @@ func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
 func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *PruneJobsRequest) GetEndedBefore() string {
@@ -7420,7 +7529,7 @@ type PruneJobsResponse struct {
 
 func (x *PruneJobsResponse) Reset() {
 	*x = PruneJobsResponse{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7432,7 +7541,7 @@ func (x *PruneJobsResponse) String() string {
 func (*PruneJobsResponse) ProtoMessage() {}
 
 func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7445,7 +7554,7 @@ func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
 func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PruneJobsResponse) GetDeletedCount() int32 {
@@ -7474,7 +7583,7 @@ type GetJobFilesRequest struct {
 
 func (x *GetJobFilesRequest) Reset() {
 	*x = GetJobFilesRequest{}
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7486,7 +7595,7 @@ func (x *GetJobFilesRequest) String() string {
 func (*GetJobFilesRequest) ProtoMessage() {}
 
 func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7499,7 +7608,7 @@ func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{86}
+	return file_joblet_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *GetJobFilesRequest) GetUuid() string {
@@ -7526,7 +7635,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7538,7 +7647,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7551,7 +7660,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{87}
+	return file_joblet_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -7576,7 +7685,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7588,7 +7697,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7601,7 +7710,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{88}
+	return file_joblet_proto_rawDescGZIP(), []int{89}
 }
 
 type WaitJobRequest struct {
@@ -7613,7 +7722,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7625,7 +7734,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7638,7 +7747,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{89}
+	return file_joblet_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -7657,7 +7766,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7669,7 +7778,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7682,7 +7791,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{90}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -7709,7 +7818,7 @@ type QueryJobsRequest struct {
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7721,7 +7830,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7734,7 +7843,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{91}
+	return file_joblet_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -7823,7 +7932,7 @@ type JobLimits struct {
 
 func (x *JobLimits) Reset() {
 	*x = JobLimits{}
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7835,7 +7944,7 @@ func (x *JobLimits) String() string {
 func (*JobLimits) ProtoMessage() {}
 
 func (x *JobLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7848,7 +7957,7 @@ func (x *JobLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLimits.ProtoReflect.Descriptor instead.
 func (*JobLimits) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{92}
+	return file_joblet_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *JobLimits) GetCpuPercent() int64 {
@@ -7953,7 +8062,7 @@ type JobRlimit struct {
 
 func (x *JobRlimit) Reset() {
 	*x = JobRlimit{}
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7965,7 +8074,7 @@ func (x *JobRlimit) String() string {
 func (*JobRlimit) ProtoMessage() {}
 
 func (x *JobRlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7978,7 +8087,7 @@ func (x *JobRlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobRlimit.ProtoReflect.Descriptor instead.
 func (*JobRlimit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{93}
+	return file_joblet_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *JobRlimit) GetSoft() uint64 {
@@ -8016,7 +8125,7 @@ type JobUsage struct {
 
 func (x *JobUsage) Reset() {
 	*x = JobUsage{}
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8028,7 +8137,7 @@ func (x *JobUsage) String() string {
 func (*JobUsage) ProtoMessage() {}
 
 func (x *JobUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8041,7 +8150,7 @@ func (x *JobUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
 func (*JobUsage) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{94}
+	return file_joblet_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *JobUsage) GetCpuUserUs() int64 {
@@ -8137,7 +8246,7 @@ type PauseJobRequest struct {
 
 func (x *PauseJobRequest) Reset() {
 	*x = PauseJobRequest{}
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8149,7 +8258,7 @@ func (x *PauseJobRequest) String() string {
 func (*PauseJobRequest) ProtoMessage() {}
 
 func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8162,7 +8271,7 @@ func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobRequest.ProtoReflect.Descriptor instead.
 func (*PauseJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{95}
+	return file_joblet_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *PauseJobRequest) GetUuid() string {
@@ -8181,7 +8290,7 @@ type PauseJobResponse struct {
 
 func (x *PauseJobResponse) Reset() {
 	*x = PauseJobResponse{}
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8193,7 +8302,7 @@ func (x *PauseJobResponse) String() string {
 func (*PauseJobResponse) ProtoMessage() {}
 
 func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8206,7 +8315,7 @@ func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobResponse.ProtoReflect.Descriptor instead.
 func (*PauseJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{96}
+	return file_joblet_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *PauseJobResponse) GetJob() *Job {
@@ -8225,7 +8334,7 @@ type ResumeJobRequest struct {
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8237,7 +8346,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8250,7 +8359,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{97}
+	return file_joblet_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *ResumeJobRequest) GetUuid() string {
@@ -8269,7 +8378,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8281,7 +8390,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8294,7 +8403,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{98}
+	return file_joblet_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -8314,7 +8423,7 @@ type UpdateJobRequest struct {
 
 func (x *UpdateJobRequest) Reset() {
 	*x = UpdateJobRequest{}
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8326,7 +8435,7 @@ func (x *UpdateJobRequest) String() string {
 func (*UpdateJobRequest) ProtoMessage() {}
 
 func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8339,7 +8448,7 @@ func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobRequest.ProtoReflect.Descriptor instead.
 func (*UpdateJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{99}
+	return file_joblet_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *UpdateJobRequest) GetUuid() string {
@@ -8365,7 +8474,7 @@ type UpdateJobResponse struct {
 
 func (x *UpdateJobResponse) Reset() {
 	*x = UpdateJobResponse{}
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8377,7 +8486,7 @@ func (x *UpdateJobResponse) String() string {
 func (*UpdateJobResponse) ProtoMessage() {}
 
 func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8390,7 +8499,7 @@ func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobResponse.ProtoReflect.Descriptor instead.
 func (*UpdateJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{100}
+	return file_joblet_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *UpdateJobResponse) GetJob() *Job {
@@ -8409,7 +8518,7 @@ type ListJobProcessesRequest struct {
 
 func (x *ListJobProcessesRequest) Reset() {
 	*x = ListJobProcessesRequest{}
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8421,7 +8530,7 @@ func (x *ListJobProcessesRequest) String() string {
 func (*ListJobProcessesRequest) ProtoMessage() {}
 
 func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8434,7 +8543,7 @@ func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{101}
+	return file_joblet_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListJobProcessesRequest) GetUuid() string {
@@ -8454,7 +8563,7 @@ type ListJobProcessesResponse struct {
 
 func (x *ListJobProcessesResponse) Reset() {
 	*x = ListJobProcessesResponse{}
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8466,7 +8575,7 @@ func (x *ListJobProcessesResponse) String() string {
 func (*ListJobProcessesResponse) ProtoMessage() {}
 
 func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8479,7 +8588,7 @@ func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{102}
+	return file_joblet_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListJobProcessesResponse) GetProcesses() []*JobProcess {
@@ -8516,7 +8625,7 @@ type JobProcess struct {
 
 func (x *JobProcess) Reset() {
 	*x = JobProcess{}
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8528,7 +8637,7 @@ func (x *JobProcess) String() string {
 func (*JobProcess) ProtoMessage() {}
 
 func (x *JobProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8541,7 +8650,7 @@ func (x *JobProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobProcess.ProtoReflect.Descriptor instead.
 func (*JobProcess) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{103}
+	return file_joblet_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *JobProcess) GetPid() int32 {
@@ -8634,7 +8743,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xef\r\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xa1\x0e\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -8693,7 +8802,8 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x1a>\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x120\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -8711,7 +8821,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xed\x0e\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x9f\x0f\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -8772,7 +8882,8 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x1a>\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x120\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9135,7 +9246,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x87\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xb9\n" +
 	"\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -9174,7 +9285,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
 	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
-	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x1a>\n" +
+	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x120\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9183,7 +9295,16 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"h\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"\xaf\x01\n" +
+	"\vJobSecurity\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1f\n" +
+	"\vallow_calls\x18\x02 \x03(\tR\n" +
+	"allowCalls\x12\x1d\n" +
+	"\n" +
+	"deny_calls\x18\x03 \x03(\tR\tdenyCalls\x12\x17\n" +
+	"\acap_add\x18\x04 \x03(\tR\x06capAdd\x12\x19\n" +
+	"\bcap_drop\x18\x05 \x03(\tR\acapDrop\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\tR\x04user\"h\n" +
 	"\x0eRunJobResponse\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x1d\n" +
@@ -9513,7 +9634,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 117)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -9574,231 +9695,235 @@ var file_joblet_proto_goTypes = []any{
 	(*TestRuntimeRequest)(nil),          // 56: joblet.TestRuntimeRequest
 	(*TestRuntimeResponse)(nil),         // 57: joblet.TestRuntimeResponse
 	(*RunJobRequest)(nil),               // 58: joblet.RunJobRequest
-	(*RunJobResponse)(nil),              // 59: joblet.RunJobResponse
-	(*Timestamp)(nil),                   // 60: joblet.Timestamp
-	(*RemoveRuntimeRequest)(nil),        // 61: joblet.RemoveRuntimeRequest
-	(*RemoveRuntimeResponse)(nil),       // 62: joblet.RemoveRuntimeResponse
-	(*StreamJobMetricsRequest)(nil),     // 63: joblet.StreamJobMetricsRequest
-	(*GetJobMetricsRequest)(nil),        // 64: joblet.GetJobMetricsRequest
-	(*JobMetricsEvent)(nil),             // 65: joblet.JobMetricsEvent
-	(*StreamJobTelematicsRequest)(nil),  // 66: joblet.StreamJobTelematicsRequest
-	(*GetJobTelematicsRequest)(nil),     // 67: joblet.GetJobTelematicsRequest
-	(*TelematicsEvent)(nil),             // 68: joblet.TelematicsEvent
-	(*TelematicsExecData)(nil),          // 69: joblet.TelematicsExecData
-	(*TelematicsConnectData)(nil),       // 70: joblet.TelematicsConnectData
-	(*TelematicsAcceptData)(nil),        // 71: joblet.TelematicsAcceptData
-	(*TelematicsFileData)(nil),          // 72: joblet.TelematicsFileData
-	(*TelematicsMmapData)(nil),          // 73: joblet.TelematicsMmapData
-	(*TelematicsMprotectData)(nil),      // 74: joblet.TelematicsMprotectData
-	(*TelematicsSocketDataData)(nil),    // 75: joblet.TelematicsSocketDataData
-	(*JobExit)(nil),                     // 76: joblet.JobExit
-	(*JobEvent)(nil),                    // 77: joblet.JobEvent
-	(*JobOutput)(nil),                   // 78: joblet.JobOutput
-	(*JobLogGap)(nil),                   // 79: joblet.JobLogGap
-	(*FollowJobRequest)(nil),            // 80: joblet.FollowJobRequest
-	(*JobInput)(nil),                    // 81: joblet.JobInput
-	(*JobAttempt)(nil),                  // 82: joblet.JobAttempt
-	(*RerunJobRequest)(nil),             // 83: joblet.RerunJobRequest
-	(*PruneJobsRequest)(nil),            // 84: joblet.PruneJobsRequest
-	(*PruneJobsResponse)(nil),           // 85: joblet.PruneJobsResponse
-	(*GetJobFilesRequest)(nil),          // 86: joblet.GetJobFilesRequest
-	(*SignalJobRequest)(nil),            // 87: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 88: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 89: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 90: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 91: joblet.QueryJobsRequest
-	(*JobLimits)(nil),                   // 92: joblet.JobLimits
-	(*JobRlimit)(nil),                   // 93: joblet.JobRlimit
-	(*JobUsage)(nil),                    // 94: joblet.JobUsage
-	(*PauseJobRequest)(nil),             // 95: joblet.PauseJobRequest
-	(*PauseJobResponse)(nil),            // 96: joblet.PauseJobResponse
-	(*ResumeJobRequest)(nil),            // 97: joblet.ResumeJobRequest
-	(*ResumeJobResponse)(nil),           // 98: joblet.ResumeJobResponse
-	(*UpdateJobRequest)(nil),            // 99: joblet.UpdateJobRequest
-	(*UpdateJobResponse)(nil),           // 100: joblet.UpdateJobResponse
-	(*ListJobProcessesRequest)(nil),     // 101: joblet.ListJobProcessesRequest
-	(*ListJobProcessesResponse)(nil),    // 102: joblet.ListJobProcessesResponse
-	(*JobProcess)(nil),                  // 103: joblet.JobProcess
-	nil,                                 // 104: joblet.Job.EnvironmentEntry
-	nil,                                 // 105: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 106: joblet.Job.LabelsEntry
-	nil,                                 // 107: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 108: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 109: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 110: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 111: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 112: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 113: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 114: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 115: joblet.RerunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 116: joblet.JobLimits.RlimitsEntry
+	(*JobSecurity)(nil),                 // 59: joblet.JobSecurity
+	(*RunJobResponse)(nil),              // 60: joblet.RunJobResponse
+	(*Timestamp)(nil),                   // 61: joblet.Timestamp
+	(*RemoveRuntimeRequest)(nil),        // 62: joblet.RemoveRuntimeRequest
+	(*RemoveRuntimeResponse)(nil),       // 63: joblet.RemoveRuntimeResponse
+	(*StreamJobMetricsRequest)(nil),     // 64: joblet.StreamJobMetricsRequest
+	(*GetJobMetricsRequest)(nil),        // 65: joblet.GetJobMetricsRequest
+	(*JobMetricsEvent)(nil),             // 66: joblet.JobMetricsEvent
+	(*StreamJobTelematicsRequest)(nil),  // 67: joblet.StreamJobTelematicsRequest
+	(*GetJobTelematicsRequest)(nil),     // 68: joblet.GetJobTelematicsRequest
+	(*TelematicsEvent)(nil),             // 69: joblet.TelematicsEvent
+	(*TelematicsExecData)(nil),          // 70: joblet.TelematicsExecData
+	(*TelematicsConnectData)(nil),       // 71: joblet.TelematicsConnectData
+	(*TelematicsAcceptData)(nil),        // 72: joblet.TelematicsAcceptData
+	(*TelematicsFileData)(nil),          // 73: joblet.TelematicsFileData
+	(*TelematicsMmapData)(nil),          // 74: joblet.TelematicsMmapData
+	(*TelematicsMprotectData)(nil),      // 75: joblet.TelematicsMprotectData
+	(*TelematicsSocketDataData)(nil),    // 76: joblet.TelematicsSocketDataData
+	(*JobExit)(nil),                     // 77: joblet.JobExit
+	(*JobEvent)(nil),                    // 78: joblet.JobEvent
+	(*JobOutput)(nil),                   // 79: joblet.JobOutput
+	(*JobLogGap)(nil),                   // 80: joblet.JobLogGap
+	(*FollowJobRequest)(nil),            // 81: joblet.FollowJobRequest
+	(*JobInput)(nil),                    // 82: joblet.JobInput
+	(*JobAttempt)(nil),                  // 83: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 84: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 85: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 86: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 87: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 88: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 89: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 90: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 91: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 92: joblet.QueryJobsRequest
+	(*JobLimits)(nil),                   // 93: joblet.JobLimits
+	(*JobRlimit)(nil),                   // 94: joblet.JobRlimit
+	(*JobUsage)(nil),                    // 95: joblet.JobUsage
+	(*PauseJobRequest)(nil),             // 96: joblet.PauseJobRequest
+	(*PauseJobResponse)(nil),            // 97: joblet.PauseJobResponse
+	(*ResumeJobRequest)(nil),            // 98: joblet.ResumeJobRequest
+	(*ResumeJobResponse)(nil),           // 99: joblet.ResumeJobResponse
+	(*UpdateJobRequest)(nil),            // 100: joblet.UpdateJobRequest
+	(*UpdateJobResponse)(nil),           // 101: joblet.UpdateJobResponse
+	(*ListJobProcessesRequest)(nil),     // 102: joblet.ListJobProcessesRequest
+	(*ListJobProcessesResponse)(nil),    // 103: joblet.ListJobProcessesResponse
+	(*JobProcess)(nil),                  // 104: joblet.JobProcess
+	nil,                                 // 105: joblet.Job.EnvironmentEntry
+	nil,                                 // 106: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 107: joblet.Job.LabelsEntry
+	nil,                                 // 108: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 109: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 110: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 111: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 112: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 113: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 114: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 115: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 116: joblet.RerunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 117: joblet.JobLimits.RlimitsEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	104, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	105, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
-	76,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	106, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
-	82,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	92,  // 6: joblet.Job.limits:type_name -> joblet.JobLimits
-	94,  // 7: joblet.Job.usage:type_name -> joblet.JobUsage
-	107, // 8: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	108, // 9: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	76,  // 10: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	109, // 11: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	82,  // 12: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	92,  // 13: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
-	94,  // 14: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
-	1,   // 15: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 16: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 17: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 18: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 19: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 20: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 21: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 22: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 23: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 24: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 25: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 26: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 27: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 28: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 29: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 30: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 31: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 32: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 33: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 34: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 35: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 36: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 37: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 38: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 39: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 40: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 41: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 42: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	110, // 43: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 44: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 45: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	111, // 46: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 47: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 48: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 49: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	112, // 50: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	113, // 51: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	114, // 52: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	92,  // 53: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 54: joblet.RunJobResponse.job:type_name -> joblet.Job
-	94,  // 55: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
-	69,  // 56: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	70,  // 57: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	71,  // 58: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	72,  // 59: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	73,  // 60: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	74,  // 61: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	75,  // 62: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 63: joblet.JobEvent.started:type_name -> joblet.Job
-	78,  // 64: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	79,  // 65: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 66: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 67: joblet.JobEvent.waiting:type_name -> joblet.Job
-	58,  // 68: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	76,  // 69: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	94,  // 70: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
-	115, // 71: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 72: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	116, // 73: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
-	1,   // 74: joblet.PauseJobResponse.job:type_name -> joblet.Job
-	1,   // 75: joblet.ResumeJobResponse.job:type_name -> joblet.Job
-	92,  // 76: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 77: joblet.UpdateJobResponse.job:type_name -> joblet.Job
-	103, // 78: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
-	93,  // 79: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
-	58,  // 80: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 81: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 82: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 83: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 84: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 85: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 86: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 87: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	63,  // 88: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	64,  // 89: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	66,  // 90: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	67,  // 91: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 92: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	80,  // 93: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	87,  // 94: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	89,  // 95: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	81,  // 96: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	83,  // 97: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	84,  // 98: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	86,  // 99: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	91,  // 100: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	95,  // 101: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
-	97,  // 102: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
-	99,  // 103: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
-	101, // 104: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
-	24,  // 105: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 106: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 107: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 108: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 109: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 110: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 111: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 112: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 113: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 114: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 115: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 116: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61,  // 117: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 118: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 119: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59,  // 120: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 121: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 122: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 123: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 124: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 125: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 126: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 127: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65,  // 128: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65,  // 129: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68,  // 130: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68,  // 131: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77,  // 132: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77,  // 133: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	88,  // 134: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	90,  // 135: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	77,  // 136: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	59,  // 137: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	85,  // 138: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 139: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	0,   // 140: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	96,  // 141: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
-	98,  // 142: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
-	100, // 143: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
-	102, // 144: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
-	25,  // 145: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 146: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 147: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 148: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 149: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 150: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 151: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 152: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 153: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 154: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 155: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 156: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62,  // 157: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 158: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 159: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	120, // [120:160] is the sub-list for method output_type
-	80,  // [80:120] is the sub-list for method input_type
-	80,  // [80:80] is the sub-list for extension type_name
-	80,  // [80:80] is the sub-list for extension extendee
-	0,   // [0:80] is the sub-list for field type_name
+	105, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	106, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	77,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
+	107, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	83,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	93,  // 6: joblet.Job.limits:type_name -> joblet.JobLimits
+	95,  // 7: joblet.Job.usage:type_name -> joblet.JobUsage
+	59,  // 8: joblet.Job.security:type_name -> joblet.JobSecurity
+	108, // 9: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	109, // 10: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	77,  // 11: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	110, // 12: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	83,  // 13: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	93,  // 14: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
+	95,  // 15: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
+	59,  // 16: joblet.GetJobStatusResponse.security:type_name -> joblet.JobSecurity
+	1,   // 17: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 18: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 19: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 20: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 21: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 22: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 23: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 24: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 25: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 26: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 27: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 28: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 29: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 30: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 31: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 32: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 33: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 34: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 35: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 36: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 37: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 38: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 39: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 40: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 41: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 42: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 43: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 44: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	111, // 45: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 46: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 47: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	112, // 48: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 49: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 50: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 51: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	113, // 52: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	114, // 53: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	115, // 54: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	93,  // 55: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
+	59,  // 56: joblet.RunJobRequest.security:type_name -> joblet.JobSecurity
+	1,   // 57: joblet.RunJobResponse.job:type_name -> joblet.Job
+	95,  // 58: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
+	70,  // 59: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	71,  // 60: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	72,  // 61: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	73,  // 62: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	74,  // 63: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	75,  // 64: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	76,  // 65: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 66: joblet.JobEvent.started:type_name -> joblet.Job
+	79,  // 67: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	80,  // 68: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 69: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 70: joblet.JobEvent.waiting:type_name -> joblet.Job
+	58,  // 71: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	77,  // 72: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	95,  // 73: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
+	116, // 74: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 75: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	117, // 76: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
+	1,   // 77: joblet.PauseJobResponse.job:type_name -> joblet.Job
+	1,   // 78: joblet.ResumeJobResponse.job:type_name -> joblet.Job
+	93,  // 79: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 80: joblet.UpdateJobResponse.job:type_name -> joblet.Job
+	104, // 81: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
+	94,  // 82: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
+	58,  // 83: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 84: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 85: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 86: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 87: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 88: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 89: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 90: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	64,  // 91: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	65,  // 92: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	67,  // 93: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	68,  // 94: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 95: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	81,  // 96: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	88,  // 97: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	90,  // 98: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	82,  // 99: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	84,  // 100: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	85,  // 101: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	87,  // 102: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	92,  // 103: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	96,  // 104: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
+	98,  // 105: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
+	100, // 106: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
+	102, // 107: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
+	24,  // 108: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 109: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 110: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 111: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 112: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 113: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 114: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 115: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 116: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 117: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 118: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 119: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	62,  // 120: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 121: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 122: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	60,  // 123: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 124: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 125: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 126: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 127: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 128: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 129: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 130: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	66,  // 131: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	66,  // 132: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	69,  // 133: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	69,  // 134: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	78,  // 135: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	78,  // 136: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	89,  // 137: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	91,  // 138: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	78,  // 139: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	60,  // 140: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	86,  // 141: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 142: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	0,   // 143: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	97,  // 144: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
+	99,  // 145: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
+	101, // 146: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
+	103, // 147: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
+	25,  // 148: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 149: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 150: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 151: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 152: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 153: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 154: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 155: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 156: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 157: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 158: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 159: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	63,  // 160: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 161: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 162: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	123, // [123:163] is the sub-list for method output_type
+	83,  // [83:123] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -9812,7 +9937,7 @@ func file_joblet_proto_init() {
 		(*BuildRuntimeProgress_Log)(nil),
 		(*BuildRuntimeProgress_Result)(nil),
 	}
-	file_joblet_proto_msgTypes[68].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[69].OneofWrappers = []any{
 		(*TelematicsEvent_Exec)(nil),
 		(*TelematicsEvent_Connect)(nil),
 		(*TelematicsEvent_Accept)(nil),
@@ -9821,14 +9946,14 @@ func file_joblet_proto_init() {
 		(*TelematicsEvent_Mprotect)(nil),
 		(*TelematicsEvent_SocketData)(nil),
 	}
-	file_joblet_proto_msgTypes[77].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[78].OneofWrappers = []any{
 		(*JobEvent_Started)(nil),
 		(*JobEvent_Output)(nil),
 		(*JobEvent_Gap)(nil),
 		(*JobEvent_Ended)(nil),
 		(*JobEvent_Waiting)(nil),
 	}
-	file_joblet_proto_msgTypes[81].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[82].OneofWrappers = []any{
 		(*JobInput_Run)(nil),
 		(*JobInput_Files)(nil),
 		(*JobInput_FilesEnd)(nil),
@@ -9840,7 +9965,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   117,
+			NumMessages:   118,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

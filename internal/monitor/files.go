@@ -16,9 +16,23 @@ func (m *monitor) workRoot() (*os.Root, error) {
 	return os.OpenRoot("/proc/self/fd/" + itoa(int64(m.work)))
 }
 
+// giveToUser makes the job's user, if that is not its root, the owner of /work
+// and of the pipes that it writes to: /dev/stdout leads to their inodes.
+func (m *monitor) giveToUser(run *Run) error {
+	if run.UID|run.GID == 0 {
+		return nil
+	}
+	for _, fd := range []int{m.work, m.output[0], m.output[1]} {
+		if err := unix.Fchown(fd, int(m.idBase+run.UID), int(m.idBase+run.GID)); err != nil {
+			return step("give /work and the output to the job's user", err)
+		}
+	}
+	return nil
+}
+
 // unpackFiles puts the files that came along with the job into its /work.
-func (m *monitor) unpackFiles(name string) error {
-	f, err := os.Open(name)
+func (m *monitor) unpackFiles(run *Run) error {
+	f, err := os.Open(run.FilesPath)
 	if err != nil {
 		return err
 	}
@@ -28,13 +42,13 @@ func (m *monitor) unpackFiles(name string) error {
 		return err
 	}
 	defer root.Close()
-	// The files must belong to the job's root, and its file system knows no
+	// The files must belong to the job's user, and its file system knows no
 	// other ids (EOVERFLOW). setfsuid(2) concerns one thread alone: this
 	// goroutine stays on it and turns it back before it lets go.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	setFSID(int(m.idBase))
-	defer setFSID(0)
+	setFSID(int(m.idBase+run.UID), int(m.idBase+run.GID))
+	defer setFSID(0, 0)
 	if _, err := archive.Unpack(root, f, archive.DefaultLimits); err != nil {
 		if errors.Is(err, unix.ENOSPC) {
 			return step(StepFiles, unix.ENOSPC)
@@ -44,9 +58,9 @@ func (m *monitor) unpackFiles(name string) error {
 	return nil
 }
 
-func setFSID(id int) {
-	_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, uintptr(id), 0, 0)
-	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(id), 0, 0)
+func setFSID(uid, gid int) {
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
 }
 
 // keepFiles writes what the ended job left in /work into the job's directory,

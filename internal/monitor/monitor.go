@@ -240,6 +240,9 @@ func (m *monitor) buildBox(box *Box) error {
 	if err := m.mapIDs(box); err != nil {
 		return err
 	}
+	if err := m.fixOOMScore(); err != nil {
+		return err
+	}
 	return m.letGo(nil)
 }
 
@@ -353,8 +356,11 @@ func (m *monitor) startJob(run *Run) error {
 	if err := m.raiseLimits(run.Rlimits); err != nil {
 		return err
 	}
+	if err := m.giveToUser(run); err != nil {
+		return err
+	}
 	if run.FilesPath != "" {
-		if err := m.unpackFiles(run.FilesPath); err != nil {
+		if err := m.unpackFiles(run); err != nil {
 			return err
 		}
 	}

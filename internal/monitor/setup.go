@@ -16,10 +16,12 @@ const (
 	slotDev               // the tree for /dev
 	slotLo                // a socket to bring the loopback interface up
 	slotStdin
-	slotTask = 12 // the tasks files of the v1 hierarchies
-	slotTree = 20 // the job's trees
-	maxTasks = slotTree - slotTask
-	maxTrees = maxSlots - slotTree - 1 // and standard input
+	slotRuleset      // of Landlock
+	slotRule         // and the one behind it
+	slotTask    = 12 // the tasks files of the v1 hierarchies
+	slotTree    = 20 // the job's trees
+	maxTasks    = slotTree - slotTask
+	maxTrees    = maxSlots - slotTree - 1 // and standard input
 )
 
 const (
@@ -40,6 +42,7 @@ func boxProgram(p *program, box *Box) {
 	mountProc(p)
 	mountDev(p, box)
 	leaveHost(p)
+	makeRuleset(p)
 	p.call("say that the box is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
 	p.add("wait for the job", op{kind: opReceive, save: slotTree})
 }
@@ -49,6 +52,9 @@ func boxProgram(p *program, box *Box) {
 // trees.
 func jobProgram(p *program, run *Run, out, err int) {
 	nameHost(p, run.Hostname)
+	if run.Nested {
+		unmaskProc(p)
+	}
 	attachTrees(p, run)
 	enterWorkDir(p, run)
 	connectInput(p, run)
@@ -175,6 +181,15 @@ func maskProc(p *program) {
 	}
 }
 
+// unmaskProc takes maskProc back: a user namespace that sees a part of proc only
+// may not mount it (mount_too_revealing). What is dangerous there belongs to the
+// host's root.
+func unmaskProc(p *program) {
+	for _, name := range append(procMasked, procReadOnly...) {
+		p.call("unmask /proc/"+name, unix.SYS_UMOUNT2, p.str("proc/"+name), unix.MNT_DETACH).may(allowAll) // EINVAL: it was not masked
+	}
+}
+
 // mountDev attaches the device nodes that the daemon keeps for all jobs (a
 // user namespace can't make any: mknod(2)), and the job's own terminals and
 // shared memory in them.
@@ -250,6 +265,9 @@ func enterWorkDir(p *program, run *Run) {
 		}
 	}
 	p.mkdir(dir, 0o755).may(allowAll) // chdir reports what is wrong with it
+	if run.UID|run.GID != 0 {
+		p.call("give the user the working directory", unix.SYS_FCHOWNAT, atFDCWD, p.str(dir), uintptr(run.UID), uintptr(run.GID), 0).may(allowAll) // EROFS: it stays as it is
+	}
 	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(dir))
 	p.call("umask", unix.SYS_UMASK, 0o022)
 }
@@ -299,12 +317,23 @@ func dropPrivileges(p *program, run *Run) {
 			p.call("drop from the bounding set", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c).may(allowAll) // EINVAL beyond the kernel's last
 		}
 	}
+	capabilities := run.Capabilities
+	if run.UID|run.GID != 0 {
+		p.call("setresgid", unix.SYS_SETRESGID, uintptr(run.GID), uintptr(run.GID), uintptr(run.GID))
+		p.call("setresuid", unix.SYS_SETRESUID, uintptr(run.UID), uintptr(run.UID), uintptr(run.UID))
+	}
+	if run.UID != 0 {
+		capabilities = 0 // setresuid has taken them
+	}
 	header := put(p, unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
-	low, high := uint32(run.Capabilities), uint32(run.Capabilities>>32)
+	low, high := uint32(capabilities), uint32(capabilities>>32)
 	data := put(p, [2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}})
 	p.call("capset", unix.SYS_CAPSET, header, data)
 	p.call("prctl PR_SET_NO_NEW_PRIVS", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	dieWithMonitor(p)
+	if run.Landlock {
+		confine(p)
+	}
 	if len(run.Filter) > 0 {
 		code := p.alloc(len(run.Filter))
 		if !p.full {

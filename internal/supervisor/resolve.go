@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
@@ -21,6 +22,9 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // resolve turns the names in a spec into facts for the engine.
 func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	env := map[string]string{"PATH": defaultPath, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8"}
+	if uid, _ := spec.Security.IDs(); uid != 0 { // who has no entry in /etc/passwd, and /root is not theirs
+		env["HOME"], env["USER"] = joblet.DefaultWorkDir, strconv.Itoa(int(uid))
+	}
 	view := s.engine.HostView
 	if spec.Runtime != "" {
 		rt, err := s.runtimes.Get(spec.Runtime)
@@ -47,6 +51,9 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	run.LogMaxBytes = cmp.Or(spec.LogMax, joblet.DefaultLogMax)
 	run.LogShrinks = s.cfg.LogShrinks
 	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
+	if err := run.SetSecurity(spec.Security); err != nil {
+		return nil, err
+	}
 	return run, s.limit(run, spec.Limits)
 }
 

@@ -656,13 +656,18 @@ static int swap_call(char **arg)
 	(void)arg;
 	pid_t pid = fork();
 	if (pid == 0) {
-		ptrace(PTRACE_TRACEME, 0, 0, 0);
+		if (ptrace(PTRACE_TRACEME, 0, 0, 0))
+			_exit(1);
 		raise(SIGSTOP);
 		long r = syscall(SYS_getppid);
 		_exit(r >= 0 ? 0 : 1);
 	}
 	int status, swapped = 0;
 	waitpid(pid, &status, 0);
+	if (WIFEXITED(status)) {
+		errno = EPERM;
+		return no("trace");
+	}
 	for (;;) {
 		if (ptrace(PTRACE_SYSCALL, pid, 0, 0) || waitpid(pid, &status, 0) < 0)
 			return broken("trace");
