@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -185,6 +186,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
 	}
+	// Jobs, with ids of their own, must be able to read what is made for them:
+	// every file's mode is ours to choose, whatever whoever started us prefers.
+	syscall.Umask(0o022)
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		return fmt.Errorf("create run directory: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -149,5 +150,16 @@ func TestLandlock(t *testing.T) {
 		t.Logf("this kernel runs without Landlock: %v", errno)
 	case r.status != refused:
 		t.Errorf("the kernel has Landlock, and the job is not under it: %v", r)
+	}
+}
+
+// TestUmask: jobs can read what is theirs to read whatever the umask was with which
+// the daemon was started.
+func TestUmask(t *testing.T) {
+	old := syscall.Umask(0o077)
+	w := newWorld(t)
+	syscall.Umask(old)
+	if r := w.job(t, "--user=1000", "sh", "-c", "head -1 /etc/passwd; cat /etc/hostname >/dev/null && umask"); r.stdout != "root:x:0:0:root:/root:/bin/sh\n0022\n" {
+		t.Error(r)
 	}
 }
