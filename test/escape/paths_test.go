@@ -146,7 +146,7 @@ func TestTerminalEscapes(t *testing.T) {
 }
 
 // TestPreload: the environment of a job has a say in its command and not in the
-// set-up, nor in its monitor (CVE-2019-5736 was sent by this way; CVE-2010-3847).
+// set-up, nor in its monitor (CVE-2010-3847).
 func TestPreload(t *testing.T) {
 	w := newWorld(t)
 	lib := filepath.Join(binDir, "preload.so")
