@@ -105,7 +105,16 @@ static pid_t pid_of(char **arg) { return (pid_t)atol(arg[0]); }
 
 // --- files
 
-static int openw(char **arg) { return made(arg[0], open(arg[0], O_WRONLY | O_CLOEXEC)); }
+static int openw(char **arg)
+{
+	struct stat st;
+	int fd = open(arg[0], O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && !fstat(fd, &st) && S_ISCHR(st.st_mode) && st.st_rdev == makedev(1, 3)) {
+		errno = ENOENT; // /dev/null lies over it
+		fd = -1;
+	}
+	return made(arg[0], fd);
+}
 
 static int readable(char **arg)
 {
@@ -335,6 +344,8 @@ static int release_agent(char **arg)
 		if (fd >= 0)
 			return through("release_agent of %s", *c);
 	}
+	if (errno != EPERM && errno != EACCES)
+		errno = ENODEV; // no controller is for v1: EINVAL, EBUSY
 	return no("cgroup v1");
 }
 
@@ -351,6 +362,8 @@ static int release_agent_host(char **arg)
 		if (fd >= 0)
 			return through("release_agent of %s", *c);
 	}
+	if (errno != EPERM && errno != EACCES)
+		errno = ENODEV; // no controller is for v1: EINVAL, EBUSY
 	return no("cgroup v1");
 }
 
