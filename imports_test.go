@@ -9,7 +9,8 @@ import (
 // TestImports keeps the direction of imports (ARCHITECTURE.md, Packages).
 func TestImports(t *testing.T) {
 	const module = "github.com/joblet/joblet"
-	heavy := []string{"google.golang.org/grpc", "google.golang.org/protobuf", "modernc.org/sqlite"}
+	const prometheus = "github.com/prometheus/client_golang"
+	heavy := []string{"google.golang.org/grpc", "google.golang.org/protobuf", "modernc.org/sqlite", prometheus}
 	tests := []struct {
 		pkg    string
 		never  []string
@@ -23,8 +24,9 @@ func TestImports(t *testing.T) {
 		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/archive", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/metrics", []string{module + "/internal/", "google.golang.org/grpc"}, "leaves do not import each other"},
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
-		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/engine", "modernc.org/"}, "rnx reaches the daemon through client only"},
+		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/engine", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
 	}
 	for _, test := range tests {
 		t.Run(test.pkg, func(t *testing.T) {

@@ -143,15 +143,15 @@ const cpuCores = "cpu-cores"
 var limitKinds = []limitKind{
 	{"max-cpu", "PERCENT", "processor time, 100 is one whole processor; more is allowed", func(l *Limits) *int64 { return &l.CPUPercent }, 1, MaxCPUPercent, parseNumber, formatNumber},
 	{"cpu-weight", "N", "share of processors that are short, from 1 to 10000; others have 100", func(l *Limits) *int64 { return &l.CPUWeight }, 1, MaxCPUWeight, parseNumber, formatNumber},
-	{"max-memory", "SIZE", "memory, files in the job's root and page cache included: MiB, or a size such as 512M", func(l *Limits) *int64 { return &l.MemoryBytes }, MinMemory, MaxMemory, parseMiB, FormatSize},
-	{"memory-high", "SIZE", "memory from which on the job is slowed down", func(l *Limits) *int64 { return &l.MemoryHighBytes }, MinMemory, MaxMemory, parseMiB, FormatSize},
-	{"max-swap", "SIZE", "what more may be swapped out (with --max-memory nothing is, unless this is given)", func(l *Limits) *int64 { return &l.SwapBytes }, 4096, MaxMemory, parseMiB, FormatSize},
+	{"max-memory", "SIZE", "memory, files in the job's root and page cache included: MiB, or a size such as 512M", func(l *Limits) *int64 { return &l.MemoryBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
+	{"memory-high", "SIZE", "memory from which on the job is slowed down", func(l *Limits) *int64 { return &l.MemoryHighBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
+	{"max-swap", "SIZE", "what more may be swapped out (with --max-memory nothing is, unless this is given)", func(l *Limits) *int64 { return &l.SwapBytes }, 4096, MaxMemory, parseMiB, formatMiB},
 	{"max-pids", "N", "processes and threads", func(l *Limits) *int64 { return &l.MaxPIDs }, MinPIDs, MaxPIDs, parseNumber, formatNumber},
 	{"max-iobps", "RATE", "bytes read, and bytes written, each second, such as 10M", func(l *Limits) *int64 { return &l.IOBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
 	{"max-read-bps", "RATE", "bytes read each second", func(l *Limits) *int64 { return &l.ReadBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
 	{"max-write-bps", "RATE", "bytes written each second", func(l *Limits) *int64 { return &l.WriteBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
 	{"max-iops", "N", "reads, and writes, each second", func(l *Limits) *int64 { return &l.IOps }, 1, MaxIOps, parseNumber, formatNumber},
-	{"max-disk", "SIZE", "what the job may write to its root, /work included, such as 512M; it counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, FormatSize},
+	{"max-disk", "SIZE", "what the job may write to its root, /work included, such as 512M; it counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, formatMiB},
 }
 
 // LimitDoc says how a limit is called, what its value is and what it does.
@@ -401,6 +401,15 @@ func parseMiB(s string) (int64, error) {
 		s += "M"
 	}
 	return ParseSize(s)
+}
+
+// formatMiB is FormatSize where a bare number would count MiB.
+func formatMiB(n int64) string {
+	s := FormatSize(n)
+	if strings.Trim(s, "0123456789") == "" {
+		s += "B"
+	}
+	return s
 }
 
 // ParseSize reads a number of bytes: "65536", "64K", "10MiB", "1.5G".

@@ -82,6 +82,10 @@ type Spec struct {
 	Uploads []string `json:"uploads,omitempty"` // what came along to be put into /work: the first parts of the paths
 
 	LogMax int64 `json:"log_max,omitempty"` // bytes of output kept, the newest; 0: DefaultLogMax
+
+	// Terminal is the size, at first, of the pseudo-terminal that is the job's
+	// standard input, output and error; zero: it has none.
+	Terminal WindowSize `json:"terminal,omitzero"`
 }
 
 // DefaultLogMax is how much of a job's output is kept unless it says otherwise.
@@ -250,6 +254,14 @@ func (s Spec) validateLife() error {
 		}
 	default:
 		return Errorf(InvalidArgument, "standard input %.20q: must be %s or %s", s.Stdin, StdinStream, StdinFile)
+	}
+	if s.Terminal != (WindowSize{}) {
+		if err := s.Terminal.Validate(); err != nil {
+			return err
+		}
+		if s.Stdin != StdinNone {
+			return Errorf(InvalidArgument, "a job with a terminal has that as its standard input, and no other")
+		}
 	}
 	if s.LogMax != 0 && (s.LogMax < MinLogMax || s.LogMax > MaxLogMax) {
 		return Errorf(InvalidArgument, "log limit of %d bytes: must be between %d and %d", s.LogMax, MinLogMax, int64(MaxLogMax))

@@ -1,6 +1,9 @@
 package joblet
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Usage is what a job has taken of its host since it started, all of its
 // processes together, those included that are gone. What a host does not count
@@ -66,6 +69,34 @@ type Process struct {
 	Started time.Time
 
 	CPUTime    time.Duration
-	CPUPercent float64 // of one processor, since the sample before, or since it started
+	CPUPercent float64 // of one processor, since it started, or see [Processes.Since]
 	Memory     int64   // bytes that are resident, shared ones too
+}
+
+// Processes are those of a job at one moment.
+type Processes struct {
+	Time    time.Time
+	All     []Process // by number in the job
+	Omitted int       // there are so many more
+}
+
+// Since returns p with the CPUPercent of each process that was there before
+// measured since then.
+func (p Processes) Since(before Processes) Processes {
+	old := make(map[int]Process, len(before.All))
+	for _, q := range before.All {
+		old[q.HostPID] = q
+	}
+	out := p
+	out.All = slices.Clone(p.All)
+	passed := p.Time.Sub(before.Time)
+	for i := range out.All {
+		q := &out.All[i]
+		b, there := old[q.HostPID]
+		// The kernel counts a process's start in hundredths of a second.
+		if there && b.PID == q.PID && b.Started.Sub(q.Started).Abs() < time.Second && q.CPUTime >= b.CPUTime && passed > 0 {
+			q.CPUPercent = 100 * float64(q.CPUTime-b.CPUTime) / float64(passed)
+		}
+	}
+	return out
 }

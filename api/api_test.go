@@ -34,7 +34,7 @@ func TestContract(t *testing.T) {
 				stream = "stream "
 			}
 			have[fmt.Sprintf("%s.%s(%s) %s%s", services.Get(i).Name(), m.Name(), m.Input().Name(), stream, m.Output().Name())] = true
-			if m.IsStreamingClient() && m.Name() != "SubmitJob" {
+			if m.IsStreamingClient() && m.Name() != "SubmitJob" && m.Name() != "AttachJob" && m.Name() != "ExecJob" {
 				t.Errorf("%s streams from the client", m.FullName())
 			}
 		}

@@ -128,6 +128,7 @@ type Job struct {
 	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -513,6 +514,13 @@ func (x *Job) GetOutOfMemory() bool {
 	return false
 }
 
+func (x *Job) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
 func (x *Job) GetSecurity() *JobSecurity {
 	if x != nil {
 		return x.Security
@@ -724,6 +732,7 @@ type GetJobStatusResponse struct {
 	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
@@ -1121,6 +1130,13 @@ func (x *GetJobStatusResponse) GetOutOfMemory() bool {
 		return x.OutOfMemory
 	}
 	return false
+}
+
+func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
 }
 
 func (x *GetJobStatusResponse) GetSecurity() *JobSecurity {
@@ -5066,6 +5082,7 @@ type RunJobRequest struct {
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
+	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
 	Security          *JobSecurity           `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -5321,6 +5338,13 @@ func (x *RunJobRequest) GetDetach() bool {
 func (x *RunJobRequest) GetLimits() *JobLimits {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
 	}
 	return nil
 }
@@ -6859,6 +6883,7 @@ type JobEvent struct {
 	//	*JobEvent_Gap
 	//	*JobEvent_Ended
 	//	*JobEvent_Waiting
+	//	*JobEvent_Attached
 	Event         isJobEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6946,6 +6971,15 @@ func (x *JobEvent) GetWaiting() *Job {
 	return nil
 }
 
+func (x *JobEvent) GetAttached() *JobAttached {
+	if x != nil {
+		if x, ok := x.Event.(*JobEvent_Attached); ok {
+			return x.Attached
+		}
+	}
+	return nil
+}
+
 type isJobEvent_Event interface {
 	isJobEvent_Event()
 }
@@ -6970,6 +7004,10 @@ type JobEvent_Waiting struct {
 	Waiting *Job `protobuf:"bytes,5,opt,name=waiting,proto3,oneof"` // it is PENDING or SCHEDULED
 }
 
+type JobEvent_Attached struct {
+	Attached *JobAttached `protobuf:"bytes,170,opt,name=attached,proto3,oneof"` // AttachJob's first
+}
+
 func (*JobEvent_Started) isJobEvent_Event() {}
 
 func (*JobEvent_Output) isJobEvent_Event() {}
@@ -6979,6 +7017,8 @@ func (*JobEvent_Gap) isJobEvent_Event() {}
 func (*JobEvent_Ended) isJobEvent_Event() {}
 
 func (*JobEvent_Waiting) isJobEvent_Event() {}
+
+func (*JobEvent_Attached) isJobEvent_Event() {}
 
 type JobOutput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -7208,6 +7248,8 @@ type JobInput struct {
 	//	*JobInput_Files
 	//	*JobInput_FilesEnd
 	//	*JobInput_Stdin
+	//	*JobInput_Attach
+	//	*JobInput_Resize
 	Input         isJobInput_Input `protobuf_oneof:"input"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7286,6 +7328,24 @@ func (x *JobInput) GetStdin() []byte {
 	return nil
 }
 
+func (x *JobInput) GetAttach() *AttachJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Attach); ok {
+			return x.Attach
+		}
+	}
+	return nil
+}
+
+func (x *JobInput) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Input.(*JobInput_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
 type isJobInput_Input interface {
 	isJobInput_Input()
 }
@@ -7303,7 +7363,15 @@ type JobInput_FilesEnd struct {
 }
 
 type JobInput_Stdin struct {
-	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"`
+	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"` // also what is typed, of a job with a terminal
+}
+
+type JobInput_Attach struct {
+	Attach *AttachJobRequest `protobuf:"bytes,170,opt,name=attach,proto3,oneof"` // first, of AttachJob
+}
+
+type JobInput_Resize struct {
+	Resize *WindowSize `protobuf:"bytes,171,opt,name=resize,proto3,oneof"` // of the job's terminal
 }
 
 func (*JobInput_Run) isJobInput_Input() {}
@@ -7313,6 +7381,594 @@ func (*JobInput_Files) isJobInput_Input() {}
 func (*JobInput_FilesEnd) isJobInput_Input() {}
 
 func (*JobInput_Stdin) isJobInput_Input() {}
+
+func (*JobInput_Attach) isJobInput_Input() {}
+
+func (*JobInput_Resize) isJobInput_Input() {}
+
+// A terminal's size in characters.
+type WindowSize struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          int32                  `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Columns       int32                  `protobuf:"varint,2,opt,name=columns,proto3" json:"columns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WindowSize) Reset() {
+	*x = WindowSize{}
+	mi := &file_joblet_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WindowSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WindowSize) ProtoMessage() {}
+
+func (x *WindowSize) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
+func (*WindowSize) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{83}
+}
+
+func (x *WindowSize) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *WindowSize) GetColumns() int32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+type AttachJobRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Offset int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // first byte of output wanted
+	Tail   int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`     // when positive: only so many bytes before what comes from now on, instead of offset
+	Size   *WindowSize            `protobuf:"bytes,4,opt,name=size,proto3" json:"size,omitempty"`      // the caller's; absent: leave the terminal as it is
+	// Have the program that has the screen draw it again (SIGWINCH), which it does
+	// by itself only when the size changes.
+	Redraw        bool `protobuf:"varint,5,opt,name=redraw,proto3" json:"redraw,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachJobRequest) Reset() {
+	*x = AttachJobRequest{}
+	mi := &file_joblet_proto_msgTypes[84]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachJobRequest) ProtoMessage() {}
+
+func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[84]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachJobRequest.ProtoReflect.Descriptor instead.
+func (*AttachJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{84}
+}
+
+func (x *AttachJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *AttachJobRequest) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *AttachJobRequest) GetTail() int64 {
+	if x != nil {
+		return x.Tail
+	}
+	return 0
+}
+
+func (x *AttachJobRequest) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+func (x *AttachJobRequest) GetRedraw() bool {
+	if x != nil {
+		return x.Redraw
+	}
+	return false
+}
+
+// What is known when a caller of AttachJob is attached.
+type JobAttached struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	LogBytes      int64                  `protobuf:"varint,1,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"` // output before this offset is older
+	Size          *WindowSize            `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`                          // the terminal's, before the caller's
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobAttached) Reset() {
+	*x = JobAttached{}
+	mi := &file_joblet_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobAttached) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobAttached) ProtoMessage() {}
+
+func (x *JobAttached) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobAttached.ProtoReflect.Descriptor instead.
+func (*JobAttached) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{85}
+}
+
+func (x *JobAttached) GetLogBytes() int64 {
+	if x != nil {
+		return x.LogBytes
+	}
+	return 0
+}
+
+func (x *JobAttached) GetSize() *WindowSize {
+	if x != nil {
+		return x.Size
+	}
+	return nil
+}
+
+type ExecInput struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*ExecInput_Run
+	//	*ExecInput_Stdin
+	//	*ExecInput_Resize
+	//	*ExecInput_Signal
+	Input         isExecInput_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecInput) Reset() {
+	*x = ExecInput{}
+	mi := &file_joblet_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecInput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecInput) ProtoMessage() {}
+
+func (x *ExecInput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
+func (*ExecInput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{86}
+}
+
+func (x *ExecInput) GetInput() isExecInput_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *ExecInput) GetRun() *ExecJobRequest {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Run); ok {
+			return x.Run
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetResize() *WindowSize {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
+func (x *ExecInput) GetSignal() int32 {
+	if x != nil {
+		if x, ok := x.Input.(*ExecInput_Signal); ok {
+			return x.Signal
+		}
+	}
+	return 0
+}
+
+type isExecInput_Input interface {
+	isExecInput_Input()
+}
+
+type ExecInput_Run struct {
+	Run *ExecJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first
+}
+
+type ExecInput_Stdin struct {
+	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"`
+}
+
+type ExecInput_Resize struct {
+	Resize *WindowSize `protobuf:"bytes,3,opt,name=resize,proto3,oneof"`
+}
+
+type ExecInput_Signal struct {
+	Signal int32 `protobuf:"varint,4,opt,name=signal,proto3,oneof"` // Linux number, for the process
+}
+
+func (*ExecInput_Run) isExecInput_Input() {}
+
+func (*ExecInput_Stdin) isExecInput_Input() {}
+
+func (*ExecInput_Resize) isExecInput_Input() {}
+
+func (*ExecInput_Signal) isExecInput_Input() {}
+
+type ExecJobRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Args          []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
+	Environment   map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside the job's own
+	WorkDir       string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
+	Stdin         bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
+	Terminal      *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecJobRequest) Reset() {
+	*x = ExecJobRequest{}
+	mi := &file_joblet_proto_msgTypes[87]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecJobRequest) ProtoMessage() {}
+
+func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[87]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecJobRequest.ProtoReflect.Descriptor instead.
+func (*ExecJobRequest) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{87}
+}
+
+func (x *ExecJobRequest) GetUuid() string {
+	if x != nil {
+		return x.Uuid
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetEnvironment() map[string]string {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetWorkDir() string {
+	if x != nil {
+		return x.WorkDir
+	}
+	return ""
+}
+
+func (x *ExecJobRequest) GetStdin() bool {
+	if x != nil {
+		return x.Stdin
+	}
+	return false
+}
+
+func (x *ExecJobRequest) GetTerminal() *WindowSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+type ExecEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ExecEvent_Started
+	//	*ExecEvent_Output
+	//	*ExecEvent_Ended
+	Event         isExecEvent_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEvent) Reset() {
+	*x = ExecEvent{}
+	mi := &file_joblet_proto_msgTypes[88]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEvent) ProtoMessage() {}
+
+func (x *ExecEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[88]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
+func (*ExecEvent) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{88}
+}
+
+func (x *ExecEvent) GetEvent() isExecEvent_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetStarted() *ExecStarted {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Started); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetOutput() *ExecOutput {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Output); ok {
+			return x.Output
+		}
+	}
+	return nil
+}
+
+func (x *ExecEvent) GetEnded() *JobExit {
+	if x != nil {
+		if x, ok := x.Event.(*ExecEvent_Ended); ok {
+			return x.Ended
+		}
+	}
+	return nil
+}
+
+type isExecEvent_Event interface {
+	isExecEvent_Event()
+}
+
+type ExecEvent_Started struct {
+	Started *ExecStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
+}
+
+type ExecEvent_Output struct {
+	Output *ExecOutput `protobuf:"bytes,2,opt,name=output,proto3,oneof"`
+}
+
+type ExecEvent_Ended struct {
+	Ended *JobExit `protobuf:"bytes,3,opt,name=ended,proto3,oneof"` // last
+}
+
+func (*ExecEvent_Started) isExecEvent_Event() {}
+
+func (*ExecEvent_Output) isExecEvent_Event() {}
+
+func (*ExecEvent_Ended) isExecEvent_Event() {}
+
+type ExecStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	HostPid       int64                  `protobuf:"varint,1,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStarted) Reset() {
+	*x = ExecStarted{}
+	mi := &file_joblet_proto_msgTypes[89]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStarted) ProtoMessage() {}
+
+func (x *ExecStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[89]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
+func (*ExecStarted) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{89}
+}
+
+func (x *ExecStarted) GetHostPid() int64 {
+	if x != nil {
+		return x.HostPid
+	}
+	return 0
+}
+
+type ExecOutput struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stream        int32                  `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"` // 1: stdout, 2: stderr
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecOutput) Reset() {
+	*x = ExecOutput{}
+	mi := &file_joblet_proto_msgTypes[90]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecOutput) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecOutput) ProtoMessage() {}
+
+func (x *ExecOutput) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[90]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
+func (*ExecOutput) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{90}
+}
+
+func (x *ExecOutput) GetStream() int32 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
+func (x *ExecOutput) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
 
 // A run of a job that was followed by another.
 type JobAttempt struct {
@@ -7329,7 +7985,7 @@ type JobAttempt struct {
 
 func (x *JobAttempt) Reset() {
 	*x = JobAttempt{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7341,7 +7997,7 @@ func (x *JobAttempt) String() string {
 func (*JobAttempt) ProtoMessage() {}
 
 func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7354,7 +8010,7 @@ func (x *JobAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
 func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *JobAttempt) GetStartTime() string {
@@ -7409,7 +8065,7 @@ type RerunJobRequest struct {
 
 func (x *RerunJobRequest) Reset() {
 	*x = RerunJobRequest{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7421,7 +8077,7 @@ func (x *RerunJobRequest) String() string {
 func (*RerunJobRequest) ProtoMessage() {}
 
 func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7434,7 +8090,7 @@ func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
 func (*RerunJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RerunJobRequest) GetUuid() string {
@@ -7463,7 +8119,7 @@ type PruneJobsRequest struct {
 
 func (x *PruneJobsRequest) Reset() {
 	*x = PruneJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7475,7 +8131,7 @@ func (x *PruneJobsRequest) String() string {
 func (*PruneJobsRequest) ProtoMessage() {}
 
 func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7488,7 +8144,7 @@ func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
 func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PruneJobsRequest) GetEndedBefore() string {
@@ -7529,7 +8185,7 @@ type PruneJobsResponse struct {
 
 func (x *PruneJobsResponse) Reset() {
 	*x = PruneJobsResponse{}
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7541,7 +8197,7 @@ func (x *PruneJobsResponse) String() string {
 func (*PruneJobsResponse) ProtoMessage() {}
 
 func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7554,7 +8210,7 @@ func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
 func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{86}
+	return file_joblet_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PruneJobsResponse) GetDeletedCount() int32 {
@@ -7583,7 +8239,7 @@ type GetJobFilesRequest struct {
 
 func (x *GetJobFilesRequest) Reset() {
 	*x = GetJobFilesRequest{}
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7595,7 +8251,7 @@ func (x *GetJobFilesRequest) String() string {
 func (*GetJobFilesRequest) ProtoMessage() {}
 
 func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7608,7 +8264,7 @@ func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{87}
+	return file_joblet_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetJobFilesRequest) GetUuid() string {
@@ -7635,7 +8291,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7647,7 +8303,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7660,7 +8316,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{88}
+	return file_joblet_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -7685,7 +8341,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7697,7 +8353,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7710,7 +8366,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{89}
+	return file_joblet_proto_rawDescGZIP(), []int{97}
 }
 
 type WaitJobRequest struct {
@@ -7722,7 +8378,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7734,7 +8390,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7747,7 +8403,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{90}
+	return file_joblet_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -7766,7 +8422,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7778,7 +8434,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7791,7 +8447,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{91}
+	return file_joblet_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -7818,7 +8474,7 @@ type QueryJobsRequest struct {
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7830,7 +8486,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7843,7 +8499,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{92}
+	return file_joblet_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -7932,7 +8588,7 @@ type JobLimits struct {
 
 func (x *JobLimits) Reset() {
 	*x = JobLimits{}
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7944,7 +8600,7 @@ func (x *JobLimits) String() string {
 func (*JobLimits) ProtoMessage() {}
 
 func (x *JobLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7957,7 +8613,7 @@ func (x *JobLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLimits.ProtoReflect.Descriptor instead.
 func (*JobLimits) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{93}
+	return file_joblet_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *JobLimits) GetCpuPercent() int64 {
@@ -8062,7 +8718,7 @@ type JobRlimit struct {
 
 func (x *JobRlimit) Reset() {
 	*x = JobRlimit{}
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8074,7 +8730,7 @@ func (x *JobRlimit) String() string {
 func (*JobRlimit) ProtoMessage() {}
 
 func (x *JobRlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8087,7 +8743,7 @@ func (x *JobRlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobRlimit.ProtoReflect.Descriptor instead.
 func (*JobRlimit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{94}
+	return file_joblet_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *JobRlimit) GetSoft() uint64 {
@@ -8125,7 +8781,7 @@ type JobUsage struct {
 
 func (x *JobUsage) Reset() {
 	*x = JobUsage{}
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8137,7 +8793,7 @@ func (x *JobUsage) String() string {
 func (*JobUsage) ProtoMessage() {}
 
 func (x *JobUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8150,7 +8806,7 @@ func (x *JobUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
 func (*JobUsage) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{95}
+	return file_joblet_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *JobUsage) GetCpuUserUs() int64 {
@@ -8246,7 +8902,7 @@ type PauseJobRequest struct {
 
 func (x *PauseJobRequest) Reset() {
 	*x = PauseJobRequest{}
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8258,7 +8914,7 @@ func (x *PauseJobRequest) String() string {
 func (*PauseJobRequest) ProtoMessage() {}
 
 func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8271,7 +8927,7 @@ func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobRequest.ProtoReflect.Descriptor instead.
 func (*PauseJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{96}
+	return file_joblet_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PauseJobRequest) GetUuid() string {
@@ -8290,7 +8946,7 @@ type PauseJobResponse struct {
 
 func (x *PauseJobResponse) Reset() {
 	*x = PauseJobResponse{}
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8302,7 +8958,7 @@ func (x *PauseJobResponse) String() string {
 func (*PauseJobResponse) ProtoMessage() {}
 
 func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8315,7 +8971,7 @@ func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobResponse.ProtoReflect.Descriptor instead.
 func (*PauseJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{97}
+	return file_joblet_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *PauseJobResponse) GetJob() *Job {
@@ -8334,7 +8990,7 @@ type ResumeJobRequest struct {
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8346,7 +9002,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8359,7 +9015,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{98}
+	return file_joblet_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ResumeJobRequest) GetUuid() string {
@@ -8378,7 +9034,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8390,7 +9046,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8403,7 +9059,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{99}
+	return file_joblet_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -8423,7 +9079,7 @@ type UpdateJobRequest struct {
 
 func (x *UpdateJobRequest) Reset() {
 	*x = UpdateJobRequest{}
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8435,7 +9091,7 @@ func (x *UpdateJobRequest) String() string {
 func (*UpdateJobRequest) ProtoMessage() {}
 
 func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8448,7 +9104,7 @@ func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobRequest.ProtoReflect.Descriptor instead.
 func (*UpdateJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{100}
+	return file_joblet_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *UpdateJobRequest) GetUuid() string {
@@ -8474,7 +9130,7 @@ type UpdateJobResponse struct {
 
 func (x *UpdateJobResponse) Reset() {
 	*x = UpdateJobResponse{}
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8486,7 +9142,7 @@ func (x *UpdateJobResponse) String() string {
 func (*UpdateJobResponse) ProtoMessage() {}
 
 func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8499,7 +9155,7 @@ func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobResponse.ProtoReflect.Descriptor instead.
 func (*UpdateJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{101}
+	return file_joblet_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *UpdateJobResponse) GetJob() *Job {
@@ -8518,7 +9174,7 @@ type ListJobProcessesRequest struct {
 
 func (x *ListJobProcessesRequest) Reset() {
 	*x = ListJobProcessesRequest{}
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8530,7 +9186,7 @@ func (x *ListJobProcessesRequest) String() string {
 func (*ListJobProcessesRequest) ProtoMessage() {}
 
 func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8543,7 +9199,7 @@ func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{102}
+	return file_joblet_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListJobProcessesRequest) GetUuid() string {
@@ -8555,15 +9211,16 @@ func (x *ListJobProcessesRequest) GetUuid() string {
 
 type ListJobProcessesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"` // by number in the job
-	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`    // there are so many more
+	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`                         // by number in the job
+	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`                            // there are so many more
+	TimestampNs   int64                  `protobuf:"varint,3,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // when they were looked at
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ListJobProcessesResponse) Reset() {
 	*x = ListJobProcessesResponse{}
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8575,7 +9232,7 @@ func (x *ListJobProcessesResponse) String() string {
 func (*ListJobProcessesResponse) ProtoMessage() {}
 
 func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8588,7 +9245,7 @@ func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{103}
+	return file_joblet_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListJobProcessesResponse) GetProcesses() []*JobProcess {
@@ -8605,6 +9262,13 @@ func (x *ListJobProcessesResponse) GetOmitted() int64 {
 	return 0
 }
 
+func (x *ListJobProcessesResponse) GetTimestampNs() int64 {
+	if x != nil {
+		return x.TimestampNs
+	}
+	return 0
+}
+
 type JobProcess struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the job numbers it
@@ -8617,7 +9281,7 @@ type JobProcess struct {
 	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
 	StartTime     string                 `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	CpuUs         int64                  `protobuf:"varint,10,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
-	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since the answer before, or since it started
+	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since it started; cpu_us of two answers tell what it takes now
 	MemoryBytes   int64                  `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -8625,7 +9289,7 @@ type JobProcess struct {
 
 func (x *JobProcess) Reset() {
 	*x = JobProcess{}
-	mi := &file_joblet_proto_msgTypes[104]
+	mi := &file_joblet_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8637,7 +9301,7 @@ func (x *JobProcess) String() string {
 func (*JobProcess) ProtoMessage() {}
 
 func (x *JobProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[104]
+	mi := &file_joblet_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8650,7 +9314,7 @@ func (x *JobProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobProcess.ProtoReflect.Descriptor instead.
 func (*JobProcess) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{104}
+	return file_joblet_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *JobProcess) GetPid() int32 {
@@ -8743,7 +9407,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xa1\x0e\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xd2\x0e\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -8802,7 +9466,8 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x120\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -8821,7 +9486,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x9f\x0f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xd0\x0f\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -8882,7 +9547,8 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x120\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -9246,7 +9912,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xb9\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xea\n" +
 	"\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -9285,7 +9951,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
 	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
-	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x120\n" +
+	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -9421,13 +10088,14 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05bytes\x18\b \x01(\x03R\x05bytes\"5\n" +
 	"\aJobExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xde\x01\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x92\x02\n" +
 	"\bJobEvent\x12'\n" +
 	"\astarted\x18\x01 \x01(\v2\v.joblet.JobH\x00R\astarted\x12+\n" +
 	"\x06output\x18\x02 \x01(\v2\x11.joblet.JobOutputH\x00R\x06output\x12%\n" +
 	"\x03gap\x18\x03 \x01(\v2\x11.joblet.JobLogGapH\x00R\x03gap\x12#\n" +
 	"\x05ended\x18\x04 \x01(\v2\v.joblet.JobH\x00R\x05ended\x12'\n" +
-	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaitingB\a\n" +
+	"\awaiting\x18\x05 \x01(\v2\v.joblet.JobH\x00R\awaiting\x122\n" +
+	"\battached\x18\xaa\x01 \x01(\v2\x13.joblet.JobAttachedH\x00R\battachedB\a\n" +
 	"\x05event\"h\n" +
 	"\tJobOutput\x12\x16\n" +
 	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x16\n" +
@@ -9445,13 +10113,56 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06stdout\x18\x05 \x01(\bR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x06 \x01(\bR\x06stderr\x12\x14\n" +
 	"\x05since\x18\a \x01(\tR\x05since\x12\x14\n" +
-	"\x05until\x18\b \x01(\tR\x05until\"\x8d\x01\n" +
+	"\x05until\x18\b \x01(\tR\x05until\"\xf1\x01\n" +
 	"\bJobInput\x12)\n" +
 	"\x03run\x18\x01 \x01(\v2\x15.joblet.RunJobRequestH\x00R\x03run\x12\x16\n" +
 	"\x05files\x18\x02 \x01(\fH\x00R\x05files\x12\x1d\n" +
 	"\tfiles_end\x18\x03 \x01(\bH\x00R\bfilesEnd\x12\x16\n" +
-	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdinB\a\n" +
-	"\x05input\"\xc3\x01\n" +
+	"\x05stdin\x18\x04 \x01(\fH\x00R\x05stdin\x123\n" +
+	"\x06attach\x18\xaa\x01 \x01(\v2\x18.joblet.AttachJobRequestH\x00R\x06attach\x12-\n" +
+	"\x06resize\x18\xab\x01 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resizeB\a\n" +
+	"\x05input\":\n" +
+	"\n" +
+	"WindowSize\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x05R\x04rows\x12\x18\n" +
+	"\acolumns\x18\x02 \x01(\x05R\acolumns\"\x92\x01\n" +
+	"\x10AttachJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
+	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
+	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12&\n" +
+	"\x04size\x18\x04 \x01(\v2\x12.joblet.WindowSizeR\x04size\x12\x16\n" +
+	"\x06redraw\x18\x05 \x01(\bR\x06redraw\"R\n" +
+	"\vJobAttached\x12\x1b\n" +
+	"\tlog_bytes\x18\x01 \x01(\x03R\blogBytes\x12&\n" +
+	"\x04size\x18\x02 \x01(\v2\x12.joblet.WindowSizeR\x04size\"\xa0\x01\n" +
+	"\tExecInput\x12*\n" +
+	"\x03run\x18\x01 \x01(\v2\x16.joblet.ExecJobRequestH\x00R\x03run\x12\x16\n" +
+	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12,\n" +
+	"\x06resize\x18\x03 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resize\x12\x18\n" +
+	"\x06signal\x18\x04 \x01(\x05H\x00R\x06signalB\a\n" +
+	"\x05input\"\xbe\x02\n" +
+	"\x0eExecJobRequest\x12\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
+	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
+	"\x04args\x18\x03 \x03(\tR\x04args\x12I\n" +
+	"\venvironment\x18\x04 \x03(\v2'.joblet.ExecJobRequest.EnvironmentEntryR\venvironment\x12\x19\n" +
+	"\bwork_dir\x18\x05 \x01(\tR\aworkDir\x12\x14\n" +
+	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12.\n" +
+	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\x10EnvironmentEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x01\n" +
+	"\tExecEvent\x12/\n" +
+	"\astarted\x18\x01 \x01(\v2\x13.joblet.ExecStartedH\x00R\astarted\x12,\n" +
+	"\x06output\x18\x02 \x01(\v2\x12.joblet.ExecOutputH\x00R\x06output\x12'\n" +
+	"\x05ended\x18\x03 \x01(\v2\x0f.joblet.JobExitH\x00R\x05endedB\a\n" +
+	"\x05event\"(\n" +
+	"\vExecStarted\x12\x19\n" +
+	"\bhost_pid\x18\x01 \x01(\x03R\ahostPid\"8\n" +
+	"\n" +
+	"ExecOutput\x12\x16\n" +
+	"\x06stream\x18\x01 \x01(\x05R\x06stream\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"\xc3\x01\n" +
 	"\n" +
 	"JobAttempt\x12\x1d\n" +
 	"\n" +
@@ -9553,10 +10264,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\x11UpdateJobResponse\x12\x1d\n" +
 	"\x03job\x18\x01 \x01(\v2\v.joblet.JobR\x03job\"-\n" +
 	"\x17ListJobProcessesRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x89\x01\n" +
 	"\x18ListJobProcessesResponse\x120\n" +
 	"\tprocesses\x18\x01 \x03(\v2\x12.joblet.JobProcessR\tprocesses\x12\x18\n" +
-	"\aomitted\x18\x02 \x01(\x03R\aomitted\"\xb7\x02\n" +
+	"\aomitted\x18\x02 \x01(\x03R\aomitted\x12!\n" +
+	"\ftimestamp_ns\x18\x03 \x01(\x03R\vtimestampNs\"\xb7\x02\n" +
 	"\n" +
 	"JobProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x19\n" +
@@ -9573,7 +10285,7 @@ const file_joblet_proto_rawDesc = "" +
 	" \x01(\x03R\x05cpuUs\x12\x1f\n" +
 	"\vcpu_percent\x18\v \x01(\x01R\n" +
 	"cpuPercent\x12!\n" +
-	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes2\x87\r\n" +
+	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes2\xf1\r\n" +
 	"\n" +
 	"JobService\x127\n" +
 	"\x06RunJob\x12\x15.joblet.RunJobRequest\x1a\x16.joblet.RunJobResponse\x12I\n" +
@@ -9596,7 +10308,9 @@ const file_joblet_proto_rawDesc = "" +
 	"\tSubmitJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x12;\n" +
 	"\bRerunJob\x12\x17.joblet.RerunJobRequest\x1a\x16.joblet.RunJobResponse\x12@\n" +
 	"\tPruneJobs\x12\x18.joblet.PruneJobsRequest\x1a\x19.joblet.PruneJobsResponse\x12>\n" +
-	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x125\n" +
+	"\vGetJobFiles\x12\x1a.joblet.GetJobFilesRequest\x1a\x11.joblet.DataChunk0\x01\x123\n" +
+	"\tAttachJob\x12\x10.joblet.JobInput\x1a\x10.joblet.JobEvent(\x010\x01\x123\n" +
+	"\aExecJob\x12\x11.joblet.ExecInput\x1a\x11.joblet.ExecEvent(\x010\x01\x125\n" +
 	"\tQueryJobs\x12\x18.joblet.QueryJobsRequest\x1a\f.joblet.Jobs0\x01\x12=\n" +
 	"\bPauseJob\x12\x17.joblet.PauseJobRequest\x1a\x18.joblet.PauseJobResponse\x12@\n" +
 	"\tResumeJob\x12\x18.joblet.ResumeJobRequest\x1a\x19.joblet.ResumeJobResponse\x12@\n" +
@@ -9634,7 +10348,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 127)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -9719,211 +10433,239 @@ var file_joblet_proto_goTypes = []any{
 	(*JobLogGap)(nil),                   // 80: joblet.JobLogGap
 	(*FollowJobRequest)(nil),            // 81: joblet.FollowJobRequest
 	(*JobInput)(nil),                    // 82: joblet.JobInput
-	(*JobAttempt)(nil),                  // 83: joblet.JobAttempt
-	(*RerunJobRequest)(nil),             // 84: joblet.RerunJobRequest
-	(*PruneJobsRequest)(nil),            // 85: joblet.PruneJobsRequest
-	(*PruneJobsResponse)(nil),           // 86: joblet.PruneJobsResponse
-	(*GetJobFilesRequest)(nil),          // 87: joblet.GetJobFilesRequest
-	(*SignalJobRequest)(nil),            // 88: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 89: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 90: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 91: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 92: joblet.QueryJobsRequest
-	(*JobLimits)(nil),                   // 93: joblet.JobLimits
-	(*JobRlimit)(nil),                   // 94: joblet.JobRlimit
-	(*JobUsage)(nil),                    // 95: joblet.JobUsage
-	(*PauseJobRequest)(nil),             // 96: joblet.PauseJobRequest
-	(*PauseJobResponse)(nil),            // 97: joblet.PauseJobResponse
-	(*ResumeJobRequest)(nil),            // 98: joblet.ResumeJobRequest
-	(*ResumeJobResponse)(nil),           // 99: joblet.ResumeJobResponse
-	(*UpdateJobRequest)(nil),            // 100: joblet.UpdateJobRequest
-	(*UpdateJobResponse)(nil),           // 101: joblet.UpdateJobResponse
-	(*ListJobProcessesRequest)(nil),     // 102: joblet.ListJobProcessesRequest
-	(*ListJobProcessesResponse)(nil),    // 103: joblet.ListJobProcessesResponse
-	(*JobProcess)(nil),                  // 104: joblet.JobProcess
-	nil,                                 // 105: joblet.Job.EnvironmentEntry
-	nil,                                 // 106: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 107: joblet.Job.LabelsEntry
-	nil,                                 // 108: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 109: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 110: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 111: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 112: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 113: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 114: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 115: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 116: joblet.RerunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 117: joblet.JobLimits.RlimitsEntry
+	(*WindowSize)(nil),                  // 83: joblet.WindowSize
+	(*AttachJobRequest)(nil),            // 84: joblet.AttachJobRequest
+	(*JobAttached)(nil),                 // 85: joblet.JobAttached
+	(*ExecInput)(nil),                   // 86: joblet.ExecInput
+	(*ExecJobRequest)(nil),              // 87: joblet.ExecJobRequest
+	(*ExecEvent)(nil),                   // 88: joblet.ExecEvent
+	(*ExecStarted)(nil),                 // 89: joblet.ExecStarted
+	(*ExecOutput)(nil),                  // 90: joblet.ExecOutput
+	(*JobAttempt)(nil),                  // 91: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 92: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 93: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 94: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 95: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 96: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 97: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 98: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 99: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 100: joblet.QueryJobsRequest
+	(*JobLimits)(nil),                   // 101: joblet.JobLimits
+	(*JobRlimit)(nil),                   // 102: joblet.JobRlimit
+	(*JobUsage)(nil),                    // 103: joblet.JobUsage
+	(*PauseJobRequest)(nil),             // 104: joblet.PauseJobRequest
+	(*PauseJobResponse)(nil),            // 105: joblet.PauseJobResponse
+	(*ResumeJobRequest)(nil),            // 106: joblet.ResumeJobRequest
+	(*ResumeJobResponse)(nil),           // 107: joblet.ResumeJobResponse
+	(*UpdateJobRequest)(nil),            // 108: joblet.UpdateJobRequest
+	(*UpdateJobResponse)(nil),           // 109: joblet.UpdateJobResponse
+	(*ListJobProcessesRequest)(nil),     // 110: joblet.ListJobProcessesRequest
+	(*ListJobProcessesResponse)(nil),    // 111: joblet.ListJobProcessesResponse
+	(*JobProcess)(nil),                  // 112: joblet.JobProcess
+	nil,                                 // 113: joblet.Job.EnvironmentEntry
+	nil,                                 // 114: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 115: joblet.Job.LabelsEntry
+	nil,                                 // 116: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 117: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 118: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 119: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 120: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 121: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 122: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 123: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 124: joblet.ExecJobRequest.EnvironmentEntry
+	nil,                                 // 125: joblet.RerunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 126: joblet.JobLimits.RlimitsEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	105, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	106, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	113, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	114, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
 	77,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	107, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
-	83,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	93,  // 6: joblet.Job.limits:type_name -> joblet.JobLimits
-	95,  // 7: joblet.Job.usage:type_name -> joblet.JobUsage
-	59,  // 8: joblet.Job.security:type_name -> joblet.JobSecurity
-	108, // 9: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	109, // 10: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	77,  // 11: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	110, // 12: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	83,  // 13: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	93,  // 14: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
-	95,  // 15: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
-	59,  // 16: joblet.GetJobStatusResponse.security:type_name -> joblet.JobSecurity
-	1,   // 17: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 18: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 19: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 20: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 21: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 22: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 23: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 24: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 25: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 26: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 27: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 28: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 29: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 30: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 31: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 32: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 33: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 34: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 35: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 36: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 37: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 38: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 39: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 40: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 41: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 42: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 43: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 44: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	111, // 45: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 46: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 47: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	112, // 48: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 49: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 50: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 51: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	113, // 52: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	114, // 53: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	115, // 54: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	93,  // 55: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
-	59,  // 56: joblet.RunJobRequest.security:type_name -> joblet.JobSecurity
-	1,   // 57: joblet.RunJobResponse.job:type_name -> joblet.Job
-	95,  // 58: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
-	70,  // 59: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	71,  // 60: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	72,  // 61: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	73,  // 62: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	74,  // 63: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	75,  // 64: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	76,  // 65: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 66: joblet.JobEvent.started:type_name -> joblet.Job
-	79,  // 67: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	80,  // 68: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 69: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 70: joblet.JobEvent.waiting:type_name -> joblet.Job
-	58,  // 71: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	77,  // 72: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	95,  // 73: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
-	116, // 74: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 75: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	117, // 76: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
-	1,   // 77: joblet.PauseJobResponse.job:type_name -> joblet.Job
-	1,   // 78: joblet.ResumeJobResponse.job:type_name -> joblet.Job
-	93,  // 79: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 80: joblet.UpdateJobResponse.job:type_name -> joblet.Job
-	104, // 81: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
-	94,  // 82: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
-	58,  // 83: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 84: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 85: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 86: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 87: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 88: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 89: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 90: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	64,  // 91: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	65,  // 92: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	67,  // 93: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	68,  // 94: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 95: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	81,  // 96: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	88,  // 97: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	90,  // 98: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	82,  // 99: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	84,  // 100: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	85,  // 101: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	87,  // 102: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	92,  // 103: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	96,  // 104: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
-	98,  // 105: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
-	100, // 106: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
-	102, // 107: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
-	24,  // 108: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 109: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 110: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 111: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 112: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 113: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 114: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 115: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 116: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 117: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 118: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 119: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	62,  // 120: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 121: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 122: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	60,  // 123: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 124: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 125: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 126: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 127: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 128: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 129: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 130: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	66,  // 131: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	66,  // 132: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	69,  // 133: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	69,  // 134: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	78,  // 135: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	78,  // 136: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	89,  // 137: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	91,  // 138: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	78,  // 139: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	60,  // 140: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	86,  // 141: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 142: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	0,   // 143: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	97,  // 144: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
-	99,  // 145: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
-	101, // 146: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
-	103, // 147: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
-	25,  // 148: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 149: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 150: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 151: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 152: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 153: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 154: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 155: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 156: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 157: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 158: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 159: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	63,  // 160: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 161: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 162: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	123, // [123:163] is the sub-list for method output_type
-	83,  // [83:123] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	115, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	91,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	101, // 6: joblet.Job.limits:type_name -> joblet.JobLimits
+	103, // 7: joblet.Job.usage:type_name -> joblet.JobUsage
+	83,  // 8: joblet.Job.terminal:type_name -> joblet.WindowSize
+	59,  // 9: joblet.Job.security:type_name -> joblet.JobSecurity
+	116, // 10: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	117, // 11: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	77,  // 12: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	118, // 13: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	91,  // 14: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	101, // 15: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
+	103, // 16: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
+	83,  // 17: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
+	59,  // 18: joblet.GetJobStatusResponse.security:type_name -> joblet.JobSecurity
+	1,   // 19: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 20: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 21: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 22: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 23: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 24: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 25: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 26: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 27: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 28: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 29: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 30: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 31: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 32: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 33: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 34: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 35: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 36: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 37: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 38: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 39: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 40: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 41: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 42: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 43: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 44: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 45: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 46: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	119, // 47: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 48: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 49: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	120, // 50: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 51: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 52: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 53: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	121, // 54: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	122, // 55: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	123, // 56: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	101, // 57: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
+	83,  // 58: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
+	59,  // 59: joblet.RunJobRequest.security:type_name -> joblet.JobSecurity
+	1,   // 60: joblet.RunJobResponse.job:type_name -> joblet.Job
+	103, // 61: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
+	70,  // 62: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	71,  // 63: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	72,  // 64: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	73,  // 65: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	74,  // 66: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	75,  // 67: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	76,  // 68: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 69: joblet.JobEvent.started:type_name -> joblet.Job
+	79,  // 70: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	80,  // 71: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 72: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 73: joblet.JobEvent.waiting:type_name -> joblet.Job
+	85,  // 74: joblet.JobEvent.attached:type_name -> joblet.JobAttached
+	58,  // 75: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	84,  // 76: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
+	83,  // 77: joblet.JobInput.resize:type_name -> joblet.WindowSize
+	83,  // 78: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
+	83,  // 79: joblet.JobAttached.size:type_name -> joblet.WindowSize
+	87,  // 80: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
+	83,  // 81: joblet.ExecInput.resize:type_name -> joblet.WindowSize
+	124, // 82: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
+	83,  // 83: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
+	89,  // 84: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
+	90,  // 85: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
+	77,  // 86: joblet.ExecEvent.ended:type_name -> joblet.JobExit
+	77,  // 87: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	103, // 88: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
+	125, // 89: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 90: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	126, // 91: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
+	1,   // 92: joblet.PauseJobResponse.job:type_name -> joblet.Job
+	1,   // 93: joblet.ResumeJobResponse.job:type_name -> joblet.Job
+	101, // 94: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 95: joblet.UpdateJobResponse.job:type_name -> joblet.Job
+	112, // 96: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
+	102, // 97: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
+	58,  // 98: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 99: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 100: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 101: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 102: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 103: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 104: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 105: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	64,  // 106: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	65,  // 107: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	67,  // 108: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	68,  // 109: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 110: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	81,  // 111: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	96,  // 112: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	98,  // 113: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	82,  // 114: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	92,  // 115: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	93,  // 116: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	95,  // 117: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	82,  // 118: joblet.JobService.AttachJob:input_type -> joblet.JobInput
+	86,  // 119: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
+	100, // 120: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	104, // 121: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
+	106, // 122: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
+	108, // 123: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
+	110, // 124: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
+	24,  // 125: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 126: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 127: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 128: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 129: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 130: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 131: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 132: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 133: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 134: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 135: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 136: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	62,  // 137: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 138: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 139: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	60,  // 140: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 141: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 142: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 143: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 144: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 145: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 146: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 147: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	66,  // 148: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	66,  // 149: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	69,  // 150: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	69,  // 151: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	78,  // 152: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	78,  // 153: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	97,  // 154: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	99,  // 155: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	78,  // 156: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	60,  // 157: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	94,  // 158: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 159: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	78,  // 160: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
+	88,  // 161: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
+	0,   // 162: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	105, // 163: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
+	107, // 164: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
+	109, // 165: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
+	111, // 166: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
+	25,  // 167: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 168: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 169: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 170: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 171: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 172: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 173: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 174: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 175: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 176: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 177: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 178: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	63,  // 179: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 180: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 181: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	140, // [140:182] is the sub-list for method output_type
+	98,  // [98:140] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -9952,12 +10694,26 @@ func file_joblet_proto_init() {
 		(*JobEvent_Gap)(nil),
 		(*JobEvent_Ended)(nil),
 		(*JobEvent_Waiting)(nil),
+		(*JobEvent_Attached)(nil),
 	}
 	file_joblet_proto_msgTypes[82].OneofWrappers = []any{
 		(*JobInput_Run)(nil),
 		(*JobInput_Files)(nil),
 		(*JobInput_FilesEnd)(nil),
 		(*JobInput_Stdin)(nil),
+		(*JobInput_Attach)(nil),
+		(*JobInput_Resize)(nil),
+	}
+	file_joblet_proto_msgTypes[86].OneofWrappers = []any{
+		(*ExecInput_Run)(nil),
+		(*ExecInput_Stdin)(nil),
+		(*ExecInput_Resize)(nil),
+		(*ExecInput_Signal)(nil),
+	}
+	file_joblet_proto_msgTypes[88].OneofWrappers = []any{
+		(*ExecEvent_Started)(nil),
+		(*ExecEvent_Output)(nil),
+		(*ExecEvent_Ended)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -9965,7 +10721,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   118,
+			NumMessages:   127,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -47,6 +47,8 @@ const (
 	JobService_RerunJob_FullMethodName            = "/joblet.JobService/RerunJob"
 	JobService_PruneJobs_FullMethodName           = "/joblet.JobService/PruneJobs"
 	JobService_GetJobFiles_FullMethodName         = "/joblet.JobService/GetJobFiles"
+	JobService_AttachJob_FullMethodName           = "/joblet.JobService/AttachJob"
+	JobService_ExecJob_FullMethodName             = "/joblet.JobService/ExecJob"
 	JobService_QueryJobs_FullMethodName           = "/joblet.JobService/QueryJobs"
 	JobService_PauseJob_FullMethodName            = "/joblet.JobService/PauseJob"
 	JobService_ResumeJob_FullMethodName           = "/joblet.JobService/ResumeJob"
@@ -95,6 +97,15 @@ type JobServiceClient interface {
 	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
 	// running job as they are, of an ended one as it left them.
 	GetJobFiles(ctx context.Context, in *GetJobFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
+	// AttachJob connects a terminal to a running job that has one: the caller sends
+	// attach, then stdin and resize as they come; the job's output comes back from
+	// where attach says, and its end. Any number may be attached. When the call is
+	// cut the job goes on.
+	AttachJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error)
+	// ExecJob runs a further process in a running job. The caller sends run, then
+	// stdin, resize and signal as they come, and ends its side where standard input
+	// ends. When the call is cut the process is hung up and killed.
+	ExecJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecInput, ExecEvent], error)
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error)
 	// PauseJob freezes all processes of a running job; ResumeJob lets them go on.
@@ -389,9 +400,35 @@ func (c *jobServiceClient) GetJobFiles(ctx context.Context, in *GetJobFilesReque
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type JobService_GetJobFilesClient = grpc.ServerStreamingClient[DataChunk]
 
+func (c *jobServiceClient) AttachJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[9], JobService_AttachJob_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[JobInput, JobEvent]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_AttachJobClient = grpc.BidiStreamingClient[JobInput, JobEvent]
+
+func (c *jobServiceClient) ExecJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecInput, ExecEvent], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[10], JobService_ExecJob_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[ExecInput, ExecEvent]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_ExecJobClient = grpc.BidiStreamingClient[ExecInput, ExecEvent]
+
 func (c *jobServiceClient) QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[9], JobService_QueryJobs_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[11], JobService_QueryJobs_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -489,6 +526,15 @@ type JobServiceServer interface {
 	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
 	// running job as they are, of an ended one as it left them.
 	GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error
+	// AttachJob connects a terminal to a running job that has one: the caller sends
+	// attach, then stdin and resize as they come; the job's output comes back from
+	// where attach says, and its end. Any number may be attached. When the call is
+	// cut the job goes on.
+	AttachJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error
+	// ExecJob runs a further process in a running job. The caller sends run, then
+	// stdin, resize and signal as they come, and ends its side where standard input
+	// ends. When the call is cut the process is hung up and killed.
+	ExecJob(grpc.BidiStreamingServer[ExecInput, ExecEvent]) error
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error
 	// PauseJob freezes all processes of a running job; ResumeJob lets them go on.
@@ -567,6 +613,12 @@ func (UnimplementedJobServiceServer) PruneJobs(context.Context, *PruneJobsReques
 }
 func (UnimplementedJobServiceServer) GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error {
 	return status.Error(codes.Unimplemented, "method GetJobFiles not implemented")
+}
+func (UnimplementedJobServiceServer) AttachJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error {
+	return status.Error(codes.Unimplemented, "method AttachJob not implemented")
+}
+func (UnimplementedJobServiceServer) ExecJob(grpc.BidiStreamingServer[ExecInput, ExecEvent]) error {
+	return status.Error(codes.Unimplemented, "method ExecJob not implemented")
 }
 func (UnimplementedJobServiceServer) QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error {
 	return status.Error(codes.Unimplemented, "method QueryJobs not implemented")
@@ -897,6 +949,20 @@ func _JobService_GetJobFiles_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type JobService_GetJobFilesServer = grpc.ServerStreamingServer[DataChunk]
 
+func _JobService_AttachJob_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(JobServiceServer).AttachJob(&grpc.GenericServerStream[JobInput, JobEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_AttachJobServer = grpc.BidiStreamingServer[JobInput, JobEvent]
+
+func _JobService_ExecJob_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(JobServiceServer).ExecJob(&grpc.GenericServerStream[ExecInput, ExecEvent]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_ExecJobServer = grpc.BidiStreamingServer[ExecInput, ExecEvent]
+
 func _JobService_QueryJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(QueryJobsRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1094,6 +1160,18 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "GetJobFiles",
 			Handler:       _JobService_GetJobFiles_Handler,
 			ServerStreams: true,
+		},
+		{
+			StreamName:    "AttachJob",
+			Handler:       _JobService_AttachJob_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+		{
+			StreamName:    "ExecJob",
+			Handler:       _JobService_ExecJob_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
 		},
 		{
 			StreamName:    "QueryJobs",

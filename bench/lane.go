@@ -185,7 +185,9 @@ func waitOrphans(known ...int) error {
 	}
 }
 
-// killOrphans kills and reaps all children, and theirs as they become ours.
+// killOrphans kills and reaps all children, and theirs as they become ours. It
+// kills all before it waits for one: the first process of a PID namespace ends
+// only when every other in it has been reaped, which may be ours to do.
 func killOrphans() error {
 	for {
 		pids, err := children(os.Getpid())
@@ -196,9 +198,9 @@ func killOrphans() error {
 			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
 				return fmt.Errorf("kill process %d: %w", pid, err)
 			}
-			if err := reap(pid); err != nil {
-				return err
-			}
+		}
+		if err := reap(-1); err != nil { // whichever is first
+			return err
 		}
 	}
 }

@@ -45,6 +45,7 @@ type options struct {
 	idle     time.Duration
 	duration time.Duration
 	memJobs  int
+	keys     int
 	peers    []string
 	json     bool
 	joblet   string
@@ -60,6 +61,7 @@ func parseOptions(args []string) (options, error) {
 	fs.DurationVar(&o.idle, "idle", 100*time.Millisecond, "idle `time` before each run of the second table")
 	fs.DurationVar(&o.duration, "duration", 3*time.Second, "`time` for each figure of jobs per second (0: leave the table out)")
 	fs.IntVar(&o.memJobs, "jobs", 20, "running `jobs` when memory is measured (0: leave the table out)")
+	fs.IntVar(&o.keys, "keys", 200, "`keys` typed in each way of the table of echoes (0: leave the table out)")
 	peers := fs.String("peers", "", "comma-separated `contenders` to measure (default all: "+strings.Join(contenderNames(), ",")+")")
 	fs.BoolVar(&o.json, "json", false, "print JSON instead of Markdown")
 	fs.StringVar(&o.joblet, "joblet", "", "`path` of joblet (default: bin/joblet after make build)")
@@ -70,7 +72,7 @@ func parseOptions(args []string) (options, error) {
 	if fs.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
-	if o.runs < 1 || o.idleRuns < 0 || o.warmup < 0 || o.idle < 0 || o.duration < 0 || o.memJobs < 0 || o.memJobs > 1000 {
+	if o.runs < 1 || o.idleRuns < 0 || o.warmup < 0 || o.idle < 0 || o.duration < 0 || o.memJobs < 0 || o.memJobs > 1000 || o.keys < 0 {
 		return o, errors.New("-n must be at least 1, -jobs at most 1000, and no number negative")
 	}
 	if *peers != "" {
@@ -119,7 +121,7 @@ func run(ctx context.Context, o options, stdout, progress io.Writer) (err error)
 	defer func() { err = errors.Join(err, b.close()) }()
 
 	phases := []func(context.Context){
-		b.prepare, b.warmUp, b.measureLatency, b.measureIdleLatency, b.measureThroughput, b.measureMemory,
+		b.prepare, b.warmUp, b.measureLatency, b.measureIdleLatency, b.measureThroughput, b.measureMemory, b.measureEcho,
 	}
 	for _, phase := range phases {
 		if phase(ctx); ctx.Err() != nil {
@@ -162,6 +164,8 @@ type bench struct {
 	daemonErr  error // why there is none
 	client     *client.Client
 	daemonPSS  []daemonMemory
+	echo       []echoRow
+	echoJob    string // in which rnx exec runs; empty: none
 	load       string // average of the machine when the run began
 }
 

@@ -24,6 +24,7 @@ type result struct {
 	Idle   time.Duration     `json:"idle_ns"`
 	Rows   []row             `json:"contenders"`
 	Daemon []daemonMemory    `json:"daemon"`
+	Echo   []echoRow         `json:"key_to_echo,omitempty"`
 }
 
 type row struct {
@@ -50,6 +51,7 @@ func (b *bench) result() result {
 		Peers:  map[string]string{},
 		Idle:   b.idle,
 		Daemon: b.daemonPSS,
+		Echo:   b.echo,
 	}
 	for _, c := range b.contenders {
 		row := row{
@@ -139,6 +141,17 @@ func (r result) markdown() string {
 		}
 		fmt.Fprintf(&out, "\n### Memory of the daemon\n\n%s", t)
 	}
+	if len(r.Echo) > 0 {
+		t := table{head: []string{"", "way", "keys", "p10", "median", "p90"}}
+		for _, e := range r.Echo {
+			if e.Times == nil {
+				t.rows = append(t.rows, []string{e.Name, e.What + ": " + e.Reason, "0", "", "", ""})
+				continue
+			}
+			t.rows = append(t.rows, []string{e.Name, e.What, fmt.Sprint(e.Times.Runs), significant(e.Times.P10), significant(e.Times.Median), significant(e.Times.P90)})
+		}
+		fmt.Fprintf(&out, "\n### Key to echo in an interactive bash, milliseconds\n\n%s", t)
+	}
 	if bars := r.bars(); len(bars) > 0 {
 		t := table{head: []string{"bar", "", "limit", "measured"}}
 		for _, b := range bars {
@@ -174,6 +187,18 @@ func (r result) bars() []bar {
 			}
 		}
 	}
+	if s := r.echoOf(rnxName); s != nil {
+		// Of the two the slower: which that is differs between machines.
+		slower := 0.0
+		for _, name := range []string{echoBase, echoOther} {
+			if other := r.echoOf(name); other != nil {
+				slower = max(slower, other.Median)
+			}
+		}
+		if slower > 0 {
+			bars = append(bars, bar{"key to echo: median of rnx ÷ the slower median of script and ssh", 2, s.Median / slower})
+		}
+	}
 	if m := rows[rnxName].Memory; m != nil {
 		bars = append(bars, bar{"PSS beside a running job, MiB, largest process", 2, float64(m.Largest) / (1 << 20)})
 	}
@@ -188,6 +213,16 @@ func (r result) bars() []bar {
 	}
 	slices.SortFunc(bars, func(a, b bar) int { return strings.Compare(a.what, b.what) })
 	return bars
+}
+
+// echoOf returns the times from a key to its echo in one way, or nil.
+func (r result) echoOf(name string) *summary {
+	for _, e := range r.Echo {
+		if e.Name == name {
+			return e.Times
+		}
+	}
+	return nil
 }
 
 // latencyTable returns the table of the times that of finds in a row, with or

@@ -256,7 +256,7 @@ const (
 )
 
 // Event is something that happened to a job: [Waiting], [Started], [Output],
-// [Gap] or [Ended].
+// [Gap] or [Ended], and [Attached] at first of a [Session].
 type Event interface{ isEvent() }
 
 // Waiting says that the job is PENDING or SCHEDULED; its Reason says for what
@@ -327,6 +327,8 @@ func events(stream interface{ Recv() (*api.JobEvent, error) }, err error, yield 
 			e = Output{Stream: Stream(o.GetStream()), Offset: o.GetOffset(), Time: time.Unix(0, o.GetTimeNs()), Data: o.GetData()}
 		case *api.JobEvent_Gap:
 			e = Gap{Offset: p.Gap.GetOffset(), Length: p.Gap.GetLength()}
+		case *api.JobEvent_Attached:
+			e = Attached{LogBytes: p.Attached.GetLogBytes(), Window: wire.WindowFromProto(p.Attached.GetSize())}
 		case *api.JobEvent_Waiting:
 			var j joblet.Job
 			if j, err = wire.JobFromProto(p.Waiting); err == nil {

@@ -31,6 +31,15 @@ func (c *Client) Update(ctx context.Context, ref string, l joblet.Limits) (joble
 	return job(r.GetJob(), err)
 }
 
+// Processes returns the processes of a running job, as seen from outside.
+func (c *Client) Processes(ctx context.Context, ref string) (joblet.Processes, error) {
+	r, err := c.jobs.ListJobProcesses(ctx, &api.ListJobProcessesRequest{Uuid: ref})
+	if err != nil {
+		return joblet.Processes{}, err
+	}
+	return wire.ProcessesFromProto(r)
+}
+
 // WatchMetrics yields what a job takes: at once, and after each interval (0: a
 // second), until it has ended.
 func (c *Client) WatchMetrics(ctx context.Context, ref string, interval time.Duration) iter.Seq2[joblet.Sample, error] {

@@ -25,7 +25,7 @@ func newCommand() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newServeCommand(), newFsckCommand(), &cobra.Command{
+	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print what this program was built from",
 		Args:  cobra.NoArgs,

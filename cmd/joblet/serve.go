@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/supervisor"
 )
@@ -27,6 +28,12 @@ import (
 const (
 	socketName = "joblet.sock"
 	lockName   = "joblet.lock"
+
+	// newSuffix is behind a socket's name until it has its place.
+	newSuffix = ".new"
+
+	// maxSocketPath: sun_path of unix(7) holds 108 bytes, the last one NUL.
+	maxSocketPath = 107
 
 	// lockWait is how long a daemon waits for its predecessor, which stops
 	// within five seconds, to let go of the run directory.
@@ -48,6 +55,9 @@ type serveOptions struct {
 	LogFull       string
 	Defaults      joblet.Limits
 	Ceiling       joblet.Limits
+
+	MetricsAddr   string
+	MetricsRemote bool
 }
 
 // What a job's log does when the disk is full.
@@ -96,6 +106,8 @@ the next daemon finds them.`,
 	f.StringVar(&opt.LogFull, "log-full", opt.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
 	f.Var(limitsFlag{&opt.Defaults}, "default", "a limit for jobs that do not say otherwise, by the name that \"rnx job run\" has for it, such as max-memory=1G; may be given again")
 	f.Var(limitsFlag{&opt.Ceiling}, "ceiling", "what a job may ask for at most, and gets if it asks for nothing, such as max-memory=8G; may be given again")
+	f.StringVar(&opt.MetricsAddr, "metrics-addr", "", "serve /metrics for Prometheus here: an address of this host alone, such as 127.0.0.1:9090, or unix:PATH, a socket for root; empty: nowhere")
+	f.BoolVar(&opt.MetricsRemote, "metrics-remote", false, "--metrics-addr may be one that other machines reach; nobody is asked who he is")
 	f.StringVar(&opt.LogLevel, "log-level", opt.LogLevel, "debug, info, warn or error")
 	f.StringVar(&opt.LogFormat, "log-format", opt.LogFormat, "text or json")
 	return cmd
@@ -108,9 +120,8 @@ func (o serveOptions) validate() error {
 			return fmt.Errorf("--%s %q: must be an absolute path", name, dir)
 		}
 	}
-	// sun_path of unix(7) holds 108 bytes, the last one NUL.
-	if p := o.socket(); len(p) > 107 {
-		return fmt.Errorf("--run-dir %q: %s would be longer than the 107 bytes of a socket's path", o.RunDir, p)
+	if p := o.socket(); len(p) > maxSocketPath {
+		return fmt.Errorf("--run-dir %q: %s would be longer than the %d bytes of a socket's path", o.RunDir, p, maxSocketPath)
 	}
 	if o.IdleExit < 0 {
 		return fmt.Errorf("--idle-exit %v: must not be negative", o.IdleExit)
@@ -132,6 +143,9 @@ func (o serveOptions) validate() error {
 	}
 	if err := o.Defaults.Capped(o.Ceiling).Within(o.Ceiling); err != nil {
 		return fmt.Errorf("--default is more than --ceiling: %w", err)
+	}
+	if _, err := o.metricsAddr(); err != nil {
+		return err
 	}
 	_, err := o.logger(io.Discard)
 	return err
@@ -182,6 +196,15 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	scraped, err := o.metricsAddr()
+	if err != nil {
+		return err
+	}
+	var counts *metrics.Metrics // nil: metrics are off
+	if !scraped.isZero() {
+		counts = metrics.New()
+		log = slog.New(counts.LogHandler(log.Handler()))
+	}
 	slog.SetDefault(log)
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
@@ -198,8 +221,16 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	defer lock.Close()
 
+	var scrapes net.Listener
+	if counts != nil { // before anything is recovered: the port may be taken
+		var cleanup func()
+		if scrapes, cleanup, err = scraped.listen(); err != nil {
+			return err
+		}
+		defer cleanup()
+	}
 	sup, err := supervisor.Open(ctx, supervisor.Config{
-		StateDir: o.StateDir, RunDir: o.RunDir, Log: log,
+		StateDir: o.StateDir, RunDir: o.RunDir, Log: log, Metrics: counts,
 		MaxConcurrent: o.MaxConcurrent, RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
 		Defaults: o.Defaults, Ceiling: o.Ceiling,
 	})
@@ -213,11 +244,18 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	defer os.Remove(o.socket())
 
-	srv := server.New(sup, log)
+	srv := server.New(sup, log, counts)
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
 	log.Info("serving", "version", joblet.Build().Version, "socket", o.socket(), "state", o.StateDir, "jobs", sup.Active())
+	if counts != nil {
+		defer serveMetrics(counts, scrapes, log)()
+		log.Info("serving metrics", "address", scraped.of(scrapes))
+	}
 	ready.tell(nil)
+	if err := notify("READY=1"); err != nil {
+		log.Warn("tell systemd that the daemon is ready", "error", err)
+	}
 
 	idle := o.idle(ctx, srv, sup)
 	select {
@@ -330,7 +368,7 @@ func waitLock(ctx context.Context, f *os.File) error {
 // daemon left there. The caller holds the lock. The socket gets its place by
 // rename, so that there is none that others may open or that is not yet listened to.
 func listen(path string) (net.Listener, error) {
-	private := path + ".new"
+	private := path + newSuffix
 	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
 	}
@@ -365,6 +403,22 @@ func (o serveOptions) ready() (*readiness, error) {
 		return nil, fmt.Errorf("--ready-fd %d: %w", o.ReadyFD, err)
 	}
 	return &readiness{pipe: os.NewFile(uintptr(o.ReadyFD), "ready")}, nil
+}
+
+// notify tells systemd about the daemon, sd_notify(3), if it wants to know
+// (Type=notify).
+func notify(state string) error {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"}) // "@…" is abstract, here as there
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = conn.Write([]byte(state))
+	return err
 }
 
 // tell says once how the start went.

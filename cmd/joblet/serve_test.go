@@ -21,6 +21,8 @@ func TestValidate(t *testing.T) {
 		"--idle-exit":  func(o *serveOptions) { o.IdleExit = -1 },
 		"--log-level":  func(o *serveOptions) { o.LogLevel = "loud" },
 		"--log-format": func(o *serveOptions) { o.LogFormat = "xml" },
+
+		"--metrics-addr": func(o *serveOptions) { o.MetricsAddr = "9090" },
 	} {
 		o := good
 		change(&o)

@@ -16,6 +16,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("RNX_TEST_MAIN") != "" {
 		main()
 	}
+	if where := os.Getenv("RNX_TEST_PANIC"); where != "" {
+		panicRaw(where)
+	}
 	os.Exit(m.Run())
 }
 

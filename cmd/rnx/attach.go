@@ -38,8 +38,13 @@ type attachment struct {
 	tty bool   // somebody reads the notes
 	off int64  // output up to here is written
 
+	guest   bool      // the job was there before
+	term    *terminal // the user's, when the job has one; nil: it has none
+	repaint *repaint  // the screen so far is being taken; nil: it is not
+
 	lastNote  string // of those on what the job waits for
 	inputLost bool   // that has been said
+	heard     bool   // the daemon has told of the job since it was found again
 
 	mu      sync.Mutex // protects what follows
 	client  *client.Client
@@ -57,7 +62,9 @@ func (a *app) attach(c *client.Client) *attachment {
 	}
 }
 
-func (a *app) runAttached(ctx context.Context, spec joblet.Spec, in *input, get *download) error {
+// runAttached runs a job and follows it; t is the user's terminal, for a job that
+// has one.
+func (a *app) runAttached(ctx context.Context, spec joblet.Spec, in *input, get *download, t *terminal) error {
 	if get != nil {
 		if err := get.open(); err != nil {
 			return err
@@ -70,6 +77,10 @@ func (a *app) runAttached(ctx context.Context, spec joblet.Spec, in *input, get 
 	}
 	at := a.attach(c)
 	at.in = in
+	if spec.Terminal != (joblet.WindowSize{}) {
+		at.term = t
+		return at.run(ctx, get, func(ctx context.Context) eventSeq { return at.runTerminal(ctx, spec) })
+	}
 	return at.run(ctx, get, func(ctx context.Context) eventSeq { return submit(ctx, c, spec, in) })
 }
 
@@ -86,7 +97,16 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	catchPipeSignal()
-	go at.forward(ctx, cancel, signals)
+	if at.term != nil {
+		signal.Notify(signals, terminalSignals...)
+		at.out.stdout, at.out.stderr = at.term, at.term
+		defer at.term.end()
+		at.term.guard(func() { at.forward(ctx, cancel, signals) })
+		at.term.guard(func() { at.term.typing(ctx, func() { cancel(errDetached) }) })
+		at.term.guard(func() { at.term.watchWindow(ctx) })
+	} else {
+		go at.forward(ctx, cancel, signals)
+	}
 
 	job, err := at.follow(begin(ctx))
 	for err != nil && at.lost(err) {
@@ -95,14 +115,26 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 			break
 		}
 	}
+	if at.term != nil {
+		at.term.end()
+	}
 	var w *writeError
 	switch {
+	case context.Cause(ctx) == errDetached:
+		at.app.note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
+		return nil
+	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.tty != nil): // the window is gone, and the job may be attached to from another
+		return w
 	case errors.As(err, &w):
 		return at.abandon(ctx, w.err)
 	case ctx.Err() != nil && context.Cause(ctx) != nil:
 		return context.Cause(ctx)
 	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
-		return fmt.Errorf("%w; job %s goes on: see \"rnx job log -f %[2]s\"", err, joblet.ShortID(at.id))
+		again := "log -f"
+		if at.term != nil {
+			again = "attach"
+		}
+		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), again)
 	case err != nil:
 		return err
 	}
@@ -118,7 +150,13 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	if sig := at.canceled.Load(); sig != 0 && (job.State == joblet.Canceled || job.State == joblet.Stopped) {
 		return &exitError{status: 128 + int(sig)}
 	}
-	return at.app.verdict(job)
+	err = at.app.verdict(job)
+	if e, ok := errors.AsType[*exitError](err); ok && at.term != nil && at.term.tty != nil && job.Exit != nil && job.Exit.Status() == 128+sigint {
+		// Ctrl-C: the user knows. A shell says nothing either, but begins a new line.
+		fmt.Fprintln(at.term.out)
+		e.err = nil
+	}
+	return err
 }
 
 // verdict turns the job's end into rnx's.
@@ -168,7 +206,7 @@ func (at *attachment) follow(events eventSeq) (joblet.Job, error) {
 		case client.Ended:
 			at.meet(e.Job, false) // perhaps the first that we hear of it
 		}
-		if err := at.out.event(event); err != nil {
+		if err := at.show(event); err != nil {
 			return joblet.Job{}, &writeError{err}
 		}
 		switch e := event.(type) {
@@ -186,6 +224,7 @@ func (at *attachment) follow(events eventSeq) (joblet.Job, error) {
 // meet takes note of what the daemon says of the job.
 func (at *attachment) meet(j joblet.Job, waiting bool) {
 	at.mu.Lock()
+	at.heard = true
 	first := at.id == ""
 	if first {
 		at.id = j.ID
@@ -267,6 +306,7 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 		at.inputLost = true
 		at.app.note("the daemon went away: the rest of the input is lost to job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
 	}
+	at.sayLost()
 	deadline := time.Now().Add(reattachFor)
 	for {
 		c, dialErr := at.app.connect(ctx)
@@ -275,12 +315,15 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 			at.client.Close()
 			at.client = c
 			at.mu.Unlock()
-			before := at.off
-			job, followErr := at.follow(c.Follow(ctx, at.id, joblet.LogOptions{Offset: at.off, Follow: true}))
-			if followErr == nil || !at.lost(followErr) || at.off > before {
+			at.heard = false
+			job, followErr := at.follow(at.followAgain(ctx, c))
+			if followErr == nil || !at.lost(followErr) {
 				return job, followErr
 			}
-			dialErr = followErr
+			if dialErr = followErr; at.heard { // it was there, and went away again
+				at.sayLost()
+				deadline = time.Now().Add(reattachFor)
+			}
 		}
 		if time.Now().After(deadline) || joblet.KindOf(dialErr) != joblet.Unavailable {
 			return joblet.Job{}, dialErr
@@ -290,6 +333,13 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 			return joblet.Job{}, ctx.Err()
 		case <-time.After(reattachPause):
 		}
+	}
+}
+
+// sayLost tells the user of a terminal, in which nothing else shows it.
+func (at *attachment) sayLost() {
+	if at.term != nil && at.term.isRaw() {
+		fmt.Fprintf(at.term.out, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
 	}
 }
 
@@ -326,6 +376,15 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 		case s := <-signals:
 			sig, _ = s.(syscall.Signal)
 		}
+		// While keys are the job's none is a signal, and whoever only looks on has none
+		// to send: it is meant for rnx.
+		if raw := at.term != nil && at.term.isRaw(); raw && !at.term.pressed(sig) || at.guest && !raw {
+			at.mu.Lock()
+			short := joblet.ShortID(at.id)
+			at.mu.Unlock()
+			cancel(&exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", signalName(int(sig)), short)})
+			return
+		}
 		if at.in != nil && at.in.sending.Load() {
 			cancel(&exitError{status: 128 + int(sig), err: errors.New("interrupted before the job was accepted")})
 			return
@@ -355,6 +414,8 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 	c, id, short, waiting := at.client, at.id, joblet.ShortID(at.id), at.waiting
 	at.mu.Unlock()
 	switch {
+	case !waiting && at.term != nil && at.term.press(sig): // Ctrl-C just before the job got the keys
+		return nil
 	case waiting:
 		at.app.note("job %s does not run: canceling it", short)
 		at.canceled.Store(int32(sig))

@@ -271,6 +271,7 @@ type jobJSON struct {
 	IdempotencyKey string            `json:"idempotency_key,omitempty"`
 	Stdin          joblet.Stdin      `json:"stdin,omitempty"`
 	Uploads        []string          `json:"uploads,omitempty"`
+	Terminal       joblet.WindowSize `json:"terminal,omitzero"` // its size at first
 	Limits         joblet.Limits     `json:"limits,omitzero"`
 	Security       joblet.Security   `json:"security,omitzero"`
 	OutOfMemory    bool              `json:"out_of_memory,omitempty"`
@@ -298,8 +299,13 @@ func newUsageJSON(u joblet.Usage) *usageJSON {
 	if u == (joblet.Usage{}) {
 		return nil
 	}
+	v := makeUsageJSON(u)
+	return &v
+}
+
+func makeUsageJSON(u joblet.Usage) usageJSON {
 	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	return &usageJSON{
+	return usageJSON{
 		CPUUserMS: ms(u.CPUUser), CPUSystemMS: ms(u.CPUSystem), ThrottledMS: ms(u.Throttled), MemoryPeak: u.MemoryPeak, PIDsPeak: u.PIDsPeak,
 		ReadBytes: u.ReadBytes, WriteBytes: u.WriteBytes, ReadOps: u.ReadOps, WriteOps: u.WriteOps,
 		CPUStallMS: ms(u.CPUStall), MemoryStallMS: ms(u.MemoryStall), IOStallMS: ms(u.IOStall),
@@ -329,6 +335,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage),
+		Terminal: s.Terminal,
 	}
 	if out.Args == nil {
 		out.Args = []string{}

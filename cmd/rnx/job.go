@@ -21,9 +21,10 @@ func newJobCommand(a *app) *cobra.Command {
 		RunE: group,
 	}
 	cmd.AddCommand(
-		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newCopyCommand(a), newWaitCommand(a),
+		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newMetricsCommand(a), newTopCommand(a), newTreeCommand(a), newCopyCommand(a), newWaitCommand(a),
 		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
 		newPauseCommand(a), newResumeCommand(a), newUpdateCommand(a),
+		newAttachCommand(a), newExecCommand(a), newShellCommand(a), newSignalCommand(a),
 		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
 	)
 	return cmd

@@ -32,6 +32,8 @@ type runOptions struct {
 	downloadTo         string
 	security           securityFlags
 	spec               joblet.Spec
+	ttyFlags
+	detachKeys string
 }
 
 func newRunCommand(a *app) *cobra.Command {
@@ -42,7 +44,11 @@ func newRunCommand(a *app) *cobra.Command {
 		Long: `Run a command as PID 1 of a job of its own and stay attached to it: what it
 writes to stdout and stderr appears here, byte for byte, while it runs.
 
-Flags stop at the command; all behind it is the job's. Ctrl-C sends SIGINT to
+With a terminal on stdin and stdout the job gets a terminal of its own: -t gives it
+one in any case, -T none. All keys go to the job then, and --detach-keys (Ctrl-P
+Ctrl-Q) leaves it running: see "rnx job attach".
+
+Flags stop at the command; all behind it is the job's. Without a terminal Ctrl-C sends SIGINT to
 the job, a second one within two seconds kills it; SIGTERM and SIGHUP go to the
 job as well. A job that still waits for its turn is canceled by each of them.
 When the reader of rnx's output goes away, as in "| head -1", the job is killed.
@@ -72,12 +78,17 @@ there is no such command.`,
   rnx job run --upload=sum.py --upload=in.csv --download=out.csv python3 sum.py
   rnx job run --stdin sort -u < words.txt
   rnx job run --max-cpu=150 --max-memory=2G --max-pids=100 make -j
+  rnx job run -it bash
   rnx job run --retry=3 --retry-delay=10s --retry-on=1,100-110 --upload=get.sh sh get.sh
   rnx job run --schedule='0 3 * * *' --name=nightly --upload=backup.sh sh backup.sh
   rnx job run -d --depends-on=$(rnx job run -d sleep 10) echo done`,
 		Args: atLeastOne("command"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			spec, err := opt.makeSpec(args, os.LookupEnv, time.Now())
+			if err != nil {
+				return err
+			}
+			t, err := opt.terminal(a, &spec)
 			if err != nil {
 				return err
 			}
@@ -92,10 +103,11 @@ there is no such command.`,
 			if len(opt.download) > 0 {
 				get = &download{patterns: opt.download, dir: opt.downloadTo}
 			}
-			return a.runAttached(cmd.Context(), spec, in, get)
+			return a.runAttached(cmd.Context(), spec, in, get, t)
 		},
 	}
 	opt.addFlags(cmd.Flags())
+	addDetachKeys(cmd, &opt.detachKeys)
 	_ = cmd.RegisterFlagCompletionFunc("runtime", a.completeRuntimes)
 	_ = cmd.RegisterFlagCompletionFunc("depends-on", a.completeJobs(aliveStates...))
 	_ = cmd.RegisterFlagCompletionFunc("overlap", cobra.FixedCompletions(
@@ -146,6 +158,8 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.spec.RetryDelay, "retry-delay", 0, fmt.Sprintf("before the first retry, doubled with each (default %v)", joblet.DefaultRetryDelay))
 	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110 (default: all but 0)")
 
+	o.ttyFlags.add(f)
+	f.Lookup("interactive").Usage = "the same as --stdin; with -t, what is typed"
 	f.StringVar(&o.stdin, "stdin", "", "the job's standard input: ours, or with --stdin=`FILE` a file")
 	f.Lookup("stdin").NoOptDefVal = "-"
 	f.StringArrayVar(&o.uploads, "upload", nil, "file or directory `PATH` to copy into /work; may be given again")
@@ -197,9 +211,12 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 		}
 	}
 	if o.logMax != "" {
-		if s.LogMax, err = parseSize(o.logMax); err != nil {
+		if s.LogMax, err = joblet.ParseSize(o.logMax); err != nil {
 			return s, joblet.Errorf(joblet.InvalidArgument, "--log-max: %w", err)
 		}
+	}
+	if o.interactive && !o.tty && o.stdin == "" {
+		o.stdin = "-"
 	}
 	if o.stdin != "" {
 		// What runs again, or when we are gone, or may be asked for twice, needs
@@ -218,6 +235,32 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 		return s, joblet.Errorf(joblet.InvalidArgument, "--download-to: no --download says what to fetch")
 	}
 	return s, s.Validate()
+}
+
+// terminal decides whether the job has a terminal, and returns ours then.
+func (o *runOptions) terminal(a *app, spec *joblet.Spec) (*terminal, error) {
+	keys, err := parseKeys(o.detachKeys)
+	if err != nil {
+		return nil, err
+	}
+	// Nobody sits before a job that runs some other time, or reads objects.
+	byDefault := isTerminal(a.in) && isTerminal(a.out) && o.stdin == "" && !o.detached() && spec.Retries == 0 && !a.json
+	wanted, err := o.wanted(byDefault)
+	switch {
+	case err != nil || !wanted:
+		return nil, err
+	case a.json && !o.detached():
+		return nil, joblet.Errorf(joblet.InvalidArgument, "--tty and --json: a terminal shows bytes as they are")
+	case o.stdin != "":
+		return nil, joblet.Errorf(joblet.InvalidArgument, "--tty and --stdin: a terminal is the job's standard input; -it passes on what comes from ours")
+	}
+	t := a.terminal(keys)
+	spec.Terminal = t.window()
+	if _, secret := spec.SecretEnv["TERM"]; !secret {
+		passTerm(&spec.Env)
+	}
+	t.mute = t.tty == nil && !o.interactive
+	return t, spec.Validate()
 }
 
 // input opens what goes along with the job; nil: nothing does.

@@ -102,6 +102,9 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	line("Parent", j.Parent)
 	line("Retry", retryWords(s))
 	line("Stdin", stdinWords(s.Stdin))
+	if s.Terminal != (joblet.WindowSize{}) {
+		line("Terminal", "yes")
+	}
 	line("Uploads", strings.Join(s.Uploads, " "))
 	line("Owner", j.Owner)
 	line("Created", formatTime(j.Created))

@@ -69,7 +69,8 @@ func (a *app) run(ctx context.Context, args []string) int {
 		return 0
 	}
 	status := statusFailed
-	if cmd.Name() == "run" {
+	switch cmd.Name() {
+	case "run", "attach", "exec", "shell": // these end as something in a job does
 		status = runStatus(err)
 	}
 	if errors.Is(err, syscall.EPIPE) { // the reader of our output has seen enough

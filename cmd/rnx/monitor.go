@@ -149,21 +149,9 @@ func parseInterval(s string) (time.Duration, error) {
 
 // watch shows the host's metrics until a signal ends it.
 func (a *app) watch(ctx context.Context, interval time.Duration, compact bool, filter []string) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	defer signal.Stop(signals)
-	go func() {
-		select {
-		case sig := <-signals:
-			cancel(signalEnd(sig))
-		case <-ctx.Done():
-		}
-	}()
 	s := &screen{w: a.out, size: func() (int, int) { return terminalSize(a.out) }}
 	defer s.close()
-	err := a.with(ctx, func(c *client.Client) error {
+	return a.untilSignal(ctx, func(ctx context.Context, c *client.Client) error {
 		for m, err := range c.SystemMetrics(ctx, interval, filter...) {
 			if err == nil && a.json {
 				err = a.writeJSON(newMetricsJSON(m))
@@ -176,6 +164,23 @@ func (a *app) watch(ctx context.Context, interval time.Duration, compact bool, f
 		}
 		return nil
 	})
+}
+
+// untilSignal calls do with a connection and a context that a signal ends.
+func (a *app) untilSignal(ctx context.Context, do func(context.Context, *client.Client) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer signal.Stop(signals)
+	go func() {
+		select {
+		case sig := <-signals:
+			cancel(signalEnd(sig))
+		case <-ctx.Done():
+		}
+	}()
+	err := a.with(ctx, func(c *client.Client) error { return do(ctx, c) })
 	if end, ok := errors.AsType[*exitError](context.Cause(ctx)); ok {
 		if end.status == 0 {
 			return nil
@@ -204,6 +209,7 @@ const (
 type screen struct {
 	w     io.Writer
 	size  func() (width, height int) // 0, 0: no terminal
+	raw   bool                       // a terminal that takes us literally: lines end with \r\n
 	drawn bool                       // something is shown
 	inUse bool                       // a terminal, whose cursor is hidden
 }
@@ -221,6 +227,9 @@ func (s *screen) show(page func(width int) string) error {
 		text = "\n" + text
 	}
 	s.drawn = true
+	if s.raw {
+		text = strings.ReplaceAll(text, "\n", "\r\n")
+	}
 	_, err := io.WriteString(s.w, text)
 	return err
 }

@@ -10,30 +10,6 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// parseSize reads a number of bytes: "65536", "64K", "10MiB", "1g".
-func parseSize(s string) (int64, error) {
-	number := strings.TrimRight(s, "kKmMgGtTiIbB")
-	shift := 0
-	switch unit := strings.ToUpper(s[len(number):]); unit {
-	case "", "B":
-	case "K", "KB", "KIB":
-		shift = 10
-	case "M", "MB", "MIB":
-		shift = 20
-	case "G", "GB", "GIB":
-		shift = 30
-	case "T", "TB", "TIB":
-		shift = 40
-	default:
-		number = ""
-	}
-	n, err := strconv.ParseUint(number, 10, 63)
-	if err != nil || n > math.MaxInt64>>shift {
-		return 0, joblet.Errorf(joblet.InvalidArgument, "%.40q is no size: give bytes, or a number with K, M, G or T, such as 64M", s)
-	}
-	return int64(n) << shift, nil
-}
-
 // parseSpan reads a duration as Go does, with days and weeks as well: "90s",
 // "2h30m", "3d", "1w2d".
 func parseSpan(s string) (time.Duration, error) {

@@ -18,9 +18,9 @@ func TestParseSize(t *testing.T) {
 	for s, want := range map[string]int64{
 		"0": 0, "65536": 65536, "64K": 64 << 10, "64k": 64 << 10, "10MiB": 10 << 20, "10mb": 10 << 20, "1G": 1 << 30, "2t": 2 << 40, "5B": 5,
 		"8388607T": 8388607 << 40,
-		"":         -1, "K": -1, "-1": -1, "+1": -1, "1.5G": -1, "1P": -1, "1KK": -1, "1BK": -1, "1Ki": -1, "8388608T": -1, "99999999999999999999": -1, "1 K": -1, "1i": -1,
+		"":         -1, "K": -1, "-1": -1, "+1": -1, "1.5G": 3 << 29, "1.5": -1, "1.G": -1, ".5G": -1, "-1.5G": -1, "1P": -1, "1KK": -1, "1BK": -1, "1Ki": -1, "8388608T": -1, "99999999999999999999": -1, "1 K": -1, "1i": -1,
 	} {
-		got, err := parseSize(s)
+		got, err := joblet.ParseSize(s)
 		if err != nil {
 			got = -1
 		}
@@ -163,7 +163,7 @@ func FuzzParse(f *testing.F) {
 	f.Add("64M")
 	f.Add("1w2d3h")
 	f.Fuzz(func(t *testing.T, s string) {
-		if n, err := parseSize(s); err == nil && n < 0 {
+		if n, err := joblet.ParseSize(s); err == nil && n < 0 {
 			t.Errorf("size %q: %d", s, n)
 		}
 		if d, err := parseSpan(s); err == nil && d < 0 {

@@ -50,14 +50,21 @@ func (p *peer) asked() string {
 
 func servePeer(t *testing.T) *peer {
 	t.Helper()
+	p := &peer{}
+	p.host = serveJobs(t, p)
+	return p
+}
+
+// serveJobs serves one side of the API until the test ends, and returns where.
+func serveJobs(t *testing.T, jobs api.JobServiceServer) (host string) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
-	p := &peer{host: "unix://" + socket}
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := grpc.NewServer()
-	api.RegisterJobServiceServer(s, p)
+	api.RegisterJobServiceServer(s, jobs)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -66,7 +73,7 @@ func servePeer(t *testing.T) *peer {
 			t.Error(err)
 		}
 	})
-	return p
+	return "unix://" + socket
 }
 
 // rnx runs a command line against the peer.

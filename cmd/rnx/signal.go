@@ -17,6 +17,7 @@ var signals = map[string]int{
 
 const (
 	sigint  = 2
+	sigquit = 3
 	sigkill = 9
 )
 

@@ -38,6 +38,9 @@ type Hierarchy struct {
 	v2          string            // our directory in the v2 hierarchy; empty: the host has none
 	controllers []string          // enabled for our children in v2
 	v1          map[string]string // controller → our directory in its hierarchy
+
+	parent string // of v2
+	probe  probe  // what OpenProbe found, and has to undo
 }
 
 // The controllers that Joblet uses.
@@ -53,7 +56,9 @@ var (
 // Mount is a cgroup hierarchy of the host.
 type Mount struct {
 	Path        string
+	Root        string // which cgroup is at Path: "/", or in a container perhaps another one
 	V2          bool
+	ReadOnly    bool
 	Controllers []string // of a v1 hierarchy
 }
 
@@ -68,30 +73,35 @@ func Mounts(mountinfo io.Reader) ([]Mount, error) {
 		// 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
 		before, after, _ := strings.Cut(lines.Text(), " - ")
 		left, right := strings.Fields(before), strings.Fields(after)
-		if len(left) < 5 || len(right) < 3 {
+		if len(left) < 6 || len(right) < 3 {
 			continue
 		}
-		path := unescape(left[4])
+		m := Mount{Path: unescape(left[4]), Root: unescape(left[3]), ReadOnly: isReadOnly(left[5]) || isReadOnly(right[2])}
+		if strings.HasPrefix(right[0], "cgroup") { // one in the same place lies below it, out of sight
+			all = slices.DeleteFunc(all, func(other Mount) bool { return other.Path == m.Path })
+		}
 		switch right[0] {
 		case "cgroup2":
 			if !slices.ContainsFunc(all, func(m Mount) bool { return m.V2 }) {
-				all = append(all, Mount{Path: path, V2: true})
+				m.V2 = true
+				all = append(all, m)
 			}
 		case "cgroup":
-			var found []string
 			for opt := range strings.SplitSeq(right[2], ",") {
 				known := slices.Contains(v1Controllers, opt) || slices.Contains(v1Alone, opt)
 				if known && !slices.ContainsFunc(all, func(m Mount) bool { return slices.Contains(m.Controllers, opt) }) {
-					found = append(found, opt)
+					m.Controllers = append(m.Controllers, opt)
 				}
 			}
-			if found != nil {
-				all = append(all, Mount{Path: path, Controllers: found})
+			if m.Controllers != nil {
+				all = append(all, m)
 			}
 		}
 	}
 	return all, lines.Err()
 }
+
+func isReadOnly(options string) bool { return slices.Contains(strings.Split(options, ","), "ro") }
 
 // unescape undoes what mountinfo does to blanks and backslashes.
 func unescape(s string) string {
@@ -110,7 +120,9 @@ func HostMounts() ([]Mount, error) {
 
 // Open finds the host's hierarchies and makes the daemon's own directory in
 // each. name is that directory's name.
-func Open(name string) (_ *Hierarchy, err error) {
+func Open(name string) (*Hierarchy, error) { return open(name, (*Hierarchy).openV2) }
+
+func open(name string, openV2 func(*Hierarchy, Mount, string) error) (_ *Hierarchy, err error) {
 	mounts, err := HostMounts()
 	if err != nil {
 		return nil, fmt.Errorf("look for cgroup hierarchies: %w", err)
@@ -124,7 +136,10 @@ func Open(name string) (_ *Hierarchy, err error) {
 	hasV2 := slices.ContainsFunc(mounts, func(m Mount) bool { return m.V2 })
 	for _, m := range mounts {
 		if m.V2 {
-			if err := h.openV2(m.Path, name); err != nil {
+			if err := m.writable(); err != nil {
+				return nil, err
+			}
+			if err := openV2(h, m, name); err != nil {
 				return nil, err
 			}
 			continue
@@ -133,15 +148,15 @@ func Open(name string) (_ *Hierarchy, err error) {
 			if hasV2 && slices.Contains(v1Alone, controller) {
 				continue
 			}
+			if err := m.writable(); err != nil {
+				return nil, err
+			}
 			dir := filepath.Join(m.Path, name)
 			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return nil, fmt.Errorf("make the cgroup of controller %s: %w", controller, err)
 			}
 			h.v1[controller] = dir
 		}
-	}
-	if h.where("pids") == "" {
-		return nil, errors.New("no cgroup hierarchy with the controller pids is mounted, without which a job could start processes without limit: mount cgroup2 on /sys/fs/cgroup")
 	}
 	if dir := h.v1["cpuset"]; dir != "" { // new cpusets of v1 are empty, and take nobody in
 		for _, file := range []string{"cpuset.mems", "cpuset.cpus"} {
@@ -153,7 +168,21 @@ func Open(name string) (_ *Hierarchy, err error) {
 			return nil, err
 		}
 	}
+	if h.where("pids") == "" && !slices.Contains(h.probe.available, "pids") {
+		if h.parent != "" {
+			return nil, fmt.Errorf("the cgroup %s has not got the controller pids, without which a job could start processes without limit: have it enabled in the cgroups above (systemd: Delegate=yes)", h.parent)
+		}
+		return nil, errors.New("no cgroup hierarchy with the controller pids is mounted, without which a job could start processes without limit: mount cgroup2 on /sys/fs/cgroup")
+	}
 	return h, nil
+}
+
+// writable reports whether cgroups can be made in the hierarchy.
+func (m Mount) writable() error {
+	if !m.ReadOnly {
+		return nil
+	}
+	return fmt.Errorf("%s is mounted read-only, but each job needs a cgroup of its own there: mount it read-write (mount -o remount,rw %s; a container has to be started so: docker run --privileged --cgroupns=private)", m.Path, m.Path)
 }
 
 // inherit gives a v1 cpuset its parent's processors or nodes.
@@ -165,41 +194,124 @@ func inherit(dir, file string) error {
 	return write(dir, file, strings.TrimSpace(string(value)))
 }
 
-// openV2 makes our directory below the daemon's own cgroup if that was
-// delegated to it (systemd's Delegate=yes marks it with an extended attribute),
-// or is all that a container has, and at the top otherwise, with the controllers
-// enabled for the jobs.
-func (h *Hierarchy) openV2(mount, name string) error {
-	parent := mount
-	own, err := ownCgroup()
-	// The root cgroup of the host has no cgroup.events (cgroup-v2.rst): a top that
-	// has one is a container's part of the hierarchy.
-	inContainer := err == nil && own == "/" && exists(filepath.Join(mount, "cgroup.events"))
-	if err == nil && (inContainer || delegated(filepath.Join(mount, own))) {
-		parent = filepath.Join(mount, own)
-		if err := moveDown(parent, inContainer); err != nil {
+// openV2 makes our directory in the v2 hierarchy, with the controllers enabled
+// for the jobs.
+func (h *Hierarchy) openV2(m Mount, name string) error {
+	parent, leaving := m.place(name)
+	unlock, err := lock(parent)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if leaving != nobody {
+		if err := moveDown(parent, leaving == everybody); err != nil {
 			return err
 		}
 	}
-	h.v2 = filepath.Join(parent, name)
-	if err := os.Mkdir(h.v2, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make the cgroup for jobs: %w", err)
-	}
-	available, err := os.ReadFile(filepath.Join(parent, "cgroup.controllers"))
+	available, err := h.makeV2(parent, name)
 	if err != nil {
-		return fmt.Errorf("read the available controllers: %w", err)
+		return err
 	}
-	for _, c := range controllers {
-		if slices.Contains(strings.Fields(string(available)), c) {
-			h.controllers = append(h.controllers, c)
-		}
-	}
+	h.controllers = available
 	for _, dir := range []string{parent, h.v2} {
 		if err := enableControllers(dir, h.controllers); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// makeV2 makes our directory and returns which controllers it could have.
+func (h *Hierarchy) makeV2(parent, name string) (available []string, err error) {
+	h.parent, h.v2 = parent, filepath.Join(parent, name)
+	if err := os.Mkdir(h.v2, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make the cgroup for jobs: %w", err)
+	}
+	there, err := readWords(filepath.Join(parent, "cgroup.controllers"))
+	if err != nil {
+		return nil, fmt.Errorf("read the available controllers: %w", err)
+	}
+	for _, c := range controllers {
+		if slices.Contains(there, c) {
+			available = append(available, c)
+		}
+	}
+	return available, nil
+}
+
+func readWords(file string) ([]string, error) {
+	data, err := os.ReadFile(file)
+	return strings.Fields(string(data)), err
+}
+
+// Who has to leave the cgroup above our directory.
+type leaving int
+
+const (
+	nobody leaving = iota
+	theDaemon
+	everybody
+)
+
+// ownSlice is the systemd slice whose unit the daemon may be, deploy/joblet.service.
+const ownSlice = "joblet.slice"
+
+// place chooses the cgroup in which our directory is to be:
+//
+//   - The slice joblet.slice, if the daemon runs in there. Its unit, delegated
+//     or not, will not do: a cgroup whose children have controllers takes no
+//     process in, so systemd before 254 could not start the daemon again while
+//     jobs run.
+//   - The daemon's own cgroup, if it is all that a container has, or was delegated
+//     to it (systemd's Delegate=yes marks it with an extended attribute).
+//   - Otherwise the top.
+//
+// But if jobs of a former daemon are elsewhere, their place is ours.
+func (m Mount) place(name string) (parent string, _ leaving) {
+	parent, who := m.Path, nobody
+	if own, err := m.ownCgroup(); err == nil {
+		above, _, inSlice := strings.Cut(own+"/", "/"+ownSlice+"/")
+		switch {
+		case inSlice:
+			parent = filepath.Join(m.Path, above, ownSlice)
+		// The root cgroup of the host has no cgroup.events (cgroup-v2.rst): a top that
+		// has one is a container's part of the hierarchy.
+		case own == "/" && exists(filepath.Join(m.Path, "cgroup.events")):
+			who = everybody
+		case delegated(filepath.Join(m.Path, own)):
+			parent, who = filepath.Join(m.Path, own), theDaemon
+		}
+	}
+	for _, other := range []string{filepath.Join(m.Path, ownSlice), m.Path} {
+		if other != parent && !hasBoxes(filepath.Join(parent, name)) && hasBoxes(filepath.Join(other, name)) {
+			return other, nobody
+		}
+	}
+	return parent, who
+}
+
+func hasBoxes(dir string) bool {
+	entries, _ := os.ReadDir(dir)
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return joblet.ValidID(e.Name()) })
+}
+
+// lock keeps others away that set up, or try out, the same cgroup, until unlock
+// is called.
+func lock(dir string) (unlock func(), err error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	for {
+		switch err := unix.Flock(fd, unix.LOCK_EX); err {
+		case nil:
+			return func() { unix.Close(fd) }, nil
+		case unix.EINTR:
+		default:
+			unix.Close(fd)
+			return nil, &os.PathError{Op: "lock", Path: dir, Err: err}
+		}
+	}
 }
 
 // daemonLeaf is the cgroup into which the daemon moves out of one that was
@@ -237,6 +349,7 @@ func (h *Hierarchy) RemoveEmpty() {
 	for _, dir := range h.Dirs() {
 		_ = unix.Rmdir(dir) // EBUSY: there are jobs
 	}
+	h.probe.undo(h.parent)
 }
 
 // Dirs returns our directory in each hierarchy.
@@ -298,25 +411,39 @@ func enableControllers(dir string, controllers []string) error {
 	if len(controllers) == 0 {
 		return nil
 	}
-	if err := write(dir, "cgroup.subtree_control", "+"+strings.Join(controllers, " +")); err != nil {
+	err := write(dir, "cgroup.subtree_control", "+"+strings.Join(controllers, " +"))
+	if errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("enable cgroup controllers: %w: there are processes in %s that the daemon could not move into a cgroup below, and as long as they are there, no cgroup below can have controllers", err, dir)
+	}
+	if err != nil {
 		return fmt.Errorf("enable cgroup controllers: %w", err)
 	}
 	return nil
 }
 
-// ownCgroup returns the daemon's cgroup in the v2 hierarchy: the line "0::/…"
-// of /proc/self/cgroup.
-func ownCgroup() (string, error) {
+// ownCgroup returns the daemon's cgroup in the v2 hierarchy, as seen from the
+// mount: it is in the line "0::/…" of /proc/self/cgroup.
+func (m Mount) ownCgroup() (string, error) {
 	data, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return "", err
 	}
 	for line := range strings.Lines(string(data)) {
 		if p, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return cmp.Or(strings.TrimSuffix(p, "/"+daemonLeaf), "/"), nil // after a restart inside the same unit
+			return m.seen(p)
 		}
 	}
 	return "", errors.New("not in a v2 cgroup")
+}
+
+// seen returns where in the mount a cgroup is whose path is one of this process's
+// cgroup namespace, as Root is: both may begin with "/..".
+func (m Mount) seen(own string) (string, error) {
+	rest, ok := strings.CutPrefix(own, strings.TrimSuffix(m.Root, "/"))
+	if !ok || rest != "" && rest[0] != '/' {
+		return "", fmt.Errorf("cgroup %s is not below %s, which is mounted at %s", own, m.Root, m.Path)
+	}
+	return cmp.Or(strings.TrimSuffix(rest, "/"+daemonLeaf), "/"), nil // after a restart inside the same unit
 }
 
 func delegated(dir string) bool {
@@ -361,6 +488,33 @@ func (d Dirs) TaskFiles() []string {
 	return files
 }
 
+// EnterV1 moves the calling process into those v1 groups of the job that charge for
+// what it does: of memory and of devices. (A new process can be born in v2's.)
+func (d Dirs) EnterV1() error {
+	for _, controller := range []string{"memory", "blkio"} {
+		if dir := d.V1[controller]; dir != "" {
+			if err := write(dir, "cgroup.procs", "0"); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// LiftPIDs takes the limit on processes away, for something of ours that has to
+// run beside the first process, until restore is called.
+func (d Dirs) LiftPIDs() (restore func() error, err error) {
+	dir, v2 := d.where("pids")
+	if !v2 {
+		return func() error { return nil }, nil // EnterV1 does not enter that group
+	}
+	limit, err := os.ReadFile(filepath.Join(dir, "pids.max"))
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return write(dir, "pids.max", strings.TrimSpace(string(limit))) }, write(dir, "pids.max", "max")
+}
+
 // Group is the cgroups of one job.
 type Group struct {
 	Dirs
@@ -394,38 +548,41 @@ func (g *Group) v1Dirs() []string {
 // Create makes the cgroups and sets what holds for every job.
 func (h *Hierarchy) Create(id string) (*Group, error) {
 	g := h.Group(id)
-	err := func() error {
-		if g.top != "" {
-			if err := os.Mkdir(g.top, 0o755); err != nil {
-				return err
-			}
-			if err := enableControllers(g.top, h.controllers); err != nil {
-				return err
-			}
-			for _, child := range []string{g.V2, g.Monitor} {
-				if err := os.Mkdir(child, 0o755); err != nil {
-					return err
-				}
-			}
-		}
-		for _, dir := range g.v1Dirs() {
-			if err := os.Mkdir(dir, 0o755); err != nil {
-				return err
-			}
-		}
-		if dir, v2 := g.where("memory"); v2 {
-			// When its memory is used up, the job ends as one unit. (v1 has no such
-			// thing: there the monitor sees to it.)
-			if err := write(dir, "memory.oom.group", "1"); err != nil {
-				return err
-			}
-		}
-		return g.set("pids", "pids.max", strconv.Itoa(joblet.DefaultMaxPIDs))
-	}()
+	err := g.makeDirs()
+	if dir, v2 := g.where("memory"); err == nil && v2 {
+		// When its memory is used up, the job ends as one unit. (v1 has no such
+		// thing: there the monitor sees to it.)
+		err = write(dir, "memory.oom.group", "1")
+	}
+	if err == nil {
+		err = g.set("pids", "pids.max", strconv.Itoa(joblet.DefaultMaxPIDs))
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make the job's cgroup: %w", err), g.Remove(context.Background()))
 	}
 	return g, nil
+}
+
+func (g *Group) makeDirs() error {
+	if g.top != "" {
+		if err := os.Mkdir(g.top, 0o755); err != nil {
+			return err
+		}
+		if err := enableControllers(g.top, g.Controllers); err != nil {
+			return err
+		}
+		for _, child := range []string{g.V2, g.Monitor} {
+			if err := os.Mkdir(child, 0o755); err != nil {
+				return err
+			}
+		}
+	}
+	for _, dir := range g.v1Dirs() {
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // set writes a file of a controller that has the same name in v1 and v2.

@@ -125,10 +125,14 @@ func (h *Hierarchy) Check(l joblet.Limits) error {
 			return joblet.Errorf(joblet.FailedPrecondition, "--%s: this host cannot enforce it, because only cgroup v2 has %s, and its controller %s is one of v1", s.limit, s.file, s.controller)
 		}
 	}
-	if online, err := OnlineCPUs(); err != nil {
-		return err
-	} else if most := int64(100 * len(online)); l.CPUPercent > most {
-		return joblet.Errorf(joblet.InvalidArgument, "--max-cpu %d: this host has %d processors: at most %d", l.CPUPercent, len(online), most)
+	if l.CPUPercent > 0 {
+		online, err := OnlineCPUs()
+		if err != nil {
+			return err
+		}
+		if most := int64(100 * len(online)); l.CPUPercent > most {
+			return joblet.Errorf(joblet.InvalidArgument, "--max-cpu %d: this host has %d processors: at most %d", l.CPUPercent, len(online), most)
+		}
 	}
 	if l.CPUCores != "" {
 		if err := h.checkCores(l.CPUCores); err != nil {

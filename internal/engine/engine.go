@@ -62,7 +62,11 @@ type Engine struct {
 
 // Open prepares the host: directories, the monitor's program, cgroups. It
 // touches no job of a former daemon; Adopt and Release do.
-func Open(cfg Config) (_ *Engine, err error) {
+func Open(cfg Config) (*Engine, error) {
+	return open(cfg, func() (*cgroup.Hierarchy, error) { return cgroup.Open(cgroup.Name(cfg.RunDir)) })
+}
+
+func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -87,7 +91,7 @@ func Open(cfg Config) (_ *Engine, err error) {
 			err = errors.Join(err, e.closeAll())
 		}
 	}()
-	if e.groups, err = cgroup.Open(cgroup.Name(cfg.RunDir)); err != nil {
+	if e.groups, err = groups(); err != nil {
 		return nil, err
 	}
 	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
@@ -227,6 +231,7 @@ type Tree = monitor.Tree
 const (
 	StepWorkDir = monitor.StepWorkDir
 	StepFiles   = monitor.StepFiles
+	StepJoin    = monitor.StepJoin // the job has ended
 )
 
 // NewRun returns a Run with a view and the limits on privileges that every job
@@ -483,7 +488,8 @@ type Process struct {
 	PID     int // PID 1 of the job as the host numbers it
 	Started time.Time
 
-	stdinBytes int64 // of a streamed standard input, taken when we connected
+	window     *WindowSize // of its terminal then; nil: it has none
+	stdinBytes int64       // of a streamed standard input, taken when we connected
 	group      *cgroup.Group
 
 	conn *os.File
@@ -506,6 +512,7 @@ func (p *Process) greet() error {
 	p.IDBase = ev.Started.IDBase
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
 	p.stdinBytes = ev.Started.StdinBytes
+	p.window = ev.Started.Window
 	return nil
 }
 

@@ -90,10 +90,12 @@ func checkRlimit(name string, limit joblet.Rlimit) error {
 	return nil
 }
 
-func mayRaise() bool {
+func mayRaise() bool { return hasCapability(unix.CAP_SYS_RESOURCE) }
+
+func hasCapability(c int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
-	return unix.Capget(&header, &data[0]) == nil && data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
+	return unix.Capget(&header, &data[0]) == nil && data[c/32].Effective&(1<<(c%32)) != 0
 }
 
 // CountIO makes sure that what jobs read from and write to these devices is

@@ -3,10 +3,8 @@ package hostinfo
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,6 +37,8 @@ type Process struct {
 	Resident  int64   // bytes in memory, shared ones too
 	State     string  // a letter as ps shows it: R, S, D, T, Z, I
 	Started   time.Time
+
+	start uint64 // ticks since boot
 }
 
 const (
@@ -46,10 +46,14 @@ const (
 	maxStat      = 2 << 10 // a line of /proc/PID/stat is 52 numbers and a short name
 	maxCommand   = 1 << 10
 
-	// commandTime bounds how long the arguments of processes are waited for: the
+	// commandTime bounds how long the arguments of a process are waited for: the
 	// kernel takes them from a process's memory, which one that hangs may have
-	// locked.
-	commandTime = 100 * time.Millisecond
+	// locked. commandsTime bounds it for many together.
+	commandTime  = 100 * time.Millisecond
+	commandsTime = 2 * time.Second
+
+	maxReading = 8  // processes whose arguments are read at once for one sample
+	maxLate    = 64 // that hang; with so many nobody's arguments are read
 
 	tick = 100 // of the clock in which the kernel tells processes' times, each second
 )
@@ -235,6 +239,7 @@ func (r *Reader) processUsage(before, now *reading[processReading]) *Processes {
 			Memory:   percent(float64(resident), float64(now.value.memory)),
 			Resident: resident,
 			Started:  now.value.boot.Add(time.Duration(p.start) * (time.Second / tick)),
+			start:    p.start,
 		}
 	}
 	out.ByCPU = top(all, func(a, b Process) int {
@@ -263,91 +268,145 @@ func top(all []Process, order func(a, b Process) int) []Process {
 	return out
 }
 
-// commands reads the arguments of processes. It remembers whose are still
-// waited for, so that a process that hangs costs one goroutine and not one for
-// each sample.
+// commands reads the arguments of processes, a few at a time. It remembers whose
+// are still waited for, so that a process that hangs costs one goroutine and not
+// one for each sample.
 type commands struct {
 	proc string
 	mu   sync.Mutex
 	late map[int]*command // by pid
 }
 
+// command is arguments that are being read.
 type command struct {
 	done chan struct{}
 	text string
+	late bool // its first reader waits for others now
+}
+
+// processID is a process, and no other that gets its number later.
+type processID struct {
+	pid   int
+	start uint64 // ticks since boot; 0: whatever process has the number
 }
 
 // fill sets the commands of processes.
 func (c *commands) fill(lists ...[]Process) {
-	asked := map[int]*command{}
+	var all []processID
+	for _, list := range lists {
+		for _, p := range list {
+			all = append(all, processID{p.PID, p.start})
+		}
+	}
+	texts := c.of(all)
+	for _, list := range lists {
+		for i := range list {
+			p := &list[i]
+			p.Command = cmp.Or(texts[p.PID], "["+p.Name+"]")
+		}
+	}
+}
+
+// of returns the arguments of processes by pid, without those that have none,
+// have ended, or do not let them be read in time.
+func (c *commands) of(all []processID) map[int]string {
+	texts := make(map[int]string, len(all))
+	todo := c.fresh(all)
+	done := make(chan int, len(todo)) // room for those that nobody waits for any more
+	reading := map[int]*command{}
+	busy := 0 // of those the ones that are not late yet
+	take := func(pid int) {
+		cmd := reading[pid]
+		texts[pid] = cmd.text
+		delete(reading, pid)
+		if !cmd.late {
+			busy--
+		}
+	}
+	stalled := time.NewTimer(commandTime)
+	defer stalled.Stop()
+	for end := time.Now().Add(commandsTime); len(todo)+busy > 0 && len(reading)-busy < maxLate && time.Now().Before(end); {
+		for ; len(todo) > 0 && busy < maxReading; todo = todo[1:] {
+			id, cmd := todo[0], &command{done: make(chan struct{})}
+			reading[id.pid] = cmd
+			busy++
+			go func() {
+				cmd.text = readCommand(c.proc, id)
+				close(cmd.done)
+				done <- id.pid
+			}()
+		}
+		select {
+		case pid := <-done:
+			take(pid)
+		case <-stalled.C: // they hang, or we get no processor
+			for _, cmd := range reading {
+				cmd.late = true
+			}
+			busy = 0
+		}
+		stalled.Reset(commandTime)
+	}
+	for len(done) > 0 {
+		take(<-done)
+	}
 	c.mu.Lock()
+	defer c.mu.Unlock()
+	for pid, cmd := range reading {
+		if c.late == nil {
+			c.late = map[int]*command{}
+		}
+		c.late[pid] = cmd
+	}
+	return texts
+}
+
+// fresh returns those of the processes that are not waited for since an earlier
+// sample, each once.
+func (c *commands) fresh(all []processID) []processID {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for pid, late := range c.late {
 		select {
 		case <-late.done:
 			delete(c.late, pid)
 		default:
-			asked[pid] = late
 		}
 	}
-	c.mu.Unlock()
-	fresh := false
-	for _, list := range lists {
-		for _, p := range list {
-			if asked[p.PID] != nil {
-				continue
-			}
-			cmd := &command{done: make(chan struct{})}
-			asked[p.PID] = cmd
-			fresh = true
-			go func() {
-				defer close(cmd.done)
-				cmd.text = readCommand(c.proc, p.PID)
-			}()
-		}
+	if len(c.late) >= maxLate {
+		return nil
 	}
-	patience := commandTime
-	if !fresh {
-		patience = 0
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for _, list := range lists {
-		for i := range list {
-			p, cmd := &list[i], asked[list[i].PID]
-			select {
-			case <-cmd.done:
-				p.Command = cmd.text
-			default:
-				select {
-				case <-cmd.done:
-					p.Command = cmd.text
-				case <-ctx.Done():
-					c.mu.Lock()
-					if c.late == nil {
-						c.late = map[int]*command{}
-					}
-					c.late[p.PID] = cmd
-					c.mu.Unlock()
-				}
-			}
-			if p.Command == "" {
-				p.Command = "[" + p.Name + "]"
-			}
-		}
-	}
+	seen := make(map[int]bool, len(all))
+	return slices.DeleteFunc(slices.Clone(all), func(id processID) bool {
+		skip := seen[id.pid] || c.late[id.pid] != nil
+		seen[id.pid] = true
+		return skip
+	})
 }
 
 // readCommand returns "" for a process that has no arguments or has ended.
-func readCommand(proc string, pid int) string {
-	f, err := os.Open(filepath.Join(proc, strconv.Itoa(pid), "cmdline"))
+func readCommand(proc string, id processID) string {
+	// What is opened in a process's directory stays that process's, whoever gets
+	// its number.
+	dir, err := os.Open(filepath.Join(proc, strconv.Itoa(id.pid)))
 	if err != nil {
 		return ""
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxCommand))
+	defer dir.Close()
+	buf := make([]byte, maxStat)
+	if id.start != 0 {
+		n, err := readAt(int(dir.Fd()), "stat", buf)
+		if err != nil {
+			return ""
+		}
+		if p, ok := parseStat(buf[:n]); !ok || p.start != id.start {
+			return ""
+		}
+	}
+	n, err := readAt(int(dir.Fd()), "cmdline", buf[:maxCommand])
 	if err != nil {
 		return ""
 	}
-	b = bytes.TrimRight(b, "\x00")
+	b := bytes.TrimRight(buf[:n], "\x00")
 	return text(string(bytes.ReplaceAll(b, []byte{0}, []byte{' '})))
 }

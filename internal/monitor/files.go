@@ -1,14 +1,19 @@
 package monitor
 
 import (
+	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"runtime"
+	"strconv"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/archive"
+	"github.com/joblet/joblet/internal/cgroup"
 )
 
 // workRoot returns the job's /work as an os.Root.
@@ -30,32 +35,131 @@ func (m *monitor) giveToUser(run *Run) error {
 	return nil
 }
 
-// unpackFiles puts the files that came along with the job into its /work.
-func (m *monitor) unpackFiles(run *Run) error {
+// unpackArg, as its first argument, makes the monitor's program one that unpacks
+// files and ends.
+const unpackArg = "unpack"
+
+// Descriptors of that program.
+const (
+	unpackArchive = 0
+	unpackResult  = 1 // a Failure as JSON; nothing: it went well
+	unpackWork    = 3
+)
+
+// unpackFiles puts the files that came along with the job into its /work. A
+// process of its own does it, in the job's cgroups: what is written there is
+// memory, and has to count as the job's.
+func (m *monitor) unpackFiles(run *Run) (err error) {
 	f, err := os.Open(run.FilesPath)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	root, err := m.workRoot()
+	result, theirs, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer result.Close()
+	defer theirs.Close()
+	work, err := unix.FcntlInt(uintptr(m.work), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return step(StepFiles, err)
+	}
+	dir := os.NewFile(uintptr(work), "work")
+	defer dir.Close()
+	where, err := json.Marshal(m.cgroup)
+	if err != nil {
+		return err
+	}
+	attr := &os.ProcAttr{
+		Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{f, theirs, os.Stderr, dir}, Sys: &syscall.SysProcAttr{},
+	}
+	if v2 := m.cgroup.V2; v2 != "" {
+		group, err := os.Open(v2)
+		if err != nil {
+			return err
+		}
+		defer group.Close()
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(group.Fd())
+	}
+	// No process of the job's runs yet, and its limit may be one.
+	restore, err := m.cgroup.LiftPIDs()
+	if err != nil {
+		return step(StepFiles, err)
+	}
+	defer func() { err = errors.Join(err, restore()) }()
+	proc, err := os.StartProcess("/proc/self/exe", []string{
+		"joblet-monitor", unpackArg, itoa(int64(m.idBase + run.UID)), itoa(int64(m.idBase + run.GID)), string(where),
+	}, attr)
+	if err != nil {
+		return errors.Join(errors.New(StepFiles), err)
+	}
+	theirs.Close()
+	said, readErr := io.ReadAll(io.LimitReader(result, maxFailure))
+	state, err := proc.Wait()
+	if err != nil {
+		return errors.Join(errors.New(StepFiles), err)
+	}
+	if state.Success() {
+		return nil
+	}
+	var failure Failure
+	if readErr != nil || json.Unmarshal(said, &failure) != nil {
+		return &stepError{StepFiles, unix.ECHILD} // it was killed: for want of memory, as a rule
+	}
+	if failure.Errno != 0 {
+		return step(StepFiles, failure.Errno)
+	}
+	return errors.New(failure.Text)
+}
+
+const maxFailure = 64 << 10
+
+// unpack is that process's life; args are its arguments behind unpackArg.
+func unpack(args []string) (status int) {
+	err := errors.New("three arguments are needed")
+	if len(args) == 3 {
+		err = unpackInto(args[0], args[1], args[2])
+	}
+	if err == nil {
+		return 0
+	}
+	failure := Failure{Step: StepFiles, Text: StepFiles + ": " + err.Error()}
+	if errors.Is(err, unix.ENOSPC) {
+		failure.Errno = unix.ENOSPC
+	}
+	_ = json.NewEncoder(os.NewFile(unpackResult, "result")).Encode(failure)
+	return 1
+}
+
+func unpackInto(user, group, where string) error {
+	uid, err := strconv.Atoi(user)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.Atoi(group)
+	if err != nil {
+		return err
+	}
+	var dirs cgroup.Dirs
+	if err := json.Unmarshal([]byte(where), &dirs); err != nil {
+		return err
+	}
+	if err := dirs.EnterV1(); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot("/proc/self/fd/" + itoa(unpackWork))
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	// The files must belong to the job's user, and its file system knows no
 	// other ids (EOVERFLOW). setfsuid(2) concerns one thread alone: this
-	// goroutine stays on it and turns it back before it lets go.
+	// goroutine stays on it.
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	setFSID(int(m.idBase+run.UID), int(m.idBase+run.GID))
-	defer setFSID(0, 0)
-	if _, err := archive.Unpack(root, f, archive.DefaultLimits); err != nil {
-		if errors.Is(err, unix.ENOSPC) {
-			return step(StepFiles, unix.ENOSPC)
-		}
-		return errors.Join(errors.New(StepFiles), err)
-	}
-	return nil
+	setFSID(uid, gid)
+	_, err = archive.Unpack(root, os.NewFile(unpackArchive, "archive"), archive.DefaultLimits)
+	return err
 }
 
 func setFSID(uid, gid int) {

@@ -8,9 +8,11 @@ import (
 
 // Landlock, a second wall behind the namespaces and the filter (landlock(7)). A
 // process that is under it, with whatever privileges, can change no mounts, make no
-// devices, trace nobody outside; and, from ABI 6 on, neither signal anybody outside
-// nor connect to abstract sockets there. What is outside begins where
-// landlock_restrict_self was called: at the job.
+// devices, trace nobody outside; and, from ABI 6 on, not connect to abstract sockets
+// there. What is outside begins where landlock_restrict_self was called: at the job.
+// A further process of the job (rnx job exec) comes later, and no process can be
+// put into a domain that exists: it is under the other walls alone, and signals are
+// not scoped, because it has to get those of the job.
 //
 // Reading and writing files is left to the mounts: rights are for whole trees, and
 // all of the job's root is its own.
@@ -18,7 +20,6 @@ import (
 // Of linux/landlock.h, beside what x/sys has.
 const (
 	landlockScopeAbstract = 1 << 0
-	landlockScopeSignal   = 1 << 1
 	landlockScopeABI      = 6
 	// landlockReferABI is the first with LANDLOCK_ACCESS_FS_REFER: before, a
 	// process under Landlock could move no file from one directory to another.
@@ -38,7 +39,7 @@ func makeRuleset(p *program) {
 	}
 	size := uintptr(8) // older kernels know fewer fields
 	if abi >= landlockScopeABI {
-		attr.scoped, size = landlockScopeAbstract|landlockScopeSignal, 24
+		attr.scoped, size = landlockScopeAbstract, 24
 	}
 	p.call("make a Landlock ruleset", unix.SYS_LANDLOCK_CREATE_RULESET, put(p, attr), size, 0).into(slotRuleset)
 	p.call("open the root", unix.SYS_OPENAT, atFDCWD, p.str("/"), unix.O_PATH|unix.O_CLOEXEC, 0).into(slotRule + 1)

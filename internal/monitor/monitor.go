@@ -22,10 +22,16 @@ const setupTimeout = 30 * time.Second
 
 // Main is the monitor's life. It returns its exit status.
 func Main() int {
+	if len(os.Args) > 1 && os.Args[1] == unpackArg {
+		return unpack(os.Args[2:])
+	}
 	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-monitor\x00")[0])), 0, 0, 0)
 	unix.CloseOnExec(ControlFD)
 	unix.CloseOnExec(ListenFD)
-	m := &monitor{conns: []*conn{{fd: ControlFD}}, listen: ListenFD, stdin: noStdin, oomEvents: -1}
+	m := &monitor{
+		conns: []*conn{{fd: ControlFD}}, listen: ListenFD,
+		stdin: noStdin, terminal: terminal{master: -1}, oomEvents: -1,
+	}
 	if err := m.run(); err != nil {
 		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
 		return 1
@@ -58,6 +64,8 @@ type monitor struct {
 	work        int // the job's /work
 	workMax     int64
 	stdin       stdin
+	terminal    terminal
+	endedBy     syscall.Signal // what has ended PID 1 in place of the kernel; 0: nothing
 	logShrinks  bool
 	started     Started
 	record      Record
@@ -105,7 +113,11 @@ func (c *conn) Write(p []byte) (int, error) {
 func (m *monitor) run() error {
 	daemon := m.conns[0]
 	var req Request
-	if err := ReadMessage(daemon, &req); err != nil || req.Box == nil {
+	err := ReadMessage(daemon, &req)
+	switch {
+	case err == nil && req.Exec != nil:
+		return m.exec(req.Exec)
+	case err != nil || req.Box == nil:
 		return errors.Join(errors.New("no box on the control socket"), err)
 	}
 	boxErr := m.buildBox(req.Box)
@@ -392,8 +404,13 @@ func (m *monitor) startJob(run *Run) error {
 	if err := m.awaitExec(); err != nil {
 		return err
 	}
+	if run.Terminal != nil {
+		if err := m.takeTerminal(); err != nil {
+			return err
+		}
+	}
 	now := time.Now()
-	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano()}
+	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window()}
 	m.record.StartedNanos = now.UnixNano()
 	if run.TimeoutNanos > 0 {
 		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
@@ -519,6 +536,7 @@ func (m *monitor) watch() {
 				fds[2+i].Fd = -1
 			}
 		}
+		m.terminal.pollMaster(&fds[2], now, ended)
 		fds[4] = m.stdin.pollFd()
 		fds[5] = unix.PollFd{Fd: int32(m.oomEvents), Events: unix.POLLIN}
 		if ended {
@@ -527,6 +545,8 @@ func (m *monitor) watch() {
 		for _, c := range m.conns {
 			fds = append(fds, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
 		}
+		typing := fixed + len(m.conns)
+		fds = m.terminal.pollFds(fds)
 		if _, err := unix.Poll(fds, m.pollTimeout(now)); err != nil && err != unix.EINTR {
 			return // no descriptor of ours can be bad
 		}
@@ -540,20 +560,22 @@ func (m *monitor) watch() {
 		if fds[4].Revents != 0 {
 			m.stdin.feed()
 		}
+		m.feedTerminal(fds[typing:], fds[2].Revents)
 		if fds[5].Revents != 0 {
 			m.endOutOfMemory()
 		}
-		m.syncLog(now)
+		m.syncLog(time.Now()) // and not before poll: its timeout is what brings us here
 		if fds[0].Revents != 0 {
 			m.reap()
 			ended = true
 			m.stdin.close()
+			m.terminal.close()
 			m.logGiveUpAt = time.Now().Add(logPatience)
 			for i := range m.output {
 				m.drain(i) // what was written last; nobody is left who could write more
 			}
 		}
-		m.serve(fds[fixed:])
+		m.serve(fds[fixed:typing])
 		if fds[1].Revents != 0 {
 			m.accept()
 		}
@@ -561,7 +583,8 @@ func (m *monitor) watch() {
 }
 
 const (
-	maxConns = 8
+	maxConns = 64 // of which most become keyboards in a moment
+	maxDrain = 64 // pieces of one stream that are moved in a row
 	// syncDelay bounds how old output may be that a crash of the host loses.
 	syncDelay = time.Second
 	// logRetry is how often a full disk is tried again.
@@ -574,7 +597,7 @@ const (
 
 func (m *monitor) pollTimeout(now time.Time) int {
 	next := time.Time{}
-	for _, t := range []time.Time{m.deadline, m.killAt, m.retryLogAt, m.syncAt} {
+	for _, t := range []time.Time{m.deadline, m.killAt, m.retryLogAt, m.syncAt, m.terminal.retryAt} {
 		if t.After(now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -655,13 +678,16 @@ func (m *monitor) signal(sig syscall.Signal) {
 // lost.
 func (m *monitor) drain(i int) {
 	stream := [2]logstore.Stream{logstore.Stdout, logstore.Stderr}[i]
-	for m.output[i] >= 0 {
+	// Not for ever: a job that floods must not keep us from hearing that it is to stop.
+	for round := 0; m.output[i] >= 0 && round < maxDrain; round++ {
 		n, err := m.log.Drain(m.output[i], stream, time.Now())
 		switch {
 		case err == nil && n == 0:
 			return
 		case err == nil:
 			m.retryLogAt = time.Time{}
+		case errors.Is(err, io.EOF) && m.hungUp():
+			return
 		case errors.Is(err, io.EOF):
 			unix.Close(m.output[i])
 			m.output[i] = -1
@@ -715,7 +741,9 @@ func (m *monitor) reap() {
 	if a := m.shared; a.reaped != 0 {
 		ws = unix.WaitStatus(a.status)
 	}
-	if ws.Signaled() {
+	if ws.Signaled() && ws.Signal() == syscall.SIGKILL && m.endedBy != 0 {
+		m.record.Signal = int(m.endedBy)
+	} else if ws.Signaled() {
 		m.record.Signal = int(ws.Signal())
 	} else {
 		m.record.Code = ws.ExitStatus()
@@ -739,6 +767,10 @@ func (m *monitor) serve(fds []unix.PollFd) {
 				m.stdin.take(c.fd)
 				continue
 			}
+			if req.Typing {
+				m.terminal.typing(c.fd)
+				continue
+			}
 			m.handle(&req)
 		}
 		kept = append(kept, c)
@@ -749,6 +781,9 @@ func (m *monitor) serve(fds []unix.PollFd) {
 func (m *monitor) handle(req *Request) {
 	if req.Signal > 0 {
 		m.signal(syscall.Signal(req.Signal))
+	}
+	if req.Resize != nil {
+		m.resize(req.Resize)
 	}
 	if req.StdinEnd != nil {
 		m.stdin.endAt(*req.StdinEnd)
@@ -778,7 +813,7 @@ func (m *monitor) accept() {
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	c := &conn{fd: fd}
-	m.started.StdinBytes = m.stdin.taken
+	m.started.StdinBytes, m.started.Window = m.stdin.taken, m.window()
 	if len(m.conns) == maxConns || WriteMessage(c, Event{Started: &m.started}) != nil {
 		unix.Close(fd)
 		return

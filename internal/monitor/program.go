@@ -36,6 +36,8 @@ const (
 	opReceive               // recvmsg on the go socket: one byte and descriptors, into slots from save on
 	opExec                  // execve the first of the candidates that exists
 	opReaper                // clone; the child goes on, the parent reaps until the child has ended
+	opSend                  // sendmsg on the go socket: one byte and the descriptor in slot save
+	opSibling               // clone; the child, a sibling of the process, goes on, and the process ends
 )
 
 const (
@@ -84,6 +86,8 @@ type arena struct {
 	initName [16]byte
 	args     uintptr
 	argsLen  uintptr
+
+	siblingPID int32 // as the monitor numbers it
 
 	sigset  uint64
 	siginfo [128]byte
@@ -279,6 +283,10 @@ func (a *arena) child() {
 				errno = a.execute()
 			case opReaper:
 				errno = a.reaper()
+			case opSend:
+				errno = a.send(uintptr(o.save))
+			case opSibling:
+				errno = a.sibling()
 			}
 			if errno != 0 && o.allow != allowAll && (o.allow != allowExist || errno != syscall.EEXIST) {
 				a.errno = uintptr(errno)

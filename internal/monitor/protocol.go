@@ -108,6 +108,9 @@ type Run struct {
 	// begins with Request.StdinBegin. Neither: /dev/null.
 	StdinPath   string `json:"stdin_path,omitempty"`
 	StdinStream bool   `json:"stdin_stream,omitempty"`
+	// Terminal is the size of a pseudo-terminal that is standard input, output
+	// and error instead.
+	Terminal *WindowSize `json:"terminal,omitempty"`
 	// FilesPath is an archive of the host to be unpacked into /work.
 	FilesPath string `json:"files_path,omitempty"`
 
@@ -174,6 +177,19 @@ type Request struct {
 	// control connection, says after how many bytes it ends.
 	StdinBegin bool   `json:"stdin_begin,omitempty"`
 	StdinEnd   *int64 `json:"stdin_end,omitempty"`
+
+	// Typing turns the connection into a keyboard of the job's terminal: what
+	// follows are bytes typed. Any number may be there.
+	Typing bool    `json:"typing,omitempty"`
+	Resize *Resize `json:"resize,omitempty"` // of the terminal
+
+	Exec *Exec `json:"exec,omitempty"` // the only one that a monitor of a further process gets
+}
+
+// Resize changes a terminal's size.
+type Resize struct {
+	Size   WindowSize `json:"size"`             // zero: leave it
+	Redraw bool       `json:"redraw,omitempty"` // have the screen drawn again
 }
 
 // Stop ends the job: signal, grace, kill.
@@ -196,6 +212,8 @@ type Started struct {
 	UnixNanos int64  `json:"unix_nanos"`
 	// StdinBytes is how much of a streamed standard input was taken.
 	StdinBytes int64 `json:"stdin_bytes,omitempty"`
+	// Window is the size of the job's terminal, if it has one.
+	Window *WindowSize `json:"window,omitempty"`
 }
 
 // StepWorkDir is the Failure.Step of a working directory that can't be entered.

@@ -16,12 +16,15 @@ const (
 	slotDev               // the tree for /dev
 	slotLo                // a socket to bring the loopback interface up
 	slotStdin
-	slotRuleset      // of Landlock
-	slotRule         // and the one behind it
-	slotTask    = 12 // the tasks files of the v1 hierarchies
-	slotTree    = 20 // the job's trees
-	maxTasks    = slotTree - slotTask
-	maxTrees    = maxSlots - slotTree - 1 // and standard input
+	slotRuleset       // of Landlock
+	slotRule          // and the one behind it
+	_                 //
+	slotMaster        // the job's terminal, two ends
+	slotTerminal      //
+	slotTask     = 12 // the tasks files of the v1 hierarchies
+	slotTree     = 20 // the job's trees
+	maxTasks     = slotTree - slotTask
+	maxTrees     = maxSlots - slotTree - 1 // and standard input
 )
 
 const (
@@ -56,9 +59,11 @@ func jobProgram(p *program, run *Run, out, err int) {
 		unmaskProc(p)
 	}
 	attachTrees(p, run)
+	makeWorkDir(p, run)
+	giveWorkDir(p, run)
 	enterWorkDir(p, run)
 	connectInput(p, run)
-	connectOutput(p, out, err)
+	connectOutput(p, run, out, err)
 	resetSignals(p)
 	limitResources(p, run)
 	dropPrivileges(p, run)
@@ -70,14 +75,18 @@ func jobProgram(p *program, run *Run, out, err int) {
 // thread and spares the lock over all thread groups that a pid in cgroup.procs
 // takes, which stalls for 10 ms after idle.
 func enterCgroups(p *program, tasks []string) {
-	zero := p.str("0")
-	for i, name := range tasks {
-		p.call("enter cgroup "+name, unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
-		p.call("close tasks", unix.SYS_CLOSE, uintptr(slotTask+i)).slot(0)
-	}
+	enterTasks(p, tasks)
 	// From inside, so that the root of the namespace is the job's cgroup and
 	// not the monitor's (cgroup_namespaces(7)).
 	p.call("unshare the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
+}
+
+func enterTasks(p *program, files []string) {
+	zero := p.str("0")
+	for i := range files {
+		p.call("enter cgroup "+files[i], unix.SYS_WRITE, uintptr(slotTask+i), zero, 1).slot(0)
+		p.call("close tasks", unix.SYS_CLOSE, uintptr(slotTask+i)).slot(0)
+	}
 }
 
 // mountRoot mounts the job's root, a private tmpfs of limited size, and enters
@@ -134,18 +143,20 @@ func (p *program) mkdir(dir string, mode uintptr) *op {
 	return p.call("mkdir "+dir, unix.SYS_MKDIRAT, atFDCWD, p.str(dir), mode)
 }
 
+var rootDirs = []struct {
+	name string
+	mode uintptr
+}{
+	{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
+	{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
+	{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
+}
+
 // buildRoot makes the directories of the job's root: the places where the job
 // may write, and where trees are attached later.
 func buildRoot(p *program) {
 	p.call("umask", unix.SYS_UMASK, 0)
-	for _, d := range []struct {
-		name string
-		mode uintptr
-	}{
-		{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
-		{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
-		{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
-	} {
+	for _, d := range rootDirs {
 		p.mkdir(d.name, d.mode)
 	}
 	p.call("symlink var/run", unix.SYS_SYMLINKAT, p.str("/run"), atFDCWD, p.str("var/run"))
@@ -256,8 +267,8 @@ func (p *program) file(name, text string) {
 	p.call("close /"+name, unix.SYS_CLOSE, slotStdin).slot(0)
 }
 
-// enterWorkDir makes the working directory where it can, and enters it.
-func enterWorkDir(p *program, run *Run) {
+// makeWorkDir makes the working directory where it can.
+func makeWorkDir(p *program, run *Run) {
 	dir := path.Clean(run.WorkDir)
 	for i, c := range dir {
 		if c == '/' && i > 0 {
@@ -265,14 +276,31 @@ func enterWorkDir(p *program, run *Run) {
 		}
 	}
 	p.mkdir(dir, 0o755).may(allowAll) // chdir reports what is wrong with it
+}
+
+// giveWorkDir makes a working directory that not every job has the user's.
+func giveWorkDir(p *program, run *Run) {
+	dir := path.Clean(run.WorkDir)
+	for _, d := range rootDirs {
+		if dir == "/" || dir == "/"+d.name {
+			return
+		}
+	}
 	if run.UID|run.GID != 0 {
 		p.call("give the user the working directory", unix.SYS_FCHOWNAT, atFDCWD, p.str(dir), uintptr(run.UID), uintptr(run.GID), 0).may(allowAll) // EROFS: it stays as it is
 	}
-	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(dir))
+}
+
+func enterWorkDir(p *program, run *Run) {
+	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(path.Clean(run.WorkDir)))
 	p.call("umask", unix.SYS_UMASK, 0o022)
 }
 
 func connectInput(p *program, run *Run) {
+	if run.Terminal != nil {
+		openTerminal(p, run)
+		return
+	}
 	slot := uintptr(slotTree + len(run.Trees))
 	if run.StdinPath == "" && !run.StdinStream {
 		slot = slotStdin
@@ -281,11 +309,16 @@ func connectInput(p *program, run *Run) {
 	p.call("connect standard input", unix.SYS_DUP3, slot, 0, 0).slot(0)
 }
 
-func connectOutput(p *program, out, err int) {
-	p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
-	p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
+func connectOutput(p *program, run *Run, out, err int) {
+	if run.Terminal == nil {
+		p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
+		p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
+	}
 	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
 	p.call("setsid", unix.SYS_SETSID)
+	if run.Terminal != nil && !run.Init { // the reaper is no process for a terminal
+		controlTerminal(p)
+	}
 }
 
 // resetSignals gives the command what a login would: default actions, nothing
@@ -362,6 +395,9 @@ func executeCommand(p *program, run *Run) {
 		}
 		p.add("start the reaper", op{kind: opReaper})
 		p.call("setsid", unix.SYS_SETSID)
+		if run.Terminal != nil {
+			controlTerminal(p)
+		}
 	}
 	none := p.alloc(8)
 	p.call("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)

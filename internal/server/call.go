@@ -4,8 +4,11 @@ import (
 	"context"
 	"log/slog"
 	"runtime/debug"
+	"strings"
+	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet/internal/wire"
 )
@@ -41,6 +44,11 @@ func (s callStream) Context() context.Context { return s.ctx }
 func (s *Server) call(ctx context.Context, method string, handle func(context.Context) error) (err error) {
 	s.activity.begin()
 	defer s.activity.end()
+	s.metrics.CallBegins()
+	begun := time.Now()
+	defer func() {
+		s.metrics.CallEnded(strings.TrimPrefix(method, "/"), status.Code(err).String(), time.Since(begun))
+	}()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()

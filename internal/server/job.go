@@ -21,7 +21,8 @@ const (
 
 type jobService struct {
 	api.UnimplementedJobServiceServer
-	sup *supervisor.Supervisor
+	sup     *supervisor.Supervisor
+	windows windows
 }
 
 // submit runs the job that r asks for, with what came along with it, if anything.
@@ -276,6 +277,14 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 		}
 	}
 	return nil
+}
+
+func (s *jobService) ListJobProcesses(ctx context.Context, r *api.ListJobProcessesRequest) (*api.ListJobProcessesResponse, error) {
+	all, err := s.sup.Processes(ctx, r.GetUuid())
+	if err != nil {
+		return nil, err
+	}
+	return wire.ProcessesToProto(all), nil
 }
 
 func (s *jobService) PauseJob(ctx context.Context, r *api.PauseJobRequest) (*api.PauseJobResponse, error) {

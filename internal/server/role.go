@@ -32,6 +32,8 @@ var roles = map[string]role{
 	api.JobService_RunJob_FullMethodName:              developer,
 	api.JobService_RunJobAttached_FullMethodName:      developer,
 	api.JobService_SubmitJob_FullMethodName:           developer,
+	api.JobService_AttachJob_FullMethodName:           developer, // it types
+	api.JobService_ExecJob_FullMethodName:             developer,
 	api.JobService_RerunJob_FullMethodName:            developer,
 	api.JobService_PruneJobs_FullMethodName:           developer,
 	api.JobService_GetJobFiles_FullMethodName:         reader,

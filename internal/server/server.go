@@ -17,6 +17,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -42,6 +43,7 @@ var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; job
 // Server serves one supervisor's jobs.
 type Server struct {
 	log      *slog.Logger
+	metrics  *metrics.Metrics
 	grpc     *grpc.Server
 	health   *health.Server
 	activity activity
@@ -49,9 +51,10 @@ type Server struct {
 	stop     context.CancelCauseFunc
 }
 
-// New returns a server of sup's jobs that serves nothing yet.
-func New(sup *supervisor.Supervisor, log *slog.Logger) *Server {
-	s := &Server{log: log, health: health.NewServer()}
+// New returns a server of sup's jobs that serves nothing yet. Its calls are
+// counted in m, which may be nil.
+func New(sup *supervisor.Supervisor, log *slog.Logger, m *metrics.Metrics) *Server {
+	s := &Server{log: log, metrics: m, health: health.NewServer()}
 	s.activity.last = time.Now()
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(

@@ -1,20 +1,29 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/history"
+	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/metrics"
 )
 
 // sampleEvery is how often each running job is looked at for its history.
 const sampleEvery = time.Second
+
+// logEvery is at which of these samples the size of a job's log is looked at for
+// the metrics: that costs about as much as the sample.
+const logEvery = 10
 
 // gauge reads what a run of a job takes, and keeps its history.
 type gauge struct {
@@ -23,22 +32,49 @@ type gauge struct {
 	history *history.Writer
 	last    joblet.Sample
 	closed  bool
+
+	countedCPU time.Duration // in the metrics, or unknown
+	countedLog int64         // in the metrics, or unknown
 }
 
-func newGauge(proc *engine.Process, dir string) *gauge {
-	return &gauge{meter: proc.Meter(), history: history.NewWriter(dir)}
+// unknown is how much another daemon has counted of a run.
+const unknown = -1
+
+// newGauge returns the gauge of a run at whose start the job's log had so many
+// bytes, from attempts before; unknown for a run that another daemon has started.
+func newGauge(proc *engine.Process, dir string, logBytes int64) *gauge {
+	g := &gauge{meter: proc.Meter(), history: history.NewWriter(dir), countedLog: logBytes}
+	if logBytes == unknown {
+		g.countedCPU = unknown
+	}
+	return g
 }
 
-// sample takes one for the history.
-func (g *gauge) sample(memoryLimit int64) error {
+// sample takes one for the history. It returns false when the run is over.
+func (g *gauge) sample(memoryLimit int64) (joblet.Sample, bool, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return nil
+		return joblet.Sample{}, false, nil
 	}
 	g.last = g.meter.Sample()
 	g.last.MemoryLimit = memoryLimit
-	return g.history.Add(g.last)
+	return g.last, true, g.history.Add(g.last)
+}
+
+// uncounted returns how much of what the run has taken and logged so far is new
+// to the metrics, which count it now. What was taken before this daemon is not.
+func (g *gauge) uncounted(cpu time.Duration, logBytes int64) (newCPU time.Duration, newLog int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.countedCPU != unknown {
+		newCPU = max(0, cpu-g.countedCPU) // the end may have been counted just before
+	}
+	if g.countedLog != unknown && logBytes != unknown {
+		newLog = max(0, logBytes-g.countedLog)
+	}
+	g.countedCPU, g.countedLog = max(g.countedCPU, cpu), max(g.countedLog, logBytes)
+	return newCPU, newLog
 }
 
 // usage returns what the run has taken so far.
@@ -85,47 +121,103 @@ func (s *Supervisor) seen(id string, g *gauge) joblet.Usage {
 func (s *Supervisor) collect() {
 	ticker := time.NewTicker(sampleEvery)
 	defer ticker.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-s.ctx.Done():
-			s.eachGauge(func(id string, g *gauge, _ int64) {
-				if _, err := g.close(); err != nil {
-					s.cfg.Log.Warn("keep a job's metrics", "job", id, "error", err)
+			runs, _ := s.runs()
+			for _, r := range runs {
+				if _, err := r.gauge.close(); err != nil {
+					s.cfg.Log.Warn("keep a job's metrics", "job", r.id, "error", err)
 				}
-			})
+			}
 			return
 		case <-ticker.C:
-			s.sampleAll()
+			s.sampleAll(n%logEvery == 0)
 		}
 	}
 }
 
-func (s *Supervisor) sampleAll() {
-	s.eachGauge(func(id string, g *gauge, memoryLimit int64) {
-		if err := g.sample(memoryLimit); err != nil {
-			s.cfg.Log.Debug("keep a job's metrics", "job", id, "error", err) // a full disk: it comes again each second
-		}
-	})
-}
-
-// eachGauge calls do for each run, without Supervisor.mu.
-func (s *Supervisor) eachGauge(do func(id string, g *gauge, memoryLimit int64)) {
-	type run struct {
-		id    string
-		gauge *gauge
-		limit int64
-	}
-	var runs []run
-	s.mu.Lock()
-	for id, l := range s.live {
-		if l.gauge != nil {
-			runs = append(runs, run{id, l.gauge, l.rec.Spec.Limits.MemoryBytes})
-		}
-	}
-	s.mu.Unlock()
+// sampleAll takes a sample of each run, and tells the metrics, with logs also of
+// the logs' sizes.
+func (s *Supervisor) sampleAll(logs bool) {
+	runs, jobs := s.runs()
 	for _, r := range runs {
-		do(r.id, r.gauge, r.limit)
+		sample, ok, err := r.gauge.sample(r.memoryLimit)
+		if err != nil {
+			s.cfg.Log.Debug("keep a job's metrics", "job", r.id, "error", err) // a full disk: it comes again each second
+		}
+		if !ok || s.cfg.Metrics == nil {
+			continue
+		}
+		jobs.Runs = append(jobs.Runs, metrics.Run{ID: r.id, Name: r.name, Started: r.started, Sample: sample})
+		logBytes := int64(unknown)
+		if logs {
+			if info, err := logstore.Stat(s.jobDir(r.id)); err == nil {
+				logBytes = info.Size
+			}
+		}
+		s.cfg.Metrics.Used(r.gauge.uncounted(sample.CPU(), logBytes))
 	}
+	if s.cfg.Metrics == nil {
+		return
+	}
+	var disk unix.Statfs_t
+	if err := unix.Statfs(s.cfg.StateDir, &disk); err == nil {
+		unit := cmp.Or(disk.Frsize, disk.Bsize)
+		jobs.DiskFree, jobs.DiskSize = int64(disk.Bavail)*unit, int64(disk.Blocks)*unit
+	}
+	s.cfg.Metrics.Publish(jobs)
+}
+
+// run is one that can be sampled.
+type run struct {
+	id, name    string
+	started     time.Time
+	gauge       *gauge
+	memoryLimit int64
+}
+
+// runs returns the runs, to be looked at without Supervisor.mu, and counts the
+// jobs on the way.
+func (s *Supervisor) runs() (runs []run, jobs metrics.Jobs) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	jobs.Ready, jobs.Scheduled = len(s.ready), len(s.timers)
+	for id, l := range s.live {
+		rec := &l.rec
+		jobs.States[rec.State]++
+		if rec.State == joblet.Pending && l.blocked > 0 {
+			jobs.Blocked++
+		}
+		if l.gauge != nil {
+			runs = append(runs, run{id, rec.Spec.Name, rec.Started, l.gauge, rec.Spec.Limits.MemoryBytes})
+		}
+	}
+	return runs, jobs
+}
+
+// countStart tells the metrics that a run has begun. Supervisor.mu is held.
+func (s *Supervisor) countStart(l *live) {
+	if s.cfg.Metrics == nil || l.begun.IsZero() {
+		return
+	}
+	var queued time.Duration
+	if !l.readied.IsZero() {
+		queued = l.begun.Sub(l.readied)
+	}
+	s.cfg.Metrics.Started(queued, time.Since(l.begun))
+}
+
+// countEnd tells the metrics of a run that is over. g is nil if it ended while no
+// daemon ran.
+func (s *Supervisor) countEnd(job joblet.Job, g *gauge, again bool) {
+	if s.cfg.Metrics == nil {
+		return
+	}
+	if g != nil {
+		s.cfg.Metrics.Used(g.uncounted(job.Usage.CPU(), job.LogBytes))
+	}
+	s.cfg.Metrics.RunEnded(job, again)
 }
 
 // measured returns the job with what it has taken up to now, if it runs.

@@ -249,6 +249,7 @@ func (s *Supervisor) runBefore(l *live) (before *live) {
 // makeReady lets the job wait for a place. Supervisor.mu is held.
 func (s *Supervisor) makeReady(l *live) {
 	heap.Push(&s.ready, l)
+	l.readied = time.Now()
 	l.rec.Reason = ""
 	if !s.hasPlace() {
 		l.rec.Reason = fmt.Sprintf("waits for its turn: %d jobs run, which is the limit", s.busy)
@@ -366,7 +367,7 @@ func (s *Supervisor) startDue(now time.Time) time.Duration {
 		if len(s.ready) > 0 && s.hasPlace() {
 			l := heap.Pop(&s.ready).(*live)
 			s.busy++
-			l.starting = true
+			l.starting, l.begun = true, time.Now()
 			s.work.Go(func() { s.launch(l) })
 			s.mu.Unlock()
 			continue
@@ -566,5 +567,6 @@ func (s *Supervisor) failLaunch(l *live, cause error) {
 	s.mu.Unlock()
 	end.State, end.Reason, end.Failure = joblet.Failed, cause.Error(), joblet.KindOf(cause)
 	s.freePlace()
+	s.cfg.Metrics.NotStarted(end.Failure)
 	s.endWithoutRun(l, end)
 }

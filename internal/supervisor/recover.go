@@ -239,7 +239,7 @@ func (s *Supervisor) adopted(l *live, proc *engine.Process) {
 	}
 	s.mu.Lock()
 	l.proc = proc
-	l.gauge = newGauge(proc, s.jobDir(l.rec.ID))
+	l.gauge = newGauge(proc, s.jobDir(l.rec.ID), unknown)
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
 	l.tell()
 	stopping := l.rec.State == joblet.Stopping

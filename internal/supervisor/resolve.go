@@ -19,6 +19,14 @@ import (
 // defaultPath is where a job's commands are looked for.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
+// defaultTerm is the kind of a terminal of which the caller does not say it.
+const defaultTerm = "xterm"
+
+// jobVariables tell a process which job it is in.
+func jobVariables(job joblet.Job) []string {
+	return []string{"JOBLET_JOB_ID=" + job.ID, fmt.Sprintf("JOBLET_ATTEMPT=%d", job.Attempt)}
+}
+
 // resolve turns the names in a spec into facts for the engine.
 func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	env := map[string]string{"PATH": defaultPath, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8"}
@@ -33,6 +41,9 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 		}
 		maps.Copy(env, rt.Environment)
 		view = func() (engine.View, error) { return engine.RuntimeView(rt.RootFS) }
+	}
+	if spec.Terminal != (joblet.WindowSize{}) {
+		env["TERM"] = defaultTerm
 	}
 	maps.Copy(env, spec.Env)
 	maps.Copy(env, spec.SecretEnv)
@@ -51,6 +62,9 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	run.LogMaxBytes = cmp.Or(spec.LogMax, joblet.DefaultLogMax)
 	run.LogShrinks = s.cfg.LogShrinks
 	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
+	if t := spec.Terminal; t != (joblet.WindowSize{}) {
+		run.Terminal = &engine.WindowSize{Rows: uint16(t.Rows), Columns: uint16(t.Columns)}
+	}
 	if err := run.SetSecurity(spec.Security); err != nil {
 		return nil, err
 	}
@@ -63,7 +77,7 @@ func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
 	run.Attempt = job.Attempt
 	run.Hostname = joblet.ShortID(job.ID)
 	run.Files = append(run.Files, engine.IdentityFiles(run.Hostname)...)
-	run.Env = append(run.Env, "JOBLET_JOB_ID="+job.ID, fmt.Sprintf("JOBLET_ATTEMPT=%d", job.Attempt))
+	run.Env = append(run.Env, jobVariables(job)...)
 	run.StdinStream = job.Spec.Stdin == joblet.StdinStream
 	if job.Spec.Stdin == joblet.StdinFile {
 		run.StdinPath = filepath.Join(run.Dir, stdinName)

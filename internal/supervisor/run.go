@@ -90,7 +90,9 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job
 	defer func() {
 		if err != nil {
 			s.use(spec.Runtime, -1)
+			return
 		}
+		s.cfg.Metrics.Accepted()
 	}()
 	run, err := s.resolve(spec) // also for a job that runs later: better told now
 	if err != nil {
@@ -109,6 +111,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job
 	if err != nil {
 		s.forget(l)
 		s.freePlace()
+		s.cfg.Metrics.NotStarted(joblet.KindOf(err))
 		return joblet.Job{}, err
 	}
 	s.becomeStarting(l, box)
@@ -127,6 +130,7 @@ func (s *Supervisor) mayStart(l *live) bool {
 		return false
 	}
 	s.busy++
+	l.begun = l.rec.Created
 	s.live[l.rec.ID] = l
 	s.work.Add(1)
 	return true
@@ -177,6 +181,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		s.forget(l)
 		s.freePlace()
 		s.engine.Refill()
+		s.cfg.Metrics.NotStarted(joblet.KindOf(err))
 		return joblet.Job{}, joinKind(err, undo...)
 	}
 	job := s.running(l, proc)
@@ -224,9 +229,10 @@ func joinKind(err error, more ...error) error {
 func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
 	job := s.become(l, joblet.Running, func(r *store.Record) {
 		l.proc, l.starting = proc, false
-		l.gauge = newGauge(proc, s.jobDir(r.ID))
+		l.gauge = newGauge(proc, s.jobDir(r.ID), r.LogBytes)
 		r.PID, r.IDBase = proc.PID, proc.IDBase
 		r.Started = proc.Started
+		s.countStart(l)
 	}).Job
 	job.Spec = job.Spec.Redacted()
 	return job
@@ -311,6 +317,7 @@ func (s *Supervisor) settle(l *live) {
 	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
 	rec.Usage = rec.Usage.Max(seen)
+	run := rec.Job
 	again := retries(rec.Job) && !asked // whatever it was that ended it
 	if again {
 		retry(&rec.Job)
@@ -324,6 +331,7 @@ func (s *Supervisor) settle(l *live) {
 		l.endRun()
 	})
 	s.mu.Unlock()
+	s.countEnd(run, g, again)
 	fault.Point("end.concluded")
 	if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
@@ -358,6 +366,7 @@ func (s *Supervisor) finish(l *live, rec store.Record) {
 	l.settled = true
 	l.tell()
 	s.mu.Unlock()
+	s.cfg.Metrics.Ended(rec.State)
 	s.releaseWaiters(rec.Job)
 	fault.Point("end.told")
 }

@@ -27,16 +27,19 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore/follow"
+	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/store"
 )
 
 // Config says where the supervisor keeps things and what it grants.
 type Config struct {
-	StateDir string       // records, job directories, runtimes
-	RunDir   string       // what a reboot may forget
-	Log      *slog.Logger // nil: nothing is logged
+	StateDir string           // records, job directories, runtimes
+	RunDir   string           // what a reboot may forget
+	Log      *slog.Logger     // nil: nothing is logged
+	Metrics  *metrics.Metrics // nil: nothing is counted
 
 	MaxConcurrent int           // jobs that run at once; 0: any number
 	RetainAge     time.Duration // how long ended jobs are kept; 0: for ever
@@ -58,13 +61,14 @@ type Supervisor struct {
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
 	secrets  sealer
+	observer *hostinfo.Observer
 	created  bool // the database is new
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the goroutines: one per running job, and the queue's
 	wake   chan struct{}  // the queue has something to look at
-	keys   keyedLock      // by owner and idempotency key
+	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
 
 	mu      sync.Mutex // protects what follows
 	closing bool
@@ -94,6 +98,10 @@ type live struct {
 	gone     bool          // it could not be started, and there is no such job
 	blocked  int           // jobs that it waits for
 	met      []string      // jobs that it depends on and that had completed before it waited
+
+	// For the metrics: when it began to wait for a place, zero if it did not, and
+	// when its start began, zero if another daemon did that.
+	readied, begun time.Time
 }
 
 func newLive(rec store.Record) *live {
@@ -109,6 +117,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	s := &Supervisor{
 		cfg: cfg, live: map[string]*live{}, using: map[string]int{}, waiters: map[string][]waiter{},
 		wake: make(chan struct{}, 1), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
+		observer: hostinfo.NewObserver(),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer func() {
@@ -139,6 +148,9 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, err
+	}
+	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
+		s.sampleAll(true)
 	}
 	s.engine.StartSpares()
 	s.work.Go(s.runQueue)

@@ -21,7 +21,7 @@ import (
 )
 
 // open starts a supervisor in dir, which the test closes.
-func open(t *testing.T, dir string, change func(*Config)) *Supervisor {
+func open(t testing.TB, dir string, change func(*Config)) *Supervisor {
 	t.Helper()
 	cfg := Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}
 	if change != nil {
@@ -35,7 +35,7 @@ func open(t *testing.T, dir string, change func(*Config)) *Supervisor {
 }
 
 // closing closes s and fails the test if that fails.
-func closing(t *testing.T, s *Supervisor) {
+func closing(t testing.TB, s *Supervisor) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Error(err)

@@ -119,6 +119,28 @@ func ProcessFromProto(p *api.JobProcess) (joblet.Process, error) {
 	return out, parseTimes([]timeField{{"start_time", &out.Started, p.GetStartTime()}})
 }
 
+// ProcessesToProto returns p as a message.
+func ProcessesToProto(p joblet.Processes) *api.ListJobProcessesResponse {
+	out := &api.ListJobProcessesResponse{Processes: make([]*api.JobProcess, len(p.All)), Omitted: int64(p.Omitted), TimestampNs: p.Time.UnixNano()}
+	for i, q := range p.All {
+		out.Processes[i] = ProcessToProto(q)
+	}
+	return out
+}
+
+// ProcessesFromProto returns the processes that p shows.
+func ProcessesFromProto(p *api.ListJobProcessesResponse) (joblet.Processes, error) {
+	out := joblet.Processes{Time: time.Unix(0, p.GetTimestampNs()), Omitted: int(p.GetOmitted())}
+	for _, m := range p.GetProcesses() {
+		q, err := ProcessFromProto(m)
+		if err != nil {
+			return out, err
+		}
+		out.All = append(out.All, q)
+	}
+	return out, nil
+}
+
 // MaxInterval and MinInterval bound how often a stream of samples has one.
 const (
 	DefaultInterval = time.Second

@@ -74,6 +74,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		LogMaxBytes:       s.LogMax,
 		Limits:            LimitsToProto(s.Limits),
 		Security:          securityToProto(s.Security),
+		Terminal:          WindowToProto(s.Terminal),
 	}, nil
 }
 
@@ -130,6 +131,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		LogMax:         r.GetLogMaxBytes(),
 		Limits:         specLimits(r),
 		Security:       securityFromProto(r.GetSecurity()),
+		Terminal:       WindowFromProto(r.GetTerminal()),
 	}, nil
 }
 
@@ -179,6 +181,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		Usage:             usageToProto(j.Usage),
 		OutOfMemory:       j.OutOfMemory,
 		Security:          securityToProto(s.Security),
+		Terminal:          WindowToProto(s.Terminal),
 	}
 	showLimits(p, s.Limits)
 	if j.State == joblet.Failed && j.Exit == nil {
@@ -257,6 +260,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			LogMax:         p.GetLogMaxBytes(),
 			Limits:         LimitsFromProto(p.GetLimits()),
 			Security:       securityFromProto(p.GetSecurity()),
+			Terminal:       WindowFromProto(p.GetTerminal()),
 		},
 		Usage:       usageFromProto(p.GetUsage()),
 		OutOfMemory: p.GetOutOfMemory(),

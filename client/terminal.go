@@ -1,0 +1,226 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"sync"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/wire"
+)
+
+// Attached is the first event of a Session that Attach has opened.
+type Attached struct {
+	LogBytes int64             // output before this offset is older
+	Window   joblet.WindowSize // of the terminal, before it got the caller's
+}
+
+func (Attached) isEvent() {}
+
+// Session is a terminal connected to a job that has one. Its methods may be
+// called at the same time.
+type Session struct {
+	stream inputStream
+	cancel context.CancelFunc
+	send   sync.Mutex // gRPC wants one Send at a time
+	packed chan error // why the files could not be sent; closed when they are
+}
+
+// Attach connects to the terminal of the job that ref names. Close, or the end
+// of ctx, leaves the job running.
+func (c *Client) Attach(ctx context.Context, ref string, opt joblet.AttachOptions) (*Session, error) {
+	s := &Session{packed: make(chan error)}
+	close(s.packed)
+	err := s.open(ctx, func(ctx context.Context) (inputStream, error) { return c.jobs.AttachJob(ctx) },
+		&api.JobInput{Input: &api.JobInput_Attach{Attach: wire.AttachToProto(ref, opt)}})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// RunTerminal submits a job that has a terminal (spec.Terminal) and connects to
+// it. files is as Input.Files; its error is one of Events.
+func (c *Client) RunTerminal(ctx context.Context, spec joblet.Spec, files func(io.Writer) error) (*Session, error) {
+	r, err := wire.SpecToProto(spec)
+	if err != nil {
+		return nil, err
+	}
+	r.Files = files != nil
+	s := &Session{packed: make(chan error, 1)}
+	err = s.open(ctx, func(ctx context.Context) (inputStream, error) { return c.jobs.SubmitJob(ctx) },
+		&api.JobInput{Input: &api.JobInput_Run{Run: r}})
+	if err != nil {
+		return nil, err
+	}
+	if files == nil {
+		close(s.packed)
+		return s, nil
+	}
+	s.send.Lock() // what is typed goes behind the files
+	go func() {
+		defer s.send.Unlock()
+		defer close(s.packed)
+		if _, err := sendFiles(s.stream, files); err != nil {
+			s.packed <- err
+			s.cancel() // to end this side would look like the files' end
+		}
+	}()
+	return s, nil
+}
+
+func (s *Session) open(ctx context.Context, call func(context.Context) (inputStream, error), first *api.JobInput) error {
+	ctx, s.cancel = context.WithCancel(ctx)
+	var err error
+	if s.stream, err = call(ctx); err != nil {
+		s.cancel()
+		return err
+	}
+	if err := s.stream.Send(first); err != nil && !errors.Is(err, io.EOF) { // EOF: the daemon has answered, and Events tells
+		s.cancel()
+		return err
+	}
+	return nil
+}
+
+// Events returns what happens to the job, to its end. It can be ranged over
+// once.
+func (s *Session) Events() iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		events(s.stream, nil, func(e Event, err error) bool {
+			if err != nil {
+				select {
+				case broken, ok := <-s.packed:
+					if ok {
+						err = broken
+					}
+				default:
+				}
+			}
+			return yield(e, err)
+		})
+	}
+}
+
+// Type sends what was typed. It waits as long as the job does not read. Why the
+// session has ended is for Events to tell.
+func (s *Session) Type(p []byte) error {
+	return s.put(&api.JobInput{Input: &api.JobInput_Stdin{Stdin: p}})
+}
+
+// Resize says that the caller's window has this size now.
+func (s *Session) Resize(size joblet.WindowSize) error {
+	return s.put(&api.JobInput{Input: &api.JobInput_Resize{Resize: wire.WindowToProto(size)}})
+}
+
+func (s *Session) put(m *api.JobInput) error {
+	s.send.Lock()
+	defer s.send.Unlock()
+	return s.stream.Send(m)
+}
+
+// Close ends the session; the job goes on.
+func (s *Session) Close() { s.cancel() }
+
+// Exec is a further process in a running job. Its methods may be called at the
+// same time.
+type Exec struct {
+	stream interface {
+		Send(*api.ExecInput) error
+		Recv() (*api.ExecEvent, error)
+		CloseSend() error
+	}
+	cancel context.CancelFunc
+	send   sync.Mutex // gRPC wants one Send at a time
+}
+
+// Exec runs a further process in the job that ref names and returns once its
+// command runs. Close, or the end of ctx, ends it.
+func (c *Client) Exec(ctx context.Context, ref string, spec joblet.ExecSpec) (*Exec, error) {
+	r, err := wire.ExecToProto(ref, spec)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	x := &Exec{cancel: cancel}
+	err = func() error {
+		stream, err := c.jobs.ExecJob(ctx)
+		if err != nil {
+			return err
+		}
+		x.stream = stream
+		if err := stream.Send(&api.ExecInput{Input: &api.ExecInput_Run{Run: r}}); err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		first, err := stream.Recv()
+		if err == nil && first.GetStarted() == nil {
+			err = joblet.Errorf(joblet.Internal, "the daemon did not say whether the command runs")
+		}
+		return err
+	}()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	return x, nil
+}
+
+// Wait hands what the process writes to output, in order, and returns how it
+// ended.
+func (x *Exec) Wait(output func(Stream, []byte) error) (joblet.Exit, error) {
+	for {
+		m, err := x.stream.Recv()
+		switch {
+		case errors.Is(err, io.EOF):
+			return joblet.Exit{}, joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the process's end")
+		case err != nil:
+			return joblet.Exit{}, err
+		}
+		switch e := m.GetEvent().(type) {
+		case *api.ExecEvent_Output:
+			if err := output(Stream(e.Output.GetStream()), e.Output.GetData()); err != nil {
+				return joblet.Exit{}, err
+			}
+		case *api.ExecEvent_Ended:
+			return *wire.ExitFromProto(e.Ended), nil
+		}
+	}
+}
+
+// Write sends input, or what was typed. It waits as long as the process does not
+// read. Why the process has ended is for Wait to tell.
+func (x *Exec) Write(p []byte) (int, error) {
+	if err := x.put(&api.ExecInput{Input: &api.ExecInput_Stdin{Stdin: p}}); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// CloseInput says that the input ends here.
+func (x *Exec) CloseInput() error {
+	x.send.Lock()
+	defer x.send.Unlock()
+	return x.stream.CloseSend()
+}
+
+// Resize says that the caller's window has this size now.
+func (x *Exec) Resize(size joblet.WindowSize) error {
+	return x.put(&api.ExecInput{Input: &api.ExecInput_Resize{Resize: wire.WindowToProto(size)}})
+}
+
+// Signal sends a signal, by its Linux number, to the process.
+func (x *Exec) Signal(signal int) error {
+	return x.put(&api.ExecInput{Input: &api.ExecInput_Signal{Signal: int32(signal)}})
+}
+
+func (x *Exec) put(m *api.ExecInput) error {
+	x.send.Lock()
+	defer x.send.Unlock()
+	return x.stream.Send(m)
+}
+
+// Close lets go of the process: if it has not ended, it is hung up and killed.
+func (x *Exec) Close() { x.cancel() }

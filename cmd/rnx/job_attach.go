@@ -1,0 +1,179 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+// errDetached is why rnx leaves a job alone whose user has typed the detach keys.
+var errDetached = errors.New("detached")
+
+const detachHelp = `
+
+All keys go to the job, Ctrl-C too. Ctrl-P Ctrl-Q leaves it running and comes
+back to the shell; --detach-keys, or RNX_DETACH_KEYS, names other keys, such as
+"ctrl-]", or none. A window that is closed, a signal to rnx and a lost connection
+leave the job running as well.`
+
+func newAttachCommand(a *app) *cobra.Command {
+	var keys string
+	cmd := &cobra.Command{
+		Use:   "attach [flags] JOB",
+		Short: "Connect this terminal to a job's",
+		Long: `Connect this terminal to that of a running job which has one. The screen as it is
+is drawn at first. Any number may be attached at once: all see the same and
+may type; the size is that of the window that was attached or resized last.` + detachHelp + `
+
+A job is named by its id, by the first letters of it when no other has them, or
+by its name.
+
+Exit status: the job's own when it ends, 0 after the detach keys, 125 when rnx failed.`,
+		Example: `  rnx job run -dt --name=edit vim notes
+  rnx job attach edit`,
+		Args:              exactlyOne("job"),
+		ValidArgsFunction: a.completeJobs(joblet.Running),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			detach, err := parseKeys(keys)
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return joblet.Errorf(joblet.InvalidArgument, "--json: a terminal shows bytes as they are; see rnx job log --json")
+			}
+			c, err := a.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			at := a.attach(c)
+			at.guest, at.term = true, a.terminal(detach)
+			return at.run(cmd.Context(), nil, func(ctx context.Context) eventSeq {
+				return at.session(func() (*client.Session, error) {
+					return c.Attach(ctx, args[0], joblet.AttachOptions{Tail: screenTail, Size: at.localWindow(), Redraw: true})
+				}, true)
+			})
+		},
+	}
+	addDetachKeys(cmd, &keys)
+	return cmd
+}
+
+func addDetachKeys(cmd *cobra.Command, keys *string) {
+	deflt := defaultDetachKeys
+	if given, ok := os.LookupEnv("RNX_DETACH_KEYS"); ok {
+		deflt = given
+	}
+	cmd.Flags().StringVar(keys, "detach-keys", deflt, "`KEYS` that leave the job running, such as ctrl-],d")
+}
+
+// localWindow is the size that the job's terminal is to get: that of ours, if there is
+// one.
+func (at *attachment) localWindow() joblet.WindowSize {
+	if at.term.tty == nil {
+		return joblet.WindowSize{}
+	}
+	return at.term.window()
+}
+
+// runTerminal submits a job that has a terminal and connects ours to it.
+func (at *attachment) runTerminal(ctx context.Context, spec joblet.Spec) eventSeq {
+	return at.session(func() (*client.Session, error) {
+		if at.in == nil {
+			return at.conn().RunTerminal(ctx, spec, nil)
+		}
+		return at.conn().RunTerminal(ctx, spec, at.in.forClient().Files)
+	}, false)
+}
+
+// followAgain takes the job up where the output was cut.
+func (at *attachment) followAgain(ctx context.Context, c *client.Client) eventSeq {
+	if at.term == nil {
+		return c.Follow(ctx, at.id, joblet.LogOptions{Offset: at.off, Follow: true})
+	}
+	return at.session(func() (*client.Session, error) {
+		return c.Attach(ctx, at.id, joblet.AttachOptions{Offset: at.off, Size: at.localWindow()})
+	}, false)
+}
+
+// session opens a session and types into it as long as its events are followed.
+// With paint the output so far becomes a screen that is drawn.
+func (at *attachment) session(open func() (*client.Session, error), paint bool) eventSeq {
+	return func(yield func(client.Event, error) bool) {
+		s, err := open()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		defer s.Close()
+		defer at.term.connect(nil)
+		// Until the job runs Ctrl-C is a signal, and what is typed waits in the
+		// terminal.
+		l := &line{typed: s.Type, resize: s.Resize}
+		for event, err := range s.Events() {
+			switch e := event.(type) {
+			case client.Attached:
+				if paint {
+					at.repaint = newRepaint(e.Window, e.LogBytes)
+				}
+			case client.Started:
+				if err := at.term.makeRaw(); err != nil {
+					yield(nil, err)
+					return
+				}
+				at.term.connect(l)
+			case client.Waiting:
+				at.term.connect(nil)
+				at.term.end()
+			}
+			if !yield(event, err) {
+				return
+			}
+		}
+	}
+}
+
+// show writes an event; while the screen so far is being taken, nothing.
+func (at *attachment) show(event client.Event) error {
+	if at.term == nil {
+		return at.out.event(event)
+	}
+	r := at.repaint
+	switch e := event.(type) {
+	case client.Attached:
+		if r != nil && e.LogBytes == 0 {
+			at.repaint = nil
+		}
+	case client.Output:
+		if r != nil {
+			rest, done := r.write(e.Offset, e.Data)
+			if !done {
+				return nil
+			}
+			if err := at.drawn(r); err != nil {
+				return err
+			}
+			e.Data = rest
+		}
+		return at.out.event(e)
+	case client.Gap:
+		if r != nil && e.Offset+e.Length >= r.until {
+			return at.drawn(r)
+		}
+	}
+	return nil
+}
+
+// drawn draws the screen so far, behind which the job's output goes on.
+func (at *attachment) drawn(r *repaint) error {
+	at.repaint = nil
+	if at.term.tty == nil { // nobody sees a screen
+		return nil
+	}
+	_, err := at.term.Write([]byte(r.paint(at.term.window())))
+	return err
+}

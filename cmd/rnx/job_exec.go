@@ -1,0 +1,244 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+)
+
+// ttyFlags say whether something runs in a terminal.
+type ttyFlags struct {
+	tty, noTTY, interactive bool
+}
+
+func (o *ttyFlags) add(f *pflag.FlagSet) {
+	f.BoolVarP(&o.tty, "tty", "t", false, "give it a terminal (the default when stdin and stdout are one)")
+	f.BoolVarP(&o.noTTY, "no-tty", "T", false, "give it none")
+	f.BoolVarP(&o.interactive, "interactive", "i", false, "its standard input is ours; with -t, what is typed")
+}
+
+// wanted reports whether it gets a terminal; byDefault, when nothing is said.
+func (o *ttyFlags) wanted(byDefault bool) (bool, error) {
+	switch {
+	case o.tty && o.noTTY:
+		return false, joblet.Errorf(joblet.InvalidArgument, "--tty and --no-tty: one of them")
+	case o.tty || o.noTTY:
+		return o.tty, nil
+	}
+	return byDefault && !o.interactive, nil
+}
+
+type execOptions struct {
+	ttyFlags
+	env variables
+	dir string
+}
+
+func newExecCommand(a *app) *cobra.Command {
+	var opt execOptions
+	cmd := &cobra.Command{
+		Use:   "exec [flags] JOB COMMAND [ARG…]",
+		Short: "Run a further process in a running job",
+		Long: `Run a further process in a running job, as one of its own: it sees the job's
+processes and files and is seen by them, has the job's environment, and counts
+against its limits. What it writes appears here and is not in the job's log.
+
+With a terminal on stdin and stdout it gets a terminal of its own. With pipes it
+gets none, and with -i our standard input. It ends with the job, and when rnx or
+the daemon goes away: it is hung up (SIGHUP), and killed two seconds later.
+
+Flags stop at the job; all behind it is the process's. Without a terminal Ctrl-C
+sends it SIGINT; a second one within two seconds lets go of it.
+
+Exit status: the process's own, 128+N when signal N ended it, 125 when Joblet
+failed, 126 when the command cannot be executed, 127 when there is no such
+command.`,
+		Example: `  rnx job exec web ps aux
+  rnx job exec -it web bash
+  rnx job exec -i web sh -c 'cat > /tmp/x' < file`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) < 2 {
+				return joblet.Errorf(joblet.InvalidArgument, "a job and a command are needed; see %q", cmd.CommandPath()+" --help")
+			}
+			return nil
+		},
+		ValidArgsFunction: a.completeFirstJob(joblet.Running),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.exec(cmd.Context(), opt, args[0], args[1:])
+		},
+	}
+	f := cmd.Flags()
+	f.SetInterspersed(false)
+	opt.add(f)
+	f.StringArrayVarP(&opt.env.given, "env", "e", nil, "`NAME=VALUE` beside the job's own, or NAME to pass on the one here; may be given again")
+	f.StringArrayVar(&opt.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
+	f.StringVarP(&opt.dir, "workdir", "w", "", "`DIR` in the job to start in (default: the job's)")
+	_ = cmd.RegisterFlagCompletionFunc("env-file", completeFiles)
+	return cmd
+}
+
+func newShellCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "shell JOB",
+		Short: "Open a shell in a running job",
+		Long: `Open a shell in a running job: bash, or sh where there is no bash. It is
+"rnx job exec -it JOB bash".` + jobRefHelp,
+		Example:           `  rnx job shell web`,
+		Args:              exactlyOne("job"),
+		ValidArgsFunction: a.completeFirstJob(joblet.Running),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			opt := execOptions{ttyFlags: ttyFlags{tty: true, interactive: true}}
+			err := a.exec(cmd.Context(), opt, args[0], []string{"bash"})
+			if joblet.KindOf(err) == joblet.CommandNotFound {
+				err = a.exec(cmd.Context(), opt, args[0], []string{"sh"})
+			}
+			return err
+		},
+	}
+}
+
+// completeFirstJob offers jobs for the first argument and files for the others.
+func (a *app) completeFirstJob(states ...joblet.State) cobra.CompletionFunc {
+	jobs := a.completeJobs(states...)
+	return func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
+		if len(given) > 0 {
+			return completeFiles(cmd, given, prefix)
+		}
+		return jobs(cmd, given, prefix)
+	}
+}
+
+// exec runs a process in the job that ref names and ends as it does.
+func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []string) error {
+	if a.json {
+		return joblet.Errorf(joblet.InvalidArgument, "--json: what the process writes is shown as it is")
+	}
+	spec := joblet.ExecSpec{Command: command[0], Args: command[1:], WorkDir: opt.dir}
+	opt.env.flag = "--env"
+	var err error
+	if spec.Env, err = opt.env.read(os.LookupEnv); err != nil {
+		return err
+	}
+	wanted, err := opt.wanted(isTerminal(a.in) && isTerminal(a.out))
+	if err != nil {
+		return err
+	}
+	t := a.terminal(nil)
+	if wanted {
+		spec.Terminal = t.window()
+		passTerm(&spec.Env)
+	}
+	// Only what is typed here is input that was not asked for.
+	spec.Stdin = opt.interactive || wanted && t.tty != nil
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	return a.with(ctx, func(c *client.Client) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		signals := make(chan os.Signal, 8)
+		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+		defer signal.Stop(signals)
+		catchPipeSignal()
+		x, err := c.Exec(ctx, ref, spec)
+		if err != nil {
+			return err
+		}
+		defer x.Close()
+		if wanted {
+			signal.Notify(signals, terminalSignals...)
+			defer t.end()
+			if err := t.makeRaw(); err != nil {
+				return err
+			}
+			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize})
+			t.guard(func() { t.watchWindow(ctx) })
+			if spec.Stdin {
+				t.guard(func() { t.typing(ctx, func() {}) })
+			}
+		} else if spec.Stdin {
+			go func() { // ends with the process
+				if _, err := io.Copy(x, a.in); err == nil {
+					_ = x.CloseInput() // Wait tells what becomes of the process
+				} else if ctx.Err() == nil {
+					cancel(fmt.Errorf("the process's standard input: %w", err))
+				}
+			}()
+		}
+		t.guard(func() { forwardSignals(ctx, cancel, signals, x, wanted) })
+		exit, err := x.Wait(func(s client.Stream, p []byte) error {
+			w := a.out
+			switch {
+			case wanted:
+				w = t
+			case s == client.Stderr:
+				w = a.errOut
+			}
+			_, err := w.Write(p)
+			return err
+		})
+		t.end()
+		switch {
+		case err == nil && exit.Status() == 0:
+			return nil
+		case err == nil:
+			return &exitError{status: exit.Status()}
+		case ctx.Err() != nil && context.Cause(ctx) != nil:
+			return context.Cause(ctx)
+		case joblet.KindOf(err) == joblet.Unavailable:
+			return fmt.Errorf("lost the daemon, and the process with it: %w", err)
+		case closedPipe(err):
+			return &exitError{status: 128 + int(syscall.SIGPIPE)}
+		}
+		return err
+	})
+}
+
+// forwardSignals hands our signals to the process until ctx ends. With a terminal
+// of its own, keys send none to us: those that come are for rnx.
+func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal bool) {
+	var interrupted time.Time
+	for {
+		var sig syscall.Signal
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-signals:
+			sig, _ = s.(syscall.Signal)
+		}
+		if terminal || sig == syscall.SIGINT && time.Since(interrupted) < secondInterrupt {
+			cancel(&exitError{status: 128 + int(sig), err: errors.New("ended by " + signalName(int(sig)) + ", and the process with rnx")})
+			return
+		}
+		if sig == syscall.SIGINT {
+			interrupted = time.Now()
+		}
+		// It may have to wait behind input that the process does not read.
+		go func() { _ = x.Signal(int(sig)) }()
+	}
+}
+
+// passTerm adds the kind of our terminal to a job's variables, unless they say
+// one.
+func passTerm(env *map[string]string) {
+	if _, given := (*env)["TERM"]; given {
+		return
+	}
+	if kind := os.Getenv("TERM"); kind != "" {
+		if *env == nil {
+			*env = map[string]string{}
+		}
+		(*env)["TERM"] = kind
+	}
+}

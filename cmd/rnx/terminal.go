@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/term"
+
+	"github.com/joblet/joblet"
+)
+
+// terminal is the user's own, connected to that of a job or of a process in
+// one. While it is raw every key is the other side's, Ctrl-C too.
+//
+// Whatever happens, end puts it back: it is deferred in the goroutine that
+// follows the job, and every other goroutine of ours runs under guard.
+type terminal struct {
+	in   io.Reader
+	out  io.Writer
+	tty  *os.File // in, if that and out are a terminal; nil: nothing to make raw, and in is typed as it is
+	keys []byte   // that detach; none: nothing does
+	mute bool     // nothing is typed
+
+	ready chan struct{} // closed at the first connect: before that nothing is read
+
+	mu    sync.Mutex // protects what follows
+	line  *line      // to where what is typed goes; nil: to nowhere just now
+	saved *term.State
+	raw   bool
+	rawAt time.Time
+	modes modes // that the other side has set here
+}
+
+// line is a connection to a terminal on the other side.
+type line struct {
+	typed  func([]byte) error
+	resize func(joblet.WindowSize) error
+}
+
+// terminal returns the user's terminal, which may be none.
+func (a *app) terminal(keys []byte) *terminal {
+	t := &terminal{in: a.in, out: a.out, keys: keys, ready: make(chan struct{})}
+	if isTerminal(a.in) && isTerminal(a.out) {
+		t.tty, _ = a.in.(*os.File)
+	}
+	return t
+}
+
+func isTerminal(stream any) bool {
+	f, ok := stream.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// window returns the size of the user's window, or the default.
+func (t *terminal) window() joblet.WindowSize {
+	if f, ok := t.out.(*os.File); ok {
+		if columns, rows, err := term.GetSize(int(f.Fd())); err == nil && rows > 0 && columns > 0 {
+			return joblet.WindowSize{Rows: min(rows, joblet.MaxWindow), Columns: min(columns, joblet.MaxWindow)}
+		}
+	}
+	return joblet.DefaultWindow
+}
+
+// guard runs f in a goroutine that does not leave the terminal raw when it
+// panics.
+func (t *terminal) guard(f func()) {
+	go func() {
+		defer func() {
+			if p := recover(); p != nil {
+				t.end()
+				panic(p)
+			}
+		}()
+		f()
+	}()
+}
+
+// connect says where what is typed goes from now on; nil: nowhere.
+func (t *terminal) connect(l *line) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.line = l; l == nil {
+		return
+	}
+	select {
+	case <-t.ready:
+	default:
+		close(t.ready)
+	}
+}
+
+func (t *terminal) connected() *line {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.line
+}
+
+// makeRaw hands the terminal over. It may be called again.
+func (t *terminal) makeRaw() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.tty == nil || t.raw {
+		return nil
+	}
+	saved, err := term.MakeRaw(int(t.tty.Fd()))
+	if err != nil {
+		return err
+	}
+	if t.saved == nil {
+		t.saved = saved
+	}
+	t.raw, t.rawAt = true, time.Now()
+	return nil
+}
+
+// rawAgo is how long a signal that a key has sent may take to be seen.
+const rawAgo = time.Second
+
+// pressed reports whether a signal is that of a key which was pressed before
+// the terminal became raw.
+func (t *terminal) pressed(sig syscall.Signal) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tty != nil && keyOf(sig) != 0 && (!t.raw || time.Since(t.rawAt) < rawAgo)
+}
+
+// press types the key for a signal, and reports whether there was one to type.
+func (t *terminal) press(sig syscall.Signal) bool {
+	l := t.connected()
+	return t.pressed(sig) && l != nil && l.typed([]byte{keyOf(sig)}) == nil
+}
+
+// keyOf returns the key that sends a signal, or 0.
+func keyOf(sig syscall.Signal) byte {
+	switch int(sig) {
+	case sigint:
+		return ctrlC
+	case sigquit:
+		return '\\' & 0x1f
+	}
+	return 0
+}
+
+// isRaw reports whether keys are the other side's just now.
+func (t *terminal) isRaw() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.raw
+}
+
+// end takes the terminal back: its modes, and what the other side has switched
+// on and not off again, such as the alternate screen. It may be called again,
+// and the terminal handed over again.
+func (t *terminal) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.tty == nil || !t.raw {
+		return
+	}
+	if reset := t.modes.reset(); reset != "" {
+		_, _ = io.WriteString(t.out, reset)
+	}
+	_ = term.Restore(int(t.tty.Fd()), t.saved)
+	t.raw = false
+}
+
+// again makes the terminal raw again after a shell had it, which has put its own
+// modes back (SIGCONT).
+func (t *terminal) again() {
+	t.mu.Lock()
+	raw := t.raw
+	t.raw = false
+	t.mu.Unlock()
+	if raw {
+		_ = t.makeRaw()
+	}
+}
+
+// Write shows what the other side writes.
+func (t *terminal) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	t.modes.write(p)
+	t.mu.Unlock()
+	return t.out.Write(p)
+}
+
+const (
+	ctrlC = 'C' & 0x1f
+	ctrlD = 'D' & 0x1f
+	// keyPause is how long the first of the detach keys waits for the next before
+	// the job gets it. The next may still come later.
+	keyPause = 300 * time.Millisecond
+)
+
+// typing hands what is typed to the line until ctx ends; detach is called when
+// the detach keys are, or Ctrl-C while there is no line. Where the input is no
+// terminal its end is typed as Ctrl-D.
+func (t *terminal) typing(ctx context.Context, detach func()) {
+	if t.mute {
+		return
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-t.ready:
+	}
+	keys := make(chan []byte)
+	t.guard(func() { // ends with the process: a Read of a terminal can't be ended
+		defer close(keys)
+		for {
+			buf := make([]byte, 4096)
+			n, err := t.in.Read(buf)
+			if n > 0 {
+				select {
+				case keys <- buf[:n]:
+					// Until it is on its way: with one processor (main) a Read that
+					// blocks keeps that from the others until the runtime notices,
+					// which takes longer than all the rest.
+					runtime.Gosched()
+				case <-ctx.Done():
+					return
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	match := matcher{keys: t.keys}
+	pause := time.NewTimer(time.Hour)
+	defer pause.Stop()
+	send := func(p []byte) {
+		if l := t.connected(); l != nil && len(p) > 0 {
+			_ = l.typed(p) // the one who follows the job learns why it is cut
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+			send(match.flush())
+		case p, ok := <-keys:
+			if !ok {
+				if send(match.flush()); t.tty == nil {
+					send([]byte{ctrlD})
+				}
+				return
+			}
+			if t.connected() == nil && t.tty != nil && strings.IndexByte(string(p), ctrlC) >= 0 {
+				detach()
+				return
+			}
+			pass, detached := match.next(p)
+			send(pass)
+			if detached {
+				detach()
+				return
+			}
+			if match.held() {
+				pause.Reset(keyPause)
+			}
+		}
+	}
+}
+
+// watchWindow tells the line of changes of the window's size until ctx ends.
+func (t *terminal) watchWindow(ctx context.Context) {
+	now := t.window()
+	for range windowChanges(ctx, t) {
+		if w := t.window(); w != now {
+			now = w
+			if l := t.connected(); l != nil {
+				_ = l.resize(w)
+			}
+		}
+	}
+}
+
+// matcher looks for keys in what is typed, and holds back the beginning of them.
+type matcher struct {
+	keys    []byte
+	matched int // of keys, typed last
+	passed  int // of those, handed on already
+}
+
+// next returns what of p is to be handed on, and whether the keys are complete.
+func (m *matcher) next(p []byte) (pass []byte, detached bool) {
+	if len(m.keys) == 0 {
+		return p, false
+	}
+	for _, c := range p {
+		if c == m.keys[m.matched] {
+			if m.matched++; m.matched == len(m.keys) {
+				return pass, true
+			}
+			continue
+		}
+		// What was held is not the keys; but it may end with their beginning.
+		held := append(append([]byte{}, m.keys[:m.matched]...), c)
+		keep := len(held) - 1
+		for keep > 0 && string(held[len(held)-keep:]) != string(m.keys[:keep]) {
+			keep--
+		}
+		if upto := len(held) - keep; upto > m.passed {
+			pass = append(pass, held[m.passed:upto]...)
+		}
+		m.passed = max(0, m.passed-(len(held)-keep))
+		m.matched = keep
+	}
+	return pass, false
+}
+
+// held reports whether something is held back.
+func (m *matcher) held() bool { return m.matched > m.passed }
+
+// flush returns what is held back, for it has waited long enough; it still
+// counts as typed.
+func (m *matcher) flush() []byte {
+	held := m.keys[m.passed:m.matched]
+	m.passed = m.matched
+	return held
+}
+
+const defaultDetachKeys = "ctrl-p,ctrl-q"
+
+// parseKeys reads keys such as "ctrl-p,ctrl-q" or "ctrl-],d"; none: "".
+func parseKeys(s string) (keys []byte, err error) {
+	if s == "" {
+		return nil, nil
+	}
+	for key := range strings.SplitSeq(s, ",") {
+		name, ctrl := strings.CutPrefix(strings.ToLower(key), "ctrl-")
+		switch {
+		case ctrl && len(name) == 1 && (name[0] >= '@' && name[0] <= '_' || name[0] >= 'a' && name[0] <= 'z'):
+			keys = append(keys, name[0]&0x1f)
+		case !ctrl && len(key) == 1 && key[0] > ' ' && key[0] < 0x7f:
+			keys = append(keys, key[0])
+		default:
+			return nil, joblet.Errorf(joblet.InvalidArgument, "detach keys %s: %s is none: give keys such as %s, or a letter", strconv.Quote(s), strconv.Quote(key), defaultDetachKeys)
+		}
+	}
+	return keys, nil
+}

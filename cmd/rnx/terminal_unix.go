@@ -1,0 +1,42 @@
+//go:build unix
+
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// windowChanges returns a channel that tells that the window may have another
+// size now; it is closed when ctx ends. Coming back after having been stopped
+// counts, and makes the terminal raw again.
+func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGWINCH, syscall.SIGCONT)
+	changes := make(chan struct{})
+	t.guard(func() {
+		defer close(changes)
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case s := <-signals:
+				if s == syscall.SIGCONT {
+					t.again()
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case changes <- struct{}{}:
+			}
+		}
+	})
+	return changes
+}
+
+// terminalSignals end rnx while it has a raw terminal, and leave the job.
+var terminalSignals = []os.Signal{syscall.SIGQUIT, syscall.SIGABRT}

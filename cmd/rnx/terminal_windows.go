@@ -1,0 +1,33 @@
+package main
+
+import (
+	"context"
+	"os"
+	"time"
+)
+
+// windowChanges returns a channel that tells that the window may have another
+// size now; it is closed when ctx ends. Windows has no signal for it.
+func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
+	changes := make(chan struct{})
+	t.guard(func() {
+		defer close(changes)
+		tick := time.NewTicker(500 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case changes <- struct{}{}:
+			}
+		}
+	})
+	return changes
+}
+
+var terminalSignals []os.Signal

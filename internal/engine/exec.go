@@ -1,0 +1,350 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/monitor"
+)
+
+// WindowSize is the size of a terminal in characters.
+type WindowSize = monitor.WindowSize
+
+// Window returns the size of the job's terminal when we connected to its
+// monitor; nil: it has none.
+func (p *Process) Window() *WindowSize { return p.window }
+
+// Resize gives the job's terminal another size, zero for the one that it has.
+// With redraw the program that has the screen is told in any case.
+func (p *Process) Resize(size WindowSize, redraw bool) error {
+	return p.request(monitor.Request{Resize: &monitor.Resize{Size: size, Redraw: redraw}})
+}
+
+// Keyboard is a connection that carries what is typed at a job's terminal. Any
+// number of them may be there at once.
+type Keyboard struct {
+	Window WindowSize // the terminal's size when this was opened
+	conn   *os.File
+}
+
+// OpenKeyboard connects to the job's terminal.
+func (p *Process) OpenKeyboard() (*Keyboard, error) {
+	c, err := connect(p.ID)
+	if err != nil {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: %w", err)
+	}
+	if c.window == nil {
+		return nil, errors.Join(joblet.Errorf(joblet.FailedPrecondition, "the job has no terminal"), c.conn.Close())
+	}
+	if err := monitor.WriteMessage(c.conn, monitor.Request{Typing: true}); err != nil {
+		return nil, errors.Join(joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: it has ended, or too many have it: %w", err), c.conn.Close())
+	}
+	return &Keyboard{Window: *c.window, conn: c.conn}, nil
+}
+
+// Write types. It waits as long as the job does not read. The error is EPIPE
+// when the job has ended.
+func (k *Keyboard) Write(b []byte) (int, error) { return k.conn.Write(b) }
+
+// Close takes the keyboard away.
+func (k *Keyboard) Close() error { return k.conn.Close() }
+
+// Exec is a further process in a running job.
+type Exec struct {
+	PID int // as the host numbers it
+	// Stdin is where it reads from, nil for a process without input; Stdout and
+	// Stderr what it writes. With a terminal all that is the terminal, and Stderr
+	// nil.
+	Stdin, Stdout, Stderr *os.File
+
+	conn *os.File
+	send sync.Mutex // one document at a time
+	done chan struct{}
+	end  *monitor.Record // set before done is closed; nil: its monitor died
+}
+
+// joinTimeout bounds how long joining a job may take.
+const joinTimeout = time.Minute
+
+// Exec starts a further process in the job, as any process of the job is: in its
+// namespaces and cgroups, under its limits. run has what NewRun gives and the
+// command; its StdinStream says that the process has an input.
+func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err error) {
+	if frozen, err := p.group.Frozen(); err == nil && frozen { // one more would not get to run either
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "the job is paused: nothing can be started in it until it is resumed")
+	}
+	x := &Exec{done: make(chan struct{})}
+	var theirs []*os.File
+	defer func() {
+		for _, f := range theirs {
+			_ = f.Close()
+		}
+		if err != nil {
+			_ = x.Close()
+		}
+	}()
+	control, err := socketpair(unix.SOCK_STREAM)
+	if err != nil {
+		return nil, err
+	}
+	x.conn = control[0]
+	terminal, err := socketpair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, errors.Join(err, control[1].Close())
+	}
+	defer terminal[0].Close()
+	theirs = append(theirs, control[1], terminal[1])
+	stdio := []*os.File{e.null, e.null, e.null}
+	if run.Terminal == nil {
+		for i, ours := range []**os.File{&x.Stdin, &x.Stdout, &x.Stderr} {
+			if i == 0 && !run.StdinStream {
+				continue
+			}
+			r, w, err := os.Pipe()
+			if err != nil {
+				return nil, fmt.Errorf("make a pipe: %w", err)
+			}
+			mine, job := r, w
+			if i == 0 {
+				mine, job = w, r
+			}
+			*ours, stdio[i] = mine, job
+			theirs = append(theirs, job)
+			// So that the process may open /dev/stdout, which leads to the pipe's inode.
+			if err := job.Chown(int(p.IDBase+run.UID), int(p.IDBase+run.GID)); err != nil {
+				return nil, fmt.Errorf("give the process its pipe: %w", err)
+			}
+		}
+	}
+	if err := e.startExecMonitor(p, append([]*os.File{control[1], terminal[1]}, stdio...)); err != nil {
+		return nil, err
+	}
+	for _, f := range theirs {
+		_ = f.Close()
+	}
+	theirs = nil
+	config := monitor.Exec{PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: &run.Run}
+	// Whoever asked may go away while the job is joined.
+	deadline := time.Now().Add(joinTimeout)
+	_ = x.conn.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = x.conn.SetDeadline(time.Unix(0, 1)) })
+	err = x.greet(config, terminal[0], run.Terminal != nil)
+	if !stop() {
+		return nil, errors.Join(context.Cause(ctx), err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	_ = x.conn.SetDeadline(time.Time{})
+	go x.listen()
+	return x, nil
+}
+
+// greet tells the monitor what to run and hears that it does.
+func (x *Exec) greet(config monitor.Exec, terminal *os.File, wanted bool) error {
+	if err := monitor.WriteMessage(x.conn, monitor.Request{Exec: &config}); err != nil {
+		return fmt.Errorf("send the command to its monitor: %w", err)
+	}
+	var ev monitor.Event
+	switch err := monitor.ReadMessage(x.conn, &ev); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return joblet.Errorf(joblet.FailedPrecondition, "the job could not be joined within %v: perhaps it is stopped", joinTimeout)
+	case err != nil:
+		return joblet.Errorf(joblet.FailedPrecondition, "the job ended while it was joined: %w", err)
+	case ev.Failed != nil:
+		return &StartError{*ev.Failed}
+	case ev.Started == nil:
+		return errors.New("unexpected answer from the monitor of a process")
+	}
+	x.PID = ev.Started.PID
+	if !wanted {
+		return nil
+	}
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(int(terminal.Fd()), make([]byte, 1), oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("receive the terminal: %w", err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return fmt.Errorf("receive the terminal: unexpected message: %w", err)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return fmt.Errorf("receive the terminal: unexpected message: %w", err)
+	}
+	_ = unix.SetNonblock(fds[0], true) // so that os.File waits in the poller
+	x.Stdout = os.NewFile(uintptr(fds[0]), "terminal")
+	x.Stdin = x.Stdout
+	return nil
+}
+
+func (x *Exec) listen() {
+	defer close(x.done)
+	for {
+		var ev monitor.Event
+		if err := monitor.ReadMessage(x.conn, &ev); err != nil {
+			return
+		}
+		if ev.Ended != nil {
+			x.end = ev.Ended
+			return
+		}
+	}
+}
+
+// Done is closed when the process has ended.
+func (x *Exec) Done() <-chan struct{} { return x.done }
+
+// End returns how the process ended, once Done is closed; nil says that its
+// monitor died without a word: with the job, say.
+func (x *Exec) End() *monitor.Record { return x.end }
+
+// Signal sends a signal to the process.
+func (x *Exec) Signal(sig syscall.Signal) error {
+	x.send.Lock()
+	defer x.send.Unlock()
+	return monitor.WriteMessage(x.conn, monitor.Request{Signal: int(sig)})
+}
+
+// Resize gives the process's terminal another size.
+func (x *Exec) Resize(size WindowSize) error {
+	if x.Stdin == nil || x.Stdin != x.Stdout {
+		return joblet.Errorf(joblet.FailedPrecondition, "the process has no terminal")
+	}
+	raw, err := x.Stdout.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns})
+	})
+	return errors.Join(err, failed)
+}
+
+// CloseStdin ends the input of a process without a terminal.
+func (x *Exec) CloseStdin() error {
+	if x.Stdin == nil || x.Stdin == x.Stdout {
+		return nil
+	}
+	return x.Stdin.Close()
+}
+
+// terminalLast bounds how long what an ended process left in its terminal may
+// take to come out.
+const terminalLast = time.Second
+
+// Copy hands what the process writes into f, which is Stdout or Stderr, to emit,
+// and returns when all that it wrote before its end is handed on. What children
+// of its write later, to whom it left the other end, is not waited for.
+func (x *Exec) Copy(f *os.File, emit func([]byte) error) error {
+	copied := make(chan struct{})
+	defer close(copied)
+	go func() { // ends with the process, or with Copy
+		select {
+		case <-x.done:
+			last := time.Unix(0, 1)
+			if f == x.Stdin { // the kernel hangs it up once all is read
+				last = time.Now().Add(terminalLast)
+			}
+			_ = f.SetReadDeadline(last)
+		case <-copied:
+		}
+	}()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := f.Read(buf)
+		if n > 0 {
+			if err := emit(buf[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			return x.rest(f, buf, emit)
+		case errors.Is(err, io.EOF), errors.Is(err, unix.EIO), errors.Is(err, os.ErrClosed):
+			return nil
+		default:
+			return fmt.Errorf("read what the process writes: %w", err)
+		}
+	}
+}
+
+// rest hands on what is in f just now: at least all that the ended process left
+// there.
+func (x *Exec) rest(f *os.File, buf []byte, emit func([]byte) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil //nolint:nilerr // closed meanwhile
+	}
+	for left := 1 << 20; left > 0; { // more than a pipe holds: others may go on writing
+		n := 0
+		if err := raw.Control(func(fd uintptr) { n, _ = unix.Read(int(fd), buf) }); err != nil || n <= 0 {
+			return nil //nolint:nilerr // nothing is left
+		}
+		if err := emit(buf[:n]); err != nil {
+			return err
+		}
+		left -= n
+	}
+	return nil
+}
+
+// Close lets go of the process: if it has not ended, it is hung up and then
+// killed.
+func (x *Exec) Close() error {
+	for _, f := range []*os.File{x.conn, x.Stdin, x.Stdout, x.Stderr} {
+		if f != nil {
+			_ = f.Close() // once or twice; nothing of it is to be known
+		}
+	}
+	return nil
+}
+
+// startExecMonitor starts the monitor of a further process beside the job's own.
+func (e *Engine) startExecMonitor(p *Process, files []*os.File) error {
+	attr := &os.ProcAttr{
+		Dir:   "/",
+		Env:   []string{"GOMAXPROCS=1", "GODEBUG=madvdontneed=1"},
+		Files: append([]*os.File{e.null, e.null, e.log}, files...),
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if p.group.Monitor != "" {
+		dir, err := os.Open(p.group.Monitor)
+		if err != nil {
+			return joblet.Errorf(joblet.FailedPrecondition, "the job has ended: %w", err)
+		}
+		defer dir.Close()
+		attr.Sys.UseCgroupFD = true
+		attr.Sys.CgroupFD = int(dir.Fd())
+	}
+	path := "/proc/self/fd/" + strconv.Itoa(int(e.monitor.Fd()))
+	proc, err := os.StartProcess(path, []string{"joblet-monitor", p.ID, "exec"}, attr)
+	if err != nil {
+		return fmt.Errorf("start the monitor of the process: %w", err)
+	}
+	go func() { _, _ = proc.Wait() }() // somebody must take its status; what it says comes over the connection
+	return nil
+}
+
+// socketpair returns two connected sockets, the first for our side.
+func socketpair(kind int) (pair [2]*os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return pair, os.NewSyscallError("socketpair", err)
+	}
+	_ = unix.SetNonblock(fds[0], true) // so that os.File waits in the poller
+	return [2]*os.File{os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "monitor")}, nil
+}

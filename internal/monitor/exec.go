@@ -1,0 +1,286 @@
+package monitor
+
+import (
+	"bytes"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/cgroup"
+)
+
+// A further process of a running job has a monitor of its own, which lives as
+// long as it does. It makes the process as follows; A runs one thread over the
+// table of a program, as a job's first process does:
+//
+//	monitor ──clone3──► A: in the job's cgroup
+//	                    setns: all namespaces of PID 1, which the pidfd stands for
+//	                    clone, CLONE_PARENT ──► B: child of the monitor, in the PID namespace
+//	                    exit                    root of the user namespace
+//	reaps A, knows B ──────── go ─────────────► streams, limits, capabilities, filter
+//	                                            execve
+//
+// Until execve B has more capabilities in the job's user namespace than the job,
+// whose processes see it. They can't touch it: it is not dumpable (ptrace(2)).
+
+// Descriptors that the monitor of a further process inherits, beside ControlFD.
+const (
+	ExecTerminalFD = 4 // the master of its terminal is sent there
+	ExecStdinFD    = 5
+	ExecStdoutFD   = 6
+	ExecStderrFD   = 7
+)
+
+// Exec is a further process for a running job.
+type Exec struct {
+	PID     int    `json:"pid"`     // PID 1 of the job as the host numbers it
+	IDBase  uint32 `json:"id_base"` // the job's, which show that PID is still it
+	IDCount uint32 `json:"id_count"`
+
+	Cgroup cgroup.Dirs `json:"cgroup"` // the job's, as in Box
+
+	// Run has the command and its limits; StdinStream says that ExecStdinFD is
+	// its input.
+	Run *Run `json:"run"`
+}
+
+const (
+	joinNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
+		unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	// hangUpGrace is how long a process whose caller is gone has between SIGHUP
+	// and SIGKILL.
+	hangUpGrace = 2 * time.Second
+)
+
+// StepJoin is the Failure.Step of a job that ends while a process is to join it.
+const StepJoin = "join the job"
+
+// exec is the life of the monitor of a further process.
+func (m *monitor) exec(x *Exec) error {
+	daemon := m.conns[0]
+	for fd := ExecTerminalFD; fd <= ExecStderrFD; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	pidfd, err := m.startExec(x)
+	if err != nil {
+		m.killChild()
+		return WriteMessage(daemon, Event{Failed: m.failure(err)})
+	}
+	now := time.Now().UnixNano()
+	m.record.StartedNanos = now
+	if err := WriteMessage(daemon, Event{Started: &Started{PID: m.child, IDBase: x.IDBase, UnixNanos: now}}); err != nil {
+		m.killChild()
+		return nil // nobody waits for it
+	}
+	m.watchExec(daemon, pidfd)
+	m.reap()
+	_ = WriteMessage(daemon, Event{Ended: &m.record})
+	return nil
+}
+
+// openInit returns a pidfd of the job's PID 1, after making sure that the number
+// is still that process's: no other process has the job's ids and is PID 1.
+func openInit(x *Exec) (int, error) {
+	pidfd, err := unix.PidfdOpen(x.PID, 0)
+	if err != nil {
+		return -1, step(StepJoin, err)
+	}
+	proc := "/proc/" + itoa(int64(x.PID))
+	ids, err := os.ReadFile(proc + "/uid_map")
+	var status []byte
+	if err == nil {
+		status, err = os.ReadFile(proc + "/status")
+	}
+	f := bytes.Fields(ids)
+	is := err == nil && len(f) == 3 && string(f[0]) == "0" &&
+		string(f[1]) == itoa(int64(x.IDBase)) && string(f[2]) == itoa(int64(x.IDCount)) && isInit(status)
+	// What was read is of this process if that is still there.
+	if !is || unix.PidfdSendSignal(pidfd, 0, nil, 0) != nil {
+		unix.Close(pidfd)
+		return -1, step(StepJoin, unix.ESRCH)
+	}
+	return pidfd, nil
+}
+
+// isInit reports whether a status file is that of PID 1 of its namespace.
+func isInit(status []byte) bool {
+	_, rest, ok := bytes.Cut(status, []byte("\nNSpid:\t"))
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	return ok && bytes.HasSuffix(line, []byte("\t1"))
+}
+
+// startExec makes the process and returns its pidfd once it runs the command.
+func (m *monitor) startExec(x *Exec) (int, error) {
+	target, err := openInit(x)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(target)
+	shared, programs, err := newArena()
+	if err != nil {
+		return -1, err
+	}
+	m.shared, m.programs = shared, programs
+	tasks := x.Cgroup.TaskFiles()
+	if len(tasks) > maxTasks {
+		return -1, &stepError{"enter cgroups", unix.E2BIG}
+	}
+	for i, name := range tasks {
+		fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, step("open "+name, err)
+		}
+		defer unix.Close(fd)
+		shared.slots[slotTask+i] = uintptr(fd)
+	}
+	args := cloneArgs{exitSignal: uint64(syscall.SIGCHLD)}
+	if dir := x.Cgroup.V2; dir != "" {
+		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return -1, step("open "+dir, err)
+		}
+		defer unix.Close(fd)
+		args.flags |= unix.CLONE_INTO_CGROUP
+		args.cgroup = uint64(fd)
+	}
+	sockets, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, step("make the go socket", err)
+	}
+	var status [2]int
+	if err := unix.Pipe2(status[:], unix.O_CLOEXEC); err != nil {
+		return -1, step("make the status pipe", err)
+	}
+	m.goSocket, m.statusRead = sockets[0], status[0]
+	shared.iov = unix.Iovec{Base: &shared.goByte, Len: 1}
+	shared.msg = unix.Msghdr{Iov: &shared.iov, Iovlen: 1, Control: &shared.control[0]}
+	p := programs[0]
+	p.call("close the monitor's end", unix.SYS_CLOSE, uintptr(sockets[0]))
+	execProgram(p, x, target)
+	if p.full {
+		return -1, &stepError{"pass the arguments and the environment", unix.E2BIG}
+	}
+
+	a, err := shared.fork(&args, sockets[1])
+	if err != nil {
+		return -1, err
+	}
+	m.child = a
+	unix.Close(sockets[1])
+	unix.Close(status[1])
+	for fd := ExecStdinFD; fd <= ExecStderrFD; fd++ {
+		unix.Close(fd) // the process's own
+	}
+	if err := awaitRead(int(shared.pidfd), StepJoin); err != nil {
+		return -1, err
+	}
+	unix.Close(int(shared.pidfd))
+	m.killChild() // it has ended: its status
+	m.child = int(shared.siblingPID)
+	if m.child == 0 {
+		if setup := m.setupError(); setup != nil {
+			return -1, setup
+		}
+		return -1, step(StepJoin, unix.ESRCH)
+	}
+	pidfd, err := unix.PidfdOpen(m.child, 0) // our child, not reaped: the number is its own
+	if err != nil {
+		return -1, step("open the process", err)
+	}
+	if err := m.raiseLimits(x.Run.Rlimits); err != nil {
+		return -1, err
+	}
+	if err := m.letGo(nil); err != nil {
+		return -1, err
+	}
+	if err := m.awaitExec(); err != nil {
+		return -1, err
+	}
+	if x.Run.Terminal != nil {
+		return pidfd, m.handOverTerminal()
+	}
+	return pidfd, nil
+}
+
+// execProgram is the set-up of a further process.
+func execProgram(p *program, x *Exec, target int) {
+	run := x.Run
+	enterTasks(p, x.Cgroup.TaskFiles())
+	p.call("prctl PR_SET_DUMPABLE", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	p.call(StepJoin, unix.SYS_SETNS, uintptr(target), joinNamespaces)
+	p.add("start a process in the job", op{kind: opSibling})
+	becomeRoot(p)
+	p.add("wait for the monitor", op{kind: opReceive})
+	p.shared.slots[slotTree] = ExecStdinFD // where connectInput finds a stream of a job without trees
+	makeWorkDir(p, run)
+	enterWorkDir(p, run)
+	connectInput(p, run)
+	connectOutput(p, run, ExecStdoutFD, ExecStderrFD)
+	resetSignals(p)
+	limitResources(p, run)
+	dropPrivileges(p, run)
+	executeCommand(p, run)
+}
+
+// sibling makes a child of the caller's parent, which goes on in the caller's
+// place.
+//
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (a *arena) sibling() syscall.Errno {
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, unix.CLONE_PARENT|uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 || pid == 0 {
+		return errno
+	}
+	a.siblingPID = int32(pid)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+	}
+}
+
+// handOverTerminal sends the master to the daemon, which then alone has it:
+// whatever ends the daemon hangs the process up.
+func (m *monitor) handOverTerminal() error {
+	fd, err := receiveMaster(m.goSocket)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if _, err := unix.SendmsgN(ExecTerminalFD, []byte{1}, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL); err != nil {
+		return step("hand the terminal over", err)
+	}
+	return nil
+}
+
+// watchExec passes signals on until the process has ended. When the daemon is
+// gone, nobody reads what the process says: it is hung up, then killed.
+func (m *monitor) watchExec(daemon *conn, pidfd int) {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}, {Fd: int32(daemon.fd), Events: unix.POLLIN}}
+	timeout := -1
+	for {
+		n, err := unix.Poll(fds, timeout)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return // no descriptor of ours can be bad
+		case fds[0].Revents != 0:
+			return
+		case n == 0:
+			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
+		default:
+			var req Request
+			if err := ReadMessage(daemon, &req); err != nil {
+				fds[1].Fd = -1
+				timeout = int(hangUpGrace.Milliseconds())
+				for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGCONT} {
+					_ = unix.PidfdSendSignal(pidfd, sig, nil, 0)
+				}
+			} else if req.Signal > 0 {
+				_ = unix.PidfdSendSignal(pidfd, syscall.Signal(req.Signal), nil, 0)
+			}
+		}
+	}
+}

@@ -1,0 +1,323 @@
+package monitor
+
+import (
+	"bytes"
+	"os"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// WindowSize is the size of a terminal in characters.
+type WindowSize struct {
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
+}
+
+// terminal is the job's pseudo-terminal, of its own devpts, seen from the
+// master's side: output goes from there into the log like that of a pipe, and
+// what is typed comes from connections of the daemon's. The job never has
+// anybody else's terminal, so there is none into which it could push input, or
+// that it could keep.
+type terminal struct {
+	master  int    // -1: the job has no terminal
+	inputs  []int  // connections that bring what is typed
+	pending []byte // typed and not yet taken by the terminal; until it is, no more is read
+	quoted  bool   // the last byte typed was VLNEXT: the next one is no more than itself
+	retryAt time.Time
+}
+
+const (
+	maxTyping    = 64
+	typedAtOnce  = 4096
+	hungUpRetry  = 100 * time.Millisecond
+	devptsMaster = 5<<8 | 2 // device number of ptmx, as Stat_t has small ones
+)
+
+// openTerminal makes a pseudo-terminal in the job's devpts, as the job's root
+// and in its root, sends the master to the monitor and makes the other side
+// standard input, output and error. No other code of the job runs in this
+// process before.
+func openTerminal(p *program, run *Run) {
+	const flags = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
+	p.call("open /dev/pts/ptmx", unix.SYS_OPENAT, atFDCWD, p.str("/dev/pts/ptmx"), flags).into(slotMaster)
+	p.call("unlock the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSPTLCK, p.alloc(4)).slot(0)
+	p.call("open the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCGPTPEER, flags).slot(0).into(slotTerminal)
+	p.call("set the size of the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSWINSZ, put(p, unix.Winsize{Row: run.Terminal.Rows, Col: run.Terminal.Columns})).slot(0)
+	p.call("set the terminal's modes", unix.SYS_IOCTL, slotTerminal, unix.TCSETS, put(p, saneModes())).slot(0)
+	if run.UID != 0 {
+		p.call("give the user the terminal", unix.SYS_FCHOWN, slotTerminal, uintptr(run.UID), ttyGroup).slot(0)
+	}
+	p.add("send the terminal to the monitor", op{kind: opSend, save: slotMaster})
+	for fd := range uintptr(3) {
+		p.call("connect the terminal", unix.SYS_DUP3, slotTerminal, fd, 0).slot(0)
+	}
+}
+
+// controlTerminal makes the terminal that is standard input the controlling one
+// of the session that the process leads.
+func controlTerminal(p *program) {
+	p.call("make the terminal the controlling one", unix.SYS_IOCTL, 0, unix.TIOCSCTTY, 0)
+}
+
+// saneModes are the modes of a new terminal as everybody expects them: the
+// kernel's own, and UTF-8, so that erasing takes away whole characters.
+func saneModes() (t unix.Termios) {
+	t.Iflag = unix.ICRNL | unix.IXON | unix.IUTF8
+	t.Oflag = unix.OPOST | unix.ONLCR
+	t.Cflag = unix.B38400 | unix.CS8 | unix.CREAD | unix.HUPCL
+	t.Lflag = unix.ISIG | unix.ICANON | unix.ECHO | unix.ECHOE | unix.ECHOK | unix.ECHOCTL | unix.ECHOKE | unix.IEXTEN
+	for i, c := range map[int]uint8{
+		unix.VINTR: 'C' & 0x1f, unix.VQUIT: '\\' & 0x1f, unix.VERASE: 0x7f, unix.VKILL: 'U' & 0x1f, unix.VEOF: 'D' & 0x1f,
+		unix.VMIN: 1, unix.VSTART: 'Q' & 0x1f, unix.VSTOP: 'S' & 0x1f, unix.VSUSP: 'Z' & 0x1f, unix.VREPRINT: 'R' & 0x1f,
+		unix.VDISCARD: 'O' & 0x1f, unix.VWERASE: 'W' & 0x1f, unix.VLNEXT: 'V' & 0x1f,
+	} {
+		t.Cc[i] = c
+	}
+	return t
+}
+
+// send sends the descriptor in a slot, with one byte, to the monitor.
+//
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (a *arena) send(slot uintptr) syscall.Errno {
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&a.control))
+	h.Len = unix.SizeofCmsghdr + 4
+	h.Level = unix.SOL_SOCKET
+	h.Type = unix.SCM_RIGHTS
+	*(*int32)(unsafe.Pointer(uintptr(unsafe.Pointer(h)) + unix.SizeofCmsghdr)) = int32(a.slots[slot])
+	a.msg.Controllen = unix.SizeofCmsghdr + 8
+	_, _, errno := syscall.RawSyscall(unix.SYS_SENDMSG, a.slots[slotSocket], uintptr(unsafe.Pointer(&a.msg)), unix.MSG_NOSIGNAL)
+	return errno
+}
+
+// receiveMaster takes the master that openTerminal has sent.
+func receiveMaster(socket int) (int, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return -1, step("receive the terminal", err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	if err != nil || len(messages) != 1 {
+		return -1, step("receive the terminal", unix.EBADMSG)
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1, step("receive the terminal", unix.EBADMSG)
+	}
+	// It was opened where the job may have its hands: look at what it is.
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if unix.Fstat(fds[0], &st) != nil || unix.Fstatfs(fds[0], &fs) != nil ||
+		fs.Type != unix.DEVPTS_SUPER_MAGIC || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != devptsMaster {
+		unix.Close(fds[0])
+		return -1, step("receive the terminal: the job's /dev/pts is not what it was", unix.ENODEV)
+	}
+	return fds[0], unix.SetNonblock(fds[0], true)
+}
+
+// takeTerminal puts the terminal of a job that was just started in the place of
+// its pipes.
+func (m *monitor) takeTerminal() error {
+	fd, err := receiveMaster(m.goSocket)
+	if err != nil {
+		return err
+	}
+	for _, pipe := range m.output {
+		unix.Close(pipe)
+	}
+	m.terminal.master = fd
+	m.output = [2]int{fd, -1}
+	return nil
+}
+
+// window returns the size of the job's terminal, or nil without one.
+func (m *monitor) window() *WindowSize {
+	if m.terminal.master < 0 {
+		return nil
+	}
+	ws, err := unix.IoctlGetWinsize(m.terminal.master, unix.TIOCGWINSZ)
+	if err != nil {
+		return nil
+	}
+	return &WindowSize{Rows: ws.Row, Columns: ws.Col}
+}
+
+// resize gives the terminal another size, of which the kernel tells the
+// foreground processes (SIGWINCH). With redraw they are told in any case: the
+// screen on which they drew is another.
+func (m *monitor) resize(r *Resize) {
+	t := &m.terminal
+	if t.master < 0 {
+		return
+	}
+	before := m.window()
+	if r.Size != (WindowSize{}) {
+		_ = unix.IoctlSetWinsize(t.master, unix.TIOCSWINSZ, &unix.Winsize{Row: r.Size.Rows, Col: r.Size.Columns})
+	}
+	if after := m.window(); r.Redraw && before != nil && after != nil && *before == *after {
+		if group, err := unix.IoctlGetInt(t.master, unix.TIOCGPGRP); err == nil && group > 1 {
+			_ = unix.Kill(-group, unix.SIGWINCH)
+		}
+	}
+}
+
+// typing makes a connection one that brings what is typed.
+func (t *terminal) typing(conn int) {
+	if t.master < 0 || len(t.inputs) == maxTyping {
+		unix.Close(conn) // the daemon learns it when it writes
+		return
+	}
+	_ = unix.SetNonblock(conn, true)
+	t.inputs = append(t.inputs, conn)
+}
+
+// pollFds adds the connections, unless what came last still waits.
+func (t *terminal) pollFds(fds []unix.PollFd) []unix.PollFd {
+	for _, conn := range t.inputs {
+		fd := unix.PollFd{Fd: int32(conn), Events: unix.POLLIN}
+		if len(t.pending) > 0 {
+			fd.Fd = -1
+		}
+		fds = append(fds, fd)
+	}
+	return fds
+}
+
+// pollMaster says what to wait for at the master.
+func (t *terminal) pollMaster(fd *unix.PollFd, now time.Time, ended bool) {
+	if t.master < 0 {
+		return
+	}
+	if len(t.pending) > 0 {
+		fd.Events |= unix.POLLOUT
+	}
+	if !ended && now.Before(t.retryAt) {
+		fd.Fd = -1
+	}
+}
+
+// hungUp reports whether the end of the output is no more than that nobody has
+// the terminal open just now, as after a program that has closed it and may
+// open it again. It is looked at again after a while.
+func (m *monitor) hungUp() bool {
+	if m.terminal.master < 0 || m.record.EndedNanos != 0 {
+		return false
+	}
+	m.terminal.retryAt = time.Now().Add(hungUpRetry)
+	return true
+}
+
+// feedTerminal moves what is typed to the terminal; fds are those that pollFds
+// added.
+func (m *monitor) feedTerminal(fds []unix.PollFd, masterEvents int16) {
+	t := &m.terminal
+	if len(t.pending) > 0 && masterEvents&(unix.POLLOUT|unix.POLLHUP|unix.POLLERR) != 0 {
+		m.typePending()
+	}
+	kept := t.inputs[:0]
+	for i, conn := range t.inputs {
+		if i < len(fds) && fds[i].Revents != 0 && len(t.pending) == 0 {
+			buf := make([]byte, typedAtOnce)
+			n, err := unix.Read(conn, buf)
+			if n > 0 {
+				t.pending = buf[:n]
+				m.typePending()
+			} else if n == 0 || err != unix.EAGAIN && err != unix.EINTR {
+				unix.Close(conn)
+				continue
+			}
+		}
+		kept = append(kept, conn)
+	}
+	t.inputs = kept
+}
+
+// typePending writes what has room.
+func (m *monitor) typePending() {
+	t := &m.terminal
+	modes, err := unix.IoctlGetTermios(t.master, unix.TCGETS)
+	if err != nil {
+		modes = &unix.Termios{}
+	}
+	n, err := unix.Write(t.master, t.pending)
+	switch {
+	case n > 0:
+		m.interrupt(t.pending[:n], modes)
+		if t.pending = t.pending[n:]; len(t.pending) == 0 {
+			t.pending = nil
+		}
+	case err == unix.EAGAIN || err == unix.EINTR:
+	default: // the job is about to end
+		t.pending = nil
+	}
+}
+
+// interrupt ends a job whose PID 1 would be ended by a key like Ctrl-C, were it
+// not PID 1: the kernel spares that the default actions of signals
+// (pid_namespaces(7)), and nobody expects "sleep 60" in a terminal to survive
+// Ctrl-C. The record says the signal, as it would then.
+func (m *monitor) interrupt(typed []byte, modes *unix.Termios) {
+	if modes.Lflag&unix.ISIG == 0 {
+		m.terminal.quoted = false
+		return
+	}
+	for _, c := range typed {
+		if m.terminal.quoted {
+			m.terminal.quoted = false
+			continue
+		}
+		switch {
+		case c == 0: // _POSIX_VDISABLE
+		case c == modes.Cc[unix.VINTR]:
+			m.endBy(syscall.SIGINT)
+		case c == modes.Cc[unix.VQUIT]:
+			m.endBy(syscall.SIGQUIT)
+		case c == modes.Cc[unix.VLNEXT] && modes.Lflag&(unix.ICANON|unix.IEXTEN) == unix.ICANON|unix.IEXTEN:
+			m.terminal.quoted = true
+		}
+	}
+}
+
+func (m *monitor) endBy(sig syscall.Signal) {
+	group, err := unix.IoctlGetInt(m.terminal.master, unix.TIOCGPGRP)
+	if err != nil || group != m.child { // PID 1 leads a session and so its own group
+		return
+	}
+	status, err := os.ReadFile("/proc/" + itoa(int64(m.child)) + "/status")
+	if err != nil || !bytes.Contains(status, []byte("SigIgn:\t")) {
+		return
+	}
+	mask := statusMask(status, "SigCgt:\t") | statusMask(status, "SigBlk:\t") | statusMask(status, "SigIgn:\t")
+	if mask&(1<<(sig-1)) == 0 && m.endedBy == 0 {
+		m.endedBy = sig
+		m.settleTyped()
+		m.signal(syscall.SIGKILL)
+	}
+}
+
+// settleTyped returns once the terminal has taken in what was typed, and shown it
+// ("^C"): a worker of the kernel's does that some time after the write, and what
+// it has not come to when the last process is gone is dropped. To poll the other
+// side waits for the worker (n_tty_poll in drivers/tty/n_tty.c).
+func (m *monitor) settleTyped() {
+	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(m.terminal.master), unix.TIOCGPTPEER, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC)
+	if errno != 0 {
+		return
+	}
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+	unix.Close(int(fd))
+}
+
+// close ends what is typed.
+func (t *terminal) close() {
+	for _, conn := range t.inputs {
+		unix.Close(conn)
+	}
+	t.inputs, t.pending = nil, nil
+}

@@ -1,0 +1,58 @@
+package supervisor
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/metrics"
+)
+
+// BenchmarkCollect samples 100 running jobs once per iteration, which a daemon
+// does each second. "%core" is what that takes of one processor: time in this
+// process, the writing of the history included.
+func BenchmarkCollect(b *testing.B) {
+	b.Run("kept", func(b *testing.B) { benchmarkCollect(b, nil) })
+	b.Run("and for Prometheus", func(b *testing.B) { benchmarkCollect(b, metrics.New()) })
+}
+
+func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
+	s := open(b, b.TempDir(), func(c *Config) { c.Metrics = m })
+	defer closing(b, s)
+	var ids []string
+	for range 100 {
+		job, err := s.Submit(b.Context(), joblet.Spec{Command: "sh", Args: []string{"-c", "while sleep 0.2; do :; done"}}, "bench", nil)
+		if err != nil {
+			b.Fatal(err)
+		}
+		ids = append(ids, job.ID)
+	}
+	defer func() {
+		for _, id := range ids {
+			if _, err := s.Stop(b.Context(), id, joblet.StopOptions{}); err != nil {
+				b.Error(err)
+			}
+		}
+	}()
+	s.sampleAll(true) // opens the files
+	var before, after unix.Rusage
+	used, n := time.Duration(0), 0
+	for b.Loop() {
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+			b.Fatal(err)
+		}
+		n++
+		s.sampleAll(n%logEvery == 0)
+		if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+			b.Fatal(err)
+		}
+		used += cpuOf(after) - cpuOf(before)
+	}
+	b.ReportMetric(100*used.Seconds()/float64(b.N), "%core")
+}
+
+func cpuOf(u unix.Rusage) time.Duration {
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

@@ -1,0 +1,107 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"syscall"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/logstore"
+)
+
+// Keyboard returns what types at the terminal of the job with this id, once the
+// job runs.
+func (s *Supervisor) Keyboard(ctx context.Context, id string) (*engine.Keyboard, error) {
+	proc, err := s.onceRunning(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return proc.OpenKeyboard()
+}
+
+// Resize gives the terminal of the job with this id another size, once the job
+// runs; zero leaves the one it has. With redraw the program that has the screen
+// is told in any case.
+func (s *Supervisor) Resize(ctx context.Context, id string, size joblet.WindowSize, redraw bool) error {
+	proc, err := s.onceRunning(ctx, id)
+	if err != nil {
+		return err
+	}
+	return proc.Resize(engine.WindowSize{Rows: uint16(size.Rows), Columns: uint16(size.Columns)}, redraw)
+}
+
+// onceRunning returns the running job with this id, once it runs.
+func (s *Supervisor) onceRunning(ctx context.Context, id string) (*engine.Process, error) {
+	l := s.find(id)
+	if l == nil {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(id))
+	}
+	v, err := s.await(ctx, l, func(v view) bool { return v.proc != nil || v.job.State.Final() })
+	if err == nil && v.proc == nil {
+		err = joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v", joblet.ShortID(id), v.job.State)
+	}
+	return v.proc, err
+}
+
+// LogSize returns how many bytes the job with this id has written so far.
+func (s *Supervisor) LogSize(id string) (int64, error) {
+	info, err := logstore.Stat(s.jobDir(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // it has not run yet
+	}
+	return info.Size, err
+}
+
+// Exec runs a further process in the job that ref names.
+func (s *Supervisor) Exec(ctx context.Context, ref string, e joblet.ExecSpec) (*engine.Exec, error) {
+	if err := e.Validate(); err != nil {
+		return nil, err
+	}
+	l, v, err := s.standing(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if v.proc == nil {
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s does not run: it is %s", joblet.ShortID(v.job.ID), v.job.State)
+	}
+	s.mu.Lock()
+	spec := l.rec.Spec // with its secrets, which are in the environment of the job's other processes
+	s.mu.Unlock()
+	spec.Command, spec.Args, spec.Init, spec.Terminal = e.Command, e.Args, false, e.Terminal
+	if e.WorkDir != "" {
+		spec.WorkDir = e.WorkDir
+	}
+	spec.Env, spec.SecretEnv = maps.Clone(spec.Env), maps.Clone(spec.SecretEnv)
+	for name, value := range e.Env {
+		if delete(spec.SecretEnv, name); spec.Env == nil {
+			spec.Env = map[string]string{}
+		}
+		spec.Env[name] = value
+	}
+	run, err := s.resolve(spec)
+	if err != nil {
+		return nil, err
+	}
+	run.Trees, run.Links, run.Files = nil, nil, nil // the job has them
+	run.Env = append(run.Env, jobVariables(v.job)...)
+	run.StdinStream = e.Stdin && run.Terminal == nil
+	x, err := s.engine.Exec(ctx, v.proc, run)
+	se, ok := errors.AsType[*engine.StartError](err)
+	switch {
+	case !ok:
+		return x, err
+	case se.Failure.Step == engine.StepJoin && se.Failure.Errno != 0:
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(v.job.ID))
+	case se.Failure.Errno == syscall.EAGAIN:
+		return nil, joblet.Errorf(joblet.ResourceExhausted, "job %s has as many processes as it may have", joblet.ShortID(v.job.ID))
+	}
+	err = startError(spec, se.Failure)
+	if joblet.KindOf(err) == joblet.Internal {
+		err = fmt.Errorf("run %s in job %s: %s", e.Command, joblet.ShortID(v.job.ID), se.Failure.Text)
+	}
+	return nil, err
+}

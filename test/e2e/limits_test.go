@@ -1,0 +1,740 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
+)
+
+// Jobs that take what they can get. The tests here run on this host, and on pure
+// cgroup v2 in a virtual machine (test/vm), whose processor is emulated: there
+// JOBLET_TEST_SLOW says how much more time things take.
+var slow = func() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("JOBLET_TEST_SLOW"))
+	if err != nil || n < 1 {
+		return 1
+	}
+	return time.Duration(n)
+}()
+
+// answerTime is how soon "rnx job list" must have answered, whatever jobs do.
+const answerTime = 200 * time.Millisecond
+
+// hostile runs a job to its end, and meanwhile lists jobs as a user would, over
+// and over. It returns the job, and what it wrote.
+func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), slow*time.Minute)
+	defer cancel()
+	list := func() time.Duration {
+		begin := time.Now()
+		if r := d.rnx(ctx, "job", "list"); r.status != 0 && ctx.Err() == nil {
+			t.Errorf("rnx job list: %v", r)
+		}
+		return time.Since(begin)
+	}
+	// Other tests and programs share the processors: what makes an answer late
+	// without the job is not the job's doing.
+	limit := answerTime * slow
+	if slow > 1 { // an emulated processor says little of speed, but of a daemon that hangs
+		limit *= 5
+	}
+	for range 10/slow + 1 {
+		limit = max(limit, 3*list())
+	}
+	id := d.detach(t, args...)
+	var answers []time.Duration
+	stop := make(chan struct{})
+	var lister sync.WaitGroup
+	lister.Go(func() {
+		for {
+			answers = append(answers, list())
+			select {
+			case <-stop:
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	})
+	c := d.dial(t)
+	job, err := c.Wait(ctx, id)
+	close(stop)
+	lister.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(answers)
+	t.Logf("%d answers, median %v, worst %v", len(answers), answers[len(answers)/2], answers[len(answers)-1])
+	if late := answers[len(answers)-1-len(answers)/50]; late > limit { // one in fifty may be somebody else's fault
+		t.Errorf("rnx job list took %v while the job ran, more than %v", late, limit)
+	}
+	log := d.rnx(ctx, "job", "log", id)
+	return job, log.stdout + log.stderr
+}
+
+// needs skips a test of a limit that this host cannot enforce, which another
+// test shows to be an error.
+func (d *daemon) needs(t *testing.T, limit string) {
+	t.Helper()
+	if r := d.job(t, limit, "true"); strings.Contains(r.stderr, "this host cannot enforce it") {
+		t.Skipf("requires a host that can enforce %s", limit)
+	}
+}
+
+func TestLimitForkBomb(t *testing.T) {
+	d := newDaemon(t)
+	job, _ := d.hostile(t, "--max-pids=64", "timeout", "-s", "KILL", strconv.Itoa(int(slow)*3), "bash", "-c", ":(){ :|:& }; : 2>/dev/null; sleep 1; while :; do :|: & done 2>/dev/null")
+	if job.Usage.PIDsPeak > 64 || job.Usage.PIDsPeak < 32 {
+		t.Errorf("%d processes at once", job.Usage.PIDsPeak)
+	}
+}
+
+const bomb = "x = []\nwhile True: x.append(bytearray(1 << 20))"
+
+// TestLimitMemory: whichever process uses up the memory, in whichever way, the
+// whole job ends, as what it is.
+func TestLimitMemory(t *testing.T) {
+	d := newDaemon(t)
+	fill := "import os\nf = open('%s/x', 'wb')\nwhile True: f.write(bytes(1 << 20))"
+	for name, args := range map[string][]string{
+		"process":    {"python3", "-c", bomb},
+		"tmpfs":      {"python3", "-c", fmt.Sprintf(fill, "/work")},
+		"shm":        {"sh", "-c", `python3 -c "$1"; sleep 1000`, "sh", fmt.Sprintf(fill, "/dev/shm")},
+		"grandchild": {"sh", "-c", `sh -c 'python3 -c "$1"; true' sh "$1"; sleep 1000`, "sh", bomb},
+		"daemon":     {"sh", "-c", `setsid python3 -c "$1" </dev/null >/dev/null 2>&1 & sleep 1000`, "sh", bomb},
+		"with init":  {"--init", "sh", "-c", `python3 -c "$1" & sleep 1000`, "sh", bomb},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const limit = 48 << 20
+			job, _ := d.hostile(t, append([]string{"--max-memory=48M", "--timeout=" + (slow * 20 * time.Second).String()}, args...)...)
+			status, _ := job.Status()
+			if job.State != joblet.Failed || !job.OutOfMemory || status != 137 {
+				t.Errorf("%v, out of memory %v, status %d, %s", job.State, job.OutOfMemory, status, job.Reason)
+			}
+			if !strings.HasPrefix(job.Reason, "out of memory") || !strings.Contains(job.Reason, "48.0 MiB") {
+				t.Errorf("reason %q", job.Reason)
+			}
+			// The kernel charges in batches of 64 pages for each processor.
+			if peak := job.Usage.MemoryPeak; peak > limit+256<<10 || peak < limit*8/10 {
+				t.Errorf("it used %d bytes at most, of %d", peak, limit)
+			}
+		})
+	}
+	// Memory that can be taken back is no reason to end a job.
+	t.Run("page cache", func(t *testing.T) {
+		job, _ := d.hostile(t, "--max-memory=32M", "--timeout="+(slow*20*time.Second).String(), "sh", "-c", "find /usr/bin /usr/lib -type f -size +1M | head -n 60 | xargs cat > /dev/null; true")
+		if job.State != joblet.Completed || job.Usage.MemoryPeak > 32<<20+256<<10 {
+			t.Errorf("%v, %s, %d bytes at most", job.State, job.Reason, job.Usage.MemoryPeak)
+		}
+	})
+}
+
+// TestLimitSwap: what a job may use of memory is all that it gets.
+func TestLimitSwap(t *testing.T) {
+	d := newDaemon(t)
+	if r := d.job(t, "--max-swap=1M", "true"); r.status != 125 || !strings.Contains(r.stderr, "--max-memory") {
+		t.Errorf("swap without memory: %v", r)
+	}
+	if r := d.job(t, "--max-memory=64M", "--max-swap=16M", "true"); r.status != 0 {
+		t.Errorf("swap: %v", r)
+	}
+}
+
+// TestLimitCPU: over ten seconds a job gets its share, within 3 %, be its
+// processes one or several.
+func TestLimitCPU(t *testing.T) {
+	d := newDaemon(t)
+	for _, test := range []struct{ percent, loops int }{{25, 1}, {120, 4}} {
+		t.Run(fmt.Sprint(test.percent), func(t *testing.T) {
+			const span = 10 * time.Second
+			script := fmt.Sprintf("for i in $(seq %d); do while :; do :; done & done; sleep %d; kill $(jobs -p)", test.loops, span/time.Second)
+			if test.percent > 100 && slow > 1 {
+				t.Skip("requires a processor that is not emulated")
+			}
+			before := idleTime(t)
+			job, _ := d.hostile(t, "--max-cpu="+strconv.Itoa(test.percent), "bash", "-c", script)
+			unused := idleTime(t) - before
+			wall := job.Ended.Sub(job.Started)
+			limit := wall * time.Duration(test.percent) / 100
+			got := job.Usage.CPU()
+			t.Logf("%.4f of the limit in %v, held back for %v; the host was idle for %v", float64(got)/float64(limit), wall, job.Usage.Throttled, unused)
+			if test.percent < 50 && job.Usage.Throttled == 0 {
+				t.Error("it was never held back")
+			}
+			if got > limit*103/100 {
+				t.Errorf("it got %v, its limit is %v", got, limit)
+			}
+			// Other programs may leave it less than its share. What they left, too, was
+			// its to take.
+			if got < limit*97/100 && unused > (limit-got)/2+wall/10 {
+				t.Errorf("it got %v, its limit is %v, and the host was idle for %v", got, limit, unused)
+			}
+			if test.percent < 50 && got < limit*97/100 {
+				t.Errorf("it got %v, its limit is %v", got, limit)
+			}
+		})
+	}
+}
+
+// idleTime is how long the host's processors had nothing to do, added up.
+func idleTime(t *testing.T) time.Duration {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ticks, err := strconv.ParseInt(strings.Fields(string(stat))[4], 10, 64) // of 10 ms, proc_stat(5)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// TestLimitNeighbour: a job with limits of its own keeps its speed while another
+// one burns all processors.
+func TestLimitNeighbour(t *testing.T) {
+	d := newDaemon(t)
+	count := fmt.Sprintf(`import time
+end, n = time.monotonic() + %d, 0
+while time.monotonic() < end: n += 1
+print(n)`, 4)
+	speed := func() float64 {
+		out := d.must(t, "--max-cpu=50", "--cpu-weight=200", "python3", "-c", count)
+		n, err := strconv.ParseFloat(strings.TrimSpace(out), 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	best := 0.0
+	for range 4 { // whatever else runs here disturbs both measurements
+		alone := speed()
+		burner := d.detach(t, "bash", "-c", "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait")
+		beside := speed()
+		if r := d.rnx(t.Context(), "job", "kill", burner); r.status != 0 {
+			t.Fatal(r)
+		}
+		best = max(best, beside/alone)
+		t.Logf("%.0f alone, %.0f beside a burner: %.3f", alone, beside, beside/alone)
+		if best >= 0.9 {
+			return
+		}
+	}
+	t.Errorf("beside a burner it has %.2f of its speed", best)
+}
+
+func TestLimitDisk(t *testing.T) {
+	d := newDaemon(t)
+	job, out := d.hostile(t, "--max-disk=16M", "sh", "-c", "dd if=/dev/zero of=/work/x bs=1M count=100; dd if=/dev/zero of=/tmp/y bs=1M count=1")
+	if !strings.Contains(out, "No space left on device") || job.State != joblet.Failed {
+		t.Errorf("disk filler: %v\n%s", job.State, out)
+	}
+	if job.WorkBytes > 16<<20 {
+		t.Errorf("%d bytes were left", job.WorkBytes)
+	}
+	script := `import os, sys
+n = 0
+try:
+    while n < 200000:
+        open("/work/%d" % n, "w").close()
+        n += 1
+except OSError as e:
+    os.system("rm -rf /work/* 2>/dev/null")
+    print(n, e.strerror)`
+	job, out = d.hostile(t, "--max-disk=16M", "python3", "-c", script)
+	var n int
+	if _, err := fmt.Sscan(out, &n); err != nil || n > 4096 || n < 3000 || !strings.Contains(out, "No space left") {
+		t.Errorf("inode eater: %v %s: %v", job.State, out, err)
+	}
+}
+
+func TestLimitLog(t *testing.T) {
+	d := newDaemon(t)
+	job, _ := d.hostile(t, "--log-max=1M", "--timeout="+(slow*30*time.Second).String(), "sh", "-c", "yes | head -c "+strconv.Itoa(200<<20/int(slow)))
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(d.state, "jobs", job.ID, "log"), &st); err != nil {
+		t.Fatal(err)
+	}
+	if kept := st.Blocks * 512; job.State != joblet.Completed || kept > 3<<20 {
+		t.Errorf("%v, %d bytes are kept", job.State, kept)
+	}
+}
+
+func TestLimitDescriptors(t *testing.T) {
+	d := newDaemon(t)
+	script := `import os
+n = 0
+try:
+    while True:
+        os.open("/dev/null", os.O_RDONLY)
+        n += 1
+except OSError as e:
+    print(n, e.strerror)`
+	if _, out := d.hostile(t, "--nofile=64", "python3", "-c", script); out != "61 Too many open files\n" {
+		t.Errorf("got %s", out)
+	}
+	out := d.must(t, "--nofile=32:64", "--rlimit=stack=1048576", "--rlimit", "core=0", "sh", "-c", "ulimit -Sn; ulimit -Hn; ulimit -s")
+	if out != "32\n64\n1024\n" {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestLimitIO: what a job reads from a device is held to its rate within 10 %, and
+// counted.
+func TestLimitIO(t *testing.T) {
+	const mib, rate = 1 << 20, 4 << 20
+	// A runtime of a program and a file to read, on the disk that this test may use:
+	// what is to be limited is the way to the device, not the page cache.
+	d := newDaemon(t)
+	d.needs(t, "--max-read-bps=4M")
+	if err := os.Remove(filepath.Join(d.state, "runtimes")); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(d.state, "runtimes", "disk")
+	root := filepath.Join(dir, "rootfs")
+	copyProgram(t, "dd", root)
+	data := make([]byte, 48*mib)
+	if _, err := rand.Read(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "data"), data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	unix.Sync()
+	if err := os.WriteFile(filepath.Join(dir, "runtime.yaml"), []byte("format: 1\nname: disk\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	d.kill(t) // one that opens this directory
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	read := func(count int, args ...string) joblet.Job {
+		args = append(args, "--runtime=disk", "dd", "if=/data", "of=/dev/null", "bs=128K", "iflag=direct", "count="+strconv.Itoa(count*8))
+		job, out := d.hostile(t, args...)
+		if job.State != joblet.Completed {
+			t.Fatalf("%v: %s\n%s", job.State, job.Reason, out)
+		}
+		if n := int64(count * mib); job.Usage.ReadBytes < n || job.Usage.ReadBytes > n+4*mib || job.Usage.ReadOps == 0 {
+			t.Errorf("%d MiB were counted as %d bytes and %d operations", count, job.Usage.ReadBytes, job.Usage.ReadOps)
+		}
+		return job
+	}
+	free := read(40)
+	limited := read(40, "--max-read-bps=4M")
+	seconds := limited.Ended.Sub(limited.Started).Seconds()
+	got := 40 * mib / seconds
+	t.Logf("%v without a limit; %.2f MiB/s with one of 4", free.Ended.Sub(free.Started), got/mib)
+	if math.Abs(got/rate-1) > 0.1 {
+		t.Errorf("it read %.0f bytes a second, its limit is %d", got, rate)
+	}
+	if byCount := read(10, "--max-iops=20"); byCount.Ended.Sub(byCount.Started).Seconds() < 0.9*80/20 {
+		t.Errorf("80 operations at 20 a second took %v", byCount.Ended.Sub(byCount.Started))
+	}
+	// The older name is for both directions, and a job's limits can be changed as it
+	// runs.
+	id := d.detach(t, "--max-iobps=64K", "--runtime=disk", "dd", "if=/data", "of=/dev/null", "bs=128K", "iflag=direct", "count=80")
+	if r := d.rnx(t.Context(), "job", "update", "--max-iobps=1G", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), slow*20*time.Second)
+	defer cancel()
+	if job, err := d.dial(t).Wait(ctx, id); err != nil || job.State != joblet.Completed {
+		t.Errorf("after the update: %v %v", job.State, err)
+	}
+}
+
+// TestLimitRefused: what cannot be is told before anything is made.
+func TestLimitRefused(t *testing.T) {
+	d := newDaemon(t)
+	for _, test := range []struct{ flag, want string }{
+		{"--max-cpu=0", "between 1 and"}, {"--max-cpu=1000000000", "between 1 and"}, {"--max-cpu=-1", "between 1 and"},
+		{"--max-cpu=x", "no whole number"}, {"--max-cpu=819200", "this host has"},
+		{"--cpu-cores=8000", "no processor 8000"}, {"--cpu-cores=", "give processors"}, {"--cpu-cores=1-0", "give processors"},
+		{"--cpu-weight=10001", "between 1 and 10000"},
+		{"--max-memory=1K", "between 4M and"}, {"--max-memory=0", "between 4M and"}, {"--max-memory=12X", "no size"},
+		{"--max-pids=0", "between 1 and"}, {"--max-disk=1", "between"}, {"--max-iobps=1", "between"}, {"--max-iops=0", "between"},
+		{"--nofile=64:32", "above the hard one"}, {"--nofile=99999999", "this host allows at most"},
+		{"--rlimit=nice=1", "NAME one of"}, {"--rlimit=core", "NAME one of"},
+	} {
+		if test.flag == "--max-disk=1" {
+			test.flag = "--max-disk=1B"
+		}
+		r := d.job(t, test.flag, "true")
+		flag, _, _ := strings.Cut(test.flag, "=")
+		if r.status != 125 || !strings.Contains(r.stderr, test.want) || !strings.Contains(r.stderr, flag) || strings.Count(r.stderr, "\n") != 1 {
+			t.Errorf("%s: want %q: %v", test.flag, test.want, r)
+		}
+	}
+	if r := d.job(t, "--memory-high=64M", "--max-memory=32M", "true"); r.status != 125 || !strings.Contains(r.stderr, "is above --max-memory") {
+		t.Errorf("high above max: %v", r)
+	}
+	if r := d.rnx(t.Context(), "job", "list", "-q"); r.stdout != "" {
+		t.Errorf("refused jobs left records: %v", r)
+	}
+	// Files that come along count as the job's memory, and a limit that does not hold
+	// them is the call's error.
+	big := filepath.Join(t.TempDir(), "big")
+	if err := os.WriteFile(big, make([]byte, 40<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if r := d.job(t, "--max-memory=16M", "--upload="+big, "true"); r.status != 125 || !strings.Contains(r.stderr, "out of memory before the command ran") {
+		t.Errorf("40 MiB of files in 16 MiB: %v", r)
+	}
+	if r := d.job(t, "--max-memory=64M", "--max-pids=1", "--upload="+big, "cat", "big"); r.status != 0 || len(r.stdout) != 40<<20 {
+		t.Errorf("40 MiB of files in 64 MiB: status %d, %d bytes, %s", r.status, len(r.stdout), r.stderr)
+	}
+	if r := d.job(t, "--max-disk=16M", "--upload="+big, "true"); r.status != 125 || !strings.Contains(r.stderr, "do not fit") {
+		t.Errorf("40 MiB of files on 16 MiB: %v", r)
+	}
+}
+
+// TestLimitAPI: fields of older clients are limits, and bad values errors.
+func TestLimitAPI(t *testing.T) {
+	d := newDaemon(t, "--default=max-memory=512M", "--default=nofile=256", "--ceiling=max-memory=1G", "--ceiling=max-cpu=150")
+	c := d.dial(t)
+	id := d.detach(t, "--max-cpu=50", "sleep", "1000")
+	job := d.get(t, id)
+	if l := job.Spec.Limits; l.MemoryBytes != 512<<20 || l.CPUPercent != 50 || l.Rlimits["nofile"].Hard != 256 {
+		t.Errorf("limits %+v", l)
+	}
+	if l := d.get(t, d.detach(t, "true")).Spec.Limits; l.CPUPercent != 150 {
+		t.Errorf("a job that asks for nothing has %+v", l)
+	}
+	if r := d.job(t, "--max-memory=2G", "true"); r.status != 125 || !strings.Contains(r.stderr, "allows at most 1G") {
+		t.Errorf("above the ceiling: %v", r)
+	}
+	_, err := c.Update(t.Context(), id, joblet.Limits{MemoryBytes: 2 << 30})
+	if joblet.KindOf(err) != joblet.PermissionDenied {
+		t.Errorf("update above the ceiling: %v", err)
+	}
+	_, err = c.Run(t.Context(), joblet.Spec{Command: "true", Limits: joblet.Limits{CPUPercent: -5}})
+	if joblet.KindOf(err) != joblet.InvalidArgument {
+		t.Errorf("a negative limit: %v", err)
+	}
+	for _, args := range [][]string{{"--default=max-memory=2G", "--ceiling=max-memory=1G"}, {"--ceiling=max-memory"}, {"--default=colour=red"}} {
+		bad := &daemon{state: filepath.Join(t.TempDir(), "s"), run: filepath.Join(t.TempDir(), "r"), args: args}
+		if err := bad.start(); err == nil {
+			bad.stop()
+			t.Errorf("a daemon starts with %q", args)
+		}
+	}
+}
+
+// TestLimitUpdate changes a running job's limits.
+func TestLimitUpdate(t *testing.T) {
+	d := newDaemon(t)
+	script := `import sys
+x = bytearray(40 << 20)
+print("ready", flush=True)
+sys.stdin.readline()
+y = bytearray(100 << 20)
+print("done", flush=True)`
+	cmd := d.command(t.Context(), "job", "run", "--name=grow", "--max-memory=64M", "--stdin", "python3", "-c", script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out testenv.Output
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !eventually(slow*20*time.Second, func() bool { return strings.Contains(out.String(), "ready") }) {
+		t.Fatal(out.String())
+	}
+	update := func(args ...string) result {
+		return d.rnx(t.Context(), append(append([]string{"job", "update"}, args...), "grow")...)
+	}
+	if r := update("--max-memory=8M"); r.status == 0 || !strings.Contains(r.stderr, "in use") {
+		t.Errorf("less than is in use: %v", r)
+	}
+	if r := update("--max-memory=300M", "--cpu-cores=8000"); r.status == 0 {
+		t.Errorf("a processor that is not there: %v", r)
+	}
+	if got := d.get(t, "grow").Spec.Limits.MemoryBytes; got != 64<<20 {
+		t.Errorf("a refused update left a limit of %d", got)
+	}
+	if r := update("--max-memory=300M", "--max-cpu=150", "--max-pids=50", "--max-disk=32M"); r.status != 0 {
+		t.Errorf("%v", r)
+	}
+	if r := update(); r.status == 0 || !strings.Contains(r.stderr, "no limit given") {
+		t.Errorf("an update of nothing: %v", r)
+	}
+	d.kill(t) // what was changed is remembered
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	if l := d.get(t, "grow").Spec.Limits; l.MemoryBytes != 300<<20 || l.CPUPercent != 150 || l.MaxPIDs != 50 || l.DiskBytes != 32<<20 {
+		t.Errorf("after a restart: %+v", l)
+	}
+	// The input goes on through the daemon that is there now.
+	_ = in.Close()
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	if r := d.rnx(t.Context(), "job", "kill", "grow"); r.status != 0 {
+		t.Error(r)
+	}
+
+	// With more memory than at first it comes to its end.
+	id := d.detach(t, "--max-memory=64M", "sh", "-c", `while [ ! -e /tmp/go ]; do sleep 0.05; [ "$(cat /sys/none 2>/dev/null)" ]; done & sleep 1.5; exec python3 -c 'x = bytearray(100 << 20); print("done")'`)
+	if r := d.rnx(t.Context(), "job", "update", "--max-memory=300M", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	if job, err := d.dial(t).Wait(t.Context(), id); err != nil || job.State != joblet.Completed {
+		t.Errorf("%v %v %s", job.State, err, job.Reason)
+	}
+	if r := d.rnx(t.Context(), "job", "update", "--max-memory=300M", id); r.status == 0 || !strings.Contains(r.stderr, "has ended") {
+		t.Errorf("update of an ended job: %v", r)
+	}
+}
+
+// TestLimitPause: a paused job stands still, through a killed daemon as well, and
+// goes on or ends as asked.
+func TestLimitPause(t *testing.T) {
+	d := newDaemon(t)
+	id := d.detach(t, "bash", "-c", "trap 'echo term; exit 3' TERM; (while :; do echo child; sleep 0.05; done) & while :; do echo x; sleep 0.05; done")
+	size := func() int { return len(d.rnx(t.Context(), "job", "log", id).stdout) }
+	grows := func() bool {
+		before := size()
+		return eventually(slow*3*time.Second, func() bool { return size() > before })
+	}
+	if !grows() {
+		t.Fatal("it writes nothing")
+	}
+	rnx := func(args ...string) result { return d.rnx(t.Context(), append([]string{"job"}, args...)...) }
+	if r := rnx("resume", id); r.status == 0 || !strings.Contains(r.stderr, "not paused") {
+		t.Errorf("resume of a job that runs: %v", r)
+	}
+	if r := rnx("pause", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	stands := func() {
+		t.Helper()
+		before := size()
+		time.Sleep(slow * 300 * time.Millisecond)
+		if state := d.get(t, id).State; size() != before || state != joblet.Paused {
+			t.Errorf("a paused job is %v and writes %d bytes", state, size()-before)
+		}
+	}
+	stands()
+	d.kill(t)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	stands()
+	if r := rnx("resume", id); r.status != 0 || !grows() {
+		t.Errorf("resume: %v", r)
+	}
+	if r := rnx("pause", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	if r := rnx("stop", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	if job := d.get(t, id); job.State != joblet.Stopped || job.Exit == nil || job.Exit.Code != 3 {
+		t.Errorf("a paused job that was stopped is %v with %+v", job.State, job.Exit)
+	}
+	if r := rnx("pause", id); r.status == 0 || !strings.Contains(r.stderr, "has ended") {
+		t.Errorf("pause of an ended job: %v", r)
+	}
+	// Its time goes on.
+	id = d.detach(t, "--timeout="+(slow*time.Second).String(), "sleep", "1000")
+	if r := rnx("pause", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	if job, err := d.dial(t).Wait(t.Context(), id); err != nil || job.State != joblet.TimedOut {
+		t.Errorf("%v %v", job.State, err)
+	}
+}
+
+// TestLimitUsage: figures of an ended job are those of all its processes.
+func TestLimitUsage(t *testing.T) {
+	d := newDaemon(t)
+	job, out := d.hostile(t, "bash", "-c", `(for ((i = 0; i < 300000; i++)); do :; done) & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 1.2) & sleep 0.1 & wait; times`)
+	u := job.Usage
+	// "times" has, on two lines, the shell's own time and that of its children.
+	var told time.Duration
+	for _, field := range strings.Fields(out) {
+		n, err := time.ParseDuration(field)
+		if err != nil {
+			t.Fatalf("%v in %s", err, out)
+		}
+		told += n
+	}
+	if cpu := u.CPU(); cpu < 200*time.Millisecond || cpu < told*9/10 || cpu > told*11/10+slow*100*time.Millisecond {
+		t.Errorf("processor time %v, the shell knows of %v", cpu, told)
+	}
+	if u.MemoryPeak < 20<<20 || u.MemoryPeak > 400<<20 {
+		t.Errorf("memory %d", u.MemoryPeak)
+	}
+	if u.PIDsPeak < 4 || u.PIDsPeak > 20 {
+		t.Errorf("%d processes", u.PIDsPeak)
+	}
+	r := d.rnx(t.Context(), "job", "status", job.ID)
+	for _, want := range []string{"CPU: ", "Memory: ", "Processes: ", "Duration: "} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("status lacks %s: %v", want, r)
+		}
+	}
+	r = d.rnx(t.Context(), "job", "status", "--json", job.ID)
+	for _, want := range []string{`"cpu_user_ms":`, `"memory_peak_bytes":`, `"throttled_ms":`, `"read_ops":`, `"pids_peak":`, `"duration_ms":`} {
+		if !strings.Contains(r.stdout, want) {
+			t.Errorf("JSON lacks %s: %v", want, r)
+		}
+	}
+	// So far, while it runs.
+	id := d.detach(t, "sh", "-c", "while :; do :; done")
+	if !eventually(slow*20*time.Second, func() bool { return d.get(t, id).Usage.CPU() > 100*time.Millisecond }) {
+		t.Errorf("a running job's processor time is %v", d.get(t, id).Usage.CPU())
+	}
+}
+
+// TestLimitSurvivors: nothing outlives a job, however much it tries.
+func TestLimitSurvivors(t *testing.T) {
+	d := newDaemon(t)
+	script := `trap '' TERM INT HUP QUIT USR1
+(setsid bash -c "trap '' TERM INT HUP; sleep 1000 & exec sleep 1001" &)
+python3 -c 'import os, signal, time
+for s in range(1, 32):
+    try: signal.signal(s, signal.SIG_IGN)
+    except OSError: pass
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0: time.sleep(1000)
+    os._exit(0)
+print("ready", flush=True)
+time.sleep(1000)' &
+wait`
+	for _, how := range []string{"stop", "end"} {
+		t.Run(how, func(t *testing.T) {
+			id := d.detach(t, "bash", "-c", script)
+			if !eventually(slow*20*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+				t.Fatal("it did not begin")
+			}
+			job := d.get(t, id)
+			var alive []int
+			if !eventually(slow*10*time.Second, func() bool {
+				alive = processesOf(job.IDBase)
+				return len(alive) >= 5 && d.get(t, id).Usage.PIDsPeak >= 5
+			}) {
+				t.Errorf("%d processes live, %d were counted", len(alive), d.get(t, id).Usage.PIDsPeak)
+			}
+			if how == "stop" {
+				if r := d.rnx(t.Context(), "job", "stop", "--grace=200ms", id); r.status != 0 {
+					t.Fatal(r)
+				}
+			} else if err := syscall.Kill(job.PID, syscall.SIGKILL); err != nil { // PID 1 ends by itself
+				t.Fatal(err)
+			}
+			if _, err := d.dial(t).Wait(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+			if left := processesOf(job.IDBase); len(left) > 0 {
+				t.Errorf("processes %v outlive the job", left)
+			}
+		})
+	}
+}
+
+// processesOf returns the processes of the host that have a job's ids.
+func processesOf(base uint32) (pids []int) {
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		status, err := os.ReadFile("/proc/" + e.Name() + "/status")
+		if err != nil {
+			continue
+		}
+		_, rest, _ := bytes.Cut(status, []byte("\nUid:\t"))
+		fields := bytes.Fields(rest)
+		if len(fields) == 0 || bytes.Contains(status, []byte("\nState:\tZ")) {
+			continue
+		}
+		if uid, err := strconv.ParseUint(string(fields[0]), 10, 32); err == nil && uint32(uid) >= base && uint32(uid) < base+65536 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// TestLimitMetrics: samples while a job runs, and kept afterwards.
+func TestLimitMetrics(t *testing.T) {
+	d := newDaemon(t)
+	c := d.dial(t)
+	id := d.detach(t, "--max-memory=256M", "bash", "-c", "while :; do :; done & sleep 1000")
+	n := 0
+	for s, err := range c.WatchMetrics(t.Context(), id, 200*time.Millisecond) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n < 3 {
+			continue
+		}
+		if s.CPUPercent < 5 || s.CPUPercent > 120 || s.Memory == 0 || s.PIDs != 3 || s.MemoryLimit != 256<<20 || s.CPU() == 0 {
+			t.Errorf("sample %+v", s)
+		}
+		break
+	}
+	if !eventually(slow*20*time.Second, func() bool { return count(c.Metrics(t.Context(), id, time.Time{}, time.Time{}, 0)) >= 3 }) {
+		t.Error("no history of a job that runs")
+	}
+	d.kill(t)
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	c = d.dial(t)
+	time.Sleep(slow * 2200 * time.Millisecond) // of a job that another daemon goes on watching
+	if r := d.rnx(t.Context(), "job", "kill", id); r.status != 0 {
+		t.Fatal(r)
+	}
+	if n := count(c.WatchMetrics(t.Context(), id, time.Second)); n != 0 {
+		t.Errorf("an ended job has %d live samples", n)
+	}
+	var last joblet.Sample
+	for s, err := range c.Metrics(t.Context(), id, time.Time{}, time.Time{}, 0) {
+		if err != nil || !s.Time.After(last.Time) || s.CPU() < last.CPU() {
+			t.Fatalf("%+v behind %+v: %v", s, last, err)
+		}
+		last = s
+	}
+	if all := count(c.Metrics(t.Context(), id, time.Time{}, time.Time{}, 0)); all < 4 || count(c.Metrics(t.Context(), id, time.Time{}, time.Time{}, 2)) != 2 || count(c.Metrics(t.Context(), id, last.Time.Add(time.Hour), time.Time{}, 0)) != 0 {
+		t.Errorf("%d samples are kept", all)
+	}
+	if _, err := c.Job(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	for _, err := range c.WatchMetrics(t.Context(), id, time.Millisecond) {
+		if joblet.KindOf(err) != joblet.InvalidArgument {
+			t.Errorf("a sample each millisecond: %v", err)
+		}
+	}
+}
+
+func count(samples func(func(joblet.Sample, error) bool)) (n int) {
+	for _, err := range samples {
+		if err != nil {
+			return -1
+		}
+		n++
+	}
+	return n
+}
