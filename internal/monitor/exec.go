@@ -189,6 +189,9 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	if err != nil {
 		return -1, step("open the process", err)
 	}
+	if err := m.fixOOMScore(); err != nil {
+		return -1, err
+	}
 	if err := m.raiseLimits(x.Run.Rlimits); err != nil {
 		return -1, err
 	}
