@@ -33,8 +33,10 @@ func main() {
 
 // app is what the commands share.
 type app struct {
-	host string // --host; empty: not given
-	json bool
+	host   string // --host; empty: not given
+	node   string // --node
+	config string // --config
+	json   bool
 
 	in          io.Reader
 	out, errOut io.Writer
@@ -111,8 +113,9 @@ func newRootCommand(a *app) *cobra.Command {
 		Short: "Run any command on a Linux host as an isolated job",
 		Long: `Run any command on a Linux host as an isolated job.
 
-Without --host and RNX_HOST rnx talks to the daemon of this machine. When none
-answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
+rnx talks to the daemon of this machine, unless --host, RNX_HOST or a configuration
+file (rnx-config.yml, see "rnx login") names another. When none answers here,
+root's rnx starts one, which ends by itself after 10 idle minutes.`,
 		Example: `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml python3 -c 'import numpy; print(numpy.pi)'
   rnx job list
@@ -125,10 +128,12 @@ answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
 	}
 	root.SetVersionTemplate("rnx {{.Version}}\n")
 	f := root.PersistentFlags()
-	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path (default $RNX_HOST, then this machine's)")
+	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path, or HOST:PORT with the node's certificates (default $RNX_HOST, then the node)")
+	f.StringVar(&a.node, "node", "", "node of the configuration to talk to, or \"local\" (default $RNX_NODE, then \"default\")")
+	f.StringVar(&a.config, "config", "", "configuration `FILE` (default $RNX_CONFIG, then rnx-config.yml in ., config, ~/.rnx, /etc/joblet)")
 	f.BoolVar(&a.json, "json", false, "print JSON, errors too")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newMonitorCommand(a), newVersionCommand(a))
+	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newMonitorCommand(a), newNodesCommand(a), newLoginCommand(a), newVersionCommand(a))
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
 }

@@ -73,9 +73,11 @@ func callerOf(ctx context.Context) caller {
 	if !ok {
 		return caller{}
 	}
-	info, ok := p.AuthInfo.(peerInfo)
-	if !ok {
-		return caller{}
+	switch info := p.AuthInfo.(type) {
+	case peerInfo:
+		return caller{known: true, uid: info.uid, pid: info.pid, from: fmt.Sprintf("pid %d", info.pid)}
+	case certInfo:
+		return caller{known: true, cert: info.cert, from: p.Addr.String()}
 	}
-	return caller{known: true, uid: info.uid, pid: info.pid}
+	return caller{}
 }

@@ -26,7 +26,7 @@ import (
 // TestRoleTable: each method that is served has a role, and each role a method.
 func TestRoleTable(t *testing.T) {
 	t.Parallel()
-	s := New(nil, slog.New(slog.DiscardHandler), nil)
+	s := New(nil, slog.New(slog.DiscardHandler), Options{Settings: DefaultSettings()})
 	served := map[string]bool{}
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
@@ -69,7 +69,7 @@ func TestAuthorize(t *testing.T) {
 func start(t *testing.T) (s *Server, path string, log *bytes.Buffer) {
 	t.Helper()
 	log = &bytes.Buffer{}
-	s = New(nil, slog.New(slog.NewTextHandler(log, nil)), nil)
+	s = New(nil, slog.New(slog.NewTextHandler(log, nil)), Options{Settings: DefaultSettings()})
 	// An abstract socket has no mode that keeps others out before we do.
 	path = "@joblet-test-" + rand.Text()
 	l, err := net.Listen("unix", path)
