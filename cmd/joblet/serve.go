@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -48,6 +49,7 @@ const (
 type serveOptions struct {
 	StateDir  string
 	RunDir    string
+	Group     string
 	IdleExit  time.Duration
 	ReadyFD   int
 	LogLevel  string
@@ -90,6 +92,7 @@ func builtinServeOptions() serveOptions {
 	return serveOptions{
 		StateDir:       "/var/lib/joblet",
 		RunDir:         "/run/joblet",
+		Group:          defaultGroup,
 		ReadyFD:        -1,
 		LogLevel:       "info",
 		LogFormat:      "text",
@@ -113,8 +116,9 @@ func newServeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",
-		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root;
-with --listen also clients with certificates (joblet pki).
+		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root,
+and as developers the members of the group joblet, if there is one; with --listen
+also clients with certificates (joblet pki).
 
 On SIGTERM and SIGINT it stops within five seconds. Jobs go on without it, and
 the next daemon finds them. On SIGHUP it reads its configuration again.
@@ -145,6 +149,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.Config, "config", o.Config, "configuration `FILE` (default $JOBLET_CONFIG, then "+configPath+" if it is there)")
 	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
 	f.StringVar(&o.RunDir, "run-dir", o.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
+	f.StringVar(&o.Group, "group", o.Group, "group of this host whose members may use the socket as developers do, if there is such a group; empty: root alone")
 	f.DurationVar(&o.IdleExit, "idle-exit", o.IdleExit, "exit when for so long no job was alive and no call came; 0: never")
 	f.IntVar(&o.ReadyFD, "ready-fd", o.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
 	f.IntVar(&o.MaxConcurrent, "max-concurrent", o.MaxConcurrent, "jobs that run at once, the others wait in a queue; 0: any number")
@@ -386,7 +391,11 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		return fmt.Errorf("open %s: %w", o.StateDir, err)
 	}
 	defer func() { err = errors.Join(err, sup.Close()) }()
-	l, err := listen(o.socket())
+	group, err := o.group()
+	if err != nil {
+		return err
+	}
+	l, err := listen(o.socket(), group)
 	if err != nil {
 		return err
 	}
@@ -404,7 +413,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err != nil {
 		return err
 	}
-	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set}
+	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set, Group: group}
 	if o.auditLog() != auditOff {
 		if opt.Audit, err = server.OpenAudit(o.auditLog(), int64(o.AuditMax), log); err != nil {
 			return err
@@ -615,7 +624,7 @@ func waitLock(ctx context.Context, f *os.File) error {
 // listen returns a listener on the socket at path, in place of what a dead
 // daemon left there. The caller holds the lock. The socket gets its place by
 // rename, so that there is none that others may open or that is not yet listened to.
-func listen(path string) (net.Listener, error) {
+func listen(path string, group int) (net.Listener, error) {
 	private := path + newSuffix
 	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
@@ -625,7 +634,10 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
-	err = os.Chmod(private, 0o660)
+	// First the group, then its right to open it.
+	if err = os.Chown(private, 0, group); err == nil {
+		err = os.Chmod(private, 0o660)
+	}
 	if err == nil {
 		err = os.Rename(private, path)
 	}
@@ -635,6 +647,29 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("put socket in place: %w", err)
 	}
 	return l, nil
+}
+
+// defaultGroup is the group whose members may use the socket, if it is there.
+const defaultGroup = "joblet"
+
+// group returns the number of the group whose members may use the socket, 0 for
+// root's.
+func (o serveOptions) group() (int, error) {
+	if o.Group == "" {
+		return 0, nil
+	}
+	g, err := user.LookupGroup(o.Group)
+	if _, unknown := errors.AsType[user.UnknownGroupError](err); unknown && o.Group == defaultGroup {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("--group %q: %w; make it: groupadd --system %s", o.Group, err, o.Group)
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0, fmt.Errorf("--group %q: its number: %w", o.Group, err)
+	}
+	return gid, nil
 }
 
 // readiness is the pipe to the process that started this one.

@@ -57,6 +57,7 @@ type Options struct {
 	Audit    *Audit           // nil: no audit log
 	Metrics  *metrics.Metrics // counts the calls; nil: nothing does
 	Settings Settings
+	Group    int // on this host's socket its members are developers; 0: root alone
 }
 
 // Settings can be changed while the server serves.
@@ -97,7 +98,7 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s.activity.last = time.Now()
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(transport{pki: opt.PKI, gate: s.gate}),
+		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group), pki: opt.PKI, gate: s.gate}),
 		grpc.InTapHandle(limits.tap),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
