@@ -52,7 +52,8 @@ type Spec struct {
 	// never stored or shown. Redacted keeps its names.
 	SecretEnv map[string]string `json:"secret_env,omitempty"`
 
-	Limits Limits `json:"limits,omitzero"`
+	Limits   Limits   `json:"limits,omitzero"`
+	Security Security `json:"security,omitzero"`
 
 	Timeout time.Duration `json:"timeout,omitempty"` // of each run; 0: none
 	Init    bool          `json:"init,omitempty"`    // a small reaper as PID 1, the command as its child
@@ -198,6 +199,9 @@ func (s Spec) Validate() error {
 		return err
 	}
 	if err := s.Limits.Validate(); err != nil {
+		return err
+	}
+	if err := s.Security.Validate(); err != nil {
 		return err
 	}
 	return s.validateLife()

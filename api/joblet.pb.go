@@ -129,6 +129,7 @@ type Job struct {
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -520,6 +521,13 @@ func (x *Job) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *Job) GetSecurity() *JobSecurity {
+	if x != nil {
+		return x.Security
+	}
+	return nil
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -725,6 +733,7 @@ type GetJobStatusResponse struct {
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1126,6 +1135,13 @@ func (x *GetJobStatusResponse) GetOutOfMemory() bool {
 func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
 	if x != nil {
 		return x.Terminal
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetSecurity() *JobSecurity {
+	if x != nil {
+		return x.Security
 	}
 	return nil
 }
@@ -5091,6 +5107,7 @@ type RunJobRequest struct {
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
 	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
+	Security          *JobSecurity           `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -5356,6 +5373,98 @@ func (x *RunJobRequest) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *RunJobRequest) GetSecurity() *JobSecurity {
+	if x != nil {
+		return x.Security
+	}
+	return nil
+}
+
+// JobSecurity is how far a job is shut in.
+type JobSecurity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Profile       string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`                         // "default" (also if empty), "strict", "nested"
+	AllowCalls    []string               `protobuf:"bytes,2,rep,name=allow_calls,json=allowCalls,proto3" json:"allow_calls,omitempty"` // system calls beside the profile's
+	DenyCalls     []string               `protobuf:"bytes,3,rep,name=deny_calls,json=denyCalls,proto3" json:"deny_calls,omitempty"`
+	CapAdd        []string               `protobuf:"bytes,4,rep,name=cap_add,json=capAdd,proto3" json:"cap_add,omitempty"` // such as "net_raw"; "all"
+	CapDrop       []string               `protobuf:"bytes,5,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
+	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"` // UID or UID:GID in the job
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobSecurity) Reset() {
+	*x = JobSecurity{}
+	mi := &file_joblet_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobSecurity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobSecurity) ProtoMessage() {}
+
+func (x *JobSecurity) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobSecurity.ProtoReflect.Descriptor instead.
+func (*JobSecurity) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *JobSecurity) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *JobSecurity) GetAllowCalls() []string {
+	if x != nil {
+		return x.AllowCalls
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetDenyCalls() []string {
+	if x != nil {
+		return x.DenyCalls
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetCapAdd() []string {
+	if x != nil {
+		return x.CapAdd
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetCapDrop() []string {
+	if x != nil {
+		return x.CapDrop
+	}
+	return nil
+}
+
+func (x *JobSecurity) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
 type RunJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
@@ -5367,7 +5476,7 @@ type RunJobResponse struct {
 
 func (x *RunJobResponse) Reset() {
 	*x = RunJobResponse{}
-	mi := &file_joblet_proto_msgTypes[59]
+	mi := &file_joblet_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5379,7 +5488,7 @@ func (x *RunJobResponse) String() string {
 func (*RunJobResponse) ProtoMessage() {}
 
 func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[59]
+	mi := &file_joblet_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5392,7 +5501,7 @@ func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
 func (*RunJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{59}
+	return file_joblet_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *RunJobResponse) GetJobUuid() string {
@@ -5426,7 +5535,7 @@ type Timestamp struct {
 
 func (x *Timestamp) Reset() {
 	*x = Timestamp{}
-	mi := &file_joblet_proto_msgTypes[60]
+	mi := &file_joblet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5438,7 +5547,7 @@ func (x *Timestamp) String() string {
 func (*Timestamp) ProtoMessage() {}
 
 func (x *Timestamp) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[60]
+	mi := &file_joblet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5451,7 +5560,7 @@ func (x *Timestamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timestamp.ProtoReflect.Descriptor instead.
 func (*Timestamp) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{60}
+	return file_joblet_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *Timestamp) GetSeconds() int64 {
@@ -5477,7 +5586,7 @@ type RemoveRuntimeRequest struct {
 
 func (x *RemoveRuntimeRequest) Reset() {
 	*x = RemoveRuntimeRequest{}
-	mi := &file_joblet_proto_msgTypes[61]
+	mi := &file_joblet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5489,7 +5598,7 @@ func (x *RemoveRuntimeRequest) String() string {
 func (*RemoveRuntimeRequest) ProtoMessage() {}
 
 func (x *RemoveRuntimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[61]
+	mi := &file_joblet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5502,7 +5611,7 @@ func (x *RemoveRuntimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuntimeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRuntimeRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{61}
+	return file_joblet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *RemoveRuntimeRequest) GetRuntime() string {
@@ -5523,7 +5632,7 @@ type RemoveRuntimeResponse struct {
 
 func (x *RemoveRuntimeResponse) Reset() {
 	*x = RemoveRuntimeResponse{}
-	mi := &file_joblet_proto_msgTypes[62]
+	mi := &file_joblet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5535,7 +5644,7 @@ func (x *RemoveRuntimeResponse) String() string {
 func (*RemoveRuntimeResponse) ProtoMessage() {}
 
 func (x *RemoveRuntimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[62]
+	mi := &file_joblet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5548,7 +5657,7 @@ func (x *RemoveRuntimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuntimeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRuntimeResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{62}
+	return file_joblet_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemoveRuntimeResponse) GetSuccess() bool {
@@ -5582,7 +5691,7 @@ type StreamJobMetricsRequest struct {
 
 func (x *StreamJobMetricsRequest) Reset() {
 	*x = StreamJobMetricsRequest{}
-	mi := &file_joblet_proto_msgTypes[63]
+	mi := &file_joblet_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5594,7 +5703,7 @@ func (x *StreamJobMetricsRequest) String() string {
 func (*StreamJobMetricsRequest) ProtoMessage() {}
 
 func (x *StreamJobMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[63]
+	mi := &file_joblet_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5607,7 +5716,7 @@ func (x *StreamJobMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobMetricsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{63}
+	return file_joblet_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StreamJobMetricsRequest) GetJobUuid() string {
@@ -5636,7 +5745,7 @@ type GetJobMetricsRequest struct {
 
 func (x *GetJobMetricsRequest) Reset() {
 	*x = GetJobMetricsRequest{}
-	mi := &file_joblet_proto_msgTypes[64]
+	mi := &file_joblet_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5648,7 +5757,7 @@ func (x *GetJobMetricsRequest) String() string {
 func (*GetJobMetricsRequest) ProtoMessage() {}
 
 func (x *GetJobMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[64]
+	mi := &file_joblet_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5661,7 +5770,7 @@ func (x *GetJobMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{64}
+	return file_joblet_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetJobMetricsRequest) GetJobUuid() string {
@@ -5715,7 +5824,7 @@ type JobMetricsEvent struct {
 
 func (x *JobMetricsEvent) Reset() {
 	*x = JobMetricsEvent{}
-	mi := &file_joblet_proto_msgTypes[65]
+	mi := &file_joblet_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5727,7 +5836,7 @@ func (x *JobMetricsEvent) String() string {
 func (*JobMetricsEvent) ProtoMessage() {}
 
 func (x *JobMetricsEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[65]
+	mi := &file_joblet_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5740,7 +5849,7 @@ func (x *JobMetricsEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobMetricsEvent.ProtoReflect.Descriptor instead.
 func (*JobMetricsEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{65}
+	return file_joblet_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *JobMetricsEvent) GetTimestamp() int64 {
@@ -5858,7 +5967,7 @@ type StreamJobTelematicsRequest struct {
 
 func (x *StreamJobTelematicsRequest) Reset() {
 	*x = StreamJobTelematicsRequest{}
-	mi := &file_joblet_proto_msgTypes[66]
+	mi := &file_joblet_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5870,7 +5979,7 @@ func (x *StreamJobTelematicsRequest) String() string {
 func (*StreamJobTelematicsRequest) ProtoMessage() {}
 
 func (x *StreamJobTelematicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[66]
+	mi := &file_joblet_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5883,7 +5992,7 @@ func (x *StreamJobTelematicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobTelematicsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobTelematicsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{66}
+	return file_joblet_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *StreamJobTelematicsRequest) GetJobUuid() string {
@@ -5913,7 +6022,7 @@ type GetJobTelematicsRequest struct {
 
 func (x *GetJobTelematicsRequest) Reset() {
 	*x = GetJobTelematicsRequest{}
-	mi := &file_joblet_proto_msgTypes[67]
+	mi := &file_joblet_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5925,7 +6034,7 @@ func (x *GetJobTelematicsRequest) String() string {
 func (*GetJobTelematicsRequest) ProtoMessage() {}
 
 func (x *GetJobTelematicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[67]
+	mi := &file_joblet_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5938,7 +6047,7 @@ func (x *GetJobTelematicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobTelematicsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobTelematicsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{67}
+	return file_joblet_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *GetJobTelematicsRequest) GetJobUuid() string {
@@ -5997,7 +6106,7 @@ type TelematicsEvent struct {
 
 func (x *TelematicsEvent) Reset() {
 	*x = TelematicsEvent{}
-	mi := &file_joblet_proto_msgTypes[68]
+	mi := &file_joblet_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6009,7 +6118,7 @@ func (x *TelematicsEvent) String() string {
 func (*TelematicsEvent) ProtoMessage() {}
 
 func (x *TelematicsEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[68]
+	mi := &file_joblet_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6022,7 +6131,7 @@ func (x *TelematicsEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsEvent.ProtoReflect.Descriptor instead.
 func (*TelematicsEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{68}
+	return file_joblet_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *TelematicsEvent) GetTimestamp() int64 {
@@ -6175,7 +6284,7 @@ type TelematicsExecData struct {
 
 func (x *TelematicsExecData) Reset() {
 	*x = TelematicsExecData{}
-	mi := &file_joblet_proto_msgTypes[69]
+	mi := &file_joblet_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6187,7 +6296,7 @@ func (x *TelematicsExecData) String() string {
 func (*TelematicsExecData) ProtoMessage() {}
 
 func (x *TelematicsExecData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[69]
+	mi := &file_joblet_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6200,7 +6309,7 @@ func (x *TelematicsExecData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsExecData.ProtoReflect.Descriptor instead.
 func (*TelematicsExecData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{69}
+	return file_joblet_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TelematicsExecData) GetPid() uint32 {
@@ -6252,7 +6361,7 @@ type TelematicsConnectData struct {
 
 func (x *TelematicsConnectData) Reset() {
 	*x = TelematicsConnectData{}
-	mi := &file_joblet_proto_msgTypes[70]
+	mi := &file_joblet_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6264,7 +6373,7 @@ func (x *TelematicsConnectData) String() string {
 func (*TelematicsConnectData) ProtoMessage() {}
 
 func (x *TelematicsConnectData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[70]
+	mi := &file_joblet_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6277,7 +6386,7 @@ func (x *TelematicsConnectData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsConnectData.ProtoReflect.Descriptor instead.
 func (*TelematicsConnectData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{70}
+	return file_joblet_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TelematicsConnectData) GetPid() uint32 {
@@ -6336,7 +6445,7 @@ type TelematicsAcceptData struct {
 
 func (x *TelematicsAcceptData) Reset() {
 	*x = TelematicsAcceptData{}
-	mi := &file_joblet_proto_msgTypes[71]
+	mi := &file_joblet_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6348,7 +6457,7 @@ func (x *TelematicsAcceptData) String() string {
 func (*TelematicsAcceptData) ProtoMessage() {}
 
 func (x *TelematicsAcceptData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[71]
+	mi := &file_joblet_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6361,7 +6470,7 @@ func (x *TelematicsAcceptData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsAcceptData.ProtoReflect.Descriptor instead.
 func (*TelematicsAcceptData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{71}
+	return file_joblet_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TelematicsAcceptData) GetPid() uint32 {
@@ -6419,7 +6528,7 @@ type TelematicsFileData struct {
 
 func (x *TelematicsFileData) Reset() {
 	*x = TelematicsFileData{}
-	mi := &file_joblet_proto_msgTypes[72]
+	mi := &file_joblet_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6431,7 +6540,7 @@ func (x *TelematicsFileData) String() string {
 func (*TelematicsFileData) ProtoMessage() {}
 
 func (x *TelematicsFileData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[72]
+	mi := &file_joblet_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6444,7 +6553,7 @@ func (x *TelematicsFileData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsFileData.ProtoReflect.Descriptor instead.
 func (*TelematicsFileData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{72}
+	return file_joblet_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TelematicsFileData) GetPid() uint32 {
@@ -6496,7 +6605,7 @@ type TelematicsMmapData struct {
 
 func (x *TelematicsMmapData) Reset() {
 	*x = TelematicsMmapData{}
-	mi := &file_joblet_proto_msgTypes[73]
+	mi := &file_joblet_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6508,7 +6617,7 @@ func (x *TelematicsMmapData) String() string {
 func (*TelematicsMmapData) ProtoMessage() {}
 
 func (x *TelematicsMmapData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[73]
+	mi := &file_joblet_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6521,7 +6630,7 @@ func (x *TelematicsMmapData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsMmapData.ProtoReflect.Descriptor instead.
 func (*TelematicsMmapData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{73}
+	return file_joblet_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TelematicsMmapData) GetPid() uint32 {
@@ -6578,7 +6687,7 @@ type TelematicsMprotectData struct {
 
 func (x *TelematicsMprotectData) Reset() {
 	*x = TelematicsMprotectData{}
-	mi := &file_joblet_proto_msgTypes[74]
+	mi := &file_joblet_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6590,7 +6699,7 @@ func (x *TelematicsMprotectData) String() string {
 func (*TelematicsMprotectData) ProtoMessage() {}
 
 func (x *TelematicsMprotectData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[74]
+	mi := &file_joblet_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6603,7 +6712,7 @@ func (x *TelematicsMprotectData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsMprotectData.ProtoReflect.Descriptor instead.
 func (*TelematicsMprotectData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{74}
+	return file_joblet_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TelematicsMprotectData) GetPid() uint32 {
@@ -6650,7 +6759,7 @@ type TelematicsSocketDataData struct {
 
 func (x *TelematicsSocketDataData) Reset() {
 	*x = TelematicsSocketDataData{}
-	mi := &file_joblet_proto_msgTypes[75]
+	mi := &file_joblet_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6662,7 +6771,7 @@ func (x *TelematicsSocketDataData) String() string {
 func (*TelematicsSocketDataData) ProtoMessage() {}
 
 func (x *TelematicsSocketDataData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[75]
+	mi := &file_joblet_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6675,7 +6784,7 @@ func (x *TelematicsSocketDataData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsSocketDataData.ProtoReflect.Descriptor instead.
 func (*TelematicsSocketDataData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{75}
+	return file_joblet_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TelematicsSocketDataData) GetPid() uint32 {
@@ -6745,7 +6854,7 @@ type JobExit struct {
 
 func (x *JobExit) Reset() {
 	*x = JobExit{}
-	mi := &file_joblet_proto_msgTypes[76]
+	mi := &file_joblet_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6757,7 +6866,7 @@ func (x *JobExit) String() string {
 func (*JobExit) ProtoMessage() {}
 
 func (x *JobExit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[76]
+	mi := &file_joblet_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6770,7 +6879,7 @@ func (x *JobExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobExit.ProtoReflect.Descriptor instead.
 func (*JobExit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{76}
+	return file_joblet_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *JobExit) GetCode() int32 {
@@ -6806,7 +6915,7 @@ type JobEvent struct {
 
 func (x *JobEvent) Reset() {
 	*x = JobEvent{}
-	mi := &file_joblet_proto_msgTypes[77]
+	mi := &file_joblet_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6818,7 +6927,7 @@ func (x *JobEvent) String() string {
 func (*JobEvent) ProtoMessage() {}
 
 func (x *JobEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[77]
+	mi := &file_joblet_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6831,7 +6940,7 @@ func (x *JobEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobEvent.ProtoReflect.Descriptor instead.
 func (*JobEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{77}
+	return file_joblet_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *JobEvent) GetEvent() isJobEvent_Event {
@@ -6947,7 +7056,7 @@ type JobOutput struct {
 
 func (x *JobOutput) Reset() {
 	*x = JobOutput{}
-	mi := &file_joblet_proto_msgTypes[78]
+	mi := &file_joblet_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6959,7 +7068,7 @@ func (x *JobOutput) String() string {
 func (*JobOutput) ProtoMessage() {}
 
 func (x *JobOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[78]
+	mi := &file_joblet_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6972,7 +7081,7 @@ func (x *JobOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobOutput.ProtoReflect.Descriptor instead.
 func (*JobOutput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{78}
+	return file_joblet_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *JobOutput) GetStream() int32 {
@@ -7013,7 +7122,7 @@ type JobLogGap struct {
 
 func (x *JobLogGap) Reset() {
 	*x = JobLogGap{}
-	mi := &file_joblet_proto_msgTypes[79]
+	mi := &file_joblet_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7025,7 +7134,7 @@ func (x *JobLogGap) String() string {
 func (*JobLogGap) ProtoMessage() {}
 
 func (x *JobLogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[79]
+	mi := &file_joblet_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7038,7 +7147,7 @@ func (x *JobLogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogGap.ProtoReflect.Descriptor instead.
 func (*JobLogGap) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{79}
+	return file_joblet_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *JobLogGap) GetOffset() int64 {
@@ -7071,7 +7180,7 @@ type FollowJobRequest struct {
 
 func (x *FollowJobRequest) Reset() {
 	*x = FollowJobRequest{}
-	mi := &file_joblet_proto_msgTypes[80]
+	mi := &file_joblet_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7083,7 +7192,7 @@ func (x *FollowJobRequest) String() string {
 func (*FollowJobRequest) ProtoMessage() {}
 
 func (x *FollowJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[80]
+	mi := &file_joblet_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7096,7 +7205,7 @@ func (x *FollowJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowJobRequest.ProtoReflect.Descriptor instead.
 func (*FollowJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{80}
+	return file_joblet_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *FollowJobRequest) GetUuid() string {
@@ -7172,7 +7281,7 @@ type JobInput struct {
 
 func (x *JobInput) Reset() {
 	*x = JobInput{}
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7184,7 +7293,7 @@ func (x *JobInput) String() string {
 func (*JobInput) ProtoMessage() {}
 
 func (x *JobInput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7197,7 +7306,7 @@ func (x *JobInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobInput.ProtoReflect.Descriptor instead.
 func (*JobInput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{81}
+	return file_joblet_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *JobInput) GetInput() isJobInput_Input {
@@ -7312,7 +7421,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7324,7 +7433,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7337,7 +7446,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{82}
+	return file_joblet_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *WindowSize) GetRows() int32 {
@@ -7369,7 +7478,7 @@ type AttachJobRequest struct {
 
 func (x *AttachJobRequest) Reset() {
 	*x = AttachJobRequest{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7381,7 +7490,7 @@ func (x *AttachJobRequest) String() string {
 func (*AttachJobRequest) ProtoMessage() {}
 
 func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7394,7 +7503,7 @@ func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachJobRequest.ProtoReflect.Descriptor instead.
 func (*AttachJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *AttachJobRequest) GetUuid() string {
@@ -7443,7 +7552,7 @@ type JobAttached struct {
 
 func (x *JobAttached) Reset() {
 	*x = JobAttached{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7455,7 +7564,7 @@ func (x *JobAttached) String() string {
 func (*JobAttached) ProtoMessage() {}
 
 func (x *JobAttached) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7468,7 +7577,7 @@ func (x *JobAttached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttached.ProtoReflect.Descriptor instead.
 func (*JobAttached) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *JobAttached) GetLogBytes() int64 {
@@ -7500,7 +7609,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7512,7 +7621,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7525,7 +7634,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ExecInput) GetInput() isExecInput_Input {
@@ -7614,7 +7723,7 @@ type ExecJobRequest struct {
 
 func (x *ExecJobRequest) Reset() {
 	*x = ExecJobRequest{}
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7626,7 +7735,7 @@ func (x *ExecJobRequest) String() string {
 func (*ExecJobRequest) ProtoMessage() {}
 
 func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7639,7 +7748,7 @@ func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecJobRequest.ProtoReflect.Descriptor instead.
 func (*ExecJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{86}
+	return file_joblet_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ExecJobRequest) GetUuid() string {
@@ -7705,7 +7814,7 @@ type ExecEvent struct {
 
 func (x *ExecEvent) Reset() {
 	*x = ExecEvent{}
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7717,7 +7826,7 @@ func (x *ExecEvent) String() string {
 func (*ExecEvent) ProtoMessage() {}
 
 func (x *ExecEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7730,7 +7839,7 @@ func (x *ExecEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
 func (*ExecEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{87}
+	return file_joblet_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExecEvent) GetEvent() isExecEvent_Event {
@@ -7798,7 +7907,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7810,7 +7919,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7823,7 +7932,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{88}
+	return file_joblet_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExecStarted) GetHostPid() int64 {
@@ -7843,7 +7952,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7855,7 +7964,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7868,7 +7977,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{89}
+	return file_joblet_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExecOutput) GetStream() int32 {
@@ -7900,7 +8009,7 @@ type JobAttempt struct {
 
 func (x *JobAttempt) Reset() {
 	*x = JobAttempt{}
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7912,7 +8021,7 @@ func (x *JobAttempt) String() string {
 func (*JobAttempt) ProtoMessage() {}
 
 func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7925,7 +8034,7 @@ func (x *JobAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
 func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{90}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *JobAttempt) GetStartTime() string {
@@ -7980,7 +8089,7 @@ type RerunJobRequest struct {
 
 func (x *RerunJobRequest) Reset() {
 	*x = RerunJobRequest{}
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7992,7 +8101,7 @@ func (x *RerunJobRequest) String() string {
 func (*RerunJobRequest) ProtoMessage() {}
 
 func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8005,7 +8114,7 @@ func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
 func (*RerunJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{91}
+	return file_joblet_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *RerunJobRequest) GetUuid() string {
@@ -8034,7 +8143,7 @@ type PruneJobsRequest struct {
 
 func (x *PruneJobsRequest) Reset() {
 	*x = PruneJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8046,7 +8155,7 @@ func (x *PruneJobsRequest) String() string {
 func (*PruneJobsRequest) ProtoMessage() {}
 
 func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8059,7 +8168,7 @@ func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
 func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{92}
+	return file_joblet_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *PruneJobsRequest) GetEndedBefore() string {
@@ -8100,7 +8209,7 @@ type PruneJobsResponse struct {
 
 func (x *PruneJobsResponse) Reset() {
 	*x = PruneJobsResponse{}
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8112,7 +8221,7 @@ func (x *PruneJobsResponse) String() string {
 func (*PruneJobsResponse) ProtoMessage() {}
 
 func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8125,7 +8234,7 @@ func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
 func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{93}
+	return file_joblet_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PruneJobsResponse) GetDeletedCount() int32 {
@@ -8154,7 +8263,7 @@ type GetJobFilesRequest struct {
 
 func (x *GetJobFilesRequest) Reset() {
 	*x = GetJobFilesRequest{}
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8166,7 +8275,7 @@ func (x *GetJobFilesRequest) String() string {
 func (*GetJobFilesRequest) ProtoMessage() {}
 
 func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8179,7 +8288,7 @@ func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{94}
+	return file_joblet_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *GetJobFilesRequest) GetUuid() string {
@@ -8206,7 +8315,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8218,7 +8327,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8231,7 +8340,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{95}
+	return file_joblet_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -8256,7 +8365,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8268,7 +8377,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8281,7 +8390,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{96}
+	return file_joblet_proto_rawDescGZIP(), []int{97}
 }
 
 type WaitJobRequest struct {
@@ -8293,7 +8402,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8305,7 +8414,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8318,7 +8427,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{97}
+	return file_joblet_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -8337,7 +8446,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8349,7 +8458,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8362,7 +8471,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{98}
+	return file_joblet_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -8389,7 +8498,7 @@ type QueryJobsRequest struct {
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8401,7 +8510,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8414,7 +8523,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{99}
+	return file_joblet_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -8503,7 +8612,7 @@ type JobLimits struct {
 
 func (x *JobLimits) Reset() {
 	*x = JobLimits{}
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8515,7 +8624,7 @@ func (x *JobLimits) String() string {
 func (*JobLimits) ProtoMessage() {}
 
 func (x *JobLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8528,7 +8637,7 @@ func (x *JobLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLimits.ProtoReflect.Descriptor instead.
 func (*JobLimits) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{100}
+	return file_joblet_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *JobLimits) GetCpuPercent() int64 {
@@ -8633,7 +8742,7 @@ type JobRlimit struct {
 
 func (x *JobRlimit) Reset() {
 	*x = JobRlimit{}
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8645,7 +8754,7 @@ func (x *JobRlimit) String() string {
 func (*JobRlimit) ProtoMessage() {}
 
 func (x *JobRlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8658,7 +8767,7 @@ func (x *JobRlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobRlimit.ProtoReflect.Descriptor instead.
 func (*JobRlimit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{101}
+	return file_joblet_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *JobRlimit) GetSoft() uint64 {
@@ -8696,7 +8805,7 @@ type JobUsage struct {
 
 func (x *JobUsage) Reset() {
 	*x = JobUsage{}
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8708,7 +8817,7 @@ func (x *JobUsage) String() string {
 func (*JobUsage) ProtoMessage() {}
 
 func (x *JobUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8721,7 +8830,7 @@ func (x *JobUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
 func (*JobUsage) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{102}
+	return file_joblet_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *JobUsage) GetCpuUserUs() int64 {
@@ -8817,7 +8926,7 @@ type PauseJobRequest struct {
 
 func (x *PauseJobRequest) Reset() {
 	*x = PauseJobRequest{}
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8829,7 +8938,7 @@ func (x *PauseJobRequest) String() string {
 func (*PauseJobRequest) ProtoMessage() {}
 
 func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8842,7 +8951,7 @@ func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobRequest.ProtoReflect.Descriptor instead.
 func (*PauseJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{103}
+	return file_joblet_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *PauseJobRequest) GetUuid() string {
@@ -8861,7 +8970,7 @@ type PauseJobResponse struct {
 
 func (x *PauseJobResponse) Reset() {
 	*x = PauseJobResponse{}
-	mi := &file_joblet_proto_msgTypes[104]
+	mi := &file_joblet_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8873,7 +8982,7 @@ func (x *PauseJobResponse) String() string {
 func (*PauseJobResponse) ProtoMessage() {}
 
 func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[104]
+	mi := &file_joblet_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8886,7 +8995,7 @@ func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobResponse.ProtoReflect.Descriptor instead.
 func (*PauseJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{104}
+	return file_joblet_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *PauseJobResponse) GetJob() *Job {
@@ -8905,7 +9014,7 @@ type ResumeJobRequest struct {
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_joblet_proto_msgTypes[105]
+	mi := &file_joblet_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8917,7 +9026,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[105]
+	mi := &file_joblet_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8930,7 +9039,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{105}
+	return file_joblet_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ResumeJobRequest) GetUuid() string {
@@ -8949,7 +9058,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_joblet_proto_msgTypes[106]
+	mi := &file_joblet_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8961,7 +9070,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[106]
+	mi := &file_joblet_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8974,7 +9083,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{106}
+	return file_joblet_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -8994,7 +9103,7 @@ type UpdateJobRequest struct {
 
 func (x *UpdateJobRequest) Reset() {
 	*x = UpdateJobRequest{}
-	mi := &file_joblet_proto_msgTypes[107]
+	mi := &file_joblet_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9006,7 +9115,7 @@ func (x *UpdateJobRequest) String() string {
 func (*UpdateJobRequest) ProtoMessage() {}
 
 func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[107]
+	mi := &file_joblet_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9019,7 +9128,7 @@ func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobRequest.ProtoReflect.Descriptor instead.
 func (*UpdateJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{107}
+	return file_joblet_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *UpdateJobRequest) GetUuid() string {
@@ -9045,7 +9154,7 @@ type UpdateJobResponse struct {
 
 func (x *UpdateJobResponse) Reset() {
 	*x = UpdateJobResponse{}
-	mi := &file_joblet_proto_msgTypes[108]
+	mi := &file_joblet_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9057,7 +9166,7 @@ func (x *UpdateJobResponse) String() string {
 func (*UpdateJobResponse) ProtoMessage() {}
 
 func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[108]
+	mi := &file_joblet_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9070,7 +9179,7 @@ func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobResponse.ProtoReflect.Descriptor instead.
 func (*UpdateJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{108}
+	return file_joblet_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *UpdateJobResponse) GetJob() *Job {
@@ -9089,7 +9198,7 @@ type ListJobProcessesRequest struct {
 
 func (x *ListJobProcessesRequest) Reset() {
 	*x = ListJobProcessesRequest{}
-	mi := &file_joblet_proto_msgTypes[109]
+	mi := &file_joblet_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9101,7 +9210,7 @@ func (x *ListJobProcessesRequest) String() string {
 func (*ListJobProcessesRequest) ProtoMessage() {}
 
 func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[109]
+	mi := &file_joblet_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9114,7 +9223,7 @@ func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{109}
+	return file_joblet_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *ListJobProcessesRequest) GetUuid() string {
@@ -9135,7 +9244,7 @@ type ListJobProcessesResponse struct {
 
 func (x *ListJobProcessesResponse) Reset() {
 	*x = ListJobProcessesResponse{}
-	mi := &file_joblet_proto_msgTypes[110]
+	mi := &file_joblet_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9147,7 +9256,7 @@ func (x *ListJobProcessesResponse) String() string {
 func (*ListJobProcessesResponse) ProtoMessage() {}
 
 func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[110]
+	mi := &file_joblet_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9160,7 +9269,7 @@ func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{110}
+	return file_joblet_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListJobProcessesResponse) GetProcesses() []*JobProcess {
@@ -9204,7 +9313,7 @@ type JobProcess struct {
 
 func (x *JobProcess) Reset() {
 	*x = JobProcess{}
-	mi := &file_joblet_proto_msgTypes[111]
+	mi := &file_joblet_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9216,7 +9325,7 @@ func (x *JobProcess) String() string {
 func (*JobProcess) ProtoMessage() {}
 
 func (x *JobProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[111]
+	mi := &file_joblet_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9229,7 +9338,7 @@ func (x *JobProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobProcess.ProtoReflect.Descriptor instead.
 func (*JobProcess) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{111}
+	return file_joblet_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *JobProcess) GetPid() int32 {
@@ -9322,7 +9431,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xa0\x0e\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xd2\x0e\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9382,7 +9491,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9400,7 +9510,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x9e\x0f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xd0\x0f\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9462,7 +9572,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9829,7 +9940,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xb8\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xea\n" +
 	"\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -9869,7 +9980,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
 	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9878,7 +9990,16 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"h\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"\xaf\x01\n" +
+	"\vJobSecurity\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1f\n" +
+	"\vallow_calls\x18\x02 \x03(\tR\n" +
+	"allowCalls\x12\x1d\n" +
+	"\n" +
+	"deny_calls\x18\x03 \x03(\tR\tdenyCalls\x12\x17\n" +
+	"\acap_add\x18\x04 \x03(\tR\x06capAdd\x12\x19\n" +
+	"\bcap_drop\x18\x05 \x03(\tR\acapDrop\x12\x12\n" +
+	"\x04user\x18\x06 \x01(\tR\x04user\"h\n" +
 	"\x0eRunJobResponse\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x1d\n" +
@@ -10255,7 +10376,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 126)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 127)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -10316,259 +10437,263 @@ var file_joblet_proto_goTypes = []any{
 	(*TestRuntimeRequest)(nil),          // 56: joblet.TestRuntimeRequest
 	(*TestRuntimeResponse)(nil),         // 57: joblet.TestRuntimeResponse
 	(*RunJobRequest)(nil),               // 58: joblet.RunJobRequest
-	(*RunJobResponse)(nil),              // 59: joblet.RunJobResponse
-	(*Timestamp)(nil),                   // 60: joblet.Timestamp
-	(*RemoveRuntimeRequest)(nil),        // 61: joblet.RemoveRuntimeRequest
-	(*RemoveRuntimeResponse)(nil),       // 62: joblet.RemoveRuntimeResponse
-	(*StreamJobMetricsRequest)(nil),     // 63: joblet.StreamJobMetricsRequest
-	(*GetJobMetricsRequest)(nil),        // 64: joblet.GetJobMetricsRequest
-	(*JobMetricsEvent)(nil),             // 65: joblet.JobMetricsEvent
-	(*StreamJobTelematicsRequest)(nil),  // 66: joblet.StreamJobTelematicsRequest
-	(*GetJobTelematicsRequest)(nil),     // 67: joblet.GetJobTelematicsRequest
-	(*TelematicsEvent)(nil),             // 68: joblet.TelematicsEvent
-	(*TelematicsExecData)(nil),          // 69: joblet.TelematicsExecData
-	(*TelematicsConnectData)(nil),       // 70: joblet.TelematicsConnectData
-	(*TelematicsAcceptData)(nil),        // 71: joblet.TelematicsAcceptData
-	(*TelematicsFileData)(nil),          // 72: joblet.TelematicsFileData
-	(*TelematicsMmapData)(nil),          // 73: joblet.TelematicsMmapData
-	(*TelematicsMprotectData)(nil),      // 74: joblet.TelematicsMprotectData
-	(*TelematicsSocketDataData)(nil),    // 75: joblet.TelematicsSocketDataData
-	(*JobExit)(nil),                     // 76: joblet.JobExit
-	(*JobEvent)(nil),                    // 77: joblet.JobEvent
-	(*JobOutput)(nil),                   // 78: joblet.JobOutput
-	(*JobLogGap)(nil),                   // 79: joblet.JobLogGap
-	(*FollowJobRequest)(nil),            // 80: joblet.FollowJobRequest
-	(*JobInput)(nil),                    // 81: joblet.JobInput
-	(*WindowSize)(nil),                  // 82: joblet.WindowSize
-	(*AttachJobRequest)(nil),            // 83: joblet.AttachJobRequest
-	(*JobAttached)(nil),                 // 84: joblet.JobAttached
-	(*ExecInput)(nil),                   // 85: joblet.ExecInput
-	(*ExecJobRequest)(nil),              // 86: joblet.ExecJobRequest
-	(*ExecEvent)(nil),                   // 87: joblet.ExecEvent
-	(*ExecStarted)(nil),                 // 88: joblet.ExecStarted
-	(*ExecOutput)(nil),                  // 89: joblet.ExecOutput
-	(*JobAttempt)(nil),                  // 90: joblet.JobAttempt
-	(*RerunJobRequest)(nil),             // 91: joblet.RerunJobRequest
-	(*PruneJobsRequest)(nil),            // 92: joblet.PruneJobsRequest
-	(*PruneJobsResponse)(nil),           // 93: joblet.PruneJobsResponse
-	(*GetJobFilesRequest)(nil),          // 94: joblet.GetJobFilesRequest
-	(*SignalJobRequest)(nil),            // 95: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 96: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 97: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 98: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 99: joblet.QueryJobsRequest
-	(*JobLimits)(nil),                   // 100: joblet.JobLimits
-	(*JobRlimit)(nil),                   // 101: joblet.JobRlimit
-	(*JobUsage)(nil),                    // 102: joblet.JobUsage
-	(*PauseJobRequest)(nil),             // 103: joblet.PauseJobRequest
-	(*PauseJobResponse)(nil),            // 104: joblet.PauseJobResponse
-	(*ResumeJobRequest)(nil),            // 105: joblet.ResumeJobRequest
-	(*ResumeJobResponse)(nil),           // 106: joblet.ResumeJobResponse
-	(*UpdateJobRequest)(nil),            // 107: joblet.UpdateJobRequest
-	(*UpdateJobResponse)(nil),           // 108: joblet.UpdateJobResponse
-	(*ListJobProcessesRequest)(nil),     // 109: joblet.ListJobProcessesRequest
-	(*ListJobProcessesResponse)(nil),    // 110: joblet.ListJobProcessesResponse
-	(*JobProcess)(nil),                  // 111: joblet.JobProcess
-	nil,                                 // 112: joblet.Job.EnvironmentEntry
-	nil,                                 // 113: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 114: joblet.Job.LabelsEntry
-	nil,                                 // 115: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 116: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 117: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 118: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 119: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 120: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 121: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 122: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 123: joblet.ExecJobRequest.EnvironmentEntry
-	nil,                                 // 124: joblet.RerunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 125: joblet.JobLimits.RlimitsEntry
+	(*JobSecurity)(nil),                 // 59: joblet.JobSecurity
+	(*RunJobResponse)(nil),              // 60: joblet.RunJobResponse
+	(*Timestamp)(nil),                   // 61: joblet.Timestamp
+	(*RemoveRuntimeRequest)(nil),        // 62: joblet.RemoveRuntimeRequest
+	(*RemoveRuntimeResponse)(nil),       // 63: joblet.RemoveRuntimeResponse
+	(*StreamJobMetricsRequest)(nil),     // 64: joblet.StreamJobMetricsRequest
+	(*GetJobMetricsRequest)(nil),        // 65: joblet.GetJobMetricsRequest
+	(*JobMetricsEvent)(nil),             // 66: joblet.JobMetricsEvent
+	(*StreamJobTelematicsRequest)(nil),  // 67: joblet.StreamJobTelematicsRequest
+	(*GetJobTelematicsRequest)(nil),     // 68: joblet.GetJobTelematicsRequest
+	(*TelematicsEvent)(nil),             // 69: joblet.TelematicsEvent
+	(*TelematicsExecData)(nil),          // 70: joblet.TelematicsExecData
+	(*TelematicsConnectData)(nil),       // 71: joblet.TelematicsConnectData
+	(*TelematicsAcceptData)(nil),        // 72: joblet.TelematicsAcceptData
+	(*TelematicsFileData)(nil),          // 73: joblet.TelematicsFileData
+	(*TelematicsMmapData)(nil),          // 74: joblet.TelematicsMmapData
+	(*TelematicsMprotectData)(nil),      // 75: joblet.TelematicsMprotectData
+	(*TelematicsSocketDataData)(nil),    // 76: joblet.TelematicsSocketDataData
+	(*JobExit)(nil),                     // 77: joblet.JobExit
+	(*JobEvent)(nil),                    // 78: joblet.JobEvent
+	(*JobOutput)(nil),                   // 79: joblet.JobOutput
+	(*JobLogGap)(nil),                   // 80: joblet.JobLogGap
+	(*FollowJobRequest)(nil),            // 81: joblet.FollowJobRequest
+	(*JobInput)(nil),                    // 82: joblet.JobInput
+	(*WindowSize)(nil),                  // 83: joblet.WindowSize
+	(*AttachJobRequest)(nil),            // 84: joblet.AttachJobRequest
+	(*JobAttached)(nil),                 // 85: joblet.JobAttached
+	(*ExecInput)(nil),                   // 86: joblet.ExecInput
+	(*ExecJobRequest)(nil),              // 87: joblet.ExecJobRequest
+	(*ExecEvent)(nil),                   // 88: joblet.ExecEvent
+	(*ExecStarted)(nil),                 // 89: joblet.ExecStarted
+	(*ExecOutput)(nil),                  // 90: joblet.ExecOutput
+	(*JobAttempt)(nil),                  // 91: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 92: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 93: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 94: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 95: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 96: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 97: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 98: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 99: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 100: joblet.QueryJobsRequest
+	(*JobLimits)(nil),                   // 101: joblet.JobLimits
+	(*JobRlimit)(nil),                   // 102: joblet.JobRlimit
+	(*JobUsage)(nil),                    // 103: joblet.JobUsage
+	(*PauseJobRequest)(nil),             // 104: joblet.PauseJobRequest
+	(*PauseJobResponse)(nil),            // 105: joblet.PauseJobResponse
+	(*ResumeJobRequest)(nil),            // 106: joblet.ResumeJobRequest
+	(*ResumeJobResponse)(nil),           // 107: joblet.ResumeJobResponse
+	(*UpdateJobRequest)(nil),            // 108: joblet.UpdateJobRequest
+	(*UpdateJobResponse)(nil),           // 109: joblet.UpdateJobResponse
+	(*ListJobProcessesRequest)(nil),     // 110: joblet.ListJobProcessesRequest
+	(*ListJobProcessesResponse)(nil),    // 111: joblet.ListJobProcessesResponse
+	(*JobProcess)(nil),                  // 112: joblet.JobProcess
+	nil,                                 // 113: joblet.Job.EnvironmentEntry
+	nil,                                 // 114: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 115: joblet.Job.LabelsEntry
+	nil,                                 // 116: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 117: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 118: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 119: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 120: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 121: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 122: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 123: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 124: joblet.ExecJobRequest.EnvironmentEntry
+	nil,                                 // 125: joblet.RerunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 126: joblet.JobLimits.RlimitsEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	112, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	113, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
-	76,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	114, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
-	90,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	100, // 6: joblet.Job.limits:type_name -> joblet.JobLimits
-	102, // 7: joblet.Job.usage:type_name -> joblet.JobUsage
-	82,  // 8: joblet.Job.terminal:type_name -> joblet.WindowSize
-	115, // 9: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	116, // 10: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	76,  // 11: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	117, // 12: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	90,  // 13: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	100, // 14: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
-	102, // 15: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
-	82,  // 16: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
-	1,   // 17: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 18: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 19: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 20: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 21: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 22: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 23: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 24: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 25: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 26: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 27: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 28: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 29: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 30: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 31: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 32: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 33: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 34: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 35: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 36: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 37: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 38: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 39: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 40: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 41: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 42: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 43: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 44: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	118, // 45: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 46: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 47: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	119, // 48: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 49: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 50: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 51: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	120, // 52: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	121, // 53: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	122, // 54: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	100, // 55: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
-	82,  // 56: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
-	1,   // 57: joblet.RunJobResponse.job:type_name -> joblet.Job
-	102, // 58: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
-	69,  // 59: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	70,  // 60: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	71,  // 61: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	72,  // 62: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	73,  // 63: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	74,  // 64: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	75,  // 65: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 66: joblet.JobEvent.started:type_name -> joblet.Job
-	78,  // 67: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	79,  // 68: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 69: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 70: joblet.JobEvent.waiting:type_name -> joblet.Job
-	84,  // 71: joblet.JobEvent.attached:type_name -> joblet.JobAttached
-	58,  // 72: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	83,  // 73: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
-	82,  // 74: joblet.JobInput.resize:type_name -> joblet.WindowSize
-	82,  // 75: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
-	82,  // 76: joblet.JobAttached.size:type_name -> joblet.WindowSize
-	86,  // 77: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
-	82,  // 78: joblet.ExecInput.resize:type_name -> joblet.WindowSize
-	123, // 79: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
-	82,  // 80: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
-	88,  // 81: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
-	89,  // 82: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
-	76,  // 83: joblet.ExecEvent.ended:type_name -> joblet.JobExit
-	76,  // 84: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	102, // 85: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
-	124, // 86: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 87: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	125, // 88: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
-	1,   // 89: joblet.PauseJobResponse.job:type_name -> joblet.Job
-	1,   // 90: joblet.ResumeJobResponse.job:type_name -> joblet.Job
-	100, // 91: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 92: joblet.UpdateJobResponse.job:type_name -> joblet.Job
-	111, // 93: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
-	101, // 94: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
-	58,  // 95: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 96: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 97: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 98: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 99: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 100: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 101: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 102: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	63,  // 103: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	64,  // 104: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	66,  // 105: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	67,  // 106: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 107: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	80,  // 108: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	95,  // 109: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	97,  // 110: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	81,  // 111: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	91,  // 112: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	92,  // 113: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	94,  // 114: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	81,  // 115: joblet.JobService.AttachJob:input_type -> joblet.JobInput
-	85,  // 116: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
-	99,  // 117: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	103, // 118: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
-	105, // 119: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
-	107, // 120: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
-	109, // 121: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
-	24,  // 122: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 123: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 124: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 125: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 126: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 127: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 128: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 129: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 130: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 131: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 132: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 133: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	61,  // 134: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 135: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 136: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	59,  // 137: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 138: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 139: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 140: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 141: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 142: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 143: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 144: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	65,  // 145: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	65,  // 146: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	68,  // 147: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	68,  // 148: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	77,  // 149: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	77,  // 150: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	96,  // 151: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	98,  // 152: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	77,  // 153: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	59,  // 154: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	93,  // 155: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 156: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	77,  // 157: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
-	87,  // 158: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
-	0,   // 159: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	104, // 160: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
-	106, // 161: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
-	108, // 162: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
-	110, // 163: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
-	25,  // 164: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 165: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 166: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 167: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 168: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 169: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 170: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 171: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 172: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 173: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 174: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 175: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	62,  // 176: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 177: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 178: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	137, // [137:179] is the sub-list for method output_type
-	95,  // [95:137] is the sub-list for method input_type
-	95,  // [95:95] is the sub-list for extension type_name
-	95,  // [95:95] is the sub-list for extension extendee
-	0,   // [0:95] is the sub-list for field type_name
+	113, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	114, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	77,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
+	115, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	91,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	101, // 6: joblet.Job.limits:type_name -> joblet.JobLimits
+	103, // 7: joblet.Job.usage:type_name -> joblet.JobUsage
+	83,  // 8: joblet.Job.terminal:type_name -> joblet.WindowSize
+	59,  // 9: joblet.Job.security:type_name -> joblet.JobSecurity
+	116, // 10: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	117, // 11: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	77,  // 12: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	118, // 13: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	91,  // 14: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	101, // 15: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
+	103, // 16: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
+	83,  // 17: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
+	59,  // 18: joblet.GetJobStatusResponse.security:type_name -> joblet.JobSecurity
+	1,   // 19: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 20: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 21: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 22: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 23: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 24: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 25: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 26: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 27: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 28: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 29: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 30: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 31: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 32: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 33: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 34: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 35: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 36: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 37: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 38: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 39: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 40: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 41: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 42: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 43: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 44: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 45: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 46: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	119, // 47: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 48: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 49: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	120, // 50: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 51: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 52: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 53: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	121, // 54: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	122, // 55: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	123, // 56: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	101, // 57: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
+	83,  // 58: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
+	59,  // 59: joblet.RunJobRequest.security:type_name -> joblet.JobSecurity
+	1,   // 60: joblet.RunJobResponse.job:type_name -> joblet.Job
+	103, // 61: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
+	70,  // 62: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	71,  // 63: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	72,  // 64: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	73,  // 65: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	74,  // 66: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	75,  // 67: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	76,  // 68: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 69: joblet.JobEvent.started:type_name -> joblet.Job
+	79,  // 70: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	80,  // 71: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 72: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 73: joblet.JobEvent.waiting:type_name -> joblet.Job
+	85,  // 74: joblet.JobEvent.attached:type_name -> joblet.JobAttached
+	58,  // 75: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	84,  // 76: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
+	83,  // 77: joblet.JobInput.resize:type_name -> joblet.WindowSize
+	83,  // 78: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
+	83,  // 79: joblet.JobAttached.size:type_name -> joblet.WindowSize
+	87,  // 80: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
+	83,  // 81: joblet.ExecInput.resize:type_name -> joblet.WindowSize
+	124, // 82: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
+	83,  // 83: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
+	89,  // 84: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
+	90,  // 85: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
+	77,  // 86: joblet.ExecEvent.ended:type_name -> joblet.JobExit
+	77,  // 87: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	103, // 88: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
+	125, // 89: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 90: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	126, // 91: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
+	1,   // 92: joblet.PauseJobResponse.job:type_name -> joblet.Job
+	1,   // 93: joblet.ResumeJobResponse.job:type_name -> joblet.Job
+	101, // 94: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 95: joblet.UpdateJobResponse.job:type_name -> joblet.Job
+	112, // 96: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
+	102, // 97: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
+	58,  // 98: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 99: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 100: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 101: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 102: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 103: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 104: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 105: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	64,  // 106: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	65,  // 107: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	67,  // 108: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	68,  // 109: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 110: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	81,  // 111: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	96,  // 112: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	98,  // 113: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	82,  // 114: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	92,  // 115: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	93,  // 116: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	95,  // 117: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	82,  // 118: joblet.JobService.AttachJob:input_type -> joblet.JobInput
+	86,  // 119: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
+	100, // 120: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	104, // 121: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
+	106, // 122: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
+	108, // 123: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
+	110, // 124: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
+	24,  // 125: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 126: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 127: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 128: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 129: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 130: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 131: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 132: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 133: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 134: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 135: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 136: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	62,  // 137: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 138: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 139: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	60,  // 140: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 141: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 142: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 143: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 144: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 145: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 146: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 147: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	66,  // 148: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	66,  // 149: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	69,  // 150: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	69,  // 151: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	78,  // 152: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	78,  // 153: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	97,  // 154: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	99,  // 155: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	78,  // 156: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	60,  // 157: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	94,  // 158: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 159: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	78,  // 160: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
+	88,  // 161: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
+	0,   // 162: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	105, // 163: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
+	107, // 164: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
+	109, // 165: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
+	111, // 166: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
+	25,  // 167: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 168: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 169: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 170: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 171: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 172: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 173: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 174: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 175: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 176: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 177: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 178: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	63,  // 179: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 180: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 181: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	140, // [140:182] is the sub-list for method output_type
+	98,  // [98:140] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -10582,7 +10707,7 @@ func file_joblet_proto_init() {
 		(*BuildRuntimeProgress_Log)(nil),
 		(*BuildRuntimeProgress_Result)(nil),
 	}
-	file_joblet_proto_msgTypes[68].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[69].OneofWrappers = []any{
 		(*TelematicsEvent_Exec)(nil),
 		(*TelematicsEvent_Connect)(nil),
 		(*TelematicsEvent_Accept)(nil),
@@ -10591,7 +10716,7 @@ func file_joblet_proto_init() {
 		(*TelematicsEvent_Mprotect)(nil),
 		(*TelematicsEvent_SocketData)(nil),
 	}
-	file_joblet_proto_msgTypes[77].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[78].OneofWrappers = []any{
 		(*JobEvent_Started)(nil),
 		(*JobEvent_Output)(nil),
 		(*JobEvent_Gap)(nil),
@@ -10599,7 +10724,7 @@ func file_joblet_proto_init() {
 		(*JobEvent_Waiting)(nil),
 		(*JobEvent_Attached)(nil),
 	}
-	file_joblet_proto_msgTypes[81].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[82].OneofWrappers = []any{
 		(*JobInput_Run)(nil),
 		(*JobInput_Files)(nil),
 		(*JobInput_FilesEnd)(nil),
@@ -10607,13 +10732,13 @@ func file_joblet_proto_init() {
 		(*JobInput_Attach)(nil),
 		(*JobInput_Resize)(nil),
 	}
-	file_joblet_proto_msgTypes[85].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[86].OneofWrappers = []any{
 		(*ExecInput_Run)(nil),
 		(*ExecInput_Stdin)(nil),
 		(*ExecInput_Resize)(nil),
 		(*ExecInput_Signal)(nil),
 	}
-	file_joblet_proto_msgTypes[87].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[88].OneofWrappers = []any{
 		(*ExecEvent_Started)(nil),
 		(*ExecEvent_Output)(nil),
 		(*ExecEvent_Ended)(nil),
@@ -10624,7 +10749,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   126,
+			NumMessages:   127,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

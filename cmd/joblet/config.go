@@ -15,6 +15,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/joblet/joblet/internal/spelling"
 )
 
 // The configuration file has a key for each flag of joblet serve, and the
@@ -227,38 +229,17 @@ func configValues(flag *pflag.Flag, n *yaml.Node) ([]string, error) {
 // nearestKey returns the key that was perhaps meant.
 func nearestKey(f *pflag.FlagSet, wrong string) string {
 	wrong = strings.ToLower(strings.ReplaceAll(wrong, "_", "-"))
-	best, distance := "", max(3, len(wrong)/3)
+	var keys []string
 	f.VisitAll(func(flag *pflag.Flag) {
-		if d := editDistance(wrong, flag.Name); d < distance && !slices.Contains(notConfigured, flag.Name) {
-			best, distance = flag.Name, d
+		if !slices.Contains(notConfigured, flag.Name) {
+			keys = append(keys, flag.Name)
 		}
 	})
+	best := spelling.Nearest(wrong, slices.Values(keys), max(3, len(wrong)/3))
 	if best == "" {
 		return `; see "joblet config default"`
 	}
 	return fmt.Sprintf("; did you mean %q?", best)
-}
-
-// editDistance is how many letters must be added, removed or replaced to turn a
-// into b (Levenshtein).
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // given returns the flags that the command line has set.

@@ -10,10 +10,12 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -47,6 +49,7 @@ const (
 type serveOptions struct {
 	StateDir  string
 	RunDir    string
+	Group     string
 	IdleExit  time.Duration
 	ReadyFD   int
 	LogLevel  string
@@ -92,6 +95,7 @@ func builtinServeOptions() serveOptions {
 	return serveOptions{
 		StateDir:       "/var/lib/joblet",
 		RunDir:         "/run/joblet",
+		Group:          defaultGroup,
 		ReadyFD:        -1,
 		LogLevel:       "info",
 		LogFormat:      "text",
@@ -116,8 +120,9 @@ func newServeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",
-		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root;
-with --listen also clients with certificates (joblet pki).
+		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root,
+and as developers the members of the group joblet, if there is one; with --listen
+also clients with certificates (joblet pki).
 
 On SIGTERM and SIGINT it stops within five seconds. Jobs go on without it, and
 the next daemon finds them. On SIGHUP it reads its configuration again.
@@ -148,6 +153,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.Config, "config", o.Config, "configuration `FILE` (default $JOBLET_CONFIG, then "+configPath+" if it is there)")
 	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
 	f.StringVar(&o.RunDir, "run-dir", o.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
+	f.StringVar(&o.Group, "group", o.Group, "group of this host whose members may use the socket as developers do, if there is such a group; empty: root alone")
 	f.DurationVar(&o.IdleExit, "idle-exit", o.IdleExit, "exit when for so long no job was alive and no call came; 0: never")
 	f.IntVar(&o.ReadyFD, "ready-fd", o.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
 	f.IntVar(&o.MaxConcurrent, "max-concurrent", o.MaxConcurrent, "jobs that run at once, the others wait in a queue; 0: any number")
@@ -168,7 +174,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.Var(&o.AuditMax, "audit-max", "size at which the audit log is set aside; five older ones are kept")
 	f.IntVar(&o.ClientRate, "client-rate", o.ClientRate, "calls a second of one client with a certificate")
 	f.IntVar(&o.ClientCalls, "client-calls", o.ClientCalls, "calls under way of one client with a certificate")
-	f.Var(&o.RequestMemory, "request-memory", "what clients with certificates may be sending at once, all together; unpacked it takes up to three times as much")
+	f.Var(&o.RequestMemory, "request-memory", "what clients, but for root here, may be sending at once, all together; unpacked it takes up to three times as much")
 	f.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "connections of all clients with certificates")
 }
 
@@ -366,6 +372,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
 	}
+	// Jobs, with ids of their own, must be able to read what is made for them:
+	// every file's mode is ours to choose, whatever whoever started us prefers.
+	syscall.Umask(0o022)
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		return fmt.Errorf("create run directory: %w", err)
 	}
@@ -390,7 +399,11 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		return fmt.Errorf("open %s: %w", o.StateDir, err)
 	}
 	defer func() { err = errors.Join(err, sup.Close()) }()
-	l, err := listen(o.socket())
+	group, err := o.group()
+	if err != nil {
+		return err
+	}
+	l, err := listen(o.socket(), group)
 	if err != nil {
 		return err
 	}
@@ -408,7 +421,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err != nil {
 		return err
 	}
-	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set}
+	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set, Group: group}
 	if o.auditLog() != auditOff {
 		if opt.Audit, err = server.OpenAudit(o.auditLog(), int64(o.AuditMax), log); err != nil {
 			return err
@@ -619,7 +632,7 @@ func waitLock(ctx context.Context, f *os.File) error {
 // listen returns a listener on the socket at path, in place of what a dead
 // daemon left there. The caller holds the lock. The socket gets its place by
 // rename, so that there is none that others may open or that is not yet listened to.
-func listen(path string) (net.Listener, error) {
+func listen(path string, group int) (net.Listener, error) {
 	private := path + newSuffix
 	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
@@ -629,7 +642,10 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
-	err = os.Chmod(private, 0o660)
+	// First the group, then its right to open it.
+	if err = os.Chown(private, 0, group); err == nil {
+		err = os.Chmod(private, 0o660)
+	}
 	if err == nil {
 		err = os.Rename(private, path)
 	}
@@ -639,6 +655,29 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("put socket in place: %w", err)
 	}
 	return l, nil
+}
+
+// defaultGroup is the group whose members may use the socket, if it is there.
+const defaultGroup = "joblet"
+
+// group returns the number of the group whose members may use the socket, 0 for
+// root's.
+func (o serveOptions) group() (int, error) {
+	if o.Group == "" {
+		return 0, nil
+	}
+	g, err := user.LookupGroup(o.Group)
+	if _, unknown := errors.AsType[user.UnknownGroupError](err); unknown && o.Group == defaultGroup {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("--group %q: %w; make it: groupadd --system %s", o.Group, err, o.Group)
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0, fmt.Errorf("--group %q: its number: %w", o.Group, err)
+	}
+	return gid, nil
 }
 
 // readiness is the pipe to the process that started this one.

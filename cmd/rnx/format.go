@@ -273,6 +273,7 @@ type jobJSON struct {
 	Uploads        []string          `json:"uploads,omitempty"`
 	Terminal       joblet.WindowSize `json:"terminal,omitzero"` // its size at first
 	Limits         joblet.Limits     `json:"limits,omitzero"`
+	Security       joblet.Security   `json:"security,omitzero"`
 	OutOfMemory    bool              `json:"out_of_memory,omitempty"`
 	Usage          *usageJSON        `json:"usage,omitempty"` // of the latest attempt, so far or in all
 }
@@ -333,7 +334,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Schedule: s.Schedule, Overlap: s.Overlap, Scheduled: j.Scheduled, Parent: j.Parent, Attempt: j.Attempt,
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
-		Limits: s.Limits, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage),
+		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage),
 		Terminal: s.Terminal,
 	}
 	if out.Args == nil {

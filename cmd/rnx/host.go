@@ -78,7 +78,7 @@ func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	case err == nil:
 		return c, nil
 	case joblet.KindOf(err) == joblet.PermissionDenied && strings.HasPrefix(t.Address, "unix://"):
-		return nil, joblet.Errorf(joblet.PermissionDenied, "%w: only root may use the daemon, so try sudo", err)
+		return nil, joblet.Errorf(joblet.PermissionDenied, "%w: only root may use the daemon, and members of the group joblet: try sudo, or usermod -aG joblet USER", err)
 	case !silent(err):
 		return nil, err
 	case !t.local:

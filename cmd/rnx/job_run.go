@@ -30,6 +30,7 @@ type runOptions struct {
 	uploads, uploadDir []string
 	download           []string
 	downloadTo         string
+	security           securityFlags
 	spec               joblet.Spec
 	ttyFlags
 	detachKeys string
@@ -111,6 +112,9 @@ there is no such command.`,
 	_ = cmd.RegisterFlagCompletionFunc("depends-on", a.completeJobs(aliveStates...))
 	_ = cmd.RegisterFlagCompletionFunc("overlap", cobra.FixedCompletions(
 		[]string{string(joblet.OverlapSkip), string(joblet.OverlapQueue)}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("security", completeProfiles)
+	_ = cmd.RegisterFlagCompletionFunc("cap-add", completeCapabilities)
+	_ = cmd.RegisterFlagCompletionFunc("cap-drop", completeCapabilities)
 	for _, flag := range []string{"env-file", "secret-env-file", "stdin", "upload"} {
 		_ = cmd.RegisterFlagCompletionFunc(flag, completeFiles)
 	}
@@ -138,6 +142,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 
 	addLimits(f, &o.spec.Limits)
 	addRlimits(f, &o.spec.Limits)
+	o.security.addFlags(f)
 
 	f.StringArrayVarP(&o.env.given, "env", "e", nil, "`NAME=VALUE` for the job, or NAME to pass on the one here; may be given again")
 	f.StringArrayVar(&o.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
@@ -187,6 +192,9 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 		return s, err
 	}
 	if s.Labels, err = parseLabels(o.labels); err != nil {
+		return s, err
+	}
+	if s.Security, err = o.security.read(); err != nil {
 		return s, err
 	}
 	if o.schedule != "" {

@@ -91,6 +91,7 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 		line("Init", "yes")
 	}
 	line("Limits", limitWords(s.Limits))
+	line("Security", securityWords(s.Security))
 	for _, name := range slices.Sorted(maps.Keys(s.Labels)) {
 		line("Label", name+"="+s.Labels[name])
 	}

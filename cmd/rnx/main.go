@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/spelling"
 )
 
 func main() {
@@ -164,12 +165,9 @@ func group(cmd *cobra.Command, args []string) error {
 func flagError(cmd *cobra.Command, err error) error {
 	msg := err.Error()
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
-		best, distance := "", 3
-		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			if d := editDistance(e.GetSpecifiedName(), f.Name); d < distance {
-				best, distance = f.Name, d
-			}
-		})
+		var flags []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+		best := spelling.Nearest(e.GetSpecifiedName(), slices.Values(flags), 3)
 		if best != "" && len(e.GetSpecifiedName()) > 1 {
 			msg += "; did you mean --" + best + "?"
 		} else {
@@ -177,28 +175,6 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
-}
-
-// editDistance is how many letters must be added, removed or replaced to turn
-// a into b (Levenshtein).
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // each does something with every argument, says what failed, and goes on.

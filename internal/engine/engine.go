@@ -18,7 +18,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -238,22 +237,16 @@ const (
 // NewRun returns a Run with a view and the limits on privileges that every job
 // has; the caller fills in the rest.
 func NewRun(v View) *Run {
-	filter := DefaultSyscallFilter()
-	return &Run{Run: monitor.Run{
+	run := &Run{Run: monitor.Run{
 		Trees: v.Trees, Links: v.Links, Files: v.Files,
-		Filter:       unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(filter)*int(unsafe.Sizeof(filter[0]))),
-		FilterFlags:  SyscallFilterFlags,
-		Capabilities: defaultCapabilities,
-		Rlimits:      defaultRlimits(),
+		FilterFlags: SyscallFilterFlags,
+		Rlimits:     defaultRlimits(),
 	}}
+	if err := run.SetSecurity(joblet.Security{}); err != nil {
+		panic(err) // it names no system call that could be wrong
+	}
+	return run
 }
-
-// defaultCapabilities are what a job's root may do in its own user namespace:
-// own, read and change files and processes of its own ids, and listen on low
-// ports. Nothing here reaches beyond the namespace (capabilities(7)).
-const defaultCapabilities = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
-	1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETPCAP | 1<<unix.CAP_NET_BIND_SERVICE |
-	1<<unix.CAP_SYS_CHROOT
 
 // clearEtc removes the copies of /etc of former daemons, unless jobs of theirs
 // may still use them.

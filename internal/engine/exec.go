@@ -121,7 +121,7 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			*ours, stdio[i] = mine, job
 			theirs = append(theirs, job)
 			// So that the process may open /dev/stdout, which leads to the pipe's inode.
-			if err := job.Chown(int(p.IDBase), int(p.IDBase)); err != nil {
+			if err := job.Chown(int(p.IDBase+run.UID), int(p.IDBase+run.GID)); err != nil {
 				return nil, fmt.Errorf("give the process its pipe: %w", err)
 			}
 		}

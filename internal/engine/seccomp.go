@@ -60,15 +60,16 @@ type SyscallFilter []unix.SockFilter
 // no effect there unless the command line says otherwise. It exists since 4.17.
 const SyscallFilterFlags = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 
-// DefaultSyscallFilter is the filter of every job on the running architecture. It
-// is assembled at the first call; the slice is shared and must not be changed.
+// DefaultSyscallFilter is the filter of a job that asks for nothing else, on the
+// running architecture. It is assembled at the first call; the slice is shared and
+// must not be changed.
 //
 // To install it, a process must have no_new_privs set or CAP_SYS_ADMIN in its user
 // namespace. It permits what follows: reporting a failed execve and exiting.
 func DefaultSyscallFilter() SyscallFilter { return seccompDefault() }
 
 var seccompDefault = sync.OnceValue(func() SyscallFilter {
-	return seccompAssemble(runtime.GOARCH)
+	return seccompAssemble(runtime.GOARCH, nil)
 })
 
 // seccompVerdict is what the filter does with a call. Those after seccompENOSYS
@@ -84,6 +85,7 @@ const (
 	seccompSocketpair  // AF_UNIX
 	seccompIoctl       // all but a few of terminals
 	seccompPersonality // only values that weaken nothing but the caller's own layout
+	seccompPlainSocket // as seccompSocket, and no raw ones
 )
 
 // seccompNewNamespace has the CLONE_NEW* flags. CLONE_NEWTIME is of unshare only:
@@ -113,14 +115,18 @@ var seccompInetProtocols = []uint32{
 	unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6, unix.IPPROTO_RAW,
 }
 
+// seccompPlainProtocols are those of a job that may not make raw sockets.
+var seccompPlainProtocols = []uint32{unix.IPPROTO_IP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_MPTCP}
+
 // seccompIoctls are refused: TIOCSTI and TIOCLINUX put input into a terminal that
 // its other readers take for typed (CVE-2017-5226, CVE-2023-1523), TIOCSETD attaches
 // line disciplines, which are kernel modules with a record (CVE-2017-2636).
 var seccompIoctls = []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCSETD}
 
 // seccompAssemble makes the filter for an architecture by its Go name. Any can be
-// made anywhere, so that tests see all.
-func seccompAssemble(goarch string) SyscallFilter {
+// made anywhere, so that tests see all. changes are other verdicts than those of
+// seccompCalls, by the call's name.
+func seccompAssemble(goarch string, changes map[string]seccompVerdict) SyscallFilter {
 	var arch uint32
 	number := func(c *seccompCall) int16 { return c.amd64 }
 	switch goarch {
@@ -144,6 +150,9 @@ func seccompAssemble(goarch string) SyscallFilter {
 			verdicts = append(verdicts, seccompENOSYS)
 		}
 		verdicts[nr] = c.verdict
+		if v, ok := changes[c.name]; ok {
+			verdicts[nr] = v
+		}
 	}
 	var ranges []seccompRange
 	for nr, v := range verdicts {
@@ -154,7 +163,7 @@ func seccompAssemble(goarch string) SyscallFilter {
 
 	var p seccompProgram
 	kill := p.ret(unix.SECCOMP_RET_KILL_PROCESS)
-	tree := p.search(ranges, uint32(len(verdicts)), p.verdicts())
+	tree := p.search(ranges, uint32(len(verdicts)), p.verdicts(func(v seccompVerdict) bool { return slices.Contains(verdicts, v) }))
 	p.jump(unix.BPF_JEQ, arch, p.load(seccompNumber, tree), kill)
 	p.load(seccompArch, p.here())
 	slices.Reverse(p.code)
@@ -226,17 +235,18 @@ func (p *seccompProgram) load(offset uint32, next seccompLabel) seccompLabel {
 
 // jump compares the accumulator with k and goes on at yes or at no.
 func (p *seccompProgram) jump(op uint16, k uint32, yes, no seccompLabel) seccompLabel {
-	return p.put(unix.BPF_JMP|op|unix.BPF_K, k, p.skip(yes), p.skip(no))
+	yes = p.near(yes)
+	no = p.near(no)
+	return p.put(unix.BPF_JMP|op|unix.BPF_K, k, uint8(p.here()-yes), uint8(p.here()-no))
 }
 
-// skip is how many instructions the next one has to jump over to get to a label.
-// It has 8 bits, which the tests prove to be enough for both architectures' programs.
-func (p *seccompProgram) skip(to seccompLabel) uint8 {
-	n := p.here() - to
-	if n < 0 || n > math.MaxUint8 {
-		panic("engine: seccomp: jump too long")
+// near is a label from which the program gets to another one, and that the next
+// instruction or the one after it can jump to: such a jump has 8 bits.
+func (p *seccompProgram) near(to seccompLabel) seccompLabel {
+	if p.here()-to < math.MaxUint8 {
+		return to
 	}
-	return uint8(n)
+	return p.put(unix.BPF_JMP|unix.BPF_JA, uint32(p.here()-to), 0, 0)
 }
 
 // oneOf goes on at yes when the accumulator is one of values, else at no.
@@ -248,8 +258,8 @@ func (p *seccompProgram) oneOf(values []uint32, yes, no seccompLabel) seccompLab
 }
 
 // verdicts puts in the end of each way through the program: a return, or the look
-// at the arguments.
-func (p *seccompProgram) verdicts() seccompVerdicts {
+// at the arguments. uses says which of those the program needs.
+func (p *seccompProgram) verdicts(uses func(seccompVerdict) bool) seccompVerdicts {
 	family := p.errno(unix.EAFNOSUPPORT)
 	protocol := p.errno(unix.EPROTONOSUPPORT)
 	nosys := p.errno(unix.ENOSYS)
@@ -257,29 +267,45 @@ func (p *seccompProgram) verdicts() seccompVerdicts {
 	allow := p.ret(unix.SECCOMP_RET_ALLOW)
 	at := seccompVerdicts{seccompENOSYS: nosys, seccompEPERM: perm, seccompAllow: allow}
 
-	at[seccompNamespaces] = p.load(seccompArg(0),
-		p.jump(unix.BPF_JSET, seccompNewNamespace, perm, allow))
-
-	at[seccompIoctl] = p.load(seccompArg(1), p.oneOf(seccompIoctls, perm, allow))
-
-	other := p.jump(unix.BPF_JSET, ^uint32(seccompPersonalityMask), perm, allow)
-	at[seccompPersonality] = p.load(seccompArg(0),
-		p.jump(unix.BPF_JEQ, seccompPersonalityGet, allow, other))
-
-	at[seccompSocketpair] = p.load(seccompArg(0),
-		p.jump(unix.BPF_JEQ, unix.AF_UNIX, allow, family))
-
-	// Netlink: addresses and routes, which getifaddrs(3) asks for. The error is that
-	// of a kernel without the protocol; libaudit, in useradd and su, goes on at it.
-	netlink := p.load(seccompArg(2), p.jump(unix.BPF_JEQ, unix.NETLINK_ROUTE, allow, protocol))
-	// Stream, datagram and raw, whose protocol 0 can mean only those listed. Of the
-	// others SOCK_PACKET makes an AF_PACKET socket out of an AF_INET one.
-	listed := p.load(seccompArg(2), p.oneOf(seccompInetProtocols, allow, protocol))
-	p.jump(unix.BPF_JGT, unix.SOCK_RAW, protocol, listed)
-	inet := p.load(seccompArg(1), p.put(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, seccompSockTypeMask, 0, 0))
-	no := p.jump(unix.BPF_JEQ, unix.AF_NETLINK, netlink, family)
-	no = p.oneOf([]uint32{unix.AF_INET, unix.AF_INET6}, inet, no)
-	at[seccompSocket] = p.load(seccompArg(0), p.jump(unix.BPF_JEQ, unix.AF_UNIX, allow, no))
+	if uses(seccompNamespaces) {
+		at[seccompNamespaces] = p.load(seccompArg(0),
+			p.jump(unix.BPF_JSET, seccompNewNamespace, perm, allow))
+	}
+	if uses(seccompIoctl) {
+		at[seccompIoctl] = p.load(seccompArg(1), p.oneOf(seccompIoctls, perm, allow))
+	}
+	if uses(seccompPersonality) {
+		other := p.jump(unix.BPF_JSET, ^uint32(seccompPersonalityMask), perm, allow)
+		at[seccompPersonality] = p.load(seccompArg(0),
+			p.jump(unix.BPF_JEQ, seccompPersonalityGet, allow, other))
+	}
+	if uses(seccompSocketpair) {
+		at[seccompSocketpair] = p.load(seccompArg(0),
+			p.jump(unix.BPF_JEQ, unix.AF_UNIX, allow, family))
+	}
+	for _, v := range []struct {
+		verdict   seccompVerdict
+		highest   uint32 // type of an IP socket
+		protocols []uint32
+	}{
+		{seccompSocket, unix.SOCK_RAW, seccompInetProtocols},
+		{seccompPlainSocket, unix.SOCK_DGRAM, seccompPlainProtocols},
+	} {
+		if !uses(v.verdict) {
+			continue
+		}
+		// Netlink: addresses and routes, which getifaddrs(3) asks for. The error is that
+		// of a kernel without the protocol; libaudit, in useradd and su, goes on at it.
+		netlink := p.load(seccompArg(2), p.jump(unix.BPF_JEQ, unix.NETLINK_ROUTE, allow, protocol))
+		// Stream, datagram and raw, whose protocol 0 can mean only those listed. Of the
+		// others SOCK_PACKET makes an AF_PACKET socket out of an AF_INET one.
+		listed := p.load(seccompArg(2), p.oneOf(v.protocols, allow, protocol))
+		p.jump(unix.BPF_JGT, v.highest, protocol, listed)
+		inet := p.load(seccompArg(1), p.put(unix.BPF_ALU|unix.BPF_AND|unix.BPF_K, seccompSockTypeMask, 0, 0))
+		no := p.jump(unix.BPF_JEQ, unix.AF_NETLINK, netlink, family)
+		no = p.oneOf([]uint32{unix.AF_INET, unix.AF_INET6}, inet, no)
+		at[v.verdict] = p.load(seccompArg(0), p.jump(unix.BPF_JEQ, unix.AF_UNIX, allow, no))
+	}
 	return at
 }
 

@@ -84,7 +84,7 @@ func TestSeccompCallsComplete(t *testing.T) {
 func TestSeccompShape(t *testing.T) {
 	t.Parallel()
 	for goarch := range seccompArchs {
-		f := seccompAssemble(goarch)
+		f := seccompAssemble(goarch, nil)
 		t.Logf("%s: %d instructions", goarch, len(f))
 		if len(f) > 256 {
 			t.Errorf("%s: %d instructions", goarch, len(f))
@@ -140,6 +140,9 @@ func seccompRun(f SyscallFilter, d seccompData) uint32 {
 			continue
 		case unix.BPF_ALU | unix.BPF_AND:
 			a &= in.K
+			continue
+		case unix.BPF_JMP | unix.BPF_JA:
+			pc += int(in.K)
 			continue
 		case unix.BPF_JMP | unix.BPF_JEQ:
 			yes = a == in.K
@@ -226,7 +229,7 @@ func TestSeccompAgrees(t *testing.T) {
 		0x80801, 0x8000a, 0x20000, 0x20008, 0x40000, 0x60008, 0x400000, 0x10000000, 0x7e020080, 0xffffffff,
 	}
 	for goarch, arch := range seccompArchs {
-		f := seccompAssemble(goarch)
+		f := seccompAssemble(goarch, nil)
 		rnd := rand.New(rand.NewPCG(1, 2))
 		check := func(d seccompData) {
 			if got, want := seccompRun(f, d), seccompWant(goarch, d); got != want {
@@ -344,7 +347,7 @@ func TestSeccompVerdicts(t *testing.T) {
 		{calls: "socket", args: args{high | unix.AF_ALG}, want: family},
 	}
 	for goarch, arch := range seccompArchs {
-		f := seccompAssemble(goarch)
+		f := seccompAssemble(goarch, nil)
 		for _, tt := range tests {
 			want := uint32(seccompAllowed)
 			if tt.want != 0 {
@@ -556,6 +559,6 @@ func TestSeccompForeignTable(t *testing.T) {
 // BenchmarkSeccompAssemble is what the daemon pays once.
 func BenchmarkSeccompAssemble(b *testing.B) {
 	for b.Loop() {
-		seccompAssemble(runtime.GOARCH)
+		seccompAssemble(runtime.GOARCH, nil)
 	}
 }

@@ -189,6 +189,9 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	if err != nil {
 		return -1, step("open the process", err)
 	}
+	if err := m.fixOOMScore(); err != nil {
+		return -1, err
+	}
 	if err := m.raiseLimits(x.Run.Rlimits); err != nil {
 		return -1, err
 	}
@@ -214,6 +217,7 @@ func execProgram(p *program, x *Exec, target int) {
 	becomeRoot(p)
 	p.add("wait for the monitor", op{kind: opReceive})
 	p.shared.slots[slotTree] = ExecStdinFD // where connectInput finds a stream of a job without trees
+	makeWorkDir(p, run)
 	enterWorkDir(p, run)
 	connectInput(p, run)
 	connectOutput(p, run, ExecStdoutFD, ExecStderrFD)

@@ -21,6 +21,20 @@ func (m *monitor) workRoot() (*os.Root, error) {
 	return os.OpenRoot("/proc/self/fd/" + itoa(int64(m.work)))
 }
 
+// giveToUser makes the job's user, if that is not its root, the owner of /work
+// and of the pipes that it writes to: /dev/stdout leads to their inodes.
+func (m *monitor) giveToUser(run *Run) error {
+	if run.UID|run.GID == 0 {
+		return nil
+	}
+	for _, fd := range []int{m.work, m.output[0], m.output[1]} {
+		if err := unix.Fchown(fd, int(m.idBase+run.UID), int(m.idBase+run.GID)); err != nil {
+			return step("give /work and the output to the job's user", err)
+		}
+	}
+	return nil
+}
+
 // unpackArg, as its first argument, makes the monitor's program one that unpacks
 // files and ends.
 const unpackArg = "unpack"
@@ -35,8 +49,8 @@ const (
 // unpackFiles puts the files that came along with the job into its /work. A
 // process of its own does it, in the job's cgroups: what is written there is
 // memory, and has to count as the job's.
-func (m *monitor) unpackFiles(name string) (err error) {
-	f, err := os.Open(name)
+func (m *monitor) unpackFiles(run *Run) (err error) {
+	f, err := os.Open(run.FilesPath)
 	if err != nil {
 		return err
 	}
@@ -74,7 +88,9 @@ func (m *monitor) unpackFiles(name string) (err error) {
 		return step(StepFiles, err)
 	}
 	defer func() { err = errors.Join(err, restore()) }()
-	proc, err := os.StartProcess("/proc/self/exe", []string{"joblet-monitor", unpackArg, itoa(int64(m.idBase)), string(where)}, attr)
+	proc, err := os.StartProcess("/proc/self/exe", []string{
+		"joblet-monitor", unpackArg, itoa(int64(m.idBase + run.UID)), itoa(int64(m.idBase + run.GID)), string(where),
+	}, attr)
 	if err != nil {
 		return errors.Join(errors.New(StepFiles), err)
 	}
@@ -101,9 +117,9 @@ const maxFailure = 64 << 10
 
 // unpack is that process's life; args are its arguments behind unpackArg.
 func unpack(args []string) (status int) {
-	err := errors.New("two arguments are needed")
-	if len(args) == 2 {
-		err = unpackInto(args[0], args[1])
+	err := errors.New("three arguments are needed")
+	if len(args) == 3 {
+		err = unpackInto(args[0], args[1], args[2])
 	}
 	if err == nil {
 		return 0
@@ -116,8 +132,12 @@ func unpack(args []string) (status int) {
 	return 1
 }
 
-func unpackInto(base, where string) error {
-	id, err := strconv.Atoi(base)
+func unpackInto(user, group, where string) error {
+	uid, err := strconv.Atoi(user)
+	if err != nil {
+		return err
+	}
+	gid, err := strconv.Atoi(group)
 	if err != nil {
 		return err
 	}
@@ -133,18 +153,18 @@ func unpackInto(base, where string) error {
 		return err
 	}
 	defer root.Close()
-	// The files must belong to the job's root, and its file system knows no
+	// The files must belong to the job's user, and its file system knows no
 	// other ids (EOVERFLOW). setfsuid(2) concerns one thread alone: this
 	// goroutine stays on it.
 	runtime.LockOSThread()
-	setFSID(id)
+	setFSID(uid, gid)
 	_, err = archive.Unpack(root, os.NewFile(unpackArchive, "archive"), archive.DefaultLimits)
 	return err
 }
 
-func setFSID(id int) {
-	_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, uintptr(id), 0, 0)
-	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(id), 0, 0)
+func setFSID(uid, gid int) {
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSGID, uintptr(gid), 0, 0)
+	_, _, _ = unix.RawSyscall(unix.SYS_SETFSUID, uintptr(uid), 0, 0)
 }
 
 // keepFiles writes what the ended job left in /work into the job's directory,

@@ -68,3 +68,23 @@ func (m *monitor) raiseLimits(limits []Rlimit) error {
 	}
 	return nil
 }
+
+// oomScore is the oom_score_adj of jobs, whatever that of the daemon is: when the
+// host's memory is used up, a job ends before what keeps the host alive.
+const oomScore = "100"
+
+// fixOOMScore sets it from outside, which makes it the least that the job itself may
+// set (with CAP_SYS_RESOURCE, which a monitor in a container may lack; then it may
+// go back to the daemon's).
+func (m *monitor) fixOOMScore() error {
+	name := "/proc/" + itoa(int64(m.child)) + "/oom_score_adj"
+	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open "+name, err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Write(fd, []byte(oomScore)); err != nil && err != unix.EACCES { // it was even higher, and may not be lowered
+		return step("write "+name, err)
+	}
+	return nil
+}

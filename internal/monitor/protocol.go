@@ -118,6 +118,10 @@ type Run struct {
 	FilterFlags  uint32   `json:"filter_flags,omitempty"`
 	Capabilities uint64   `json:"capabilities"` // kept in the bounding, permitted and effective sets
 	Rlimits      []Rlimit `json:"rlimits,omitempty"`
+	UID          uint32   `json:"uid,omitempty"` // of the command, in the job
+	GID          uint32   `json:"gid,omitempty"`
+	Nested       bool     `json:"nested,omitempty"`   // nothing in /proc is hidden, so that a new one may be mounted
+	Landlock     bool     `json:"landlock,omitempty"` // where the kernel has it
 
 	DiskBytes int64 `json:"disk_bytes,omitempty"` // size of the root; 0: as the box has it
 

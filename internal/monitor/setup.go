@@ -16,6 +16,9 @@ const (
 	slotDev               // the tree for /dev
 	slotLo                // a socket to bring the loopback interface up
 	slotStdin
+	slotRuleset       // of Landlock
+	slotRule          // and the one behind it
+	_                 //
 	slotMaster        // the job's terminal, two ends
 	slotTerminal      //
 	slotTask     = 12 // the tasks files of the v1 hierarchies
@@ -42,6 +45,7 @@ func boxProgram(p *program, box *Box) {
 	mountProc(p)
 	mountDev(p, box)
 	leaveHost(p)
+	makeRuleset(p)
 	p.call("say that the box is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
 	p.add("wait for the job", op{kind: opReceive, save: slotTree})
 }
@@ -51,7 +55,12 @@ func boxProgram(p *program, box *Box) {
 // trees.
 func jobProgram(p *program, run *Run, out, err int) {
 	nameHost(p, run.Hostname)
+	if run.Nested {
+		unmaskProc(p)
+	}
 	attachTrees(p, run)
+	makeWorkDir(p, run)
+	giveWorkDir(p, run)
 	enterWorkDir(p, run)
 	connectInput(p, run)
 	connectOutput(p, run, out, err)
@@ -134,18 +143,20 @@ func (p *program) mkdir(dir string, mode uintptr) *op {
 	return p.call("mkdir "+dir, unix.SYS_MKDIRAT, atFDCWD, p.str(dir), mode)
 }
 
+var rootDirs = []struct {
+	name string
+	mode uintptr
+}{
+	{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
+	{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
+	{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
+}
+
 // buildRoot makes the directories of the job's root: the places where the job
 // may write, and where trees are attached later.
 func buildRoot(p *program) {
 	p.call("umask", unix.SYS_UMASK, 0)
-	for _, d := range []struct {
-		name string
-		mode uintptr
-	}{
-		{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
-		{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
-		{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
-	} {
+	for _, d := range rootDirs {
 		p.mkdir(d.name, d.mode)
 	}
 	p.call("symlink var/run", unix.SYS_SYMLINKAT, p.str("/run"), atFDCWD, p.str("var/run"))
@@ -178,6 +189,15 @@ func maskProc(p *program) {
 		p.call("bind /proc/"+name, unix.SYS_MOUNT, dir, dir, 0, unix.MS_BIND|unix.MS_REC).may(allowAll)
 		p.call("freeze /proc/"+name, unix.SYS_MOUNT, 0, dir, 0,
 			unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0).may(allowAll)
+	}
+}
+
+// unmaskProc takes maskProc back: a user namespace that sees a part of proc only
+// may not mount it (mount_too_revealing). What is dangerous there belongs to the
+// host's root.
+func unmaskProc(p *program) {
+	for _, name := range append(procMasked, procReadOnly...) {
+		p.call("unmask /proc/"+name, unix.SYS_UMOUNT2, p.str("proc/"+name), unix.MNT_DETACH).may(allowAll) // EINVAL: it was not masked
 	}
 }
 
@@ -247,8 +267,8 @@ func (p *program) file(name, text string) {
 	p.call("close /"+name, unix.SYS_CLOSE, slotStdin).slot(0)
 }
 
-// enterWorkDir makes the working directory where it can, and enters it.
-func enterWorkDir(p *program, run *Run) {
+// makeWorkDir makes the working directory where it can.
+func makeWorkDir(p *program, run *Run) {
 	dir := path.Clean(run.WorkDir)
 	for i, c := range dir {
 		if c == '/' && i > 0 {
@@ -256,13 +276,29 @@ func enterWorkDir(p *program, run *Run) {
 		}
 	}
 	p.mkdir(dir, 0o755).may(allowAll) // chdir reports what is wrong with it
-	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(dir))
+}
+
+// giveWorkDir makes a working directory that not every job has the user's.
+func giveWorkDir(p *program, run *Run) {
+	dir := path.Clean(run.WorkDir)
+	for _, d := range rootDirs {
+		if dir == "/" || dir == "/"+d.name {
+			return
+		}
+	}
+	if run.UID|run.GID != 0 {
+		p.call("give the user the working directory", unix.SYS_FCHOWNAT, atFDCWD, p.str(dir), uintptr(run.UID), uintptr(run.GID), 0).may(allowAll) // EROFS: it stays as it is
+	}
+}
+
+func enterWorkDir(p *program, run *Run) {
+	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(path.Clean(run.WorkDir)))
 	p.call("umask", unix.SYS_UMASK, 0o022)
 }
 
 func connectInput(p *program, run *Run) {
 	if run.Terminal != nil {
-		openTerminal(p, *run.Terminal)
+		openTerminal(p, run)
 		return
 	}
 	slot := uintptr(slotTree + len(run.Trees))
@@ -314,12 +350,23 @@ func dropPrivileges(p *program, run *Run) {
 			p.call("drop from the bounding set", unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c).may(allowAll) // EINVAL beyond the kernel's last
 		}
 	}
+	capabilities := run.Capabilities
+	if run.UID|run.GID != 0 {
+		p.call("setresgid", unix.SYS_SETRESGID, uintptr(run.GID), uintptr(run.GID), uintptr(run.GID))
+		p.call("setresuid", unix.SYS_SETRESUID, uintptr(run.UID), uintptr(run.UID), uintptr(run.UID))
+	}
+	if run.UID != 0 {
+		capabilities = 0 // setresuid has taken them
+	}
 	header := put(p, unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
-	low, high := uint32(run.Capabilities), uint32(run.Capabilities>>32)
+	low, high := uint32(capabilities), uint32(capabilities>>32)
 	data := put(p, [2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}})
 	p.call("capset", unix.SYS_CAPSET, header, data)
 	p.call("prctl PR_SET_NO_NEW_PRIVS", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	dieWithMonitor(p)
+	if run.Landlock {
+		confine(p)
+	}
 	if len(run.Filter) > 0 {
 		code := p.alloc(len(run.Filter))
 		if !p.full {

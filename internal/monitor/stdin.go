@@ -33,7 +33,7 @@ func (m *monitor) openStdin(run *Run) (int, error) {
 		_ = unix.SetNonblock(pipe[1], true)
 		m.stdin.pipe = pipe[1]
 		// So that the job may open /dev/stdin.
-		if err := unix.Fchown(pipe[0], int(m.idBase), int(m.idBase)); err != nil {
+		if err := unix.Fchown(pipe[0], int(m.idBase+run.UID), int(m.idBase+run.GID)); err != nil {
 			unix.Close(pipe[0])
 			return -1, step("give the job its pipe", err)
 		}

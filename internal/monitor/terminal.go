@@ -40,13 +40,16 @@ const (
 // and in its root, sends the master to the monitor and makes the other side
 // standard input, output and error. No other code of the job runs in this
 // process before.
-func openTerminal(p *program, size WindowSize) {
+func openTerminal(p *program, run *Run) {
 	const flags = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
 	p.call("open /dev/pts/ptmx", unix.SYS_OPENAT, atFDCWD, p.str("/dev/pts/ptmx"), flags).into(slotMaster)
 	p.call("unlock the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSPTLCK, p.alloc(4)).slot(0)
 	p.call("open the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCGPTPEER, flags).slot(0).into(slotTerminal)
-	p.call("set the size of the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSWINSZ, put(p, unix.Winsize{Row: size.Rows, Col: size.Columns})).slot(0)
+	p.call("set the size of the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSWINSZ, put(p, unix.Winsize{Row: run.Terminal.Rows, Col: run.Terminal.Columns})).slot(0)
 	p.call("set the terminal's modes", unix.SYS_IOCTL, slotTerminal, unix.TCSETS, put(p, saneModes())).slot(0)
+	if run.UID != 0 {
+		p.call("give the user the terminal", unix.SYS_FCHOWN, slotTerminal, uintptr(run.UID), ttyGroup).slot(0)
+	}
 	p.add("send the terminal to the monitor", op{kind: opSend, save: slotMaster})
 	for fd := range uintptr(3) {
 		p.call("connect the terminal", unix.SYS_DUP3, slotTerminal, fd, 0).slot(0)

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -10,8 +11,8 @@ import (
 )
 
 // A message is in memory as a whole before anybody can look at it, and gRPC knows
-// no bound but that of one message. So what remote clients send is counted where it
-// comes in, for each connection on which something is still to come, until the
+// no bound but that of one message. So what clients send, all but this host's root,
+// is counted where it comes in, for each connection on which something is still to come, until the
 // messages that it makes are there; and these until their calls have done with
 // them. When it is too much, the calls end of the connection that has sent most.
 
@@ -29,19 +30,31 @@ var errIntake = tooMuch(intakeRetry, "clients are sending more than the daemon a
 // intakeRetry is after what time to try again.
 const intakeRetry = time.Second
 
-// intake counts what remote clients send.
+// intake counts what clients send.
 type intake struct {
 	limit func() int64
 
-	mu    sync.Mutex // protects what follows, and each connection's sent and arrivals
+	mu    sync.Mutex // protects what follows, and each sender's arrivals and sent
 	taken int64      // bytes on all connections and held
-	open  map[*gateConn]struct{}
+	open  map[*sender]struct{}
+}
+
+// sender is a connection.
+type sender struct {
+	intake   *intake
+	arrivals map[*arrival]struct{}
+	counts   *atomic.Bool // there are arrivals
+	sent     int64        // bytes that came while there were, of messages that are not there yet
+}
+
+func newSender(in *intake) sender {
+	return sender{intake: in, arrivals: map[*arrival]struct{}{}, counts: &atomic.Bool{}}
 }
 
 // arrival is a call of which something is still to come.
 type arrival struct {
 	intake  *intake
-	conn    *gateConn
+	conn    *sender
 	kind    grpc.MethodInfo
 	refused chan struct{} // closed when what it sends is too much
 	cancel  context.CancelFunc
@@ -51,7 +64,7 @@ type arrival struct {
 type arrivalKey struct{}
 
 // begin notes a call, and gives its request so long to arrive.
-func (in *intake) begin(ctx context.Context, conn *gateConn, kind grpc.MethodInfo, limit time.Duration) context.Context {
+func (in *intake) begin(ctx context.Context, conn *sender, kind grpc.MethodInfo, limit time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(ctx) // ends with its parent, as each call does
 	a := &arrival{intake: in, conn: conn, kind: kind, refused: make(chan struct{}), cancel: cancel}
 	a.timer = time.AfterFunc(limit, cancel)
@@ -82,7 +95,11 @@ func (in *intake) ended(a *arrival) {
 }
 
 // took counts bytes that a connection has sent.
-func (in *intake) took(c *gateConn, n int) {
+func (c *sender) took(n int) {
+	if n <= 0 || !c.counts.Load() {
+		return
+	}
+	in := c.intake
 	in.mu.Lock()
 	if len(c.arrivals) > 0 {
 		c.sent += int64(n)
@@ -128,7 +145,7 @@ func receive(s grpc.ServerStream, m any) (release func(), err error) {
 // held.
 func (in *intake) tooMany() (ending []*arrival) {
 	for in.taken > in.limit() {
-		var most *gateConn
+		var most *sender
 		for c := range in.open {
 			if most == nil || c.sent > most.sent {
 				most = c
@@ -150,7 +167,7 @@ func (in *intake) tooMany() (ending []*arrival) {
 func received(ctx context.Context, m any) (release func(), err error) {
 	a, ok := ctx.Value(arrivalKey{}).(*arrival)
 	if !ok {
-		return func() {}, nil // on this host's socket
+		return func() {}, nil // this host's root
 	}
 	a.timer.Stop()
 	size := int64(0)

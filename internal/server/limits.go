@@ -9,7 +9,6 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -24,7 +23,7 @@ const (
 	idleLimiter = 10 * time.Minute
 )
 
-// limiter bounds what remote clients ask, each by its name.
+// limiter bounds what clients other than this host's root ask, each by its name.
 type limiter struct {
 	settings func() *Settings
 	intake   *intake
@@ -44,20 +43,16 @@ type clientLimit struct {
 
 // tap decides on a call before anything of its request is read.
 func (l *limiter) tap(ctx context.Context, t *tap.Info) (context.Context, error) {
-	p, ok := peer.FromContext(ctx)
-	if !ok {
-		return ctx, nil
+	c := callerOf(ctx)
+	if c.cert == nil && c.uid == 0 {
+		return ctx, nil // this host's root
 	}
-	info, ok := p.AuthInfo.(certInfo)
-	if !ok {
-		return ctx, nil // on this host's socket
-	}
-	client, err := l.enter(info.cert.Subject.CommonName)
+	client, err := l.enter(c.name())
 	if err != nil {
 		return ctx, err
 	}
 	context.AfterFunc(ctx, func() { l.leave(client) })
-	return l.intake.begin(ctx, info.conn, l.methods[t.FullMethodName], receiveTime), nil
+	return l.intake.begin(ctx, c.conn, l.methods[t.FullMethodName], receiveTime), nil
 }
 
 func (l *limiter) enter(name string) (*clientLimit, error) {
@@ -84,12 +79,12 @@ func (l *limiter) enter(name string) (*clientLimit, error) {
 	}
 	c.used = now
 	if c.calls >= set.ClientCalls {
-		return nil, tooMuch(0, "cert:%s has %d calls under way, as many as the daemon allows (client-calls)", name, c.calls)
+		return nil, tooMuch(0, "%s has %d calls under way, as many as the daemon allows (client-calls)", name, c.calls)
 	}
 	if r := c.bucket.ReserveN(now, 1); r.DelayFrom(now) > 0 {
 		wait := r.DelayFrom(now)
 		r.CancelAt(now)
-		return nil, tooMuch(wait, "cert:%s makes more calls than the daemon allows (client-rate %d a second)", name, set.ClientRate)
+		return nil, tooMuch(wait, "%s makes more calls than the daemon allows (client-rate %d a second)", name, set.ClientRate)
 	}
 	c.calls++
 	return c, nil

@@ -725,26 +725,26 @@ func TestRequestMemory(t *testing.T) {
 	// What is there is held until the call has done with it.
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	in := &intake{limit: func() int64 { return 10 << 20 }, open: map[*gateConn]struct{}{}}
-	conn := &gateConn{arrivals: map[*arrival]struct{}{}}
+	in := &intake{limit: func() int64 { return 10 << 20 }, open: map[*sender]struct{}{}}
+	from := newSender(in)
 	request := &api.RunJobRequest{Uploads: []*api.FileUpload{{Content: make([]byte, 6<<20)}}}
-	release, err := received(in.begin(ctx, conn, grpc.MethodInfo{}, time.Minute), request)
+	release, err := received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := received(in.begin(ctx, conn, grpc.MethodInfo{}, time.Minute), request); status.Code(err) != codes.ResourceExhausted {
+	if again, err := received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request); status.Code(err) != codes.ResourceExhausted {
 		t.Errorf("a second one: %v", err)
 	} else {
 		again()
 	}
 	release()
 	release()
-	if release, err = received(in.begin(ctx, conn, grpc.MethodInfo{}, time.Minute), request); err != nil {
+	if release, err = received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request); err != nil {
 		t.Errorf("when the first is done: %v", err)
 	}
 	release()
 	if in.taken != 0 {
 		t.Errorf("%d bytes stay counted", in.taken)
 	}
-	<-in.begin(ctx, conn, grpc.MethodInfo{}, time.Millisecond).Done() // a request that does not come
+	<-in.begin(ctx, &from, grpc.MethodInfo{}, time.Millisecond).Done() // a request that does not come
 }

@@ -57,6 +57,7 @@ type Options struct {
 	Audit    *Audit           // nil: no audit log
 	Metrics  *metrics.Metrics // counts the calls; nil: nothing does
 	Settings Settings
+	Group    int // on this host's socket its members are developers; 0: root alone
 }
 
 // Settings can be changed while the server serves.
@@ -65,7 +66,7 @@ type Settings struct {
 	ClientRate     int   // calls a second of one client with a certificate, twice as many at once
 	ClientCalls    int   // of one client under way
 	MaxConnections int   // of all clients
-	RequestMemory  int64 // bytes of requests of clients with certificates that are under way or held
+	RequestMemory  int64 // bytes of requests that are under way or held, of all but this host's root
 }
 
 // DefaultSettings allow what a client needs who means well.
@@ -94,14 +95,14 @@ type Server struct {
 func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
 	s.Configure(opt.Settings)
-	in := &intake{limit: func() int64 { return s.settings.Load().RequestMemory }, open: map[*gateConn]struct{}{}}
+	in := &intake{limit: func() int64 { return s.settings.Load().RequestMemory }, open: map[*sender]struct{}{}}
 	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections }, in)
 	s.methods = map[string]grpc.MethodInfo{}
 	limits := &limiter{settings: s.settings.Load, intake: in, methods: s.methods, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(transport{pki: opt.PKI, gate: s.gate}),
+		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, in), pki: opt.PKI, gate: s.gate}),
 		grpc.InTapHandle(limits.tap),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),

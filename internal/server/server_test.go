@@ -49,7 +49,7 @@ func TestRoleTable(t *testing.T) {
 
 func TestAuthorize(t *testing.T) {
 	t.Parallel()
-	root, user := caller{known: true}, caller{known: true, uid: 1000}
+	root, user, member := caller{known: true}, caller{known: true, uid: 1000}, caller{known: true, uid: 1000, member: true}
 	for _, tt := range []struct {
 		caller caller
 		method string
@@ -57,8 +57,11 @@ func TestAuthorize(t *testing.T) {
 	}{
 		{root, api.JobService_RunJob_FullMethodName, ""},
 		{root, "/joblet.Unknown/Method", ""},
-		{user, api.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root (uid 0) may"},
-		{caller{}, api.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root (uid 0) may"},
+		{user, api.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root may, and members of its group"},
+		{caller{}, api.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root may, and members of its group"},
+		{member, api.JobService_RunJob_FullMethodName, ""},
+		{member, api.RuntimeService_BuildRuntime_FullMethodName, "uid:1000 is developer, and this call needs maintainer"},
+		{member, "/joblet.Unknown/Method", "uid:1000 is developer, and this call needs admin"},
 	} {
 		err := authorize(tt.caller, tt.method)
 		if tt.denied == "" && err != nil || tt.denied != "" && (joblet.KindOf(err) != joblet.PermissionDenied || err.Error() != tt.denied) {

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -47,7 +46,7 @@ type transport struct {
 type certInfo struct {
 	credentials.TLSInfo
 	cert *x509.Certificate
-	conn *gateConn
+	conn *sender
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
@@ -80,7 +79,7 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 		},
 		cert: cert,
-		conn: known,
+		conn: &known.sender,
 	}, nil
 }
 
@@ -124,17 +123,12 @@ type gateConn struct {
 	client string            // empty: not known yet
 	cert   *x509.Certificate // of the client
 	once   sync.Once
-
-	counts   atomic.Bool // there are arrivals
-	arrivals map[*arrival]struct{}
-	sent     int64 // bytes that came while there were, of messages that are not there yet
+	sender
 }
 
 func (c *gateConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if n > 0 && c.counts.Load() {
-		c.gate.intake.took(c, n)
-	}
+	c.took(n)
 	return n, err
 }
 
@@ -179,7 +173,7 @@ func (g *gate) enter(conn net.Conn) (*gateConn, error) {
 	case g.unknown[host] >= maxUnknownPerHost:
 		return nil, fmt.Errorf("%d connections from there have not shown a certificate yet", g.unknown[host])
 	}
-	c := &gateConn{Conn: conn, gate: g, host: host, arrivals: map[*arrival]struct{}{}}
+	c := &gateConn{Conn: conn, gate: g, host: host, sender: newSender(g.intake)}
 	g.conns[c] = struct{}{}
 	g.unknown[host]++
 	g.total++

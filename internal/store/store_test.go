@@ -90,6 +90,10 @@ func fullJob(t *testing.T) Record {
 			DependsOn: []string{"a"}, Priority: -7, IdempotencyKey: "once ü",
 			Stdin: joblet.StdinStream, Uploads: []string{"data"}, LogMax: 1 << 20,
 			Terminal: joblet.WindowSize{Rows: 24, Columns: 80},
+			Security: joblet.Security{
+				Profile: joblet.ProfileNested, AllowCalls: []string{"kcmp"}, DenyCalls: []string{"ptrace"},
+				CapAdd: []string{"net_raw"}, CapDrop: []string{"chown"}, User: "1000:100",
+			},
 			Limits: joblet.Limits{
 				CPUPercent: 150, CPUCores: "0-1", CPUWeight: 7, MemoryBytes: 1 << 33, MemoryHighBytes: 1 << 32, SwapBytes: 1 << 20, MaxPIDs: 99,
 				IOBps: 1 << 20, ReadBps: 2 << 20, WriteBps: 3 << 20, IOps: 1000, DiskBytes: 1 << 28,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
@@ -29,6 +30,9 @@ func jobVariables(job joblet.Job) []string {
 // resolve turns the names in a spec into facts for the engine.
 func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	env := map[string]string{"PATH": defaultPath, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8"}
+	if uid, _ := spec.Security.IDs(); uid != 0 { // who has no entry in /etc/passwd, and /root is not theirs
+		env["HOME"], env["USER"] = joblet.DefaultWorkDir, strconv.Itoa(int(uid))
+	}
 	view := s.engine.HostView
 	if spec.Runtime != "" {
 		rt, err := s.runtimes.Get(spec.Runtime)
@@ -60,6 +64,9 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
 	if t := spec.Terminal; t != (joblet.WindowSize{}) {
 		run.Terminal = &engine.WindowSize{Rows: uint16(t.Rows), Columns: uint16(t.Columns)}
+	}
+	if err := run.SetSecurity(spec.Security); err != nil {
+		return nil, err
 	}
 	return run, s.limit(run, spec.Limits)
 }

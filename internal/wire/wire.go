@@ -45,6 +45,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		"job name": s.Name, "runtime name": s.Runtime, "workdir": s.WorkDir, "schedule": s.Schedule,
 		"overlap": string(s.Overlap), "idempotency key": s.IdempotencyKey, "standard input": string(s.Stdin),
 		"dependency": strings.Join(s.DependsOn, " "), "processors": s.Limits.CPUCores,
+		"security": securityText(s.Security),
 	} {
 		if !utf8.ValidString(text) {
 			return nil, joblet.Errorf(joblet.InvalidArgument, "%s %.100q: not UTF-8", what, text)
@@ -72,6 +73,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		Stdin:             string(s.Stdin),
 		LogMaxBytes:       s.LogMax,
 		Limits:            LimitsToProto(s.Limits),
+		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
 	}, nil
 }
@@ -128,6 +130,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		Stdin:          joblet.Stdin(r.GetStdin()),
 		LogMax:         r.GetLogMaxBytes(),
 		Limits:         specLimits(r),
+		Security:       securityFromProto(r.GetSecurity()),
 		Terminal:       WindowFromProto(r.GetTerminal()),
 	}, nil
 }
@@ -177,6 +180,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		WorkBytes:         j.WorkBytes,
 		Usage:             usageToProto(j.Usage),
 		OutOfMemory:       j.OutOfMemory,
+		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
 	}
 	showLimits(p, s.Limits)
@@ -255,6 +259,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Uploads:        p.GetUploads(),
 			LogMax:         p.GetLogMaxBytes(),
 			Limits:         LimitsFromProto(p.GetLimits()),
+			Security:       securityFromProto(p.GetSecurity()),
 			Terminal:       WindowFromProto(p.GetTerminal()),
 		},
 		Usage:       usageFromProto(p.GetUsage()),

@@ -345,6 +345,8 @@ func TestUnbuiltFields(t *testing.T) {
 			m.Mutable(f).List().AppendMutable()
 		case f.IsList():
 			m.Mutable(f).List().Append(protoScalar(t, f))
+		case f.Name() == "security": // TestSpecRoundTrip has each of its fields, and of limits
+			m.Set(f, protoreflect.ValueOfMessage((&api.JobSecurity{Profile: "strict"}).ProtoReflect()))
 		case f.Name() == "limits":
 			m.Set(f, protoreflect.ValueOfMessage((&api.JobLimits{MaxPids: 1}).ProtoReflect()))
 		case f.Message() != nil:

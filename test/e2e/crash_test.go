@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestDaemonKilled: jobs go on without the daemon, and the next one has their
@@ -224,7 +226,7 @@ func TestDaemonRefusesToStart(t *testing.T) {
 			if err := os.Mkdir(d.state, 0o755); err != nil {
 				t.Fatal(err)
 			}
-			t.Cleanup(func() { d.checkLeaks(t) })
+			t.Cleanup(func() { testenv.CheckLeaks(t, d.run) })
 			test.prepare(t, d)
 			err := d.start()
 			if err == nil {
@@ -269,7 +271,7 @@ func TestFullDisk(t *testing.T) {
 		if d.cmd != nil {
 			d.stop()
 		}
-		d.checkLeaks(t)
+		testenv.CheckLeaks(t, d.run)
 		if t.Failed() {
 			t.Logf("the daemon said:\n%s", d.stderr.String())
 		}

@@ -229,6 +229,37 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecUser: a further process is of the job's user, whose terminal it has and
+// whose processes it may signal, as they may it; and is shut in as they are.
+func TestExecUser(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.must(t, "-d", "--name=box", "--user=1000:100", "--workdir=/work/here", "sh", "-c",
+		"sleep 604 & while :; do pkill -f '[s]leep 605'; sleep 0.1; done")
+	run := func(command string, flags ...string) string {
+		t.Helper()
+		r := d.rnx(patient(t), append(append([]string{"job", "exec"}, flags...), "box", "sh", "-c", command)...)
+		if r.status != 0 {
+			t.Errorf("%s: %v", command, r)
+		}
+		return r.stdout
+	}
+	if got := run("id -u; id -g; grep ^CapEff /proc/self/status; echo x > file; stat -c %u:%g . file; echo out > /dev/stdout; echo $HOME"); got !=
+		"1000\n100\nCapEff:\t0000000000000000\n1000:100\n1000:100\nout\n/work\n" {
+		t.Errorf("%q", got)
+	}
+	if got := run(": < $(tty); stat -c %u:%g $(tty)", "-t"); got != "1000:5\r\n" {
+		t.Errorf("terminal: %q", got)
+	}
+	if got := run("chroot / true || mkdir /etc/x || stat -c %u /tmp /work", "-w", "/tmp"); got != "0\n1000\n" {
+		t.Errorf("privileges: %q", got)
+	}
+	run("kill -0 1 && pkill -f '[s]leep 604'")
+	if r := d.rnx(patient(t), "job", "exec", "box", "sleep", "605"); r.status != 143 {
+		t.Errorf("a signal of PID 1's: %v", r)
+	}
+}
+
 // hostProcesses returns the ids of the processes whose arguments, each with a NUL
 // behind it, end in one of the given.
 func hostProcesses(endings ...string) (pids []string) {

@@ -27,6 +27,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // leastKills is how many times TestKill has to kill a daemon at a named point.
@@ -205,7 +206,7 @@ func newKiller(t *testing.T, tally *tally, seed uint64, args ...string) *killer 
 		if t.Failed() {
 			t.Logf("the last daemons said:\n%s", k.d.stderr.String())
 		}
-		k.d.checkLeaks(t)
+		testenv.CheckLeaks(t, k.d.run)
 	})
 	root := filepath.Join(k.d.state, "runtimes", "witness", "rootfs")
 	if err := os.Mkdir(dir+"/state", 0o700); err != nil {
@@ -365,7 +366,7 @@ func (k *killer) begin(t *testing.T, point string, n int) *life {
 	k.checkWords(t)
 	k.d.stderr.Reset()
 	err := k.d.start()
-	if point != "" && errors.Is(err, errDied) && isKilled(err) {
+	if point != "" && errors.Is(err, testenv.ErrDied) && isKilled(err) {
 		k.tally.add(point)
 		return nil
 	}
@@ -1265,7 +1266,7 @@ func (l *life) leaks(jobs []joblet.Job) (left []string) {
 	eventually(5*time.Second, func() bool {
 		left = nil
 		boxes := map[string]bool{}
-		for _, group := range l.d.groups() {
+		for _, group := range testenv.Groups(l.d.run) {
 			found, _ := filepath.Glob(group + "/*-*")
 			if len(found) > spares {
 				left = append(left, fmt.Sprintf("%d cgroups in %s and no job", len(found), group))
@@ -1314,7 +1315,7 @@ func (l *life) monitors() (n int) {
 			continue
 		}
 		groups, _ := os.ReadFile(filepath.Dir(name) + "/cgroup")
-		for _, own := range l.d.groups() {
+		for _, own := range testenv.Groups(l.d.run) {
 			if strings.Contains(string(groups), "/"+filepath.Base(own)+"/") {
 				n++
 				break

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // Jobs that take what they can get. The tests here run on this host, and on pure
@@ -449,7 +450,7 @@ print("done", flush=True)`
 	if err != nil {
 		t.Fatal(err)
 	}
-	var out output
+	var out testenv.Output
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // logEvent is a line of "rnx job log --json".
@@ -365,7 +366,7 @@ func TestLogFullDisk(t *testing.T) {
 		if d.cmd != nil {
 			d.stop()
 		}
-		d.checkLeaks(t)
+		testenv.CheckLeaks(t, d.run)
 		if t.Failed() {
 			t.Logf("the daemon said:\n%s", d.stderr.String())
 		}

@@ -8,16 +8,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 var (
@@ -75,14 +74,7 @@ func build(dir string) error {
 		}
 		return nil
 	}
-	if err := run("go", "build", "-tags", "grpcnotrace", "-o", binDir+"/rnx", "./cmd/rnx"); err != nil {
-		return err
-	}
-	args := []string{"build", "-o", binDir + "/joblet"}
-	if os.Getenv("JOBLET_TEST_NORACE") == "" {
-		args = append(args, "-race")
-	}
-	if err := run("go", append(args, "./cmd/joblet")...); err != nil {
+	if err := testenv.Build(top, binDir, os.Getenv("JOBLET_TEST_NORACE") == ""); err != nil {
 		return err
 	}
 	if runtimes = os.Getenv("JOBLET_TEST_RUNTIMES"); runtimes != "" {
@@ -109,31 +101,7 @@ type daemon struct {
 	bin        string   // the program; empty: joblet in binDir
 	env        []string // beside ours
 	cmd        *exec.Cmd
-	stderr     output
-}
-
-// output collects what a program writes, while others may look at it.
-type output struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.buf.String()
-}
-
-func (o *output) Reset() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.buf.Reset()
+	stderr     testenv.Output
 }
 
 // newDaemon starts a daemon with directories of its own, stops it when the test
@@ -165,7 +133,7 @@ func newDaemon(t *testing.T, args ...string) *daemon {
 		if t.Failed() {
 			t.Logf("the daemon said:\n%s", d.stderr.String())
 		}
-		d.checkLeaks(t)
+		testenv.CheckLeaks(t, d.run)
 	})
 	if err := d.start(); err != nil {
 		t.Fatal(err)
@@ -177,40 +145,15 @@ func (d *daemon) host() string { return "unix://" + d.run + "/joblet.sock" }
 
 // start starts the daemon and waits until it says that it is ready.
 func (d *daemon) start() error {
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	d.cmd = exec.Command(cmp.Or(d.bin, binDir+"/joblet"), append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run, "--ready-fd", "3"}, d.args...)...)
+	d.cmd = exec.Command(cmp.Or(d.bin, binDir+"/joblet"), append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run}, d.args...)...)
 	d.cmd.Env = append(os.Environ(), d.env...)
-	d.cmd.ExtraFiles = []*os.File{w}
 	d.cmd.Stderr = &d.stderr
-	err = d.cmd.Start()
-	w.Close()
-	if err != nil {
-		return err
-	}
-	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		return err
-	}
-	said := make([]byte, 4096)
-	n, err := r.Read(said)
-	if errors.Is(err, io.EOF) { // it died without a word
-		err := d.cmd.Wait()
+	if err := testenv.Serve(d.cmd); err != nil {
 		d.cmd = nil
-		return fmt.Errorf("%w (%w): %s", errDied, err, d.stderr.String())
-	}
-	if string(said[:n]) != "ok\n" {
-		_ = d.cmd.Process.Kill()
-		_ = d.cmd.Wait()
-		d.cmd = nil
-		return fmt.Errorf("the daemon did not start: %s%s", said[:n], d.stderr.String())
+		return err
 	}
 	return nil
 }
-
-var errDied = errors.New("the daemon died while it started")
 
 // stop ends the daemon's jobs and then the daemon, as an operator would: first
 // those that wait, so that none takes the place of one that ends.
@@ -233,49 +176,6 @@ func (d *daemon) kill(t *testing.T) {
 	}
 	_ = d.cmd.Wait()
 	d.cmd = nil
-}
-
-// checkLeaks fails the test if something of the daemon is left: a process that
-// knows its directories, a mount, a cgroup. What is about to go has a moment.
-func (d *daemon) checkLeaks(t *testing.T) {
-	t.Helper()
-	var left []string
-	ok := eventually(5*time.Second, func() bool {
-		left = nil
-		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil && bytes.Contains(mounts, []byte(d.run)) {
-			left = append(left, "a mount below "+d.run)
-		}
-		boxes, _ := os.ReadDir(filepath.Join(d.run, "jobs"))
-		for _, b := range boxes {
-			left = append(left, "run directory "+b.Name())
-		}
-		for _, group := range d.groups() {
-			boxes, _ := filepath.Glob(group + "/*-*")
-			for _, b := range boxes {
-				left = append(left, "cgroup "+b)
-			}
-		}
-		return len(left) == 0
-	})
-	if !ok {
-		t.Errorf("left on the host: %s", strings.Join(left, ", "))
-	}
-	// A daemon that was killed leaves its own cgroups, empty, for its next start.
-	for _, g := range d.groups() {
-		_ = syscall.Rmdir(g)
-	}
-}
-
-// groups returns the daemon's own cgroup in each hierarchy; those of its boxes
-// are in there.
-func (d *daemon) groups() (dirs []string) {
-	sum := fnv.New32a()
-	sum.Write([]byte(d.run))
-	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-%08x", "/sys/fs/cgroup/joblet-%08x"} {
-		found, _ := filepath.Glob(fmt.Sprintf(pattern, sum.Sum32()))
-		dirs = append(dirs, found...)
-	}
-	return dirs
 }
 
 // result is what a program did.
@@ -332,13 +232,4 @@ func (d *daemon) must(t *testing.T, args ...string) string {
 }
 
 // eventually polls until ok, at most for the given time.
-func eventually(limit time.Duration, ok func() bool) bool {
-	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
-		if ok() {
-			return true
-		}
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
-}
+func eventually(limit time.Duration, ok func() bool) bool { return testenv.Eventually(limit, ok) }

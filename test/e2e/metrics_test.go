@@ -16,6 +16,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // scraper is a Prometheus of a test's own.
@@ -331,7 +333,7 @@ func TestMetricsRefused(t *testing.T) {
 		if _, err := os.Stat(d.state); !os.IsNotExist(err) {
 			t.Errorf("%s: it made its state directory: %v", addr, err)
 		}
-		d.checkLeaks(t)
+		testenv.CheckLeaks(t, d.run)
 	}
 }
 

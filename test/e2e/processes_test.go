@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // process is one as "rnx job tree --json" and "rnx job top --json" show it.
@@ -436,7 +437,7 @@ func TestMetricsEnds(t *testing.T) {
 // terminal is a pseudo-terminal and what a program has written to it.
 type terminal struct {
 	master, slave *os.File
-	seen          output
+	seen          testenv.Output
 	read          chan struct{} // closed when nobody holds the slave any more
 }
 

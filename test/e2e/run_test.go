@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestExitStatus(t *testing.T) {
@@ -317,7 +319,7 @@ func TestEmbeddedDefault(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run")}
-	t.Cleanup(func() { d.checkLeaks(t) })
+	t.Cleanup(func() { testenv.CheckLeaks(t, d.run) })
 	env := append(os.Environ(), "JOBLET_STATE_DIR="+d.state, "JOBLET_RUN_DIR="+d.run, "RNX_HOST=")
 	var wg sync.WaitGroup
 	for i := range 5 {

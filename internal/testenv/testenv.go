@@ -1,0 +1,155 @@
+// Package testenv is what the tests that drive the real rnx and joblet have in
+// common: building the programs, starting a daemon, and looking for what it left
+// behind.
+package testenv
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Build builds joblet and rnx into dir; top is the module's directory. With race
+// the daemon has the race detector.
+func Build(top, dir string, race bool) error {
+	joblet := []string{"build", "-o", filepath.Join(dir, "joblet")}
+	if race {
+		joblet = append(joblet, "-race")
+	}
+	for _, args := range [][]string{
+		{"build", "-tags", "grpcnotrace", "-o", filepath.Join(dir, "rnx"), "./cmd/rnx"},
+		append(joblet, "./cmd/joblet"),
+	} {
+		cmd := exec.Command("go", args...)
+		cmd.Dir = top
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	return nil
+}
+
+// Output collects what a program writes, while others may look at it.
+type Output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (o *Output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(p)
+}
+
+func (o *Output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// Reset forgets what was written.
+func (o *Output) Reset() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.buf.Reset()
+}
+
+// ErrDied says that a daemon ended while it started, without a word.
+var ErrDied = errors.New("the daemon died while it started")
+
+// Serve starts cmd, a daemon that has no --ready-fd yet, and waits until it says
+// that it is ready. After an error nothing of it is left.
+func Serve(cmd *exec.Cmd) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	cmd.Args = append(cmd.Args, "--ready-fd", "3")
+	cmd.ExtraFiles = []*os.File{w}
+	err = cmd.Start()
+	w.Close()
+	if err != nil {
+		return err
+	}
+	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		return err
+	}
+	said := make([]byte, 4096)
+	n, err := r.Read(said)
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w (%w): %v", ErrDied, cmd.Wait(), cmd.Stderr)
+	}
+	if string(said[:n]) != "ok\n" {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		return fmt.Errorf("the daemon did not start: %s%v", said[:n], cmd.Stderr)
+	}
+	return nil
+}
+
+// CheckLeaks fails the test if something of the daemon with this run directory is
+// left: a mount, a box, a cgroup. What is about to go has a moment.
+func CheckLeaks(t *testing.T, run string) {
+	t.Helper()
+	var left []string
+	ok := Eventually(5*time.Second, func() bool {
+		left = nil
+		if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil && bytes.Contains(mounts, []byte(run)) {
+			left = append(left, "a mount below "+run)
+		}
+		boxes, _ := os.ReadDir(filepath.Join(run, "jobs"))
+		for _, b := range boxes {
+			left = append(left, "run directory "+b.Name())
+		}
+		for _, group := range Groups(run) {
+			boxes, _ := filepath.Glob(group + "/*-*")
+			for _, b := range boxes {
+				left = append(left, "cgroup "+b)
+			}
+		}
+		return len(left) == 0
+	})
+	if !ok {
+		t.Errorf("left on the host: %s", strings.Join(left, ", "))
+	}
+	// A daemon that was killed leaves its own cgroups, empty, for its next start.
+	for _, g := range Groups(run) {
+		_ = syscall.Rmdir(g)
+	}
+}
+
+// Groups returns the own cgroup, in each hierarchy, of the daemon with this run
+// directory; those of its boxes are in there.
+func Groups(run string) (dirs []string) {
+	sum := fnv.New32a()
+	sum.Write([]byte(run))
+	for _, pattern := range []string{"/sys/fs/cgroup/*/joblet-%08x", "/sys/fs/cgroup/joblet-%08x"} {
+		found, _ := filepath.Glob(fmt.Sprintf(pattern, sum.Sum32()))
+		dirs = append(dirs, found...)
+	}
+	return dirs
+}
+
+// Eventually polls until ok, at most for the given time.
+func Eventually(limit time.Duration, ok func() bool) bool {
+	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
+		if ok() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
