@@ -111,7 +111,7 @@ func TestLoad(t *testing.T) {
 				defer conn.Close()
 				jobs, host := api.NewJobServiceClient(conn), api.NewMonitoringServiceClient(conn)
 				time.Sleep(rand.N(4 * time.Second))
-				if _, err := host.GetServerVersion(ctx, &api.EmptyRequest{}); err != nil {
+				if _, err := host.GetServerVersion(ctx, &api.EmptyRequest{}, grpc.WaitForReady(true)); err != nil { // on a slow machine the bound on new connections is met
 					t.Error(err)
 				}
 				connected.Done()
@@ -171,7 +171,7 @@ func TestLoad(t *testing.T) {
 		clients*calls, clients, took[len(took)/2], p99, took[len(took)-1], len(took), failed, limited, before>>20, after>>20, threads, filesBefore, filesAfter)
 	// A host that is busy with other things is no fault of the daemon: what is
 	// asserted is generous, what is aimed at (20 ms) is in the log.
-	if p99 > 2*time.Second {
+	if p99 > 10*time.Second {
 		t.Errorf("p99 %v", p99)
 	}
 	if !eventually(30*time.Second, func() bool { _, _, files := r.memory(t); return files <= filesBefore+10 }) {
