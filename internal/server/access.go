@@ -155,7 +155,11 @@ func (s *Server) checkJob(ctx context.Context, c caller, method string, request 
 		}
 		return nil
 	}
-	job, err := s.sup.Job(ctx, ref)
+	find := s.sup.Job
+	if method == api.JobService_CancelJob_FullMethodName {
+		find = s.sup.Cancelable
+	}
+	job, err := find(ctx, ref)
 	switch {
 	case err != nil && all:
 		return nil // the call itself says what is wrong
