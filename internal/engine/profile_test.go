@@ -112,6 +112,7 @@ func BenchmarkWalls(b *testing.B) {
 		{"no-filter", func(r *Run) { r.Filter = nil }},
 		{"no-landlock", func(r *Run) { r.Landlock = false }},
 		{"no-capdrop", func(r *Run) { r.Capabilities = math.MaxUint64 }},
+		{"log-denied", func(r *Run) { r.LogDenied = true }}, // one more
 		{"none", func(r *Run) { r.Filter, r.Landlock, r.Capabilities = nil, false, math.MaxUint64 }},
 	}
 	e := openEngine(b, spares)
