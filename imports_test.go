@@ -2,6 +2,7 @@ package joblet_test
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -21,6 +22,7 @@ func TestImports(t *testing.T) {
 		{"./internal/engine", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
+		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
 		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/archive", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
@@ -44,5 +46,24 @@ func TestImports(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestDirectImports: what rnx asks of a daemon, it asks as any other program can.
+func TestDirectImports(t *testing.T) {
+	const module = "github.com/joblet/joblet"
+	const form = `{{join .Imports "\n"}}`
+	out, err := exec.Command("go", "list", "-f", form, "./cmd/rnx").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Fields(string(out))
+	if !slices.Contains(all, module+"/client") {
+		t.Errorf("no client in %q", all)
+	}
+	for _, dep := range all {
+		if dep == module+"/api" || dep == module+"/internal/wire" || strings.HasPrefix(dep, "google.golang.org/") {
+			t.Errorf("imports %s: rnx reaches the daemon through client only", dep)
+		}
 	}
 }

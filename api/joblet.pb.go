@@ -101,7 +101,7 @@ type Job struct {
 	Exit           *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
 	Reason         string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
 	CreatedTime    string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
-	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0"
+	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
 	HostPid        int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
 	LogBytes       int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	TimeoutMs      int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
@@ -715,7 +715,7 @@ type GetJobStatusResponse struct {
 	Exit           *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
 	Reason         string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
 	CreatedTime    string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
-	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0"
+	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
 	HostPid        int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
 	LogBytes       int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	TimeoutMs      int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
@@ -4439,6 +4439,9 @@ type ServerVersionInfo struct {
 	Platform      string                 `protobuf:"bytes,7,opt,name=platform,proto3" json:"platform,omitempty"`
 	ProtoCommit   string                 `protobuf:"bytes,8,opt,name=proto_commit,json=protoCommit,proto3" json:"proto_commit,omitempty"`
 	ProtoTag      string                 `protobuf:"bytes,9,opt,name=proto_tag,json=protoTag,proto3" json:"proto_tag,omitempty"`
+	Caller        string                 `protobuf:"bytes,200,opt,name=caller,proto3" json:"caller,omitempty"`                            // who asks, as owners of jobs are named
+	Role          string                 `protobuf:"bytes,201,opt,name=role,proto3" json:"role,omitempty"`                                // of the caller
+	ActiveJobs    int64                  `protobuf:"varint,202,opt,name=active_jobs,json=activeJobs,proto3" json:"active_jobs,omitempty"` // that have not ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4534,6 +4537,27 @@ func (x *ServerVersionInfo) GetProtoTag() string {
 		return x.ProtoTag
 	}
 	return ""
+}
+
+func (x *ServerVersionInfo) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *ServerVersionInfo) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ServerVersionInfo) GetActiveJobs() int64 {
+	if x != nil {
+		return x.ActiveJobs
+	}
+	return 0
 }
 
 type ListRuntimesResponse struct {
@@ -9957,7 +9981,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\bmetadata\x18\a \x03(\v2\x1f.joblet.CloudInfo.MetadataEntryR\bmetadata\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9d\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xed\x02\n" +
 	"\x11ServerVersionInfo\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x1d\n" +
 	"\n" +
@@ -9970,7 +9994,11 @@ const file_joblet_proto_rawDesc = "" +
 	"go_version\x18\x06 \x01(\tR\tgoVersion\x12\x1a\n" +
 	"\bplatform\x18\a \x01(\tR\bplatform\x12!\n" +
 	"\fproto_commit\x18\b \x01(\tR\vprotoCommit\x12\x1b\n" +
-	"\tproto_tag\x18\t \x01(\tR\bprotoTag\"G\n" +
+	"\tproto_tag\x18\t \x01(\tR\bprotoTag\x12\x17\n" +
+	"\x06caller\x18\xc8\x01 \x01(\tR\x06caller\x12\x13\n" +
+	"\x04role\x18\xc9\x01 \x01(\tR\x04role\x12 \n" +
+	"\vactive_jobs\x18\xca\x01 \x01(\x03R\n" +
+	"activeJobs\"G\n" +
 	"\x14ListRuntimesResponse\x12/\n" +
 	"\bruntimes\x18\x01 \x03(\v2\x13.joblet.RuntimeInfoR\bruntimes\"\x82\x05\n" +
 	"\vRuntimeInfo\x12\x12\n" +

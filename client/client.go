@@ -1,23 +1,21 @@
-// Package client talks to a joblet daemon.
+// Package client talks to a joblet daemon. rnx does all that it does through it.
 //
-//	c, err := client.Dial(ctx, client.DefaultHost)
-//	if err != nil {
-//		return err
-//	}
-//	defer c.Close()
-//	for event, err := range c.RunAttached(ctx, joblet.Spec{Command: "ps", Args: []string{"aux"}}) {
-//		if err != nil {
-//			return err
-//		}
-//		switch e := event.(type) {
-//		case client.Output:
-//			os.Stdout.Write(e.Data)
-//		case client.Ended:
-//			fmt.Println(e.Job.State)
-//		}
-//	}
+// [Dial] connects to the daemon of this machine, [DialTLS] to one elsewhere, and
+// [Node.Dial] to one that the configuration of rnx names ([LoadConfig]). A [Client]
+// is one connection, for any number of goroutines; it is made again when it breaks.
 //
-// Errors of the daemon are [*joblet.Error] with the kind that it gave them.
+// [Client.Run] submits a job and leaves it alone; [Client.RunAttached] and
+// [Client.Submit] follow it to its end. A job is named by its id, by the first
+// letters of it when no other has them, or by its name. Jobs never depend on who
+// looks at them: to leave a loop over events, to cancel its context or to close the
+// client ends the call and not the job, and [Client.Follow] goes on at any offset.
+//
+// Errors of the daemon are [*joblet.Error] with the kind that it gave them
+// ([joblet.KindOf]): NotFound, PermissionDenied, Unavailable and so on. Over TLS,
+// calls that change nothing are made again a few times when the connection breaks,
+// and all that were refused for their rate when the daemon says that there is room;
+// none that might start a job twice is, but [joblet.Spec.IdempotencyKey] makes
+// that harmless.
 package client
 
 import (
@@ -37,6 +35,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -68,6 +67,7 @@ var reconnect = grpc.ConnectParams{
 // Client is a connection to one daemon. Its methods may be called at the same
 // time. A broken connection is made again by the next call.
 type Client struct {
+	remote     bool
 	dialer     dialer
 	conn       *grpc.ClientConn
 	jobs       api.JobServiceClient
@@ -83,12 +83,18 @@ func Dial(ctx context.Context, host string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{dialer: dialer{path: path}}
-	c.conn, err = grpc.NewClient("passthrough:///joblet", // a name only: the dialer has the path
+	c := &Client{dialer: dialer{network: "unix", address: path}}
+	// The socket's peers know each other by SO_PEERCRED.
+	return c.open(ctx, insecure.NewCredentials())
+}
+
+// open makes the connection, or nothing.
+func (c *Client) open(ctx context.Context, creds credentials.TransportCredentials, opts ...grpc.DialOption) (_ *Client, err error) {
+	c.conn, err = grpc.NewClient("passthrough:///joblet", append([]grpc.DialOption{ // a name only: the dialer has the address
 		grpc.WithContextDialer(c.dialer.dial),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), // the socket's peers know each other by SO_PEERCRED
+		grpc.WithTransportCredentials(creds),
 		grpc.WithAuthority("joblet"),
-		grpc.WithUserAgent("joblet/"+joblet.Build().Version),
+		grpc.WithUserAgent("joblet/" + joblet.Build().Version),
 		grpc.WithUnaryInterceptor(c.unary),
 		grpc.WithStreamInterceptor(c.stream),
 		grpc.WithConnectParams(reconnect),
@@ -100,7 +106,7 @@ func Dial(ctx context.Context, host string) (*Client, error) {
 		grpc.WithStaticConnWindowSize(window),
 		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
-	)
+	}, opts...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the daemon: %w", err)
 	}
@@ -125,10 +131,10 @@ func (c *Client) connect(ctx context.Context) error {
 			c.conn.Connect()
 		case connectivity.TransientFailure:
 			return cmp.Or(c.dialer.failure(),
-				joblet.Errorf(joblet.Unavailable, "connect to the daemon: what listens on %s does not answer as one", c.dialer.path))
+				joblet.Errorf(joblet.Unavailable, "connect to the daemon: what listens on %s does not answer as one", c.dialer.address))
 		}
 		if !c.conn.WaitForStateChange(ctx, state) {
-			return joblet.Errorf(joblet.Unavailable, "connect to the daemon: %s: %w", c.dialer.path, ctx.Err())
+			return joblet.Errorf(joblet.Unavailable, "connect to the daemon: %s: %w", c.dialer.address, ctx.Err())
 		}
 	}
 }
@@ -140,21 +146,22 @@ func SocketPath(host string) (string, error) {
 	case !ok:
 		return "", joblet.Errorf(joblet.InvalidArgument, "host %q: must look like %s", host, DefaultHost)
 	case scheme != "unix":
-		return "", joblet.Errorf(joblet.Unimplemented, "host %q: this version speaks to unix sockets only, such as %s", host, DefaultHost)
+		return "", joblet.Errorf(joblet.InvalidArgument, "host %q: must be a unix socket, such as %s", host, DefaultHost)
 	}
 	return rest, joblet.ValidPath("host's path", rest)
 }
 
-// dialer connects to a socket. It keeps why it could not the last time, of
+// dialer connects to a daemon. It keeps why it could not the last time, of
 // which gRPC hands on the text only.
 type dialer struct {
-	path string
+	network, address string
+
 	last atomic.Pointer[error]
 }
 
 func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
-	var unix net.Dialer
-	conn, err := unix.DialContext(ctx, "unix", d.path)
+	net := net.Dialer{Timeout: handshakeTime}
+	conn, err := net.DialContext(ctx, d.network, d.address)
 	if err == nil {
 		d.last.Store(nil)
 		return conn, nil
@@ -181,7 +188,23 @@ func (c *Client) Close() error { return c.conn.Close() }
 
 // unary is what every call without a stream passes through.
 func (c *Client) unary(ctx context.Context, method string, request, answer any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return c.failure(request, invoke(ctx, method, request, answer, conn, opts...))
+	for try := 1; ; try++ {
+		err := invoke(ctx, method, request, answer, conn, opts...)
+		if wait, ok := again(method, try, err); ok && c.remote && pause(ctx, wait) {
+			continue
+		}
+		return c.failure(request, err)
+	}
+}
+
+// pause reports whether so much time has passed before ctx was done.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }
 
 // stream is the same for the others.

@@ -372,7 +372,7 @@ func TestDialErrors(t *testing.T) {
 		{"", joblet.InvalidArgument, nil},
 		{"/run/x", joblet.InvalidArgument, nil},
 		{"unix://x", joblet.InvalidArgument, nil},
-		{"tcp://localhost:1", joblet.Unimplemented, nil},
+		{"tcp://localhost:1", joblet.InvalidArgument, nil},
 		{"unix://" + filepath.Join(dir, "none"), joblet.Unavailable, syscall.ENOENT},
 		{"unix://" + dead, joblet.Unavailable, syscall.ECONNREFUSED},
 		{"unix://" + mute, joblet.Unavailable, context.DeadlineExceeded},

@@ -156,6 +156,10 @@ type Version struct {
 	BuildDate string `json:"build_date,omitempty"`
 	Go        string `json:"go"`
 	Platform  string `json:"platform"`
+
+	Caller string `json:"caller,omitempty"` // who we are to the daemon
+	Role   string `json:"role,omitempty"`
+	Jobs   int64  `json:"active_jobs,omitempty"` // that have not ended
 }
 
 // ServerVersion returns the daemon's version.
@@ -171,5 +175,6 @@ func version(v *api.ServerVersionInfo) Version {
 	return Version{
 		Version: v.GetVersion(), Commit: v.GetGitCommit(), BuildDate: v.GetBuildDate(),
 		Go: v.GetGoVersion(), Platform: v.GetPlatform(),
+		Caller: v.GetCaller(), Role: v.GetRole(), Jobs: v.GetActiveJobs(),
 	}
 }

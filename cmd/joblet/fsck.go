@@ -55,6 +55,11 @@ The exit status is 0 when nothing is wrong, 1 when all problems were repaired,
 			return nil
 		},
 		Run: func(cmd *cobra.Command, _ []string) {
+			conf, _, err := opt.load(given(cmd.Flags()))
+			if err != nil {
+				os.Exit(opt.fail(cmd.ErrOrStderr(), err))
+			}
+			opt.StateDir, opt.RunDir = conf.StateDir, conf.RunDir
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			status := opt.run(ctx, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			stop()

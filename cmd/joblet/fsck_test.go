@@ -113,7 +113,7 @@ func TestFsckLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listen(o.socket())
+	l, err := listen(o.socket(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,10 +22,12 @@ func newCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "joblet",
 		Short:         "Run commands as isolated jobs on this host",
+		Version:       joblet.Build().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), &cobra.Command{
+	cmd.SetVersionTemplate("joblet {{.Version}}\n")
+	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), newPKICommand(), newConfigCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print what this program was built from",
 		Args:  cobra.NoArgs,

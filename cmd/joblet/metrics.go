@@ -121,7 +121,7 @@ func (a metricsAddr) listen() (l net.Listener, cleanup func(), err error) {
 			return nil, nil, fmt.Errorf("--metrics-addr %s: another program listens there: choose another path", a)
 		}
 	}
-	if l, err = listen(a.unix); err != nil {
+	if l, err = listen(a.unix, 0); err != nil {
 		return nil, nil, fmt.Errorf("--metrics-addr %s: %w", a, err)
 	}
 	return l, func() { l.Close(); os.Remove(a.unix) }, nil

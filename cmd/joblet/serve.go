@@ -10,17 +10,22 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/metrics"
+	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/supervisor"
 )
@@ -44,6 +49,7 @@ const (
 type serveOptions struct {
 	StateDir  string
 	RunDir    string
+	Group     string
 	IdleExit  time.Duration
 	ReadyFD   int
 	LogLevel  string
@@ -58,6 +64,17 @@ type serveOptions struct {
 
 	MetricsAddr   string
 	MetricsRemote bool
+
+	Config         string
+	Listen         string
+	PKIDir         string
+	AuditLog       string
+	AuditMax       byteSize
+	Allow          []string
+	MaxPerOwner    int
+	ClientRate     int
+	ClientCalls    int
+	MaxConnections int
 }
 
 // What a job's log does when the disk is full.
@@ -66,15 +83,32 @@ const (
 	logFullShrink = "shrink"
 )
 
-func defaultServeOptions() serveOptions {
+// auditOff is the audit log's name when there is none.
+const auditOff = "off"
+
+// builtinServeOptions are the defaults, whatever the environment says.
+func builtinServeOptions() serveOptions {
+	set := server.DefaultSettings()
 	return serveOptions{
-		StateDir:  cmp.Or(os.Getenv("JOBLET_STATE_DIR"), "/var/lib/joblet"),
-		RunDir:    cmp.Or(os.Getenv("JOBLET_RUN_DIR"), "/run/joblet"),
-		ReadyFD:   -1,
-		LogLevel:  "info",
-		LogFormat: "text",
-		LogFull:   logFullWait,
+		StateDir:       "/var/lib/joblet",
+		RunDir:         "/run/joblet",
+		Group:          defaultGroup,
+		ReadyFD:        -1,
+		LogLevel:       "info",
+		LogFormat:      "text",
+		LogFull:        logFullWait,
+		AuditMax:       64 << 20,
+		ClientRate:     set.ClientRate,
+		ClientCalls:    set.ClientCalls,
+		MaxConnections: set.MaxConnections,
 	}
+}
+
+func defaultServeOptions() serveOptions {
+	o := builtinServeOptions()
+	o.StateDir = cmp.Or(os.Getenv("JOBLET_STATE_DIR"), o.StateDir)
+	o.RunDir = cmp.Or(os.Getenv("JOBLET_RUN_DIR"), o.RunDir)
+	return o
 }
 
 func newServeCommand() *cobra.Command {
@@ -82,36 +116,65 @@ func newServeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",
-		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root.
+		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root,
+and as developers the members of the group joblet, if there is one; with --listen
+also clients with certificates (joblet pki).
 
 On SIGTERM and SIGINT it stops within five seconds. Jobs go on without it, and
-the next daemon finds them.`,
+the next daemon finds them. On SIGHUP it reads its configuration again.
+
+Each flag is a key of the configuration file and a variable of the environment as
+well (joblet config).`,
 		Example: `  joblet serve
+  joblet serve --listen=:50051
   joblet serve --state-dir=/srv/joblet --run-dir=/run/joblet-test --log-format=json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return opt.serve(ctx, cmd.ErrOrStderr())
+			set := given(cmd.Flags())
+			return opt.serve(ctx, cmd.ErrOrStderr(), func() (serveOptions, error) {
+				o, _, err := opt.load(set)
+				return o, err
+			})
 		},
 	}
-	f := cmd.Flags()
-	f.StringVar(&opt.StateDir, "state-dir", opt.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
-	f.StringVar(&opt.RunDir, "run-dir", opt.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
-	f.DurationVar(&opt.IdleExit, "idle-exit", 0, "exit when for so long no job was alive and no call came; 0: never")
-	f.IntVar(&opt.ReadyFD, "ready-fd", opt.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
-	f.IntVar(&opt.MaxConcurrent, "max-concurrent", 0, "jobs that run at once, the others wait in a queue; 0: any number")
-	f.DurationVar(&opt.RetainAge, "retain-age", 0, "delete jobs that ended so long ago, such as 720h; 0: never")
-	f.Var(&opt.RetainSize, "retain-size", "delete the oldest ended jobs when all take more on disk, such as 20G; 0: never")
-	f.StringVar(&opt.LogFull, "log-full", opt.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
-	f.Var(limitsFlag{&opt.Defaults}, "default", "a limit for jobs that do not say otherwise, by the name that \"rnx job run\" has for it, such as max-memory=1G; may be given again")
-	f.Var(limitsFlag{&opt.Ceiling}, "ceiling", "what a job may ask for at most, and gets if it asks for nothing, such as max-memory=8G; may be given again")
-	f.StringVar(&opt.MetricsAddr, "metrics-addr", "", "serve /metrics for Prometheus here: an address of this host alone, such as 127.0.0.1:9090, or unix:PATH, a socket for root; empty: nowhere")
-	f.BoolVar(&opt.MetricsRemote, "metrics-remote", false, "--metrics-addr may be one that other machines reach; nobody is asked who he is")
-	f.StringVar(&opt.LogLevel, "log-level", opt.LogLevel, "debug, info, warn or error")
-	f.StringVar(&opt.LogFormat, "log-format", opt.LogFormat, "text or json")
+	opt.flags(cmd.Flags())
 	return cmd
 }
+
+// flags adds a flag for each option, with its present value as the default. They
+// are the keys of the configuration file as well.
+func (o *serveOptions) flags(f *pflag.FlagSet) {
+	f.StringVar(&o.Config, "config", o.Config, "configuration `FILE` (default $JOBLET_CONFIG, then "+configPath+" if it is there)")
+	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
+	f.StringVar(&o.RunDir, "run-dir", o.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
+	f.StringVar(&o.Group, "group", o.Group, "group of this host whose members may use the socket as developers do, if there is such a group; empty: root alone")
+	f.DurationVar(&o.IdleExit, "idle-exit", o.IdleExit, "exit when for so long no job was alive and no call came; 0: never")
+	f.IntVar(&o.ReadyFD, "ready-fd", o.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
+	f.IntVar(&o.MaxConcurrent, "max-concurrent", o.MaxConcurrent, "jobs that run at once, the others wait in a queue; 0: any number")
+	f.IntVar(&o.MaxPerOwner, "max-per-owner", o.MaxPerOwner, "jobs of one owner that have not ended, more are refused; 0: any number")
+	f.DurationVar(&o.RetainAge, "retain-age", o.RetainAge, "delete jobs that ended so long ago, such as 720h; 0: never")
+	f.Var(&o.RetainSize, "retain-size", "delete the oldest ended jobs when all take more on disk, such as 20G; 0: never")
+	f.StringVar(&o.LogFull, "log-full", o.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
+	f.Var(limitsFlag{&o.Defaults}, "default", "a limit for jobs that do not say otherwise, by the name that \"rnx job run\" has for it, such as max-memory=1G; may be given again")
+	f.Var(limitsFlag{&o.Ceiling}, "ceiling", "what a job may ask for at most, and gets if it asks for nothing, such as max-memory=8G; may be given again")
+	f.StringVar(&o.MetricsAddr, "metrics-addr", o.MetricsAddr, "serve /metrics for Prometheus here: an address of this host alone, such as 127.0.0.1:9090, or unix:PATH, a socket for root; empty: nowhere")
+	f.BoolVar(&o.MetricsRemote, "metrics-remote", o.MetricsRemote, "--metrics-addr may be one that other machines reach; nobody is asked who he is")
+	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "debug, info, warn or error")
+	f.StringVar(&o.LogFormat, "log-format", o.LogFormat, "text or json")
+	f.StringVar(&o.Listen, "listen", o.Listen, "address for clients with certificates, such as :50051 (the usual port); empty: none")
+	f.StringVar(&o.PKIDir, "pki-dir", o.PKIDir, "certificates, as joblet pki makes them (default STATE-DIR/pki)")
+	f.StringArrayVar(&o.Allow, "allow", o.Allow, "what developers may do with the jobs of others, such as \"alice read bob\" or \"carol control *\"; may be given again")
+	f.StringVar(&o.AuditLog, "audit-log", o.AuditLog, "`FILE` with a line for each call that changes something or is refused (default STATE-DIR/audit.log), or off")
+	f.Var(&o.AuditMax, "audit-max", "size at which the audit log is set aside; five older ones are kept")
+	f.IntVar(&o.ClientRate, "client-rate", o.ClientRate, "calls a second of one client with a certificate")
+	f.IntVar(&o.ClientCalls, "client-calls", o.ClientCalls, "calls under way of one client with a certificate")
+	f.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "connections of all clients with certificates")
+}
+
+// reloadable are the options that SIGHUP can change.
+var reloadable = []string{"allow", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner"}
 
 // validate reports the first option that can't work, before anything starts.
 func (o serveOptions) validate() error {
@@ -144,11 +207,78 @@ func (o serveOptions) validate() error {
 	if err := o.Defaults.Capped(o.Ceiling).Within(o.Ceiling); err != nil {
 		return fmt.Errorf("--default is more than --ceiling: %w", err)
 	}
+	if o.MaxPerOwner < 0 {
+		return fmt.Errorf("--max-per-owner %d: must not be negative", o.MaxPerOwner)
+	}
+	for name, n := range map[string]int{"client-rate": o.ClientRate, "client-calls": o.ClientCalls, "max-connections": o.MaxConnections} {
+		if n < 1 || n > 1_000_000 {
+			return fmt.Errorf("--%s %d: must be between 1 and 1000000", name, n)
+		}
+	}
+	if o.AuditMax < 4096 {
+		return fmt.Errorf("--audit-max %s: must be at least 4K", o.AuditMax.String())
+	}
+	for name, path := range map[string]string{"audit-log": o.auditLog(), "pki-dir": o.pkiDir()} {
+		if path != auditOff && !filepath.IsAbs(path) {
+			return fmt.Errorf("--%s %q: must be an absolute path", name, path)
+		}
+	}
+	if _, err := o.listenAddress(); err != nil {
+		return err
+	}
 	if _, err := o.metricsAddr(); err != nil {
+		return err
+	}
+	if _, err := o.settings(); err != nil {
 		return err
 	}
 	_, err := o.logger(io.Discard)
 	return err
+}
+
+func (o serveOptions) pkiDir() string { return cmp.Or(o.PKIDir, filepath.Join(o.StateDir, "pki")) }
+
+func (o serveOptions) auditLog() string {
+	return cmp.Or(o.AuditLog, filepath.Join(o.StateDir, "audit.log"))
+}
+
+// listenAddress returns where clients with certificates are served, with the usual
+// port if none is named; empty: nowhere.
+func (o serveOptions) listenAddress() (string, error) {
+	if o.Listen == "" {
+		return "", nil
+	}
+	host, port, err := net.SplitHostPort(o.Listen)
+	if err != nil {
+		host, port = strings.Trim(o.Listen, "[]"), ""
+	}
+	port = cmp.Or(port, client.DefaultPort)
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strings.ContainsAny(host, "/[] ") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+		return "", fmt.Errorf("--listen %q: must be HOST:PORT, such as :50051 (port %d)", o.Listen, n)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// settings returns what of the options the server can change while it serves.
+func (o serveOptions) settings() (server.Settings, error) {
+	set := server.Settings{ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections}
+	for _, text := range o.Allow {
+		rule, err := server.ParseRule(text)
+		if err != nil {
+			return set, fmt.Errorf("--allow: %w", err)
+		}
+		set.Allow = append(set.Allow, rule)
+	}
+	return set, nil
+}
+
+func (o serveOptions) supervisor(log *slog.Logger) supervisor.Config {
+	return supervisor.Config{
+		StateDir: o.StateDir, RunDir: o.RunDir, Log: log,
+		MaxConcurrent: o.MaxConcurrent, MaxPerOwner: o.MaxPerOwner,
+		RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
+		Defaults: o.Defaults, Ceiling: o.Ceiling,
+	}
 }
 
 // limitsFlag is NAME=VALUE, again and again.
@@ -167,11 +297,23 @@ func (f limitsFlag) Set(s string) error {
 
 func (o serveOptions) socket() string { return filepath.Join(o.RunDir, socketName) }
 
-func (o serveOptions) logger(w io.Writer) (*slog.Logger, error) {
-	var level slog.Level
+// level reads the option log-level.
+func (o serveOptions) level() (level slog.Level, err error) {
 	if err := level.UnmarshalText([]byte(o.LogLevel)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: must be debug, info, warn or error", o.LogLevel)
+		return level, fmt.Errorf("--log-level %q: must be debug, info, warn or error", o.LogLevel)
 	}
+	return level, nil
+}
+
+func (o serveOptions) logger(w io.Writer) (*slog.Logger, error) {
+	level, err := o.level()
+	if err != nil {
+		return nil, err
+	}
+	return o.loggerAt(w, level)
+}
+
+func (o serveOptions) loggerAt(w io.Writer, level slog.Leveler) (*slog.Logger, error) {
 	h := &slog.HandlerOptions{Level: level}
 	switch o.LogFormat {
 	case "text":
@@ -182,17 +324,30 @@ func (o serveOptions) logger(w io.Writer) (*slog.Logger, error) {
 	return nil, fmt.Errorf("--log-format %q: must be text or json", o.LogFormat)
 }
 
-// serve runs the daemon until ctx is done or it has been idle for long enough.
-func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
+// serve runs the daemon until ctx is done or it has been idle for long enough. load
+// returns the options with what the configuration says then.
+func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (serveOptions, error)) (err error) {
 	ready, err := o.ready()
 	if err != nil {
 		return err
 	}
 	defer func() { ready.tell(err) }()
+	hangup := make(chan os.Signal, 1) // from now on it does not end us
+	signal.Notify(hangup, unix.SIGHUP)
+	defer signal.Stop(hangup)
+	if o, err = load(); err != nil {
+		return err
+	}
 	if err := o.validate(); err != nil {
 		return err
 	}
-	log, err := o.logger(stderr)
+	var level slog.LevelVar
+	now, err := o.level()
+	if err != nil {
+		return err
+	}
+	level.Set(now)
+	log, err := o.loggerAt(stderr, &level)
 	if err != nil {
 		return err
 	}
@@ -229,24 +384,52 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 		}
 		defer cleanup()
 	}
-	sup, err := supervisor.Open(ctx, supervisor.Config{
-		StateDir: o.StateDir, RunDir: o.RunDir, Log: log, Metrics: counts,
-		MaxConcurrent: o.MaxConcurrent, RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
-		Defaults: o.Defaults, Ceiling: o.Ceiling,
-	})
+	cfg := o.supervisor(log)
+	cfg.Metrics = counts
+	sup, err := supervisor.Open(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", o.StateDir, err)
 	}
 	defer func() { err = errors.Join(err, sup.Close()) }()
-	l, err := listen(o.socket())
+	group, err := o.group()
+	if err != nil {
+		return err
+	}
+	l, err := listen(o.socket(), group)
 	if err != nil {
 		return err
 	}
 	defer os.Remove(o.socket())
 
-	srv := server.New(sup, log, counts)
-	served := make(chan error, 1)
+	defer l.Close()
+	remote, err := o.remote(ctx, log)
+	if err != nil {
+		return err
+	}
+	if remote.listener != nil {
+		defer remote.listener.Close()
+	}
+	set, err := o.settings()
+	if err != nil {
+		return err
+	}
+	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set, Group: group}
+	if o.auditLog() != auditOff {
+		if opt.Audit, err = server.OpenAudit(o.auditLog(), int64(o.AuditMax), log); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, opt.Audit.Close()) }()
+	}
+
+	srv := server.New(sup, log, opt)
+	served := make(chan error, 2)
+	serving := 1
 	go func() { served <- srv.Serve(l) }()
+	if remote.listener != nil {
+		serving++
+		go func() { served <- srv.ServeTLS(remote.listener) }()
+		log.Info("serving clients with certificates", "address", remote.listener.Addr().String(), "certificate_expires", remote.pki.NotAfter())
+	}
 	log.Info("serving", "version", joblet.Build().Version, "socket", o.socket(), "state", o.StateDir, "jobs", sup.Active())
 	if counts != nil {
 		defer serveMetrics(counts, scrapes, log)()
@@ -258,17 +441,91 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer) (err error) {
 	}
 
 	idle := o.idle(ctx, srv, sup)
-	select {
-	case err := <-served:
-		return fmt.Errorf("serve: %w", err)
-	case <-ctx.Done():
-		log.Info("stopping", "jobs", sup.Active())
-	case <-idle:
-		log.Info("stopping: idle", "for", o.IdleExit)
+	for stop := false; !stop; {
+		select {
+		case err := <-served:
+			return fmt.Errorf("serve: %w", err)
+		case <-hangup:
+			next, err := load()
+			if err == nil {
+				err = o.reload(&next, sup, srv, &level)
+			}
+			if err != nil {
+				log.Error("read the configuration again; that from before still holds", "error", err)
+				continue
+			}
+			o = next
+		case <-ctx.Done():
+			log.Info("stopping", "jobs", sup.Active())
+			stop = true
+		case <-idle:
+			log.Info("stopping: idle", "for", o.IdleExit)
+			stop = true
+		}
 	}
 	srv.Shutdown()
-	return <-served
+	for range serving {
+		err = errors.Join(err, <-served)
+	}
+	return err
 }
+
+// reload makes hold what can of a configuration that was read again, and leaves in
+// next what does.
+func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv *server.Server, level *slog.LevelVar) error {
+	if err := next.validate(); err != nil {
+		return err
+	}
+	names := changed(o, *next)
+	if later := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(reloadable, name) }); len(later) > 0 {
+		slog.Warn("some changes of the configuration hold after a restart", "keys", later)
+	}
+	set, err := next.settings()
+	if err != nil {
+		return err
+	}
+	now, err := next.level()
+	if err != nil {
+		return err
+	}
+	level.Set(now)
+	srv.Configure(set)
+	sup.Configure(next.supervisor(nil))
+	held := o
+	held.Allow, held.Ceiling, held.Defaults, held.LogLevel = next.Allow, next.Ceiling, next.Defaults, next.LogLevel
+	held.ClientCalls, held.ClientRate, held.MaxConnections = next.ClientCalls, next.ClientRate, next.MaxConnections
+	held.MaxConcurrent, held.MaxPerOwner = next.MaxConcurrent, next.MaxPerOwner
+	slog.Info("configuration read again", "changed", slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(reloadable, name) }))
+	*next = held
+	return nil
+}
+
+// remote is where clients with certificates are served.
+type remote struct {
+	listener net.Listener
+	pki      *pki.Server
+}
+
+func (o serveOptions) remote(ctx context.Context, log *slog.Logger) (r remote, err error) {
+	address, err := o.listenAddress()
+	if address == "" || err != nil {
+		return r, err
+	}
+	if r.pki, err = pki.Open(o.pkiDir(), log); err != nil {
+		return r, fmt.Errorf("--listen: %w", err)
+	}
+	if left := time.Until(r.pki.NotAfter()); left < expiryWarning {
+		log.Warn("the daemon's certificate expires soon: joblet pki rotate --server", "expires", r.pki.NotAfter())
+	}
+	var tcp net.ListenConfig
+	if r.listener, err = tcp.Listen(ctx, "tcp", address); err != nil {
+		return r, fmt.Errorf("--listen: %w", err)
+	}
+	return r, nil
+}
+
+// expiryWarning is how long before its end a certificate is spoken of.
+const expiryWarning = 30 * 24 * time.Hour
 
 // idle returns a channel that is closed once the daemon has had nothing to do
 // for IdleExit.
@@ -367,7 +624,7 @@ func waitLock(ctx context.Context, f *os.File) error {
 // listen returns a listener on the socket at path, in place of what a dead
 // daemon left there. The caller holds the lock. The socket gets its place by
 // rename, so that there is none that others may open or that is not yet listened to.
-func listen(path string) (net.Listener, error) {
+func listen(path string, group int) (net.Listener, error) {
 	private := path + newSuffix
 	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove stale socket: %w", err)
@@ -377,7 +634,10 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
-	err = os.Chmod(private, 0o660)
+	// First the group, then its right to open it.
+	if err = os.Chown(private, 0, group); err == nil {
+		err = os.Chmod(private, 0o660)
+	}
 	if err == nil {
 		err = os.Rename(private, path)
 	}
@@ -387,6 +647,29 @@ func listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("put socket in place: %w", err)
 	}
 	return l, nil
+}
+
+// defaultGroup is the group whose members may use the socket, if it is there.
+const defaultGroup = "joblet"
+
+// group returns the number of the group whose members may use the socket, 0 for
+// root's.
+func (o serveOptions) group() (int, error) {
+	if o.Group == "" {
+		return 0, nil
+	}
+	g, err := user.LookupGroup(o.Group)
+	if _, unknown := errors.AsType[user.UnknownGroupError](err); unknown && o.Group == defaultGroup {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("--group %q: %w; make it: groupadd --system %s", o.Group, err, o.Group)
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return 0, fmt.Errorf("--group %q: its number: %w", o.Group, err)
+	}
+	return gid, nil
 }
 
 // readiness is the pipe to the process that started this one.

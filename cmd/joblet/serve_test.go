@@ -39,7 +39,7 @@ func TestLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := listen(o.socket())
+	l, err := listen(o.socket(), 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,7 +67,7 @@ func TestListen(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), socketName)
 	for range 2 { // the second finds what the first left
-		l, err := listen(path)
+		l, err := listen(path, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

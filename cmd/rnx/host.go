@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"github.com/joblet/joblet"
@@ -15,36 +17,83 @@ import (
 
 func runDir() string { return cmp.Or(os.Getenv("JOBLET_RUN_DIR"), "/run/joblet") }
 
-// hostName returns the daemon to talk to and whether the user named it.
-func (a *app) hostName() (host string, named bool) {
-	if host = cmp.Or(a.host, os.Getenv("RNX_HOST")); host != "" {
-		return host, true
+// localNode is the daemon of this machine, whatever the configuration says.
+const localNode = "local"
+
+// target is the daemon to talk to.
+type target struct {
+	client.Node
+	local bool // this machine's, named by nobody
+}
+
+// target finds out what the user means: --host or RNX_HOST, --node or RNX_NODE,
+// the configuration's default node, this machine.
+func (a *app) target() (target, error) {
+	host := cmp.Or(a.host, os.Getenv("RNX_HOST"))
+	if a.host == "" && a.node != "" {
+		host = "" // a flag goes before the environment
 	}
-	return "unix://" + filepath.Join(runDir(), "joblet.sock"), false
+	node := cmp.Or(a.node, os.Getenv("RNX_NODE"))
+	switch {
+	case strings.Contains(host, "://") && !strings.HasPrefix(host, "tcp://"):
+		_, err := client.SocketPath(host)
+		return target{Node: client.Node{Address: host}}, err
+	case host == "" && node == localNode:
+		return a.here(), nil
+	}
+	conf, err := client.LoadConfig(a.config)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && a.config == "" && os.Getenv("RNX_CONFIG") == "" && host == "" && node == "":
+		return a.here(), nil
+	case errors.Is(err, fs.ErrNotExist):
+		return target{}, joblet.Errorf(joblet.NotFound, "%w: get a bundle (joblet pki issue) and import it with rnx login", err)
+	case err != nil:
+		return target{}, err
+	case len(conf.Nodes) == 0 && host == "" && node == "":
+		return a.here(), nil
+	}
+	n, err := conf.Node(node)
+	if err != nil {
+		return target{}, err
+	}
+	if host != "" { // with that node's certificates
+		n.Address = strings.TrimPrefix(host, "tcp://")
+	}
+	return target{Node: n}, nil
+}
+
+func (a *app) here() target {
+	return target{Node: client.Node{Address: "unix://" + filepath.Join(runDir(), "joblet.sock")}, local: true}
 }
 
 // connect returns a connection to the daemon. When none answers here and the
 // user named none, it starts one where it may.
 func (a *app) connect(ctx context.Context) (*client.Client, error) {
-	host, named := a.hostName()
-	c, err := client.Dial(ctx, host)
+	t, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	c, err := t.Dial(ctx)
 	switch {
 	case err == nil:
 		return c, nil
-	case joblet.KindOf(err) == joblet.PermissionDenied:
-		return nil, joblet.Errorf(joblet.PermissionDenied, "%w: only root may use the daemon, so try sudo", err)
+	case joblet.KindOf(err) == joblet.PermissionDenied && strings.HasPrefix(t.Address, "unix://"):
+		return nil, joblet.Errorf(joblet.PermissionDenied, "%w: only root may use the daemon, and members of the group joblet: try sudo, or usermod -aG joblet USER", err)
 	case !silent(err):
 		return nil, err
-	case named:
-		return nil, joblet.Errorf(joblet.Unavailable, "no daemon answers at %s: %w", host, err)
+	case !t.local:
+		return nil, joblet.Errorf(joblet.Unavailable, "no daemon answers at %s: %w", t.Address, err)
 	}
-	return startDaemon(ctx, host)
+	return startDaemon(ctx, t.Address)
 }
 
 // connectRunning is connect for what needs no daemon of its own.
 func (a *app) connectRunning(ctx context.Context) (*client.Client, error) {
-	host, _ := a.hostName()
-	return client.Dial(ctx, host)
+	t, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	return t.Dial(ctx)
 }
 
 // silent reports whether a connection failed because nobody listens.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -45,17 +47,7 @@ was (90s, 2h30m, 3d).` + jobRefHelp,
 			}
 			catchPipeSignal()
 			out := &output{stdout: a.out, stderr: a.errOut, json: a.json, timestamps: timestamps}
-			return a.with(cmd.Context(), func(c *client.Client) error {
-				for event, err := range c.Follow(cmd.Context(), args[0], opt) {
-					if err == nil {
-						err = out.event(event)
-					}
-					if err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			return a.followLog(cmd.Context(), args[0], opt, out)
 		},
 	}
 	f := cmd.Flags()
@@ -67,4 +59,48 @@ was (90s, 2h30m, 3d).` + jobRefHelp,
 	f.BoolVar(&opt.Stderr, "stderr", false, "only stderr")
 	f.BoolVarP(&timestamps, "timestamps", "t", false, "the time before each line")
 	return cmd
+}
+
+// followLog writes a job's log. With Follow it survives that the daemon, or the way
+// to it, goes away for a while: it goes on where it was.
+func (a *app) followLog(ctx context.Context, ref string, opt joblet.LogOptions, out *output) error {
+	var deadline time.Time
+	for {
+		met := false
+		err := a.with(ctx, func(c *client.Client) error {
+			for event, err := range c.Follow(ctx, ref, opt) {
+				if err != nil {
+					return err
+				}
+				met = true
+				switch e := event.(type) {
+				case client.Output:
+					opt.Offset, opt.Tail = e.Offset+int64(len(e.Data)), 0
+				case client.Gap:
+					opt.Offset, opt.Tail = e.Offset+e.Length, 0
+				}
+				if err := out.event(event); err != nil {
+					return &writeError{err}
+				}
+			}
+			return nil
+		})
+		if w, ok := errors.AsType[*writeError](err); ok {
+			return w.err
+		}
+		if !opt.Follow || joblet.KindOf(err) != joblet.Unavailable || deadline.IsZero() && !met {
+			return err
+		}
+		if met {
+			deadline = time.Now().Add(reattachFor)
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(reattachPause):
+		}
+	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/spelling"
 )
 
 func main() {
@@ -33,8 +34,10 @@ func main() {
 
 // app is what the commands share.
 type app struct {
-	host string // --host; empty: not given
-	json bool
+	host   string // --host; empty: not given
+	node   string // --node
+	config string // --config
+	json   bool
 
 	in          io.Reader
 	out, errOut io.Writer
@@ -111,8 +114,9 @@ func newRootCommand(a *app) *cobra.Command {
 		Short: "Run any command on a Linux host as an isolated job",
 		Long: `Run any command on a Linux host as an isolated job.
 
-Without --host and RNX_HOST rnx talks to the daemon of this machine. When none
-answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
+rnx talks to the daemon of this machine, unless --host, RNX_HOST or a configuration
+file (rnx-config.yml, see "rnx login") names another. When none answers here,
+root's rnx starts one, which ends by itself after 10 idle minutes.`,
 		Example: `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml python3 -c 'import numpy; print(numpy.pi)'
   rnx job list
@@ -125,10 +129,12 @@ answers, root's rnx starts one, which ends by itself after 10 idle minutes.`,
 	}
 	root.SetVersionTemplate("rnx {{.Version}}\n")
 	f := root.PersistentFlags()
-	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path (default $RNX_HOST, then this machine's)")
+	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path, or HOST:PORT with the node's certificates (default $RNX_HOST, then the node)")
+	f.StringVar(&a.node, "node", "", "node of the configuration to talk to, or \"local\" (default $RNX_NODE, then \"default\")")
+	f.StringVar(&a.config, "config", "", "configuration `FILE` (default $RNX_CONFIG, then rnx-config.yml in ., config, ~/.rnx, /etc/joblet)")
 	f.BoolVar(&a.json, "json", false, "print JSON, errors too")
 	root.SetFlagErrorFunc(flagError)
-	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newMonitorCommand(a), newVersionCommand(a))
+	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newMonitorCommand(a), newNodesCommand(a), newLoginCommand(a), newVersionCommand(a))
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root
 }
@@ -159,12 +165,9 @@ func group(cmd *cobra.Command, args []string) error {
 func flagError(cmd *cobra.Command, err error) error {
 	msg := err.Error()
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
-		best, distance := "", 3
-		cmd.Flags().VisitAll(func(f *pflag.Flag) {
-			if d := editDistance(e.GetSpecifiedName(), f.Name); d < distance {
-				best, distance = f.Name, d
-			}
-		})
+		var flags []string
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+		best := spelling.Nearest(e.GetSpecifiedName(), slices.Values(flags), 3)
 		if best != "" && len(e.GetSpecifiedName()) > 1 {
 			msg += "; did you mean --" + best + "?"
 		} else {
@@ -172,28 +175,6 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
-}
-
-// editDistance is how many letters must be added, removed or replaced to turn
-// a into b (Levenshtein).
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // each does something with every argument, says what failed, and goes on.

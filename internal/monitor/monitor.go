@@ -306,11 +306,27 @@ func (m *monitor) letGo(fds []int) error {
 	return nil
 }
 
+// resolve says how the path of a tree is looked up. That of a runtime's has no
+// symbolic links (runtimes.Open), so one in it was put there since.
+func resolve(t Tree) uint64 {
+	if t.IDMap {
+		return unix.RESOLVE_NO_SYMLINKS
+	}
+	return unix.RESOLVE_NO_MAGICLINKS
+}
+
 // openTree opens a detached copy of the mounts at a directory (open_tree(2))
 // that has the given attributes throughout. A tree is never writable by a job:
 // its files keep host ids there when idmapping works.
 func openTree(t Tree, attrs uint64, userns int) (int, error) {
-	fd, err := unix.OpenTree(unix.AT_FDCWD, t.Source, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+	source, err := unix.Openat2(unix.AT_FDCWD, t.Source, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve(t),
+	})
+	if err != nil {
+		return -1, step("open "+t.Source, err)
+	}
+	defer unix.Close(source)
+	fd, err := unix.OpenTree(source, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 	if err != nil {
 		return -1, step("open "+t.Source, err)
 	}

@@ -5,20 +5,31 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/wire"
 )
 
 // unary is what every call without a stream passes through.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	received(ctx)
+	start := time.Now()
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
+		if err := s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err != nil {
+			return err
+		}
 		resp, err = handler(ctx, req)
 		return err
 	})
+	if s.audited(info.FullMethod, err) {
+		s.audit.record(callerOf(ctx), info.FullMethod, about(req), about(resp), start, err)
+	}
 	if err != nil {
 		return nil, err // a handler's half answer is none
 	}
@@ -27,17 +38,71 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // stream is the same for the others.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
-		return handler(srv, callStream{ss, ctx})
+	cs := &callStream{ServerStream: ss, ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
+	err := s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
+		cs.ctx = ctx
+		return handler(srv, cs)
 	})
+	cs.noted(subject{}, err)
+	return err
+}
+
+// audited reports whether the audit log gets a line: a call changes something, or
+// was refused.
+func (s *Server) audited(method string, err error) bool {
+	return s.audit != nil && (changes(method) || status.Code(err) == codes.PermissionDenied)
 }
 
 type callStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx    context.Context
+	server *Server
+	method string
+	start  time.Time
+
+	first   bool    // the first message is here
+	request subject // of it
+
+	once sync.Once // the audit log has its line
 }
 
-func (s callStream) Context() context.Context { return s.ctx }
+func (s *callStream) Context() context.Context { return s.ctx }
+
+// RecvMsg looks at each message that names a job: the first one has to, if the
+// call is about one.
+func (s *callStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	received(s.ServerStream.Context())
+	named := !s.first
+	s.first = true
+	err := s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
+	if named {
+		s.request = about(m)
+	}
+	return err
+}
+
+// SendMsg notes a call that goes on once it is known which job it is about: that
+// of its request, or the one that it has made.
+func (s *callStream) SendMsg(m any) error {
+	if s.server.audit != nil && changes(s.method) {
+		if answer := about(m); answer.job != "" || accessOf(s.method) == controls {
+			s.noted(answer, nil)
+		}
+	}
+	return s.ServerStream.SendMsg(m)
+}
+
+func (s *callStream) noted(answer subject, err error) {
+	if !s.server.audited(s.method, err) {
+		return
+	}
+	s.once.Do(func() {
+		s.server.audit.record(callerOf(s.ServerStream.Context()), s.method, s.request, answer, s.start, err)
+	})
+}
 
 // call decides whether the caller may, runs handle under a context that ends
 // with the daemon, and turns what goes wrong into a status.
@@ -59,7 +124,10 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 		}
 	}()
 	caller := callerOf(ctx)
-	if err = authorize(caller, method); err == nil {
+	if err = s.stillGood(caller); err == nil {
+		err = authorize(caller, method)
+	}
+	if err == nil {
 		err = handle(ctx)
 	}
 	if err == nil {
@@ -74,4 +142,15 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 			slog.String("method", method), slog.String("caller", caller.name()), slog.Any("error", err))
 	}
 	return sent
+}
+
+// stillGood reports why a caller who was let in would not be any more.
+func (s *Server) stillGood(c caller) error {
+	if c.cert == nil {
+		return nil
+	}
+	if err := s.pki.Check(c.cert); err != nil {
+		return joblet.Errorf(joblet.PermissionDenied, "%w", err)
+	}
+	return nil
 }

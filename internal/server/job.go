@@ -22,6 +22,7 @@ const (
 type jobService struct {
 	api.UnimplementedJobServiceServer
 	sup     *supervisor.Supervisor
+	srv     *Server
 	windows windows
 }
 
@@ -132,7 +133,7 @@ func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jo
 	if err != nil {
 		return nil, err
 	}
-	return jobsToProto(jobs), nil
+	return jobsToProto(s.srv.shown(ctx, jobs)), nil
 }
 
 func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer[api.Jobs]) error {
@@ -150,7 +151,7 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 			return err
 		}
 		if len(jobs) > 0 {
-			if err := out.Send(jobsToProto(jobs)); err != nil {
+			if err := out.Send(jobsToProto(s.srv.shown(out.Context(), jobs))); err != nil {
 				return err
 			}
 		}
@@ -221,11 +222,12 @@ func (s *jobService) DeleteJob(ctx context.Context, r *api.DeleteJobRequest) (*a
 
 // DeleteAllJobs deletes every job that has ended.
 func (s *jobService) DeleteAllJobs(ctx context.Context, _ *api.DeleteAllJobsRequest) (*api.DeleteAllJobsResponse, error) {
-	deleted, _, err := s.sup.Prune(ctx, joblet.Filter{}, false)
+	f := own(ctx, joblet.Filter{})
+	deleted, _, err := s.sup.Prune(ctx, f, false)
 	if err != nil {
 		return nil, err
 	}
-	skipped := s.sup.Active()
+	skipped := s.sup.ActiveOf(f.Owner)
 	return &api.DeleteAllJobsResponse{
 		Success: true, DeletedCount: int32(deleted), SkippedCount: int32(skipped),
 		Message: fmt.Sprintf("%d jobs deleted, %d have not ended", deleted, skipped),
@@ -237,7 +239,7 @@ func (s *jobService) PruneJobs(ctx context.Context, r *api.PruneJobsRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	deleted, freed, err := s.sup.Prune(ctx, f, r.GetDryRun())
+	deleted, freed, err := s.sup.Prune(ctx, own(ctx, f), r.GetDryRun())
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/hostinfo"
+	"github.com/joblet/joblet/internal/supervisor"
 )
 
 const (
@@ -36,6 +37,7 @@ var metricTypes = map[string]hostinfo.Parts{
 
 type monitoringService struct {
 	api.UnimplementedMonitoringServiceServer
+	sup *supervisor.Supervisor
 
 	once   sync.Once // nothing is measured for a daemon that nobody asks
 	reader *hostinfo.Reader
@@ -63,7 +65,7 @@ func (s *monitoringService) GetSystemStatus(ctx context.Context, _ *api.EmptyReq
 	if err != nil {
 		return nil, err
 	}
-	p := metricsToProto(m)
+	p := metricsToProto(ctx, m)
 	return &api.SystemStatusResponse{
 		Timestamp:     p.GetTimestamp(),
 		Available:     true,
@@ -79,8 +81,10 @@ func (s *monitoringService) GetSystemStatus(ctx context.Context, _ *api.EmptyReq
 	}, nil
 }
 
-func (*monitoringService) GetServerVersion(context.Context, *api.EmptyRequest) (*api.ServerVersionInfo, error) {
-	return serverVersion(), nil
+func (s *monitoringService) GetServerVersion(ctx context.Context, _ *api.EmptyRequest) (*api.ServerVersionInfo, error) {
+	c, v := callerOf(ctx), serverVersion()
+	v.Caller, v.Role, v.ActiveJobs = c.name(), c.role().String(), int64(s.sup.Active())
+	return v, nil
 }
 
 func serverVersion() *api.ServerVersionInfo {
@@ -110,7 +114,7 @@ func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out
 		if err != nil {
 			return err
 		}
-		if err := out.Send(metricsToProto(m)); err != nil {
+		if err := out.Send(metricsToProto(ctx, m)); err != nil {
 			return err
 		}
 		select {
@@ -145,7 +149,9 @@ func metricsRequest(r *api.StreamMetricsRequest) (interval time.Duration, parts 
 	return time.Duration(seconds) * time.Second, parts, nil
 }
 
-func metricsToProto(m hostinfo.Sample) *api.SystemMetricsResponse {
+// metricsToProto returns a sample as the caller may see it: not the arguments of
+// processes to one who may not see all jobs, as they may be somebody's.
+func metricsToProto(ctx context.Context, m hostinfo.Sample) *api.SystemMetricsResponse {
 	out := &api.SystemMetricsResponse{Timestamp: rfc3339(m.Time)}
 	if h := m.Machine; h != nil {
 		out.Host = &api.HostInfo{
@@ -199,18 +205,22 @@ func metricsToProto(m hostinfo.Sample) *api.SystemMetricsResponse {
 		}
 	}
 	if p := m.Processes; p != nil {
+		arguments := mayAll(callerOf(ctx), reads)
 		out.Processes = &api.ProcessMetrics{
 			TotalProcesses: int32(p.Total), RunningProcesses: int32(p.Running), SleepingProcesses: int32(p.Sleeping),
 			StoppedProcesses: int32(p.Stopped), ZombieProcesses: int32(p.Zombies), TotalThreads: int32(p.Threads),
-			TopByCpu: processesToProto(p.ByCPU), TopByMemory: processesToProto(p.ByMemory),
+			TopByCpu: processesToProto(p.ByCPU, arguments), TopByMemory: processesToProto(p.ByMemory, arguments),
 		}
 	}
 	return out
 }
 
-func processesToProto(all []hostinfo.Process) []*api.ProcessInfo {
+func processesToProto(all []hostinfo.Process, arguments bool) []*api.ProcessInfo {
 	out := make([]*api.ProcessInfo, len(all))
 	for i, p := range all {
+		if !arguments {
+			p.Command = p.Name
+		}
 		out[i] = &api.ProcessInfo{
 			Pid: int32(p.PID), Ppid: int32(p.PPID), Name: p.Name, Command: p.Command, CpuPercent: p.CPU, MemoryPercent: p.Memory,
 			MemoryBytes: p.Resident, Status: p.State, StartTime: rfc3339(p.Started),

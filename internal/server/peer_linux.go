@@ -2,8 +2,12 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
+	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
@@ -12,20 +16,28 @@ import (
 
 // peerCredentials authenticates callers on a unix socket: the kernel says which
 // process connected (SO_PEERCRED, unix(7)), as it was at connect(2).
-type peerCredentials struct{}
+type peerCredentials struct {
+	group int // whose members may use the daemon beside root; 0: nobody's
+	users *localUsers
+}
+
+func newPeerCredentials(group int) peerCredentials {
+	return peerCredentials{group: group, users: &localUsers{conns: map[uint32]int{}}}
+}
 
 // peerInfo is who connected.
 type peerInfo struct {
 	credentials.CommonAuthInfo
 	uid, gid uint32
 	pid      int32
+	member   bool // of the group
 }
 
 // AuthType implements credentials.AuthInfo.
 func (peerInfo) AuthType() string { return "SO_PEERCRED" }
 
 // ServerHandshake implements credentials.TransportCredentials.
-func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, ok := conn.(*net.UnixConn)
 	if !ok {
 		return nil, nil, fmt.Errorf("authenticate peer: %T is not a unix socket", conn)
@@ -35,9 +47,12 @@ func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Aut
 		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
 	}
 	var cred *unix.Ucred
+	member := false
 	var optErr error
 	err = raw.Control(func(fd uintptr) {
-		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); optErr == nil && cred.Uid != 0 && p.group > 0 {
+			member, optErr = isMember(int(fd), cred.Gid, uint32(p.group))
+		}
 	})
 	if err == nil {
 		err = optErr
@@ -45,15 +60,75 @@ func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Aut
 	if err != nil {
 		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
 	}
+	if cred.Uid != 0 {
+		if conn, err = p.users.enter(conn, cred.Uid); err != nil {
+			return nil, nil, err
+		}
+	}
 	return conn, peerInfo{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, // it never leaves the kernel
-		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid,
+		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid, member: member,
 	}, nil
+}
+
+// isMember reports whether whoever connected had the group when he did: as his own
+// or a supplementary one (SO_PEERGROUPS).
+func isMember(fd int, own, group uint32) (bool, error) {
+	if own == group {
+		return true, nil
+	}
+	list := make([]uint32, 32)
+	for {
+		size := uint32(4 * len(list))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(&list[0])), uintptr(unsafe.Pointer(&size)), 0)
+		switch {
+		case errno == 0:
+			return slices.Contains(list[:size/4], group), nil
+		case errno == unix.ERANGE && int(size) > 4*len(list) && size <= 4*(64<<10): // NGROUPS_MAX
+			list = make([]uint32, size/4)
+		default:
+			return false, fmt.Errorf("ask for the caller's groups: %w", errno)
+		}
+	}
+}
+
+// localUsers counts the connections of users who are not root, so that none of
+// them keeps others out.
+type localUsers struct {
+	mu    sync.Mutex
+	conns map[uint32]int
+}
+
+func (u *localUsers) enter(conn net.Conn, uid uint32) (net.Conn, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.conns[uid] >= maxPerClient {
+		return nil, fmt.Errorf("uid:%d has %d connections", uid, u.conns[uid])
+	}
+	u.conns[uid]++
+	return &userConn{Conn: conn, leave: sync.OnceFunc(func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.conns[uid]--; u.conns[uid] == 0 {
+			delete(u.conns, uid)
+		}
+	})}, nil
+}
+
+type userConn struct {
+	net.Conn
+	leave func()
+}
+
+func (c *userConn) Close() error {
+	c.leave()
+	return c.Conn.Close()
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (peerCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, fmt.Errorf("authenticate peer: for servers only")
+	return nil, nil, errors.New("authenticate peer: for servers only")
 }
 
 // Info implements credentials.TransportCredentials.
@@ -73,9 +148,11 @@ func callerOf(ctx context.Context) caller {
 	if !ok {
 		return caller{}
 	}
-	info, ok := p.AuthInfo.(peerInfo)
-	if !ok {
-		return caller{}
+	switch info := p.AuthInfo.(type) {
+	case peerInfo:
+		return caller{known: true, uid: info.uid, pid: info.pid, member: info.member, from: fmt.Sprintf("pid %d", info.pid)}
+	case certInfo:
+		return caller{known: true, cert: info.cert, from: p.Addr.String()}
 	}
-	return caller{known: true, uid: info.uid, pid: info.pid}
+	return caller{}
 }

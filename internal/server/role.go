@@ -1,7 +1,9 @@
 package server
 
 import (
+	"crypto/x509"
 	"fmt"
+	"strings"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
@@ -17,8 +19,8 @@ type role uint8
 const (
 	nobody     role = iota
 	reader          // sees everything
-	developer       // runs and ends jobs
-	maintainer      // makes runtimes, networks and volumes
+	developer       // runs jobs; sees and ends its own (access.go)
+	maintainer      // sees and ends all jobs; makes runtimes, networks and volumes
 	admin           // removes them
 )
 
@@ -83,39 +85,78 @@ var roles = map[string]role{
 	reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName: reader,
 }
 
-// caller is who makes a call.
+// caller is who makes a call: a process on this host, or a client with a
+// certificate.
 type caller struct {
-	known bool
-	uid   uint32
-	pid   int32
+	known  bool
+	uid    uint32
+	pid    int32
+	member bool // of the group whose members may use the daemon
+	cert   *x509.Certificate
+	from   string // where the call comes from
 }
+
+// certPrefix is before the names of clients with a certificate.
+const certPrefix = "cert:"
 
 // name is what records and logs call the caller.
 func (c caller) name() string {
-	if !c.known {
-		return "unknown"
+	switch {
+	case c.cert != nil:
+		return certPrefix + c.cert.Subject.CommonName
+	case c.known:
+		return fmt.Sprintf("uid:%d", c.uid)
 	}
-	return fmt.Sprintf("uid:%d", c.uid)
+	return "unknown"
 }
 
 func (c caller) role() role {
-	if c.known && c.uid == 0 {
+	switch {
+	case c.cert != nil:
+		return certRole(c.cert)
+	case c.known && c.uid == 0:
 		return admin
+	case c.known && c.member: // more would be a way to the host's root
+		return developer
 	}
 	return nobody
 }
 
+// certRole returns the role in a certificate: its one organizational unit, in
+// upper or lower case.
+func certRole(cert *x509.Certificate) role {
+	units := cert.Subject.OrganizationalUnit
+	if len(units) != 1 {
+		return nobody
+	}
+	if strings.EqualFold(units[0], "viewer") { // as older certificates have it
+		return reader
+	}
+	for r := reader; r <= admin; r++ {
+		if strings.EqualFold(units[0], r.String()) {
+			return r
+		}
+	}
+	return nobody
+}
+
+// needs returns the role that a method needs.
+func needs(method string) role {
+	if r, ok := roles[method]; ok {
+		return r
+	}
+	return admin
+}
+
 // authorize returns nil when the caller may call the method.
 func authorize(c caller, method string) error {
-	needs, ok := roles[method]
-	if !ok {
-		needs = admin
-	}
-	switch has := c.role(); {
+	switch has, needs := c.role(), needs(method); {
 	case has >= needs:
 		return nil
+	case has == nobody && c.cert != nil:
+		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: its certificate has no role (OU) of reader, developer, maintainer or admin", c.name())
 	case has == nobody:
-		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: only root (uid 0) may", c.name())
+		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: only root may, and members of its group", c.name())
 	default:
 		return joblet.Errorf(joblet.PermissionDenied, "%s is %v, and this call needs %v", c.name(), has, needs)
 	}

@@ -8,16 +8,19 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/metrics"
+	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -34,16 +37,51 @@ const window = 4 << 20
 // handshakeTime bounds how long a connection may take to become one.
 const handshakeTime = 10 * time.Second
 
+// Connections on which nothing happens.
+const (
+	idleTime         = 30 * time.Minute // without a call, until it is ended
+	keepaliveTime    = time.Minute      // without a word, until it is asked whether it lives
+	keepaliveTimeout = 20 * time.Second // for the answer
+	minPing          = 10 * time.Second // a client that asks more often is cut
+)
+
 // shutdownTime is how long calls under way may take to end when the daemon
 // stops; then they are cut.
 const shutdownTime = 4 * time.Second
 
 var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; jobs go on")
 
+// Options say what a server is made of beside its jobs.
+type Options struct {
+	PKI      *pki.Server      // for clients with certificates; nil: there are none
+	Audit    *Audit           // nil: no audit log
+	Metrics  *metrics.Metrics // counts the calls; nil: nothing does
+	Settings Settings
+	Group    int // on this host's socket its members are developers; 0: root alone
+}
+
+// Settings can be changed while the server serves.
+type Settings struct {
+	Allow          []Rule
+	ClientRate     int // calls a second of one client with a certificate, twice as many at once
+	ClientCalls    int // of one client under way
+	MaxConnections int // of all clients
+}
+
+// DefaultSettings allow what a client needs who means well.
+func DefaultSettings() Settings {
+	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000}
+}
+
 // Server serves one supervisor's jobs.
 type Server struct {
 	log      *slog.Logger
+	sup      *supervisor.Supervisor
+	pki      *pki.Server
+	gate     *gate
+	audit    *Audit
 	metrics  *metrics.Metrics
+	settings atomic.Pointer[Settings]
 	grpc     *grpc.Server
 	health   *health.Server
 	activity activity
@@ -51,14 +89,19 @@ type Server struct {
 	stop     context.CancelCauseFunc
 }
 
-// New returns a server of sup's jobs that serves nothing yet. Its calls are
-// counted in m, which may be nil.
-func New(sup *supervisor.Supervisor, log *slog.Logger, m *metrics.Metrics) *Server {
-	s := &Server{log: log, metrics: m, health: health.NewServer()}
+// New returns a server of sup's jobs that serves nothing yet.
+func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
+	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
+	s.Configure(opt.Settings)
+	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
+	limits := &limiter{settings: s.settings.Load, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(peerCredentials{}),
+		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group), pki: opt.PKI, gate: s.gate}),
+		grpc.InTapHandle(limits.tap),
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(maxMessage),
@@ -69,9 +112,9 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, m *metrics.Metrics) *Serv
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 	)
-	api.RegisterJobServiceServer(s.grpc, &jobService{sup: sup})
+	api.RegisterJobServiceServer(s.grpc, &jobService{sup: sup, srv: s})
 	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})
-	api.RegisterMonitoringServiceServer(s.grpc, &monitoringService{})
+	api.RegisterMonitoringServiceServer(s.grpc, &monitoringService{sup: sup})
 	api.RegisterNetworkServiceServer(s.grpc, &networkService{})
 	api.RegisterVolumeServiceServer(s.grpc, &volumeService{})
 	healthgrpc.RegisterHealthServer(s.grpc, s.health)
@@ -87,6 +130,18 @@ func (s *Server) Serve(l net.Listener) error {
 	}
 	return err
 }
+
+// ServeTLS is Serve for clients with certificates.
+func (s *Server) ServeTLS(l net.Listener) error {
+	if s.pki == nil {
+		return errors.New("there are no certificates to serve with")
+	}
+	go s.gate.sweep(s.stopping, s.pki.Check)
+	return s.Serve(gateListener{l, s.gate})
+}
+
+// Configure changes the settings.
+func (s *Server) Configure(set Settings) { s.settings.Store(&set) }
 
 // Shutdown takes no more calls, ends those that follow or wait, and returns
 // when all are gone: within five seconds.

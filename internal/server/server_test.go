@@ -26,7 +26,7 @@ import (
 // TestRoleTable: each method that is served has a role, and each role a method.
 func TestRoleTable(t *testing.T) {
 	t.Parallel()
-	s := New(nil, slog.New(slog.DiscardHandler), nil)
+	s := New(nil, slog.New(slog.DiscardHandler), Options{Settings: DefaultSettings()})
 	served := map[string]bool{}
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
@@ -47,7 +47,7 @@ func TestRoleTable(t *testing.T) {
 
 func TestAuthorize(t *testing.T) {
 	t.Parallel()
-	root, user := caller{known: true}, caller{known: true, uid: 1000}
+	root, user, member := caller{known: true}, caller{known: true, uid: 1000}, caller{known: true, uid: 1000, member: true}
 	for _, tt := range []struct {
 		caller caller
 		method string
@@ -55,8 +55,11 @@ func TestAuthorize(t *testing.T) {
 	}{
 		{root, api.JobService_RunJob_FullMethodName, ""},
 		{root, "/joblet.Unknown/Method", ""},
-		{user, api.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root (uid 0) may"},
-		{caller{}, api.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root (uid 0) may"},
+		{user, api.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root may, and members of its group"},
+		{caller{}, api.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root may, and members of its group"},
+		{member, api.JobService_RunJob_FullMethodName, ""},
+		{member, api.RuntimeService_BuildRuntime_FullMethodName, "uid:1000 is developer, and this call needs maintainer"},
+		{member, "/joblet.Unknown/Method", "uid:1000 is developer, and this call needs admin"},
 	} {
 		err := authorize(tt.caller, tt.method)
 		if tt.denied == "" && err != nil || tt.denied != "" && (joblet.KindOf(err) != joblet.PermissionDenied || err.Error() != tt.denied) {
@@ -69,7 +72,7 @@ func TestAuthorize(t *testing.T) {
 func start(t *testing.T) (s *Server, path string, log *bytes.Buffer) {
 	t.Helper()
 	log = &bytes.Buffer{}
-	s = New(nil, slog.New(slog.NewTextHandler(log, nil)), nil)
+	s = New(nil, slog.New(slog.NewTextHandler(log, nil)), Options{Settings: DefaultSettings()})
 	// An abstract socket has no mode that keeps others out before we do.
 	path = "@joblet-test-" + rand.Text()
 	l, err := net.Listen("unix", path)

@@ -13,8 +13,11 @@ import (
 // defaults, and no more than its ceiling. It is an error if this host cannot
 // enforce them.
 func (s *Supervisor) grant(l joblet.Limits) (joblet.Limits, error) {
-	l = l.Or(s.cfg.Defaults).Capped(s.cfg.Ceiling)
-	if err := l.Within(s.cfg.Ceiling); err != nil {
+	s.mu.Lock()
+	defaults, ceiling := s.cfg.Defaults, s.cfg.Ceiling
+	s.mu.Unlock()
+	l = l.Or(defaults).Capped(ceiling)
+	if err := l.Within(ceiling); err != nil {
 		return l, err
 	}
 	if err := l.Validate(); err != nil { // with a default beside what was asked

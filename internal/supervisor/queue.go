@@ -137,7 +137,7 @@ func (s *Supervisor) enqueueNew(ctx context.Context, l *live) (joblet.Job, error
 	if full {
 		return joblet.Job{}, joblet.Errorf(joblet.ResourceExhausted, "%d jobs wait already: try again when some have run", maxWaiting)
 	}
-	if err := s.admit(l); err != nil {
+	if err := s.admitNew(l); err != nil {
 		return joblet.Job{}, err
 	}
 	if err := s.store.Insert(ctx, l.rec); err != nil {

@@ -126,7 +126,7 @@ func (s *Supervisor) mayStart(l *live) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing || !l.rec.Scheduled.IsZero() || l.rec.Spec.IdempotencyKey != "" || len(l.rec.Spec.DependsOn) > 0 ||
-		len(s.ready) > 0 || !s.hasPlace() {
+		len(s.ready) > 0 || !s.hasPlace() || s.hasMany(l) {
 		return false
 	}
 	s.busy++

@@ -111,16 +111,29 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 	return err
 }
 
+// Cancelable returns the job that Cancel takes ref for: a name that a repeating job
+// shares with its runs means the repeating one, as long as that goes on.
+func (s *Supervisor) Cancelable(ctx context.Context, ref string) (joblet.Job, error) {
+	job, err := s.Job(ctx, ref)
+	if err != nil || job.Parent == "" || ref != job.Spec.Name {
+		return job, err
+	}
+	if parent, err := s.Job(ctx, job.Parent); err == nil && !parent.State.Final() {
+		return parent, nil
+	}
+	return job, nil
+}
+
 // Cancel ends a job that waits. One that runs is an error.
 func (s *Supervisor) Cancel(ctx context.Context, ref string) (joblet.Job, error) {
 	for {
-		l, v, err := s.standing(ctx, ref)
+		job, err := s.Cancelable(ctx, ref)
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		if v.proc != nil && v.job.Parent != "" && ref == v.job.Spec.Name {
-			ref = v.job.Parent // the name is the repeating job's as well, and that waits
-			continue
+		l, v, err := s.standing(ctx, job.ID)
+		if err != nil {
+			return joblet.Job{}, err
 		}
 		if v.proc != nil {
 			return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: only a job that waits can be canceled (rnx job stop %[1]s ends it)", joblet.ShortID(v.job.ID))

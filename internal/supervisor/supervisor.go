@@ -42,6 +42,7 @@ type Config struct {
 	Metrics  *metrics.Metrics // nil: nothing is counted
 
 	MaxConcurrent int           // jobs that run at once; 0: any number
+	MaxPerOwner   int           // jobs of one owner that have not ended, but for the runs of repeating ones; 0: any number
 	RetainAge     time.Duration // how long ended jobs are kept; 0: for ever
 	RetainBytes   int64         // what ended jobs may take on disk before the oldest go; 0: any size
 	Defaults      joblet.Limits // of jobs that do not say otherwise
@@ -210,6 +211,25 @@ func (s *Supervisor) Active() int {
 	return len(s.live)
 }
 
+// ActiveOf returns how many jobs of an owner have not ended; without one, of all.
+func (s *Supervisor) ActiveOf(owner string) (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.activeOf(owner)
+}
+
+func (s *Supervisor) activeOf(owner string) (n int) {
+	if owner == "" {
+		return len(s.live)
+	}
+	for _, l := range s.live {
+		if l.rec.Owner == owner && !l.rec.State.Final() {
+			n++
+		}
+	}
+	return n
+}
+
 var errClosing = joblet.Errorf(joblet.Unavailable, "the daemon is stopping")
 
 // admit makes the job a live one.
@@ -221,6 +241,37 @@ func (s *Supervisor) admit(l *live) error {
 	}
 	s.live[l.rec.ID] = l
 	return nil
+}
+
+// admitNew is admit for a job that is submitted.
+func (s *Supervisor) admitNew(l *live) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closing:
+		return errClosing
+	case s.hasMany(l):
+		return joblet.Errorf(joblet.ResourceExhausted, "%s has %d jobs that have not ended, as many as this daemon allows one owner (max-per-owner)", l.rec.Owner, s.cfg.MaxPerOwner)
+	}
+	s.live[l.rec.ID] = l
+	return nil
+}
+
+// hasMany reports whether the job's owner has as many as he may. Supervisor.mu
+// is held.
+func (s *Supervisor) hasMany(l *live) bool {
+	return s.cfg.MaxPerOwner > 0 && l.rec.Parent == "" && s.activeOf(l.rec.Owner) >= s.cfg.MaxPerOwner
+}
+
+// Configure changes those settings that can be changed while jobs run:
+// MaxConcurrent, MaxPerOwner, Defaults and Ceiling. Jobs that there are keep what
+// they got.
+func (s *Supervisor) Configure(cfg Config) {
+	s.mu.Lock()
+	s.cfg.MaxConcurrent, s.cfg.MaxPerOwner = cfg.MaxConcurrent, cfg.MaxPerOwner
+	s.cfg.Defaults, s.cfg.Ceiling = cfg.Defaults, cfg.Ceiling
+	s.mu.Unlock()
+	s.nudge()
 }
 
 // forget takes back admit: the job was never accepted.

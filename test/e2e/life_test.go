@@ -192,7 +192,7 @@ func TestLifeCron(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	before := time.Now()
-	id := d.detach(t, "--schedule=* * * * *", "--name=tick", "sh", "-c", "echo $JOBLET_ATTEMPT")
+	id := d.detach(t, "--schedule=* * * * *", "--name=tick", "sh", "-c", "echo $JOBLET_ATTEMPT; while [ ! -e end ]; do sleep 0.1; done")
 	next := before.Truncate(time.Minute).Add(time.Minute)
 	job := d.get(t, id)
 	if job.Scheduled.After(next) { // the minute came in between
@@ -209,16 +209,18 @@ func TestLifeCron(t *testing.T) {
 	if len(runs) != 1 {
 		t.Fatalf("runs %q", runs)
 	}
+	if job := d.get(t, id); job.State != joblet.Scheduled || !job.Scheduled.Equal(next.Add(time.Minute)) {
+		t.Errorf("then: %+v", job)
+	}
+	// The name is that of its run as well, which goes on.
+	d.says(t, 0, id+"\n", ``, "job", "cancel", "tick")
+	d.ends(t, id, joblet.Canceled)
+	d.says(t, 0, ``, ``, "job", "exec", "tick", "touch", "end")
 	run := d.ends(t, runs[0], joblet.Completed)
 	if run.Parent != id || run.Created.Before(next) || run.Created.After(next.Add(5*time.Second)) || run.Spec.Schedule != "" {
 		t.Errorf("run %+v, due at %v", run, next)
 	}
 	d.says(t, 0, "1\n", ``, "job", "log", runs[0])
-	if job := d.get(t, id); job.State != joblet.Scheduled || !job.Scheduled.Equal(next.Add(time.Minute)) {
-		t.Errorf("then: %+v", job)
-	}
-	d.says(t, 0, id+"\n", ``, "job", "cancel", "tick")
-	d.ends(t, id, joblet.Canceled)
 }
 
 // TestLifeOverlap: times that pass without a daemon count as one run, and a run

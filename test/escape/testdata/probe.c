@@ -329,26 +329,6 @@ static int mount_attr(char **arg)
 	return made("mount_setattr", syscall(442, AT_FDCWD, arg[0], 0, attr, sizeof attr));
 }
 
-// release_agent of a v1 hierarchy that is mounted in namespaces of one's own.
-static int release_agent(char **arg)
-{
-	static const char *const controllers[] = {"memory", "pids", "freezer", "cpu", "rdma", "net_cls", 0};
-	(void)arg;
-	unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWCGROUP); // not as root of the host: it needs none
-	mkdir("at", 0700);
-	for (const char *const *c = controllers; *c; c++) {
-		if (mount("x", "at", "cgroup", 0, *c))
-			continue;
-		int fd = open("at/release_agent", O_WRONLY | O_CLOEXEC);
-		umount2("at", MNT_DETACH);
-		if (fd >= 0)
-			return through("release_agent of %s", *c);
-	}
-	if (errno != EPERM && errno != EACCES)
-		errno = ENODEV; // no controller is for v1: EINVAL, EBUSY
-	return no("cgroup v1");
-}
-
 static int release_agent_host(char **arg)
 {
 	static const char *const controllers[] = {"memory", "pids", "freezer", "cpu", "rdma", "net_cls", 0};
@@ -365,6 +345,13 @@ static int release_agent_host(char **arg)
 	if (errno != EPERM && errno != EACCES)
 		errno = ENODEV; // no controller is for v1: EINVAL, EBUSY
 	return no("cgroup v1");
+}
+
+// release_agent of a v1 hierarchy that is mounted in namespaces of one's own.
+static int release_agent(char **arg)
+{
+	unshare(CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWCGROUP); // not as root of the host: it needs none
+	return release_agent_host(arg);
 }
 
 static int cgroup_procs(char **arg)

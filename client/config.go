@@ -1,0 +1,335 @@
+package client
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/joblet/joblet"
+)
+
+// ConfigName is the name of the file that says where daemons are.
+const ConfigName = "rnx-config.yml"
+
+const maxConfig = 4 << 20
+
+// Config is what a client knows of daemons: rnx-config.yml.
+//
+//	nodes:
+//	  default:
+//	    address: "node1.example.org:50051"
+//	    ca: |
+//	      -----BEGIN CERTIFICATE-----
+//	      …
+//	    cert: alice.crt
+//	    key: alice.key
+type Config struct {
+	Path    string          `yaml:"-"` // the file
+	Version string          `yaml:"version,omitempty"`
+	Nodes   map[string]Node `yaml:"nodes"`
+}
+
+// Node is a daemon, and who we are to it. CA, Cert and Key are PEM, or the path
+// of a file that holds it, relative to the configuration's.
+type Node struct {
+	Address    string `yaml:"address"` // "HOST:PORT", "HOST", or "unix:///PATH"
+	NodeID     string `yaml:"nodeId,omitempty"`
+	ServerName string `yaml:"serverName,omitempty"` // in its certificate; empty: "joblet"
+	CA         string `yaml:"ca,omitempty"`
+	Cert       string `yaml:"cert,omitempty"`
+	Key        string `yaml:"key,omitempty"`
+
+	dir string // of the configuration
+}
+
+// DefaultNode is the node that is used if none is named.
+const DefaultNode = "default"
+
+// ConfigPaths returns where a configuration is looked for, in this order.
+func ConfigPaths() []string {
+	paths := []string{ConfigName, filepath.Join("config", ConfigName)}
+	if home, err := os.UserHomeDir(); err == nil {
+		paths = append(paths, filepath.Join(home, ".rnx", ConfigName))
+	}
+	return append(paths, filepath.Join("/etc/joblet", ConfigName), filepath.Join("/opt/joblet/config", ConfigName))
+}
+
+// LoadConfig reads the configuration at path, or without one that at $RNX_CONFIG,
+// or else the first of ConfigPaths that there is. With none it returns an error
+// that is fs.ErrNotExist.
+func LoadConfig(path string) (Config, error) {
+	if path = cmp.Or(path, os.Getenv("RNX_CONFIG")); path != "" {
+		return readConfig(path)
+	}
+	for _, path := range ConfigPaths() {
+		c, err := readConfig(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return c, err
+		}
+	}
+	return Config{}, fmt.Errorf("no %s in %s: %w", ConfigName, strings.Join(ConfigPaths(), ", "), fs.ErrNotExist)
+}
+
+func readConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close()
+	// One that somebody else left here would send our jobs to his host.
+	if err := trustedFile(f); err != nil {
+		return Config{}, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
+	if err != nil {
+		return Config{}, err
+	}
+	if len(text) > maxConfig {
+		return Config{}, joblet.Errorf(joblet.InvalidArgument, "%s: longer than %d bytes", path, maxConfig)
+	}
+	c, err := ParseConfig(text)
+	if err != nil {
+		return Config{}, joblet.Errorf(joblet.InvalidArgument, "%s: %w", path, err)
+	}
+	if c.Path, err = filepath.Abs(path); err != nil {
+		return Config{}, err
+	}
+	for name, n := range c.Nodes {
+		n.dir = filepath.Dir(c.Path)
+		c.Nodes[name] = n
+	}
+	return c, nil
+}
+
+// ParseConfig reads a configuration.
+func ParseConfig(text []byte) (Config, error) {
+	var c Config
+	if err := yaml.Unmarshal(text, &c); err != nil {
+		return c, joblet.Errorf(joblet.InvalidArgument, "%w", err)
+	}
+	for name, n := range c.Nodes {
+		if err := validNode(name); err != nil {
+			return c, err
+		}
+		if n.Address == "" {
+			return c, joblet.Errorf(joblet.InvalidArgument, "node %s: has no address", name)
+		}
+		if n.local() {
+			continue
+		}
+		if _, err := hostPort(n.Address); err != nil {
+			return c, joblet.Errorf(joblet.InvalidArgument, "node %s: %w", name, err)
+		}
+	}
+	return c, nil
+}
+
+func validNode(name string) error {
+	if name == "" || len(name) > 100 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+		return joblet.Errorf(joblet.InvalidArgument, "node %.100q: must be called by 1 to 100 bytes without blanks", name)
+	}
+	return nil
+}
+
+// Names returns the names of the nodes in order.
+func (c Config) Names() []string { return slices.Sorted(maps.Keys(c.Nodes)) }
+
+// Node returns the node that is called so; without a name the one called
+// "default", or the only one that there is.
+func (c Config) Node(name string) (Node, error) {
+	if name == "" {
+		if name = DefaultNode; len(c.Nodes) == 1 {
+			name = c.Names()[0]
+		}
+	}
+	n, ok := c.Nodes[name]
+	if !ok {
+		return n, joblet.Errorf(joblet.NotFound, "no node %q in %s (it has: %s): name one with --node", name, c.Path, strings.Join(c.Names(), ", "))
+	}
+	return n, nil
+}
+
+func (n Node) local() bool { return strings.HasPrefix(n.Address, "unix://") }
+
+// Dial connects to the node's daemon.
+func (n Node) Dial(ctx context.Context) (*Client, error) {
+	if n.local() {
+		return Dial(ctx, n.Address)
+	}
+	conf, err := n.TLS()
+	if err != nil {
+		return nil, err
+	}
+	return DialTLS(ctx, n.Address, conf)
+}
+
+// TLS returns what DialTLS needs.
+func (n Node) TLS() (*tls.Config, error) {
+	ca, err := n.pem("ca", n.CA)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := n.pem("cert", n.Cert)
+	if err != nil {
+		return nil, err
+	}
+	key, err := n.pem("key", n.Key)
+	if err != nil {
+		return nil, err
+	}
+	conf := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: n.ServerName, RootCAs: x509.NewCertPool()}
+	if !conf.RootCAs.AppendCertsFromPEM(ca) {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "node at %s: ca holds no certificate", n.Address)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "node at %s: cert and key: %w", n.Address, err)
+	}
+	conf.Certificates = []tls.Certificate{pair}
+	return conf, nil
+}
+
+// pem returns the PEM in a value, or in the file that it names.
+func (n Node) pem(key, value string) ([]byte, error) {
+	switch {
+	case value == "":
+		return nil, joblet.Errorf(joblet.InvalidArgument, "node at %s: has no %s: get a bundle (joblet pki issue) and import it with rnx login", n.Address, key)
+	case strings.Contains(value, "-----BEGIN"):
+		return []byte(value), nil
+	case !filepath.IsAbs(value):
+		value = filepath.Join(n.dir, value)
+	}
+	f, err := os.Open(value)
+	if err != nil {
+		return nil, fmt.Errorf("node at %s: %s: %w", n.Address, key, err)
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, maxConfig))
+}
+
+// Identity returns by which name and role the node's daemon knows us, and until
+// when; of a local one nothing is known.
+func (n Node) Identity() (name, role string, until time.Time, err error) {
+	if n.local() {
+		return "", "", time.Time{}, nil
+	}
+	conf, err := n.TLS()
+	if err != nil {
+		return "", "", time.Time{}, err
+	}
+	leaf := conf.Certificates[0].Leaf
+	if len(leaf.Subject.OrganizationalUnit) > 0 {
+		role = leaf.Subject.OrganizationalUnit[0]
+	}
+	return leaf.Subject.CommonName, role, leaf.NotAfter, nil
+}
+
+// Marshal returns the configuration as the text of its file.
+func (c Config) Marshal() ([]byte, error) {
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := e.Encode(c); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), e.Close()
+}
+
+// AddNodes writes nodes into the configuration at path, whose other contents stay
+// as they are. A node that is there already is an error unless replace is set.
+func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
+	doc := yaml.Node{}
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return joblet.Errorf(joblet.InvalidArgument, "%s: %w", path, err)
+	}
+	if doc.Kind == 0 {
+		doc = yaml.Node{Kind: yaml.DocumentNode, Content: []*yaml.Node{{Kind: yaml.MappingNode}}}
+	}
+	all := child(doc.Content[0], "nodes")
+	if all == nil {
+		return joblet.Errorf(joblet.InvalidArgument, "%s: is no configuration of rnx", path)
+	}
+	for _, name := range slices.Sorted(maps.Keys(nodes)) {
+		if err := validNode(name); err != nil {
+			return err
+		}
+		var value yaml.Node
+		if err := value.Encode(nodes[name]); err != nil {
+			return err
+		}
+		known := len(all.Content)
+		n := child(all, name)
+		if n == nil {
+			return joblet.Errorf(joblet.InvalidArgument, "%s: nodes: must be a mapping", path)
+		}
+		if len(all.Content) == known && !replace {
+			return joblet.Errorf(joblet.AlreadyExists, "%s has a node %q already: give the new one another name with --node, or replace it with --force", path, name)
+		}
+		*n = value
+	}
+	var b bytes.Buffer
+	e := yaml.NewEncoder(&b)
+	e.SetIndent(2)
+	if err := errors.Join(e.Encode(&doc), e.Close()); err != nil {
+		return err
+	}
+	return replaceFile(path, b.Bytes())
+}
+
+// child returns the value of a key, a new mapping if there is none, or nil if
+// parent is no mapping.
+func child(parent *yaml.Node, key string) *yaml.Node {
+	if parent.Kind == yaml.ScalarNode && parent.Tag == "!!null" {
+		*parent = yaml.Node{Kind: yaml.MappingNode}
+	}
+	if parent.Kind != yaml.MappingNode {
+		return nil
+	}
+	for i := 0; i+1 < len(parent.Content); i += 2 {
+		if parent.Content[i].Value == key {
+			return parent.Content[i+1]
+		}
+	}
+	value := &yaml.Node{Kind: yaml.MappingNode}
+	parent.Content = append(parent.Content, &yaml.Node{Kind: yaml.ScalarNode, Value: key}, value)
+	return value
+}
+
+// replaceFile writes a file that only its owner may read, as a whole.
+func replaceFile(path string, text []byte) (err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}

@@ -1,0 +1,239 @@
+package server
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/pki"
+)
+
+// access is what a call does with a job of somebody.
+type access uint8
+
+const (
+	free     access = iota // nothing
+	reads                  // shows what it does, writes and leaves
+	controls               // ends or changes it, or makes another like it
+)
+
+// accesses says what the methods of JobService do with the job that their
+// request names. One that is not listed controls it.
+var accesses = map[string]access{
+	api.JobService_RunJob_FullMethodName:         free,
+	api.JobService_RunJobAttached_FullMethodName: free,
+	api.JobService_SubmitJob_FullMethodName:      free, // it shares its messages with AttachJob, and takes none that names a job
+	api.JobService_ListJobs_FullMethodName:       free, // others' jobs are shown in outline
+	api.JobService_QueryJobs_FullMethodName:      free,
+	api.JobService_DeleteAllJobs_FullMethodName:  free, // the caller's own
+	api.JobService_PruneJobs_FullMethodName:      free,
+
+	api.JobService_GetJobStatus_FullMethodName:        reads,
+	api.JobService_GetJobLogs_FullMethodName:          reads,
+	api.JobService_FollowJob_FullMethodName:           reads,
+	api.JobService_WaitJob_FullMethodName:             reads,
+	api.JobService_GetJobFiles_FullMethodName:         reads,
+	api.JobService_StreamJobMetrics_FullMethodName:    reads,
+	api.JobService_GetJobMetrics_FullMethodName:       reads,
+	api.JobService_ListJobProcesses_FullMethodName:    reads,
+	api.JobService_StreamJobTelematics_FullMethodName: reads,
+	api.JobService_GetJobTelematics_FullMethodName:    reads,
+
+	api.JobService_StopJob_FullMethodName:   controls,
+	api.JobService_CancelJob_FullMethodName: controls,
+	api.JobService_SignalJob_FullMethodName: controls,
+	api.JobService_DeleteJob_FullMethodName: controls,
+	api.JobService_RerunJob_FullMethodName:  controls,
+	api.JobService_AttachJob_FullMethodName: controls, // it types
+	api.JobService_ExecJob_FullMethodName:   controls,
+	api.JobService_PauseJob_FullMethodName:  controls,
+	api.JobService_ResumeJob_FullMethodName: controls,
+	api.JobService_UpdateJob_FullMethodName: controls,
+}
+
+const jobServicePrefix = "/joblet.JobService/"
+
+func accessOf(method string) access {
+	if a, ok := accesses[method]; ok {
+		return a
+	}
+	if strings.HasPrefix(method, jobServicePrefix) {
+		return controls
+	}
+	return free
+}
+
+// Rule grants developers something with the jobs of others.
+type Rule struct {
+	who, owner string // "cert:NAME", "uid:N"; empty: everybody
+	may        access
+}
+
+// ParseRule reads "WHO read|control OWNER": names of clients, or "*" for all of
+// them; an owner may be "uid:0" as well. Who may control may read.
+func ParseRule(s string) (Rule, error) {
+	words := strings.Fields(s)
+	if len(words) != 3 {
+		return Rule{}, joblet.Errorf(joblet.InvalidArgument, "rule %.200q: must be WHO read|control OWNER", s)
+	}
+	var r Rule
+	switch words[1] {
+	case "read":
+		r.may = reads
+	case "control":
+		r.may = controls
+	default:
+		return Rule{}, joblet.Errorf(joblet.InvalidArgument, "rule %.200q: %.40q must be read or control", s, words[1])
+	}
+	var err error
+	if r.who, err = ruleName(words[0]); err == nil {
+		r.owner, err = ruleName(words[2])
+	}
+	if err != nil {
+		return Rule{}, joblet.Errorf(joblet.InvalidArgument, "rule %.200q: %w", s, err)
+	}
+	return r, nil
+}
+
+// String returns what ParseRule reads.
+func (r Rule) String() string {
+	show := func(name string) string {
+		if name == "" {
+			return "*"
+		}
+		return strings.TrimPrefix(name, certPrefix)
+	}
+	return show(r.who) + map[access]string{reads: " read ", controls: " control "}[r.may] + show(r.owner)
+}
+
+func ruleName(s string) (string, error) {
+	if s == "*" {
+		return "", nil
+	}
+	if strings.HasPrefix(s, "uid:") {
+		return s, nil
+	}
+	s = strings.TrimPrefix(s, certPrefix)
+	return certPrefix + s, pki.ValidName(s)
+}
+
+func (r Rule) grants(who string, a access, owner string) bool {
+	return a <= r.may && (r.who == "" || r.who == who) && (r.owner == "" || r.owner == owner)
+}
+
+// mayAll reports whether the caller has this access to everybody's jobs.
+func mayAll(c caller, a access) bool {
+	has := c.role()
+	return has != developer && has >= reader && a <= reads || has >= maintainer
+}
+
+// may reports whether the caller has this access to the jobs of an owner.
+func (s *Server) may(c caller, a access, owner string) bool {
+	return mayAll(c, a) || c.name() == owner ||
+		slices.ContainsFunc(s.settings.Load().Allow, func(r Rule) bool { return r.grants(c.name(), a, owner) })
+}
+
+// checkJob reports whether the caller may do with the job that a request names
+// what the method does. named: the request has to name one. The name becomes the
+// job's id, so that it is this job with which that is done, and of which the audit
+// log tells.
+func (s *Server) checkJob(ctx context.Context, c caller, method string, request any, named bool) error {
+	a := accessOf(method)
+	all := mayAll(c, a)
+	if a == free || all && a == reads {
+		return nil
+	}
+	ref, set, ok := jobRef(request)
+	if !ok {
+		if named && !all {
+			return joblet.Errorf(joblet.InvalidArgument, "the call names no job of which it could be known whose it is")
+		}
+		return nil
+	}
+	find := s.sup.Job
+	if method == api.JobService_CancelJob_FullMethodName {
+		find = s.sup.Cancelable
+	}
+	job, err := find(ctx, ref)
+	switch {
+	case err != nil && all:
+		return nil // the call itself says what is wrong
+	case err != nil:
+		return err
+	case !s.may(c, a, job.Owner):
+		verb := map[access]string{reads: "see", controls: "change"}[a]
+		return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
+			joblet.ShortID(job.ID), job.Owner, c.name(), verb)
+	}
+	set(job.ID)
+	return nil
+}
+
+// jobRef returns the job that a message names, itself or in a message that it
+// holds, and how to change that.
+func jobRef(message any) (ref string, set func(string), ok bool) {
+	m, isProto := message.(proto.Message)
+	if !isProto || m == nil {
+		return "", nil, false
+	}
+	return jobRefIn(m.ProtoReflect(), true)
+}
+
+func jobRefIn(m protoreflect.Message, deeper bool) (string, func(string), bool) {
+	fields := m.Descriptor().Fields()
+	for _, name := range []protoreflect.Name{"uuid", "job_uuid"} {
+		if f := fields.ByName(name); f != nil && f.Kind() == protoreflect.StringKind && !f.IsList() {
+			return m.Get(f).String(), func(id string) { m.Set(f, protoreflect.ValueOfString(id)) }, true
+		}
+	}
+	if !deeper {
+		return "", nil, false
+	}
+	for i := range fields.Len() {
+		f := fields.Get(i)
+		if f.Message() == nil || f.IsList() || f.IsMap() || !m.Has(f) {
+			continue
+		}
+		if ref, set, ok := jobRefIn(m.Get(f).Message(), false); ok {
+			return ref, set, true
+		}
+	}
+	return "", nil, false
+}
+
+// shown returns the jobs as the caller may see them in a list: those of others,
+// which he may not read, in outline.
+func (s *Server) shown(ctx context.Context, jobs []joblet.Job) []joblet.Job {
+	c := callerOf(ctx)
+	if mayAll(c, reads) {
+		return jobs
+	}
+	for i, j := range jobs {
+		if !s.may(c, reads, j.Owner) {
+			jobs[i] = outline(j)
+		}
+	}
+	return jobs
+}
+
+// outline is what everybody sees of a job: whose it is and how it does.
+func outline(j joblet.Job) joblet.Job {
+	return joblet.Job{
+		ID: j.ID, Owner: j.Owner, State: j.State, Created: j.Created, Scheduled: j.Scheduled, Started: j.Started, Ended: j.Ended, Exit: j.Exit,
+		Attempt: j.Attempt, Parent: j.Parent, Spec: joblet.Spec{Name: j.Spec.Name, Command: joblet.Mask},
+	}
+}
+
+// own narrows a filter of jobs that are to be deleted to those that the caller may
+// delete without asking whose they are.
+func own(ctx context.Context, f joblet.Filter) joblet.Filter {
+	if c := callerOf(ctx); !mayAll(c, controls) {
+		f.Owner = c.name()
+	}
+	return f
+}

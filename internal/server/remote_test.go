@@ -1,0 +1,628 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/pki"
+)
+
+// remote is a server without jobs for clients with certificates.
+type remote struct {
+	*Server
+	dir     pki.Dir
+	admin   pki.Bundle
+	address string
+	log     *bytes.Buffer
+}
+
+func startRemote(t *testing.T, opt Options) *remote {
+	t.Helper()
+	r := &remote{dir: pki.Dir{Path: filepath.Join(t.TempDir(), "pki")}, log: &bytes.Buffer{}}
+	var err error
+	if r.admin, err = r.dir.Init(nil, "root", pki.DefaultValid); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(r.log, nil))
+	if opt.PKI, err = pki.Open(r.dir.Path, log); err != nil {
+		t.Fatal(err)
+	}
+	if opt.Settings.MaxConnections == 0 {
+		opt.Settings = DefaultSettings()
+	}
+	r.Server = New(nil, log, opt)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.address = l.Addr().String()
+	served := make(chan error, 1)
+	go func() { served <- r.ServeTLS(l) }()
+	t.Cleanup(func() {
+		r.Shutdown()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
+
+func (r *remote) issue(t *testing.T, name, role string) pki.Bundle {
+	t.Helper()
+	b, err := r.dir.Issue(name, role, time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// config is a client's that shows b's certificate, if it has one.
+func config(t *testing.T, b pki.Bundle) *tls.Config {
+	t.Helper()
+	conf := &tls.Config{ServerName: pki.ServerName, RootCAs: x509.NewCertPool(), NextProtos: []string{"h2"}}
+	conf.RootCAs.AppendCertsFromPEM(b.CA)
+	if b.Cert != nil {
+		pair, err := tls.X509KeyPair(b.Cert, b.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &pair, nil }
+	}
+	return conf
+}
+
+func (r *remote) dial(t *testing.T, b pki.Bundle) *grpc.ClientConn {
+	t.Helper()
+	c, err := grpc.NewClient("passthrough:///"+r.address, grpc.WithTransportCredentials(credentials.NewTLS(config(t, b))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// ask calls a method of any kind with an empty message and returns the status
+// of its first answer.
+func ask(ctx context.Context, conn *grpc.ClientConn, method string) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	s, err := conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method)
+	if err != nil {
+		return err
+	}
+	if err := s.SendMsg(&emptypb.Empty{}); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := s.CloseSend(); err != nil {
+		return err
+	}
+	return s.RecvMsg(&emptypb.Empty{})
+}
+
+func methods(s *Server) (all []string) {
+	for service, info := range s.grpc.GetServiceInfo() {
+		for _, m := range info.Methods {
+			all = append(all, "/"+service+"/"+m.Name)
+		}
+	}
+	return all
+}
+
+// TestEveryMethodEveryRole: each method of each service lets those in whom the
+// table says, by certificate, and nobody else.
+func TestEveryMethodEveryRole(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{})
+	if n := len(methods(r.Server)); n < 45 {
+		t.Fatalf("only %d methods", n)
+	}
+	for _, tt := range []struct {
+		ou  string
+		has role
+	}{{"reader", reader}, {"viewer", reader}, {"developer", developer}, {"maintainer", maintainer}, {"admin", admin}} {
+		t.Run(tt.ou, func(t *testing.T) {
+			t.Parallel()
+			conn := r.dial(t, r.issue(t, "a-"+tt.ou, tt.ou))
+			for _, method := range methods(r.Server) {
+				err := ask(t.Context(), conn, method)
+				// What is allowed gets to a handler, which has no jobs here and panics.
+				switch denied := status.Code(err) == codes.PermissionDenied; {
+				case denied != (tt.has < needs(method)):
+					t.Errorf("%s: %v", method, err)
+				case denied && !strings.Contains(err.Error(), fmt.Sprintf("is %v, and this call needs %v", tt.has, needs(method))):
+					t.Errorf("%s: %v does not say what is needed", method, err)
+				case status.Code(err) == codes.Unavailable || status.Code(err) == codes.DeadlineExceeded:
+					t.Errorf("%s: %v", method, err)
+				}
+			}
+		})
+	}
+}
+
+// TestNobodyElse: a client with an expired, foreign, revoked, self-signed or no
+// certificate, the server's own, or one without a role, calls nothing.
+func TestNobodyElse(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{})
+	revoked := r.issue(t, "revoked", "admin")
+	if _, err := r.dir.Revoke("revoked"); err != nil {
+		t.Fatal(err)
+	}
+	foreign, err := (pki.Dir{Path: filepath.Join(t.TempDir(), "pki")}).Init(nil, "root", pki.DefaultValid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	foreign.CA = r.admin.CA
+	server, err := os.ReadFile(filepath.Join(r.dir.Path, "server.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // until the files are looked at again
+	for name, b := range map[string]pki.Bundle{
+		"none": {CA: r.admin.CA}, "foreign": foreign, "revoked": revoked, "the server's": {CA: r.admin.CA, Cert: server, Key: server},
+		"self-signed": r.forge(t, nil, time.Now().Add(time.Hour), "admin"), "expired": r.forge(t, &r.dir, time.Now().Add(-time.Hour), "admin"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := r.dial(t, b)
+			for _, method := range methods(r.Server) {
+				if err := ask(t.Context(), conn, method); status.Code(err) != codes.Unavailable {
+					t.Errorf("%s: got %v", method, err)
+				}
+			}
+		})
+	}
+	for name, units := range map[string][]string{"no role": nil, "an unknown role": {"god"}, "two roles": {"reader", "admin"}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			conn := r.dial(t, r.forge(t, &r.dir, time.Now().Add(time.Hour), units...))
+			for _, method := range methods(r.Server) {
+				if err := ask(t.Context(), conn, method); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "has no role") {
+					t.Errorf("%s: got %v", method, err)
+				}
+			}
+		})
+	}
+}
+
+// forge makes a certificate of a kind that package pki never makes, signed by the
+// authority in dir, or by itself.
+func (r *remote) forge(t *testing.T, dir *pki.Dir, until time.Time, units ...string) pki.Bundle {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "eve", OrganizationalUnit: units},
+		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: until, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	parent, signer := template, any(key)
+	if dir != nil {
+		text, err := os.ReadFile(filepath.Join(dir.Path, "ca", "ca.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ca, err := tls.X509KeyPair(text, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent, signer = ca.Leaf, ca.PrivateKey
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pki.Bundle{CA: r.admin.CA, Cert: encodePEM("CERTIFICATE", der), Key: encodePEM("PRIVATE KEY", pkcs8)}
+}
+
+// TestRevokedInTheMiddle: a client that is revoked while it follows something is
+// cut.
+func TestRevokedInTheMiddle(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{})
+	conn := r.dial(t, r.issue(t, "bob", "reader"))
+	stream, err := api.NewMonitoringServiceClient(conn).StreamSystemMetrics(t.Context(), &api.StreamMetricsRequest{IntervalSeconds: 1})
+	if err == nil {
+		_, err = stream.Recv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.dir.Revoke("bob"); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if took := time.Since(start); took > 10*time.Second {
+		t.Errorf("cut after %v", took)
+	}
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestAccessTable: each method of JobService whose request names a job has an
+// access, and no other has more than none.
+func TestAccessTable(t *testing.T) {
+	t.Parallel()
+	service := api.File_joblet_proto.Services().ByName("JobService")
+	known := map[string]bool{}
+	for i := range service.Methods().Len() {
+		m := service.Methods().Get(i)
+		name := fmt.Sprintf("/%s/%s", service.FullName(), m.Name())
+		known[name] = true
+		a, listed := accesses[name]
+		if !listed {
+			t.Errorf("%s has no access", name)
+		}
+		submits := name == api.JobService_SubmitJob_FullMethodName // see its entry
+		if names := namesJob(m.Input(), true); names != (a != free) && !submits {
+			t.Errorf("%s: names a job: %v, access %d", name, names, a)
+		}
+		if a == controls && roles[name] < developer {
+			t.Errorf("%s changes jobs and needs %v only", name, roles[name])
+		}
+	}
+	for name := range accesses {
+		if !known[name] {
+			t.Errorf("there is no %s", name)
+		}
+	}
+}
+
+// namesJob is jobRefIn over what a message can be.
+func namesJob(m protoreflect.MessageDescriptor, deeper bool) bool {
+	for i := range m.Fields().Len() {
+		f := m.Fields().Get(i)
+		if f.Name() == "uuid" || f.Name() == "job_uuid" || deeper && f.Message() != nil && !f.IsList() && !f.IsMap() && namesJob(f.Message(), false) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestJobRef(t *testing.T) {
+	t.Parallel()
+	for _, m := range []any{
+		&api.StopJobRequest{Uuid: "a"}, &api.GetJobMetricsRequest{JobUuid: "a"}, &api.RunJobResponse{JobUuid: "a"},
+		&api.JobEvent{Event: &api.JobEvent_Started{Started: &api.Job{Uuid: "a"}}}, &api.PauseJobResponse{Job: &api.Job{Uuid: "a"}},
+	} {
+		ref, set, ok := jobRef(m)
+		if !ok || ref != "a" {
+			t.Errorf("%T: %q %v", m, ref, ok)
+			continue
+		}
+		set("b")
+		if ref, _, _ := jobRef(m); ref != "b" {
+			t.Errorf("%T: then %q", m, ref)
+		}
+	}
+	for _, m := range []any{nil, (*api.Job)(nil), &api.RunJobRequest{Command: "x"}, &api.JobEvent{Event: &api.JobEvent_Output{Output: &api.JobOutput{}}}, &api.JobInput{}} {
+		if ref, _, ok := jobRef(m); ok && ref != "" {
+			t.Errorf("%T: %q", m, ref)
+		}
+	}
+}
+
+func TestRules(t *testing.T) {
+	t.Parallel()
+	s := &Server{}
+	var set Settings
+	for _, text := range []string{"alice read bob", "carol control *", "* read shared", "dave control uid:0"} {
+		r, err := ParseRule(text)
+		if err != nil || r.String() != text {
+			t.Fatalf("%q: %v %v", text, r, err)
+		}
+		set.Allow = append(set.Allow, r)
+	}
+	s.Configure(set)
+	who := func(name, role string) caller {
+		return caller{known: true, cert: &x509.Certificate{Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}}}}
+	}
+	for _, tt := range []struct {
+		who   caller
+		may   access
+		owner string
+		want  bool
+	}{
+		{who("alice", "developer"), controls, "cert:alice", true},
+		{who("alice", "developer"), reads, "cert:bob", true},
+		{who("alice", "developer"), controls, "cert:bob", false},
+		{who("alice", "developer"), reads, "cert:carol", false},
+		{who("alice", "developer"), reads, "cert:shared", true},
+		{who("alice", "developer"), controls, "cert:shared", false},
+		{who("alice", "developer"), reads, "uid:0", false},
+		{who("carol", "developer"), controls, "cert:bob", true},
+		{who("carol", "developer"), controls, "uid:0", true},
+		{who("dave", "developer"), controls, "uid:0", true},
+		{who("uid:0", "developer"), reads, "uid:0", false}, // its name is cert:uid:0
+		{who("eve", "reader"), reads, "cert:bob", true},
+		{who("eve", "reader"), controls, "cert:bob", false},
+		{who("mona", "maintainer"), controls, "cert:bob", true},
+		{who("root", "Admin"), controls, "uid:0", true},
+		{who("x", "god"), reads, "cert:bob", false},
+		{caller{}, reads, "cert:bob", false},
+		{caller{known: true}, controls, "cert:bob", true},
+	} {
+		if got := s.may(tt.who, tt.may, tt.owner); got != tt.want {
+			t.Errorf("%s (%v), %d, %s: %v", tt.who.name(), tt.who.role(), tt.may, tt.owner, got)
+		}
+	}
+	for _, bad := range []string{"", "alice", "alice reads bob", "alice read bob carol", "a/b read bob", "alice read ../x"} {
+		if _, err := ParseRule(bad); err == nil {
+			t.Errorf("%q was taken", bad)
+		}
+	}
+}
+
+// TestRate: who asks too often is told when to ask again, and others are not
+// concerned.
+func TestRate(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{Settings: Settings{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}})
+	greedy, other := r.dial(t, r.issue(t, "greedy", "reader")), r.dial(t, r.issue(t, "other", "reader"))
+	const health = "/grpc.health.v1.Health/Check"
+	refused := 0
+	for range 15 { // the burst is 10
+		switch err := ask(t.Context(), greedy, health); {
+		case status.Code(err) == codes.ResourceExhausted:
+			if refused++; len(status.Convert(err).Details()) != 2 || !strings.Contains(err.Error(), "client-rate") {
+				t.Errorf("got %v", err)
+			}
+		case err != nil:
+			t.Fatal(err)
+		}
+	}
+	if refused == 0 || refused > 6 {
+		t.Errorf("%d of 15 refused", refused)
+	}
+	if err := ask(t.Context(), other, health); err != nil {
+		t.Errorf("another client: %v", err)
+	}
+	// Calls under way, of a third one.
+	watcher := r.dial(t, r.issue(t, "watcher", "reader"))
+	ctx, cancel := context.WithCancel(t.Context())
+	watch := func() error {
+		s, err := api.NewMonitoringServiceClient(watcher).StreamSystemMetrics(ctx, &api.StreamMetricsRequest{})
+		if err == nil {
+			_, err = s.Recv()
+		}
+		return err
+	}
+	for range 3 {
+		if err := watch(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := watch(); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "client-calls") {
+		t.Errorf("got %v", err)
+	}
+	cancel()
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		if err := ask(t.Context(), watcher, health); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("calls that ended still count: %v", err)
+		}
+	}
+}
+
+// TestSilentClients: connections that say nothing are bounded, and end; who means
+// well gets in beside them.
+func TestSilentClients(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{Settings: Settings{ClientRate: 100, ClientCalls: 100, MaxConnections: maxUnknownPerHost + 10}})
+	var silent []net.Conn
+	defer func() {
+		for _, c := range silent {
+			c.Close()
+		}
+	}()
+	closed := 0
+	for range maxUnknownPerHost + 5 {
+		c, err := net.Dial("tcp", r.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		silent = append(silent, c)
+	}
+	for _, c := range silent {
+		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+			closed++
+		}
+		if closed > 0 {
+			break // the first that was not let in
+		}
+	}
+	if closed == 0 {
+		t.Error("all were let in")
+	}
+	conn := r.dial(t, r.admin)
+	deadline := time.Now().Add(handshakeTime + 20*time.Second)
+	for {
+		err := ask(t.Context(), conn, "/grpc.health.v1.Health/Check")
+		if err == nil {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nobody gets in: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	for {
+		r.gate.mu.Lock()
+		conns, total, hosts := len(r.gate.conns), r.gate.total, len(r.gate.unknown)
+		r.gate.mu.Unlock()
+		if conns <= 2 && total == 0 && hosts == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("counted: %d connections, %d unknown ones of %d hosts", conns, total, hosts)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// TestManyConnections: the bound on all connections holds, and closed ones do not
+// count.
+func TestManyConnections(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{Settings: Settings{ClientRate: 1000, ClientCalls: 100, MaxConnections: 3}})
+	for range 2 {
+		var conns []*grpc.ClientConn
+		for range 3 {
+			c := r.dial(t, r.admin)
+			conns = append(conns, c)
+			deadline := time.Now().Add(20 * time.Second)
+			for err := errors.New("none yet"); err != nil; time.Sleep(50 * time.Millisecond) {
+				if err = ask(t.Context(), c, "/grpc.health.v1.Health/Check"); err != nil && time.Now().After(deadline) {
+					t.Fatal(err)
+				}
+			}
+		}
+		fourth := r.dial(t, r.admin)
+		if err := ask(t.Context(), fourth, "/grpc.health.v1.Health/Check"); status.Code(err) != codes.Unavailable {
+			t.Errorf("a fourth: %v", err)
+		}
+		fourth.Close() // it would go on to try, and take the place of one below
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+}
+
+// TestLargeHeaders: headers beyond the bound end the call, not the daemon.
+func TestLargeHeaders(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{})
+	conn := r.dial(t, r.admin)
+	ctx := metadataWith(t.Context(), "x", strings.Repeat("a", 2*maxHeaders))
+	if err := ask(ctx, conn, "/grpc.health.v1.Health/Check"); err == nil {
+		t.Error("they were taken")
+	}
+	if err := ask(t.Context(), conn, "/grpc.health.v1.Health/Check"); err != nil {
+		t.Errorf("then: %v", err)
+	}
+}
+
+// TestNothingLeft: after many clients there are no more goroutines, connections or
+// calls than before.
+func TestNothingLeft(t *testing.T) {
+	r := startRemote(t, Options{})
+	before := runtime.NumGoroutine()
+	for range 3 {
+		var work sync.WaitGroup
+		for range 50 {
+			conn := r.dial(t, r.admin)
+			work.Go(func() {
+				defer conn.Close()
+				for _, method := range []string{"/grpc.health.v1.Health/Check", "/joblet.JobService/RunJob", "/joblet.Nope/Nope", "/joblet.JobService/SubmitJob"} {
+					_ = ask(t.Context(), conn, method)
+				}
+				// One that is left in the middle.
+				ctx, cancel := context.WithCancel(t.Context())
+				s, err := api.NewMonitoringServiceClient(conn).StreamSystemMetrics(ctx, &api.StreamMetricsRequest{MetricTypes: []string{"memory"}})
+				if err == nil {
+					_, err = s.Recv()
+				}
+				if err != nil {
+					t.Error(err)
+				}
+				cancel()
+			})
+		}
+		work.Wait()
+	}
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		r.gate.mu.Lock()
+		conns := len(r.gate.conns) + len(r.gate.clients) + r.gate.total
+		r.gate.mu.Unlock()
+		now := runtime.NumGoroutine()
+		if now <= before+5 && conns == 0 && r.Idle() > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d goroutines, %d before; %d connections", now, before, conns)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestProcessArguments: the arguments of the host's processes, which may be those of
+// somebody's job, are for those who see all jobs.
+func TestProcessArguments(t *testing.T) {
+	t.Parallel()
+	r := startRemote(t, Options{})
+	loop := exec.Command("sh", "-c", "while :; do :; done # private")
+	if err := loop.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = loop.Process.Kill()
+		_ = loop.Wait() // killed
+	}()
+	for _, tt := range []struct {
+		role, command string
+	}{{"developer", "sh"}, {"reader", "sh -c while :; do :; done # private"}} {
+		c := api.NewMonitoringServiceClient(r.dial(t, r.issue(t, "a-"+tt.role, tt.role)))
+		stream, err := c.StreamSystemMetrics(t.Context(), &api.StreamMetricsRequest{IntervalSeconds: 1, MetricTypes: []string{"process"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for found, deadline := false, time.Now().Add(30*time.Second); !found; {
+			m, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range slices.Concat(m.GetProcesses().GetTopByCpu(), m.GetProcesses().GetTopByMemory()) {
+				if int(p.GetPid()) != loop.Process.Pid {
+					continue
+				}
+				if found = true; p.GetCommand() != tt.command {
+					t.Errorf("%s sees %q", tt.role, p.GetCommand())
+				}
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("the loop is not there")
+			}
+		}
+	}
+}

@@ -1,0 +1,251 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/credentials"
+
+	"github.com/joblet/joblet/internal/pki"
+)
+
+// Bounds on connections of remote clients, so that those who are not let in, or
+// who say nothing, keep nobody else out.
+const (
+	maxUnknown        = 512 // connections that have not shown a certificate yet
+	maxUnknownPerHost = 64
+	maxPerClient      = 256
+
+	// lingerTime is how long a client that is refused has to read why.
+	lingerTime = 500 * time.Millisecond
+
+	// sweepEvery is how often the certificates of connections are looked at again.
+	sweepEvery = time.Second
+
+	// refusalEvery is how often the log tells of a refused connection at most.
+	refusalEvery = time.Second
+)
+
+// transport authenticates callers: on a unix socket by SO_PEERCRED, on others by
+// certificate.
+type transport struct {
+	peerCredentials
+	pki  *pki.Server // nil: unix sockets only
+	gate *gate
+}
+
+// certInfo is who connected with a certificate.
+type certInfo struct {
+	credentials.TLSInfo
+	cert *x509.Certificate
+}
+
+// ServerHandshake implements credentials.TransportCredentials.
+func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	known, ok := raw.(*gateConn)
+	if !ok {
+		return t.peerCredentials.ServerHandshake(raw)
+	}
+	conn := tls.Server(raw, t.pki.TLS())
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
+	defer cancel()
+	err := conn.HandshakeContext(ctx)
+	var cert *x509.Certificate
+	if err == nil {
+		state := conn.ConnectionState()
+		if cert = state.PeerCertificates[0]; state.NegotiatedProtocol != "h2" {
+			err = errors.New("the client does not speak HTTP/2")
+		} else {
+			err = t.gate.admit(known, cert)
+		}
+	}
+	if err != nil {
+		t.gate.refused(raw.RemoteAddr(), err)
+		linger(known.Conn)
+		return nil, nil, err
+	}
+	return conn, certInfo{
+		TLSInfo: credentials.TLSInfo{
+			State:          conn.ConnectionState(),
+			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+		},
+		cert: cert,
+	}, nil
+}
+
+// linger lets a refused client read the reason: closing while something of it is
+// unread would reset the connection and take that away.
+func linger(conn net.Conn) {
+	c, ok := conn.(*net.TCPConn)
+	if !ok || c.CloseWrite() != nil || c.SetDeadline(time.Now().Add(lingerTime)) != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, io.LimitReader(c, 64<<10))
+}
+
+// Clone implements credentials.TransportCredentials.
+func (t transport) Clone() credentials.TransportCredentials { return t }
+
+// gate counts the connections of remote clients and lets in no more than it may.
+type gate struct {
+	log *slog.Logger
+	max func() int
+
+	mu      sync.Mutex // protects what follows
+	conns   map[*gateConn]struct{}
+	unknown map[string]int // by host: those that have no certificate yet
+	total   int            // sum of unknown
+	clients map[string]int // by name
+	told    time.Time      // when the log told of a refusal
+	untold  int            // refusals since
+}
+
+func newGate(log *slog.Logger, max func() int) *gate {
+	return &gate{log: log, max: max, conns: map[*gateConn]struct{}{}, unknown: map[string]int{}, clients: map[string]int{}}
+}
+
+// gateConn is a connection that is counted until it is closed.
+type gateConn struct {
+	net.Conn
+	gate   *gate
+	host   string
+	client string            // empty: not known yet
+	cert   *x509.Certificate // of the client
+	once   sync.Once
+}
+
+func (c *gateConn) Close() error {
+	c.once.Do(func() { c.gate.leave(c) })
+	return c.Conn.Close()
+}
+
+// gateListener hands out the connections that the gate lets in.
+type gateListener struct {
+	net.Listener
+	gate *gate
+}
+
+func (l gateListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c, err := l.gate.enter(conn)
+		if err == nil {
+			return c, nil
+		}
+		l.gate.refused(conn.RemoteAddr(), err)
+		_ = conn.Close()
+	}
+}
+
+func (g *gate) enter(conn net.Conn) (*gateConn, error) {
+	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
+	if err != nil {
+		host = conn.RemoteAddr().String()
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	switch {
+	case len(g.conns) >= g.max():
+		return nil, fmt.Errorf("there are %d connections: see max-connections", len(g.conns))
+	case g.total >= maxUnknown:
+		return nil, fmt.Errorf("%d connections have not shown a certificate yet", g.total)
+	case g.unknown[host] >= maxUnknownPerHost:
+		return nil, fmt.Errorf("%d connections from there have not shown a certificate yet", g.unknown[host])
+	}
+	c := &gateConn{Conn: conn, gate: g, host: host}
+	g.conns[c] = struct{}{}
+	g.unknown[host]++
+	g.total++
+	return c, nil
+}
+
+// admit notes whose connection it is.
+func (g *gate) admit(c *gateConn, cert *x509.Certificate) error {
+	name := cert.Subject.CommonName
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.clients[name] >= maxPerClient {
+		return fmt.Errorf("%.80q has %d connections", name, g.clients[name])
+	}
+	if _, there := g.conns[c]; !there || name == "" {
+		return fmt.Errorf("certificate without a name, or a connection that is gone")
+	}
+	g.known(c)
+	c.client, c.cert = name, cert
+	g.clients[name]++
+	return nil
+}
+
+// known ends a connection's time as an unknown one. gate.mu is held.
+func (g *gate) known(c *gateConn) {
+	g.total--
+	if g.unknown[c.host]--; g.unknown[c.host] == 0 {
+		delete(g.unknown, c.host)
+	}
+}
+
+func (g *gate) leave(c *gateConn) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.conns, c)
+	if c.client == "" {
+		g.known(c)
+		return
+	}
+	if g.clients[c.client]--; g.clients[c.client] == 0 {
+		delete(g.clients, c.client)
+	}
+}
+
+// refused tells the log, not more often than somebody reads it.
+func (g *gate) refused(from net.Addr, err error) {
+	g.mu.Lock()
+	g.untold++
+	n := g.untold
+	tell := time.Since(g.told) >= refusalEvery
+	if tell {
+		g.told, g.untold = time.Now(), 0
+	}
+	g.mu.Unlock()
+	if tell {
+		g.log.Info("connection refused", "from", from.String(), "error", err, "refused", n)
+	}
+}
+
+// sweep cuts connections whose certificate counts no more, until ctx is done.
+func (g *gate) sweep(ctx context.Context, check func(*x509.Certificate) error) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var known []*gateConn
+		g.mu.Lock()
+		for c := range g.conns {
+			if c.client != "" {
+				known = append(known, c)
+			}
+		}
+		g.mu.Unlock()
+		for _, c := range known {
+			if err := check(c.cert); err != nil {
+				g.log.Info("connection cut", "client", c.client, "from", c.RemoteAddr().String(), "error", err)
+				_ = c.Close()
+			}
+		}
+	}
+}

@@ -1,0 +1,35 @@
+// Package spelling guesses what somebody meant.
+package spelling
+
+import "iter"
+
+// Nearest returns the name from which wrong differs in the fewest letters, fewer
+// than bound: added, removed or replaced (Levenshtein). Empty: none is so near.
+func Nearest(wrong string, names iter.Seq[string], bound int) (best string) {
+	for name := range names {
+		if d := distance(wrong, name); d < bound {
+			best, bound = name, d
+		}
+	}
+	return best
+}
+
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j+1]+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,524 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/client"
+)
+
+// remoteDaemon serves clients with certificates, with a configuration file.
+type remoteDaemon struct {
+	*daemon
+	dir     string // of certificates, bundles and configuration
+	address string
+}
+
+func newRemoteDaemon(t *testing.T, config string) *remoteDaemon {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a free port, which a second start takes again
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &remoteDaemon{dir: t.TempDir(), address: l.Addr().String()}
+	l.Close()
+	r.joblet(t, "init", "--out="+r.bundle("admin"))
+	r.configure(t, config)
+	r.daemon = newDaemon(t, "--config="+filepath.Join(r.dir, "joblet-config.yml"))
+	return r
+}
+
+func (r *remoteDaemon) configure(t *testing.T, config string) {
+	t.Helper()
+	text := fmt.Sprintf("listen: %s\npki-dir: %s/pki\n%s", r.address, r.dir, config)
+	if err := os.WriteFile(filepath.Join(r.dir, "joblet-config.yml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// reload makes the daemon read its configuration again and waits until it has.
+func (r *remoteDaemon) reload(t *testing.T, config string) {
+	t.Helper()
+	r.configure(t, config)
+	before := strings.Count(r.stderr.String(), "configuration read again")
+	if err := r.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if !eventually(20*time.Second, func() bool { return strings.Count(r.stderr.String(), "configuration read again") > before }) {
+		t.Fatalf("not read: %s", r.stderr.String())
+	}
+}
+
+// joblet runs a command of joblet pki.
+func (r *remoteDaemon) joblet(t *testing.T, args ...string) {
+	t.Helper()
+	args = append([]string{"pki", "--dir=" + filepath.Join(r.dir, "pki")}, args...)
+	if args[2] == "init" || args[2] == "issue" || args[2] == "rotate" {
+		args = append(args, "--address="+r.address)
+	}
+	if out, err := exec.Command(binDir+"/joblet", args...).CombinedOutput(); err != nil {
+		t.Fatalf("%q: %v %s", args, err, out)
+	}
+}
+
+func (r *remoteDaemon) bundle(name string) string { return filepath.Join(r.dir, name+".yml") }
+
+func (r *remoteDaemon) issue(t *testing.T, name, role string) {
+	t.Helper()
+	r.joblet(t, "issue", name, "--role="+role, "--out="+r.bundle(name))
+}
+
+// as runs rnx with a client's bundle.
+func (r *remoteDaemon) as(t *testing.T, name string, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	return finish(r.commandAs(ctx, name, args...))
+}
+
+func (r *remoteDaemon) commandAs(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, binDir+"/rnx", args...)
+	cmd.Env = append(os.Environ(), "RNX_CONFIG="+r.bundle(name))
+	return cmd
+}
+
+// dial connects as a client.
+func (r *remoteDaemon) dial(t *testing.T, name string) *client.Client {
+	t.Helper()
+	conf, err := client.LoadConfig(r.bundle(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := conf.Node("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := n.Dial(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func mustOK(t *testing.T, r result, what string) string {
+	t.Helper()
+	if r.status != 0 {
+		t.Fatalf("%s: %v", what, r)
+	}
+	return r.stdout
+}
+
+func mustFail(t *testing.T, r result, want string) {
+	t.Helper()
+	if r.status == 0 || !strings.Contains(r.stderr, want) || strings.Count(r.stderr, "\n") != 1 {
+		t.Errorf("got %v, want one line with %q", r, want)
+	}
+}
+
+// TestRemoteLife is the whole life of jobs over mutual TLS.
+func TestRemoteLife(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	r.issue(t, "alice", "developer")
+	res := r.as(t, "alice", "job", "run", "--secret-env=TOKEN=hunter2", "sh", "-c", `echo out; echo err >&2; test "$TOKEN" = hunter2 && exit 7`)
+	if res.status != 7 || res.stdout != "out\n" || res.stderr != "err\n" {
+		t.Errorf("attached: %v", res)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "in"), bytes.Repeat([]byte("0123456789abcdef"), 1<<20), 0o600); err != nil { // 16 MiB
+		t.Fatal(err)
+	}
+	get := r.commandAs(t.Context(), "alice", "job", "run", "--upload="+filepath.Join(dir, "in"), "--download=out", "sh", "-c", "wc -c < in > out; cat out")
+	get.Dir = dir
+	if res := finish(get); res.status != 0 || res.stdout != "16777216\n" {
+		t.Errorf("files: %v", res)
+	}
+	if out, err := os.ReadFile(filepath.Join(dir, "out")); err != nil || string(out) != "16777216\n" {
+		t.Errorf("fetched: %q %v", out, err)
+	}
+	stdin := r.commandAs(t.Context(), "alice", "job", "run", "--stdin", "sha256sum")
+	stdin.Stdin = strings.NewReader("hello")
+	if res := finish(stdin); !strings.HasPrefix(res.stdout, "2cf24dba") {
+		t.Errorf("stdin: %v", res)
+	}
+	id := strings.TrimSpace(mustOK(t, r.as(t, "alice", "job", "run", "-d", "--name=web", "sleep", "300"), "run -d"))
+	status := mustOK(t, r.as(t, "alice", "--json", "job", "status", "web"), "status")
+	var job struct{ UUID, ID, Status, Owner string }
+	if err := json.Unmarshal([]byte(status), &job); err != nil || job.Owner != "cert:alice" || job.Status != "RUNNING" {
+		t.Errorf("%s %v", status, err)
+	}
+	mustOK(t, r.as(t, "alice", "job", "stop", id), "stop")
+	mustOK(t, r.as(t, "alice", "job", "delete", id), "delete")
+	mustFail(t, r.as(t, "alice", "runtime", "remove", "x"), "cert:alice is developer, and this call needs admin")
+	if out := mustOK(t, r.as(t, "alice", "nodes"), "nodes"); !strings.Contains(out, "default *") || !strings.Contains(out, " ok ") || !strings.Contains(out, "developer") {
+		t.Errorf("nodes: %s", out)
+	}
+	if out := mustOK(t, r.as(t, "admin", "monitor", "status"), "monitor"); out == "" {
+		t.Error("monitor says nothing")
+	}
+}
+
+// TestRemoteOwners: a developer sees and ends his own jobs, and others' as the
+// rules grant, which a signal reads again.
+func TestRemoteOwners(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	for name, role := range map[string]string{"alice": "developer", "bob": "developer", "eye": "reader", "mona": "maintainer"} {
+		r.issue(t, name, role)
+	}
+	id := strings.TrimSpace(mustOK(t, r.as(t, "alice", "job", "run", "-d", "--name=web", "-e", "A=visible", "sh", "-c", "echo private; sleep 300"), "run"))
+	denied := "belongs to cert:alice: cert:bob may not "
+	for _, args := range [][]string{
+		{"job", "status", id}, {"job", "log", id}, {"job", "wait", id}, {"job", "cp", id + ":x", "."}, {"job", "status", "web"},
+	} {
+		mustFail(t, r.as(t, "bob", args...), denied+"see it")
+	}
+	for _, args := range [][]string{{"job", "stop", id}, {"job", "kill", "web"}, {"job", "cancel", id}, {"job", "delete", id}, {"job", "rerun", id}, {"job", "pause", id}, {"job", "update", "--max-pids=100", id}} {
+		mustFail(t, r.as(t, "bob", args...), denied+"change it")
+	}
+	if res := r.as(t, "bob", "job", "list", "--json"); !strings.Contains(res.stdout, id) || strings.Contains(res.stdout, "private") || strings.Contains(res.stdout, "visible") {
+		t.Errorf("bob's list: %v", res)
+	}
+	if res := r.as(t, "alice", "job", "list", "--json"); !strings.Contains(res.stdout, "private") {
+		t.Errorf("alice's list: %v", res)
+	}
+	bob := r.dial(t, "bob")
+	for _, err := range bob.Jobs(t.Context(), joblet.Filter{Owner: "cert:bob"}) {
+		t.Errorf("bob has a job, or an error: %v", err)
+	}
+	mustOK(t, r.as(t, "eye", "job", "status", id), "a reader's status")
+	mustFail(t, r.as(t, "eye", "job", "stop", id), "cert:eye is reader, and this call needs developer")
+	mustFail(t, r.as(t, "eye", "job", "run", "true"), "needs developer")
+
+	mustOK(t, r.as(t, "alice", "job", "run", "true"), "a job that ends")
+	if deleted, skipped, err := bob.DeleteAll(t.Context()); deleted != 0 || skipped != 0 || err != nil {
+		t.Errorf("bob deletes %d, skips %d, %v", deleted, skipped, err)
+	}
+	if deleted, _, err := bob.Prune(t.Context(), joblet.Filter{}, true); deleted != 0 || err != nil {
+		t.Errorf("bob prunes %d, %v", deleted, err)
+	}
+
+	r.reload(t, "allow:\n  - bob read alice\n")
+	if out := mustOK(t, r.as(t, "bob", "job", "log", id), "what the rule grants"); out != "private\n" {
+		t.Errorf("log: %q", out)
+	}
+	mustFail(t, r.as(t, "bob", "job", "stop", id), denied+"change it")
+	r.reload(t, "allow: [bob control alice]\nmax-per-owner: 1\n")
+	mustFail(t, r.as(t, "alice", "job", "run", "true"), "cert:alice has 1 jobs that have not ended")
+	mustFail(t, r.as(t, "alice", "job", "run", "-d", "--schedule=+1h", "true"), "cert:alice has 1 jobs that have not ended")
+	mustOK(t, r.as(t, "bob", "job", "stop", id), "stop what the rule grants")
+	mustOK(t, r.as(t, "alice", "job", "run", "true"), "with a free place")
+	// A bad file changes nothing.
+	r.configure(t, "allow: [bob frobnicate alice]\n")
+	if err := r.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	if !eventually(20*time.Second, func() bool { return strings.Contains(r.stderr.String(), "frobnicate") }) {
+		t.Error("nothing said of it")
+	}
+	mustOK(t, r.as(t, "bob", "job", "status", id), "status by the rule from before")
+	mustOK(t, r.as(t, "mona", "job", "delete-all"), "a maintainer's delete-all")
+
+	audit, err := os.ReadFile(filepath.Join(r.state, "audit.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stop []map[string]any
+	for line := range bytes.Lines(audit) {
+		var l map[string]any
+		if err := json.Unmarshal(line, &l); err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		if l["method"] == "JobService/StopJob" && l["caller"] == "cert:bob" {
+			stop = append(stop, l)
+		}
+	}
+	if len(stop) < 3 || stop[0]["result"] != "PermissionDenied" || stop[len(stop)-1]["result"] != "OK" || stop[len(stop)-1]["job"] != id {
+		t.Errorf("audit: %v", stop)
+	}
+	if bytes.Contains(audit, []byte("private")) || !bytes.Contains(audit, []byte(`"target":"sh"`)) {
+		t.Errorf("audit:\n%s", audit)
+	}
+}
+
+// TestRemoteRestart: a daemon that is killed in the middle of a run and starts
+// again is survived: by job run, job log -f and job wait.
+func TestRemoteRestart(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	r.issue(t, "alice", "developer")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	run := r.commandAs(ctx, "alice", "job", "run", "--name=counter", "sh", "-c", "i=0; while [ $i -lt 60 ]; do echo line $i; i=$((i+1)); sleep 0.1; done; exit 3")
+	results := make(chan result, 2)
+	go func() { results <- finish(run) }()
+	if !eventually(30*time.Second, func() bool {
+		return strings.Contains(r.rnx(ctx, "job", "list").stdout, "counter")
+	}) {
+		t.Fatal("it does not run")
+	}
+	log := r.commandAs(ctx, "alice", "job", "log", "-f", "counter")
+	logged := make(chan result, 1)
+	go func() { logged <- finish(log) }()
+	time.Sleep(time.Second) // some lines are out
+	r.kill(t)
+	time.Sleep(time.Second)
+	if err := r.start(); err != nil {
+		t.Fatal(err)
+	}
+	var want strings.Builder
+	for i := range 60 {
+		fmt.Fprintf(&want, "line %d\n", i)
+	}
+	if res := <-results; res.status != 3 || res.stdout != want.String() {
+		t.Errorf("run: %v", res)
+	}
+	if res := <-logged; res.status != 0 || res.stdout != want.String() {
+		t.Errorf("log: %v", res)
+	}
+}
+
+// TestRemoteErrors: what goes wrong with a connection is said clearly.
+func TestRemoteErrors(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	r.issue(t, "alice", "developer")
+	r.issue(t, "gone", "admin")
+	r.joblet(t, "revoke", "gone")
+	other := &remoteDaemon{dir: t.TempDir(), address: r.address}
+	other.joblet(t, "init", "--out="+other.bundle("admin"))
+	mixed := func(name, ca, rest string) { // its authority from one bundle, the certificate from another
+		a, err := client.LoadConfig(ca)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := client.LoadConfig(rest)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := b.Nodes["default"]
+		n.CA = a.Nodes["default"].CA
+		b.Nodes["default"] = n
+		text, err := b.Marshal()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(r.bundle(name), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mixed("wrong-ca", other.bundle("admin"), r.bundle("alice"))
+	mixed("stranger", r.bundle("admin"), other.bundle("admin"))
+	mustFail(t, r.as(t, "wrong-ca", "job", "list"), "not by the authority (ca) of your configuration")
+	mustFail(t, r.as(t, "stranger", "job", "list"), `refuses the certificate of "admin": it is not signed by the daemon's authority`)
+	if !eventually(10*time.Second, func() bool {
+		return strings.Contains(r.as(t, "gone", "job", "list").stderr, `the daemon refuses the certificate of "gone", which is probably revoked`)
+	}) {
+		t.Errorf("revoked: %v", r.as(t, "gone", "job", "list"))
+	}
+	mustFail(t, r.as(t, "alice", "--host=127.0.0.1:1", "job", "list"), "no daemon answers at 127.0.0.1:1: connect to the daemon: dial tcp 127.0.0.1:1: connect: connection refused")
+	mustFail(t, r.as(t, "alice", "--node=nope", "job", "list"), `no node "nope" in `)
+	mustFail(t, r.as(t, "nobody", "job", "list"), "rnx login")
+	if out := r.as(t, "wrong-ca", "nodes"); out.status != 0 || !strings.Contains(out.stdout, "authority") {
+		t.Errorf("nodes: %v", out)
+	}
+
+	// What listens there speaks something else.
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = c.Write([]byte("SSH-2.0-OpenSSH\r\n"))
+			c.Close()
+		}
+	}()
+	mustFail(t, r.as(t, "alice", "--host="+l.Addr().String(), "job", "list"), "does not speak TLS")
+}
+
+// expired makes a certificate that has expired, as pki makes none, and its key.
+func (r *remoteDaemon) expired(t *testing.T, name string, at time.Time) (cert, key []byte) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(r.dir, "pki", "ca", "ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := tls.X509KeyPair(text, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: big.NewInt(at.UnixNano()), Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{"developer"}}, DNSNames: []string{name},
+		NotBefore: at.Add(-time.Hour), NotAfter: at, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+	}, ca.Leaf, own.Public(), ca.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
+}
+
+// TestRemoteExpired: whose certificate has expired, and when.
+func TestRemoteExpired(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	r.issue(t, "alice", "developer")
+	at := time.Now().Add(-90 * time.Minute).UTC().Truncate(time.Second)
+	when := "expired on " + at.Format(time.RFC3339)
+	conf, err := client.LoadConfig(r.bundle("alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := r.expired(t, "late", at)
+	n := conf.Nodes[client.DefaultNode]
+	n.Cert, n.Key = string(cert), string(key)
+	conf.Nodes[client.DefaultNode] = n
+	text, err := conf.Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(r.bundle("late"), text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, r.as(t, "late", "job", "list"), `the certificate of "late" `+when+": ask for another (joblet pki rotate)")
+	if res := r.as(t, "late", "nodes"); res.status != 0 || !strings.Contains(res.stdout, when) {
+		t.Errorf("nodes: %v", res)
+	}
+
+	mustOK(t, r.as(t, "alice", "job", "list"), "before the daemon's has expired")
+	cert, key = r.expired(t, "joblet", at)
+	server := filepath.Join(r.dir, "pki", "server.pem")
+	if err := os.WriteFile(server+".new", append(cert, key...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(server+".new", server); err != nil {
+		t.Fatal(err)
+	}
+	want := "the daemon's certificate " + when
+	if !eventually(20*time.Second, func() bool { return strings.Contains(r.as(t, "alice", "job", "list").stderr, want) }) {
+		t.Errorf("got %v, want %s", r.as(t, "alice", "job", "list"), want)
+	}
+	r.joblet(t, "rotate", "--server")
+	if !eventually(20*time.Second, func() bool { return r.as(t, "alice", "job", "list").status == 0 }) {
+		t.Errorf("with a new one: %v", r.as(t, "alice", "job", "list"))
+	}
+}
+
+// TestLogin: a bundle is imported under a name, asked first, and found where users
+// have their configuration.
+func TestLogin(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	r.issue(t, "alice", "developer")
+	home := t.TempDir()
+	rnx := func(stdin string, args ...string) result {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, binDir+"/rnx", args...)
+		cmd.Dir = home
+		cmd.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH"), "JOBLET_RUN_DIR=" + r.run}
+		cmd.Stdin = strings.NewReader(stdin)
+		return finish(cmd)
+	}
+	mustOK(t, rnx("", "login", r.bundle("alice")), "login")
+	file := filepath.Join(home, ".rnx", "rnx-config.yml")
+	if st, err := os.Stat(file); err != nil || st.Mode() != 0o600 {
+		t.Errorf("%v %v", st, err)
+	}
+	mustFail(t, rnx("", "login", r.bundle("alice")), "--force")
+	text, err := os.ReadFile(r.bundle("admin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustOK(t, rnx(string(text), "--node=lab", "login", "-"), "login from stdin under another name")
+	who := func(args ...string) string {
+		return mustOK(t, rnx("", append(args, "--json", "job", "run", "-d", "true")...), "run")
+	}
+	if out := who(); !strings.Contains(out, `"cert:alice"`) {
+		t.Errorf("default: %s", out)
+	}
+	if out := who("--node=lab"); !strings.Contains(out, `"cert:admin"`) {
+		t.Errorf("lab: %s", out)
+	}
+	if out := who("--node=local"); !strings.Contains(out, `"uid:0"`) {
+		t.Errorf("local: %s", out)
+	}
+	if out := mustOK(t, rnx("", "nodes"), "nodes"); strings.Count(out, "\n") != 3 || strings.Count(out, " ok ") != 2 {
+		t.Errorf("nodes: %s", out)
+	}
+	mustFail(t, rnx("nodes: {}", "login", "-"), "has no nodes")
+	mustFail(t, rnx("x", "login", "-"), "bundle")
+	mustFail(t, rnx("", "login", "--address=127.0.0.1:1", "--force", r.bundle("alice")), "--no-check")
+	if err := os.Chmod(file, 0o622); err != nil {
+		t.Fatal(err)
+	}
+	mustFail(t, rnx("", "job", "list"), "chmod go-w")
+}
+
+// TestRemoteUpload: RunJob carries files as older clients send them, up to what one
+// message holds.
+func TestRemoteUpload(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	conf, err := client.LoadConfig(r.bundle("admin"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs := api.NewJobServiceClient(rawConn(t, conf))
+	request := &api.RunJobRequest{Command: "sh", Args: []string{"-c", "wc -c < big; stat -c '%a %n' script dir; ./script"}, Uploads: []*api.FileUpload{
+		{Path: "big", Content: bytes.Repeat([]byte("x"), 120<<20), Mode: 0o644},
+		{Path: "script", Content: []byte("#!/bin/sh\necho ran\n"), Mode: 0o100755}, // only the permission bits count
+		{Path: "dir", IsDirectory: true, Mode: 1<<31 | 0o750},
+	}}
+	out, err := jobs.RunJob(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res := r.rnx(t.Context(), "job", "log", "-f", out.GetJobUuid())
+	if res.stdout != "125829120\n755 script\n750 dir\nran\n" {
+		t.Errorf("got %v", res)
+	}
+	request.Uploads[0].Content = bytes.Repeat([]byte("x"), 129<<20)
+	if _, err := jobs.RunJob(t.Context(), request); err == nil {
+		t.Error("129 MiB were taken")
+	}
+	for _, path := range []string{"../x", "/etc/x", "a/../../x", ""} {
+		if _, err := jobs.RunJob(t.Context(), &api.RunJobRequest{Command: "true", Uploads: []*api.FileUpload{{Path: path}}}); err == nil {
+			t.Errorf("%q was taken", path)
+		}
+	}
+}
