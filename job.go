@@ -50,6 +50,9 @@ type Job struct {
 	Usage Usage
 	// OutOfMemory: the latest attempt was ended because its memory was used up.
 	OutOfMemory bool
+	// Denied has the system calls that the latest attempt was refused, the most
+	// frequent first, once it has ended and if Spec.Security.LogDenied.
+	Denied []DeniedCall
 }
 
 // Attempt is a run of a job that was followed by another.

@@ -44,11 +44,13 @@ type Security struct {
 	CapDrop []string `json:"cap_drop,omitempty"`
 	// User is UID or UID:GID within the job; empty: 0:0.
 	User string `json:"user,omitempty"`
+	// LogDenied has the calls that are refused counted: Job.Denied.
+	LogDenied bool `json:"log_denied,omitempty"`
 }
 
 // IsZero reports whether it is what every job gets.
 func (s Security) IsZero() bool {
-	return s.Profile == "" && len(s.AllowCalls)+len(s.DenyCalls)+len(s.CapAdd)+len(s.CapDrop) == 0 && s.User == ""
+	return s.Profile == "" && len(s.AllowCalls)+len(s.DenyCalls)+len(s.CapAdd)+len(s.CapDrop) == 0 && s.User == "" && !s.LogDenied
 }
 
 // capabilities are those that a job can have, by the kernel's numbers
@@ -210,3 +212,23 @@ func ParseProfile(text string) (s Security, err error) {
 	}
 	return s, s.Validate()
 }
+
+// DeniedCall is a kind of system call that a job was refused.
+type DeniedCall struct {
+	Call     string `json:"call"`               // its name; "#" and the number of one that is not known; "others"
+	Argument string `json:"argument,omitempty"` // for which it was refused, such as AF_ALG, if others are allowed
+	Errno    string `json:"errno"`              // what the job got: EPERM, ENOSYS, …
+	Count    uint64 `json:"count"`
+	Remedy   Remedy `json:"remedy,omitempty"`
+}
+
+// Remedy is what lets a job make a call that it was refused.
+type Remedy string
+
+// Remedies.
+const (
+	RemedyNone   Remedy = ""       // no profile does
+	RemedyAllow  Remedy = "allow"  // a line "allow CALL" in a profile of one's own
+	RemedyDeny   Remedy = "deny"   // its profile says "deny CALL": leave that away
+	RemedyNested Remedy = "nested" // --security=nested
+)

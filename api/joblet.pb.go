@@ -130,6 +130,7 @@ type Job struct {
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
+	Denied         []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -528,6 +529,13 @@ func (x *Job) GetSecurity() *JobSecurity {
 	return nil
 }
 
+func (x *Job) GetDenied() []*DeniedCall {
+	if x != nil {
+		return x.Denied
+	}
+	return nil
+}
+
 type EmptyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -734,6 +742,7 @@ type GetJobStatusResponse struct {
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
+	Denied         []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -1142,6 +1151,13 @@ func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
 func (x *GetJobStatusResponse) GetSecurity() *JobSecurity {
 	if x != nil {
 		return x.Security
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetDenied() []*DeniedCall {
+	if x != nil {
+		return x.Denied
 	}
 	return nil
 }
@@ -5388,7 +5404,8 @@ type JobSecurity struct {
 	DenyCalls     []string               `protobuf:"bytes,3,rep,name=deny_calls,json=denyCalls,proto3" json:"deny_calls,omitempty"`
 	CapAdd        []string               `protobuf:"bytes,4,rep,name=cap_add,json=capAdd,proto3" json:"cap_add,omitempty"` // such as "net_raw"; "all"
 	CapDrop       []string               `protobuf:"bytes,5,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
-	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"` // UID or UID:GID in the job
+	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`                             // UID or UID:GID in the job
+	LogDenied     bool                   `protobuf:"varint,7,opt,name=log_denied,json=logDenied,proto3" json:"log_denied,omitempty"` // Job.denied tells what it was refused
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5465,6 +5482,90 @@ func (x *JobSecurity) GetUser() string {
 	return ""
 }
 
+func (x *JobSecurity) GetLogDenied() bool {
+	if x != nil {
+		return x.LogDenied
+	}
+	return false
+}
+
+// DeniedCall is a kind of system call that a job was refused.
+type DeniedCall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`         // its name; "#" and the number of one that is not known; "others"
+	Argument      string                 `protobuf:"bytes,2,opt,name=argument,proto3" json:"argument,omitempty"` // for which it was refused, such as "AF_ALG", if others are allowed
+	Errno         string                 `protobuf:"bytes,3,opt,name=errno,proto3" json:"errno,omitempty"`       // what the job got: "EPERM", "ENOSYS", …
+	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	Remedy        string                 `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"` // "allow": a profile of one's own can allow it; "deny": that denies it; "nested"; empty: no profile allows it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeniedCall) Reset() {
+	*x = DeniedCall{}
+	mi := &file_joblet_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeniedCall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeniedCall) ProtoMessage() {}
+
+func (x *DeniedCall) ProtoReflect() protoreflect.Message {
+	mi := &file_joblet_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeniedCall.ProtoReflect.Descriptor instead.
+func (*DeniedCall) Descriptor() ([]byte, []int) {
+	return file_joblet_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *DeniedCall) GetCall() string {
+	if x != nil {
+		return x.Call
+	}
+	return ""
+}
+
+func (x *DeniedCall) GetArgument() string {
+	if x != nil {
+		return x.Argument
+	}
+	return ""
+}
+
+func (x *DeniedCall) GetErrno() string {
+	if x != nil {
+		return x.Errno
+	}
+	return ""
+}
+
+func (x *DeniedCall) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *DeniedCall) GetRemedy() string {
+	if x != nil {
+		return x.Remedy
+	}
+	return ""
+}
+
 type RunJobResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
@@ -5476,7 +5577,7 @@ type RunJobResponse struct {
 
 func (x *RunJobResponse) Reset() {
 	*x = RunJobResponse{}
-	mi := &file_joblet_proto_msgTypes[60]
+	mi := &file_joblet_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5488,7 +5589,7 @@ func (x *RunJobResponse) String() string {
 func (*RunJobResponse) ProtoMessage() {}
 
 func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[60]
+	mi := &file_joblet_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5501,7 +5602,7 @@ func (x *RunJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunJobResponse.ProtoReflect.Descriptor instead.
 func (*RunJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{60}
+	return file_joblet_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *RunJobResponse) GetJobUuid() string {
@@ -5535,7 +5636,7 @@ type Timestamp struct {
 
 func (x *Timestamp) Reset() {
 	*x = Timestamp{}
-	mi := &file_joblet_proto_msgTypes[61]
+	mi := &file_joblet_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5547,7 +5648,7 @@ func (x *Timestamp) String() string {
 func (*Timestamp) ProtoMessage() {}
 
 func (x *Timestamp) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[61]
+	mi := &file_joblet_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5560,7 +5661,7 @@ func (x *Timestamp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timestamp.ProtoReflect.Descriptor instead.
 func (*Timestamp) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{61}
+	return file_joblet_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Timestamp) GetSeconds() int64 {
@@ -5586,7 +5687,7 @@ type RemoveRuntimeRequest struct {
 
 func (x *RemoveRuntimeRequest) Reset() {
 	*x = RemoveRuntimeRequest{}
-	mi := &file_joblet_proto_msgTypes[62]
+	mi := &file_joblet_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5598,7 +5699,7 @@ func (x *RemoveRuntimeRequest) String() string {
 func (*RemoveRuntimeRequest) ProtoMessage() {}
 
 func (x *RemoveRuntimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[62]
+	mi := &file_joblet_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5611,7 +5712,7 @@ func (x *RemoveRuntimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuntimeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveRuntimeRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{62}
+	return file_joblet_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *RemoveRuntimeRequest) GetRuntime() string {
@@ -5632,7 +5733,7 @@ type RemoveRuntimeResponse struct {
 
 func (x *RemoveRuntimeResponse) Reset() {
 	*x = RemoveRuntimeResponse{}
-	mi := &file_joblet_proto_msgTypes[63]
+	mi := &file_joblet_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5644,7 +5745,7 @@ func (x *RemoveRuntimeResponse) String() string {
 func (*RemoveRuntimeResponse) ProtoMessage() {}
 
 func (x *RemoveRuntimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[63]
+	mi := &file_joblet_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5657,7 +5758,7 @@ func (x *RemoveRuntimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveRuntimeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveRuntimeResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{63}
+	return file_joblet_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *RemoveRuntimeResponse) GetSuccess() bool {
@@ -5691,7 +5792,7 @@ type StreamJobMetricsRequest struct {
 
 func (x *StreamJobMetricsRequest) Reset() {
 	*x = StreamJobMetricsRequest{}
-	mi := &file_joblet_proto_msgTypes[64]
+	mi := &file_joblet_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5703,7 +5804,7 @@ func (x *StreamJobMetricsRequest) String() string {
 func (*StreamJobMetricsRequest) ProtoMessage() {}
 
 func (x *StreamJobMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[64]
+	mi := &file_joblet_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5716,7 +5817,7 @@ func (x *StreamJobMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobMetricsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{64}
+	return file_joblet_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StreamJobMetricsRequest) GetJobUuid() string {
@@ -5745,7 +5846,7 @@ type GetJobMetricsRequest struct {
 
 func (x *GetJobMetricsRequest) Reset() {
 	*x = GetJobMetricsRequest{}
-	mi := &file_joblet_proto_msgTypes[65]
+	mi := &file_joblet_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5757,7 +5858,7 @@ func (x *GetJobMetricsRequest) String() string {
 func (*GetJobMetricsRequest) ProtoMessage() {}
 
 func (x *GetJobMetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[65]
+	mi := &file_joblet_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5770,7 +5871,7 @@ func (x *GetJobMetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobMetricsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobMetricsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{65}
+	return file_joblet_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetJobMetricsRequest) GetJobUuid() string {
@@ -5824,7 +5925,7 @@ type JobMetricsEvent struct {
 
 func (x *JobMetricsEvent) Reset() {
 	*x = JobMetricsEvent{}
-	mi := &file_joblet_proto_msgTypes[66]
+	mi := &file_joblet_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5836,7 +5937,7 @@ func (x *JobMetricsEvent) String() string {
 func (*JobMetricsEvent) ProtoMessage() {}
 
 func (x *JobMetricsEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[66]
+	mi := &file_joblet_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5849,7 +5950,7 @@ func (x *JobMetricsEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobMetricsEvent.ProtoReflect.Descriptor instead.
 func (*JobMetricsEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{66}
+	return file_joblet_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *JobMetricsEvent) GetTimestamp() int64 {
@@ -5967,7 +6068,7 @@ type StreamJobTelematicsRequest struct {
 
 func (x *StreamJobTelematicsRequest) Reset() {
 	*x = StreamJobTelematicsRequest{}
-	mi := &file_joblet_proto_msgTypes[67]
+	mi := &file_joblet_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5979,7 +6080,7 @@ func (x *StreamJobTelematicsRequest) String() string {
 func (*StreamJobTelematicsRequest) ProtoMessage() {}
 
 func (x *StreamJobTelematicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[67]
+	mi := &file_joblet_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5992,7 +6093,7 @@ func (x *StreamJobTelematicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobTelematicsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobTelematicsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{67}
+	return file_joblet_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *StreamJobTelematicsRequest) GetJobUuid() string {
@@ -6022,7 +6123,7 @@ type GetJobTelematicsRequest struct {
 
 func (x *GetJobTelematicsRequest) Reset() {
 	*x = GetJobTelematicsRequest{}
-	mi := &file_joblet_proto_msgTypes[68]
+	mi := &file_joblet_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6034,7 +6135,7 @@ func (x *GetJobTelematicsRequest) String() string {
 func (*GetJobTelematicsRequest) ProtoMessage() {}
 
 func (x *GetJobTelematicsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[68]
+	mi := &file_joblet_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6047,7 +6148,7 @@ func (x *GetJobTelematicsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobTelematicsRequest.ProtoReflect.Descriptor instead.
 func (*GetJobTelematicsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{68}
+	return file_joblet_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *GetJobTelematicsRequest) GetJobUuid() string {
@@ -6106,7 +6207,7 @@ type TelematicsEvent struct {
 
 func (x *TelematicsEvent) Reset() {
 	*x = TelematicsEvent{}
-	mi := &file_joblet_proto_msgTypes[69]
+	mi := &file_joblet_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6118,7 +6219,7 @@ func (x *TelematicsEvent) String() string {
 func (*TelematicsEvent) ProtoMessage() {}
 
 func (x *TelematicsEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[69]
+	mi := &file_joblet_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6131,7 +6232,7 @@ func (x *TelematicsEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsEvent.ProtoReflect.Descriptor instead.
 func (*TelematicsEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{69}
+	return file_joblet_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TelematicsEvent) GetTimestamp() int64 {
@@ -6284,7 +6385,7 @@ type TelematicsExecData struct {
 
 func (x *TelematicsExecData) Reset() {
 	*x = TelematicsExecData{}
-	mi := &file_joblet_proto_msgTypes[70]
+	mi := &file_joblet_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6296,7 +6397,7 @@ func (x *TelematicsExecData) String() string {
 func (*TelematicsExecData) ProtoMessage() {}
 
 func (x *TelematicsExecData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[70]
+	mi := &file_joblet_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6309,7 +6410,7 @@ func (x *TelematicsExecData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsExecData.ProtoReflect.Descriptor instead.
 func (*TelematicsExecData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{70}
+	return file_joblet_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TelematicsExecData) GetPid() uint32 {
@@ -6361,7 +6462,7 @@ type TelematicsConnectData struct {
 
 func (x *TelematicsConnectData) Reset() {
 	*x = TelematicsConnectData{}
-	mi := &file_joblet_proto_msgTypes[71]
+	mi := &file_joblet_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6373,7 +6474,7 @@ func (x *TelematicsConnectData) String() string {
 func (*TelematicsConnectData) ProtoMessage() {}
 
 func (x *TelematicsConnectData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[71]
+	mi := &file_joblet_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6386,7 +6487,7 @@ func (x *TelematicsConnectData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsConnectData.ProtoReflect.Descriptor instead.
 func (*TelematicsConnectData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{71}
+	return file_joblet_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *TelematicsConnectData) GetPid() uint32 {
@@ -6445,7 +6546,7 @@ type TelematicsAcceptData struct {
 
 func (x *TelematicsAcceptData) Reset() {
 	*x = TelematicsAcceptData{}
-	mi := &file_joblet_proto_msgTypes[72]
+	mi := &file_joblet_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6457,7 +6558,7 @@ func (x *TelematicsAcceptData) String() string {
 func (*TelematicsAcceptData) ProtoMessage() {}
 
 func (x *TelematicsAcceptData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[72]
+	mi := &file_joblet_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6470,7 +6571,7 @@ func (x *TelematicsAcceptData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsAcceptData.ProtoReflect.Descriptor instead.
 func (*TelematicsAcceptData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{72}
+	return file_joblet_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *TelematicsAcceptData) GetPid() uint32 {
@@ -6528,7 +6629,7 @@ type TelematicsFileData struct {
 
 func (x *TelematicsFileData) Reset() {
 	*x = TelematicsFileData{}
-	mi := &file_joblet_proto_msgTypes[73]
+	mi := &file_joblet_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6540,7 +6641,7 @@ func (x *TelematicsFileData) String() string {
 func (*TelematicsFileData) ProtoMessage() {}
 
 func (x *TelematicsFileData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[73]
+	mi := &file_joblet_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6553,7 +6654,7 @@ func (x *TelematicsFileData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsFileData.ProtoReflect.Descriptor instead.
 func (*TelematicsFileData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{73}
+	return file_joblet_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *TelematicsFileData) GetPid() uint32 {
@@ -6605,7 +6706,7 @@ type TelematicsMmapData struct {
 
 func (x *TelematicsMmapData) Reset() {
 	*x = TelematicsMmapData{}
-	mi := &file_joblet_proto_msgTypes[74]
+	mi := &file_joblet_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6617,7 +6718,7 @@ func (x *TelematicsMmapData) String() string {
 func (*TelematicsMmapData) ProtoMessage() {}
 
 func (x *TelematicsMmapData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[74]
+	mi := &file_joblet_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6630,7 +6731,7 @@ func (x *TelematicsMmapData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsMmapData.ProtoReflect.Descriptor instead.
 func (*TelematicsMmapData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{74}
+	return file_joblet_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *TelematicsMmapData) GetPid() uint32 {
@@ -6687,7 +6788,7 @@ type TelematicsMprotectData struct {
 
 func (x *TelematicsMprotectData) Reset() {
 	*x = TelematicsMprotectData{}
-	mi := &file_joblet_proto_msgTypes[75]
+	mi := &file_joblet_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6699,7 +6800,7 @@ func (x *TelematicsMprotectData) String() string {
 func (*TelematicsMprotectData) ProtoMessage() {}
 
 func (x *TelematicsMprotectData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[75]
+	mi := &file_joblet_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6712,7 +6813,7 @@ func (x *TelematicsMprotectData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsMprotectData.ProtoReflect.Descriptor instead.
 func (*TelematicsMprotectData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{75}
+	return file_joblet_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *TelematicsMprotectData) GetPid() uint32 {
@@ -6759,7 +6860,7 @@ type TelematicsSocketDataData struct {
 
 func (x *TelematicsSocketDataData) Reset() {
 	*x = TelematicsSocketDataData{}
-	mi := &file_joblet_proto_msgTypes[76]
+	mi := &file_joblet_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6771,7 +6872,7 @@ func (x *TelematicsSocketDataData) String() string {
 func (*TelematicsSocketDataData) ProtoMessage() {}
 
 func (x *TelematicsSocketDataData) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[76]
+	mi := &file_joblet_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6784,7 +6885,7 @@ func (x *TelematicsSocketDataData) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TelematicsSocketDataData.ProtoReflect.Descriptor instead.
 func (*TelematicsSocketDataData) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{76}
+	return file_joblet_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TelematicsSocketDataData) GetPid() uint32 {
@@ -6854,7 +6955,7 @@ type JobExit struct {
 
 func (x *JobExit) Reset() {
 	*x = JobExit{}
-	mi := &file_joblet_proto_msgTypes[77]
+	mi := &file_joblet_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6866,7 +6967,7 @@ func (x *JobExit) String() string {
 func (*JobExit) ProtoMessage() {}
 
 func (x *JobExit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[77]
+	mi := &file_joblet_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6879,7 +6980,7 @@ func (x *JobExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobExit.ProtoReflect.Descriptor instead.
 func (*JobExit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{77}
+	return file_joblet_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *JobExit) GetCode() int32 {
@@ -6915,7 +7016,7 @@ type JobEvent struct {
 
 func (x *JobEvent) Reset() {
 	*x = JobEvent{}
-	mi := &file_joblet_proto_msgTypes[78]
+	mi := &file_joblet_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6927,7 +7028,7 @@ func (x *JobEvent) String() string {
 func (*JobEvent) ProtoMessage() {}
 
 func (x *JobEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[78]
+	mi := &file_joblet_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6940,7 +7041,7 @@ func (x *JobEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobEvent.ProtoReflect.Descriptor instead.
 func (*JobEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{78}
+	return file_joblet_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *JobEvent) GetEvent() isJobEvent_Event {
@@ -7056,7 +7157,7 @@ type JobOutput struct {
 
 func (x *JobOutput) Reset() {
 	*x = JobOutput{}
-	mi := &file_joblet_proto_msgTypes[79]
+	mi := &file_joblet_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7068,7 +7169,7 @@ func (x *JobOutput) String() string {
 func (*JobOutput) ProtoMessage() {}
 
 func (x *JobOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[79]
+	mi := &file_joblet_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7081,7 +7182,7 @@ func (x *JobOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobOutput.ProtoReflect.Descriptor instead.
 func (*JobOutput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{79}
+	return file_joblet_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *JobOutput) GetStream() int32 {
@@ -7122,7 +7223,7 @@ type JobLogGap struct {
 
 func (x *JobLogGap) Reset() {
 	*x = JobLogGap{}
-	mi := &file_joblet_proto_msgTypes[80]
+	mi := &file_joblet_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7134,7 +7235,7 @@ func (x *JobLogGap) String() string {
 func (*JobLogGap) ProtoMessage() {}
 
 func (x *JobLogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[80]
+	mi := &file_joblet_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7147,7 +7248,7 @@ func (x *JobLogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogGap.ProtoReflect.Descriptor instead.
 func (*JobLogGap) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{80}
+	return file_joblet_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *JobLogGap) GetOffset() int64 {
@@ -7180,7 +7281,7 @@ type FollowJobRequest struct {
 
 func (x *FollowJobRequest) Reset() {
 	*x = FollowJobRequest{}
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7192,7 +7293,7 @@ func (x *FollowJobRequest) String() string {
 func (*FollowJobRequest) ProtoMessage() {}
 
 func (x *FollowJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[81]
+	mi := &file_joblet_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7205,7 +7306,7 @@ func (x *FollowJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowJobRequest.ProtoReflect.Descriptor instead.
 func (*FollowJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{81}
+	return file_joblet_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *FollowJobRequest) GetUuid() string {
@@ -7281,7 +7382,7 @@ type JobInput struct {
 
 func (x *JobInput) Reset() {
 	*x = JobInput{}
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7293,7 +7394,7 @@ func (x *JobInput) String() string {
 func (*JobInput) ProtoMessage() {}
 
 func (x *JobInput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[82]
+	mi := &file_joblet_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7306,7 +7407,7 @@ func (x *JobInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobInput.ProtoReflect.Descriptor instead.
 func (*JobInput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{82}
+	return file_joblet_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *JobInput) GetInput() isJobInput_Input {
@@ -7421,7 +7522,7 @@ type WindowSize struct {
 
 func (x *WindowSize) Reset() {
 	*x = WindowSize{}
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7433,7 +7534,7 @@ func (x *WindowSize) String() string {
 func (*WindowSize) ProtoMessage() {}
 
 func (x *WindowSize) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[83]
+	mi := &file_joblet_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7446,7 +7547,7 @@ func (x *WindowSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WindowSize.ProtoReflect.Descriptor instead.
 func (*WindowSize) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{83}
+	return file_joblet_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *WindowSize) GetRows() int32 {
@@ -7478,7 +7579,7 @@ type AttachJobRequest struct {
 
 func (x *AttachJobRequest) Reset() {
 	*x = AttachJobRequest{}
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7490,7 +7591,7 @@ func (x *AttachJobRequest) String() string {
 func (*AttachJobRequest) ProtoMessage() {}
 
 func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[84]
+	mi := &file_joblet_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7503,7 +7604,7 @@ func (x *AttachJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachJobRequest.ProtoReflect.Descriptor instead.
 func (*AttachJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{84}
+	return file_joblet_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *AttachJobRequest) GetUuid() string {
@@ -7552,7 +7653,7 @@ type JobAttached struct {
 
 func (x *JobAttached) Reset() {
 	*x = JobAttached{}
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7564,7 +7665,7 @@ func (x *JobAttached) String() string {
 func (*JobAttached) ProtoMessage() {}
 
 func (x *JobAttached) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[85]
+	mi := &file_joblet_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7577,7 +7678,7 @@ func (x *JobAttached) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttached.ProtoReflect.Descriptor instead.
 func (*JobAttached) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{85}
+	return file_joblet_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *JobAttached) GetLogBytes() int64 {
@@ -7609,7 +7710,7 @@ type ExecInput struct {
 
 func (x *ExecInput) Reset() {
 	*x = ExecInput{}
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7621,7 +7722,7 @@ func (x *ExecInput) String() string {
 func (*ExecInput) ProtoMessage() {}
 
 func (x *ExecInput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[86]
+	mi := &file_joblet_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7634,7 +7735,7 @@ func (x *ExecInput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecInput.ProtoReflect.Descriptor instead.
 func (*ExecInput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{86}
+	return file_joblet_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ExecInput) GetInput() isExecInput_Input {
@@ -7723,7 +7824,7 @@ type ExecJobRequest struct {
 
 func (x *ExecJobRequest) Reset() {
 	*x = ExecJobRequest{}
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7735,7 +7836,7 @@ func (x *ExecJobRequest) String() string {
 func (*ExecJobRequest) ProtoMessage() {}
 
 func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[87]
+	mi := &file_joblet_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7748,7 +7849,7 @@ func (x *ExecJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecJobRequest.ProtoReflect.Descriptor instead.
 func (*ExecJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{87}
+	return file_joblet_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ExecJobRequest) GetUuid() string {
@@ -7814,7 +7915,7 @@ type ExecEvent struct {
 
 func (x *ExecEvent) Reset() {
 	*x = ExecEvent{}
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7826,7 +7927,7 @@ func (x *ExecEvent) String() string {
 func (*ExecEvent) ProtoMessage() {}
 
 func (x *ExecEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[88]
+	mi := &file_joblet_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7839,7 +7940,7 @@ func (x *ExecEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEvent.ProtoReflect.Descriptor instead.
 func (*ExecEvent) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{88}
+	return file_joblet_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ExecEvent) GetEvent() isExecEvent_Event {
@@ -7907,7 +8008,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7919,7 +8020,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[89]
+	mi := &file_joblet_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7932,7 +8033,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{89}
+	return file_joblet_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *ExecStarted) GetHostPid() int64 {
@@ -7952,7 +8053,7 @@ type ExecOutput struct {
 
 func (x *ExecOutput) Reset() {
 	*x = ExecOutput{}
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7964,7 +8065,7 @@ func (x *ExecOutput) String() string {
 func (*ExecOutput) ProtoMessage() {}
 
 func (x *ExecOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[90]
+	mi := &file_joblet_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7977,7 +8078,7 @@ func (x *ExecOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecOutput.ProtoReflect.Descriptor instead.
 func (*ExecOutput) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{90}
+	return file_joblet_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ExecOutput) GetStream() int32 {
@@ -8009,7 +8110,7 @@ type JobAttempt struct {
 
 func (x *JobAttempt) Reset() {
 	*x = JobAttempt{}
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8021,7 +8122,7 @@ func (x *JobAttempt) String() string {
 func (*JobAttempt) ProtoMessage() {}
 
 func (x *JobAttempt) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[91]
+	mi := &file_joblet_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8034,7 +8135,7 @@ func (x *JobAttempt) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobAttempt.ProtoReflect.Descriptor instead.
 func (*JobAttempt) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{91}
+	return file_joblet_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *JobAttempt) GetStartTime() string {
@@ -8089,7 +8190,7 @@ type RerunJobRequest struct {
 
 func (x *RerunJobRequest) Reset() {
 	*x = RerunJobRequest{}
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8101,7 +8202,7 @@ func (x *RerunJobRequest) String() string {
 func (*RerunJobRequest) ProtoMessage() {}
 
 func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[92]
+	mi := &file_joblet_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8114,7 +8215,7 @@ func (x *RerunJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RerunJobRequest.ProtoReflect.Descriptor instead.
 func (*RerunJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{92}
+	return file_joblet_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *RerunJobRequest) GetUuid() string {
@@ -8143,7 +8244,7 @@ type PruneJobsRequest struct {
 
 func (x *PruneJobsRequest) Reset() {
 	*x = PruneJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8155,7 +8256,7 @@ func (x *PruneJobsRequest) String() string {
 func (*PruneJobsRequest) ProtoMessage() {}
 
 func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[93]
+	mi := &file_joblet_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8168,7 +8269,7 @@ func (x *PruneJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsRequest.ProtoReflect.Descriptor instead.
 func (*PruneJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{93}
+	return file_joblet_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *PruneJobsRequest) GetEndedBefore() string {
@@ -8209,7 +8310,7 @@ type PruneJobsResponse struct {
 
 func (x *PruneJobsResponse) Reset() {
 	*x = PruneJobsResponse{}
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8221,7 +8322,7 @@ func (x *PruneJobsResponse) String() string {
 func (*PruneJobsResponse) ProtoMessage() {}
 
 func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[94]
+	mi := &file_joblet_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8234,7 +8335,7 @@ func (x *PruneJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneJobsResponse.ProtoReflect.Descriptor instead.
 func (*PruneJobsResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{94}
+	return file_joblet_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PruneJobsResponse) GetDeletedCount() int32 {
@@ -8263,7 +8364,7 @@ type GetJobFilesRequest struct {
 
 func (x *GetJobFilesRequest) Reset() {
 	*x = GetJobFilesRequest{}
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8275,7 +8376,7 @@ func (x *GetJobFilesRequest) String() string {
 func (*GetJobFilesRequest) ProtoMessage() {}
 
 func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[95]
+	mi := &file_joblet_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8288,7 +8389,7 @@ func (x *GetJobFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobFilesRequest.ProtoReflect.Descriptor instead.
 func (*GetJobFilesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{95}
+	return file_joblet_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *GetJobFilesRequest) GetUuid() string {
@@ -8315,7 +8416,7 @@ type SignalJobRequest struct {
 
 func (x *SignalJobRequest) Reset() {
 	*x = SignalJobRequest{}
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8327,7 +8428,7 @@ func (x *SignalJobRequest) String() string {
 func (*SignalJobRequest) ProtoMessage() {}
 
 func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[96]
+	mi := &file_joblet_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8340,7 +8441,7 @@ func (x *SignalJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobRequest.ProtoReflect.Descriptor instead.
 func (*SignalJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{96}
+	return file_joblet_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *SignalJobRequest) GetUuid() string {
@@ -8365,7 +8466,7 @@ type SignalJobResponse struct {
 
 func (x *SignalJobResponse) Reset() {
 	*x = SignalJobResponse{}
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8377,7 +8478,7 @@ func (x *SignalJobResponse) String() string {
 func (*SignalJobResponse) ProtoMessage() {}
 
 func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[97]
+	mi := &file_joblet_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8390,7 +8491,7 @@ func (x *SignalJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalJobResponse.ProtoReflect.Descriptor instead.
 func (*SignalJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{97}
+	return file_joblet_proto_rawDescGZIP(), []int{98}
 }
 
 type WaitJobRequest struct {
@@ -8402,7 +8503,7 @@ type WaitJobRequest struct {
 
 func (x *WaitJobRequest) Reset() {
 	*x = WaitJobRequest{}
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8414,7 +8515,7 @@ func (x *WaitJobRequest) String() string {
 func (*WaitJobRequest) ProtoMessage() {}
 
 func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[98]
+	mi := &file_joblet_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8427,7 +8528,7 @@ func (x *WaitJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobRequest.ProtoReflect.Descriptor instead.
 func (*WaitJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{98}
+	return file_joblet_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WaitJobRequest) GetUuid() string {
@@ -8446,7 +8547,7 @@ type WaitJobResponse struct {
 
 func (x *WaitJobResponse) Reset() {
 	*x = WaitJobResponse{}
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8458,7 +8559,7 @@ func (x *WaitJobResponse) String() string {
 func (*WaitJobResponse) ProtoMessage() {}
 
 func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[99]
+	mi := &file_joblet_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8471,7 +8572,7 @@ func (x *WaitJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitJobResponse.ProtoReflect.Descriptor instead.
 func (*WaitJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{99}
+	return file_joblet_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *WaitJobResponse) GetJob() *Job {
@@ -8498,7 +8599,7 @@ type QueryJobsRequest struct {
 
 func (x *QueryJobsRequest) Reset() {
 	*x = QueryJobsRequest{}
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8510,7 +8611,7 @@ func (x *QueryJobsRequest) String() string {
 func (*QueryJobsRequest) ProtoMessage() {}
 
 func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[100]
+	mi := &file_joblet_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8523,7 +8624,7 @@ func (x *QueryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueryJobsRequest.ProtoReflect.Descriptor instead.
 func (*QueryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{100}
+	return file_joblet_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *QueryJobsRequest) GetStates() []string {
@@ -8612,7 +8713,7 @@ type JobLimits struct {
 
 func (x *JobLimits) Reset() {
 	*x = JobLimits{}
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8624,7 +8725,7 @@ func (x *JobLimits) String() string {
 func (*JobLimits) ProtoMessage() {}
 
 func (x *JobLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[101]
+	mi := &file_joblet_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8637,7 +8738,7 @@ func (x *JobLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLimits.ProtoReflect.Descriptor instead.
 func (*JobLimits) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{101}
+	return file_joblet_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *JobLimits) GetCpuPercent() int64 {
@@ -8742,7 +8843,7 @@ type JobRlimit struct {
 
 func (x *JobRlimit) Reset() {
 	*x = JobRlimit{}
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8754,7 +8855,7 @@ func (x *JobRlimit) String() string {
 func (*JobRlimit) ProtoMessage() {}
 
 func (x *JobRlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[102]
+	mi := &file_joblet_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8767,7 +8868,7 @@ func (x *JobRlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobRlimit.ProtoReflect.Descriptor instead.
 func (*JobRlimit) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{102}
+	return file_joblet_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *JobRlimit) GetSoft() uint64 {
@@ -8805,7 +8906,7 @@ type JobUsage struct {
 
 func (x *JobUsage) Reset() {
 	*x = JobUsage{}
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8817,7 +8918,7 @@ func (x *JobUsage) String() string {
 func (*JobUsage) ProtoMessage() {}
 
 func (x *JobUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[103]
+	mi := &file_joblet_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8830,7 +8931,7 @@ func (x *JobUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobUsage.ProtoReflect.Descriptor instead.
 func (*JobUsage) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{103}
+	return file_joblet_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *JobUsage) GetCpuUserUs() int64 {
@@ -8926,7 +9027,7 @@ type PauseJobRequest struct {
 
 func (x *PauseJobRequest) Reset() {
 	*x = PauseJobRequest{}
-	mi := &file_joblet_proto_msgTypes[104]
+	mi := &file_joblet_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8938,7 +9039,7 @@ func (x *PauseJobRequest) String() string {
 func (*PauseJobRequest) ProtoMessage() {}
 
 func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[104]
+	mi := &file_joblet_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8951,7 +9052,7 @@ func (x *PauseJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobRequest.ProtoReflect.Descriptor instead.
 func (*PauseJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{104}
+	return file_joblet_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *PauseJobRequest) GetUuid() string {
@@ -8970,7 +9071,7 @@ type PauseJobResponse struct {
 
 func (x *PauseJobResponse) Reset() {
 	*x = PauseJobResponse{}
-	mi := &file_joblet_proto_msgTypes[105]
+	mi := &file_joblet_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8982,7 +9083,7 @@ func (x *PauseJobResponse) String() string {
 func (*PauseJobResponse) ProtoMessage() {}
 
 func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[105]
+	mi := &file_joblet_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8995,7 +9096,7 @@ func (x *PauseJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseJobResponse.ProtoReflect.Descriptor instead.
 func (*PauseJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{105}
+	return file_joblet_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *PauseJobResponse) GetJob() *Job {
@@ -9014,7 +9115,7 @@ type ResumeJobRequest struct {
 
 func (x *ResumeJobRequest) Reset() {
 	*x = ResumeJobRequest{}
-	mi := &file_joblet_proto_msgTypes[106]
+	mi := &file_joblet_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9026,7 +9127,7 @@ func (x *ResumeJobRequest) String() string {
 func (*ResumeJobRequest) ProtoMessage() {}
 
 func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[106]
+	mi := &file_joblet_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9039,7 +9140,7 @@ func (x *ResumeJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobRequest.ProtoReflect.Descriptor instead.
 func (*ResumeJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{106}
+	return file_joblet_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ResumeJobRequest) GetUuid() string {
@@ -9058,7 +9159,7 @@ type ResumeJobResponse struct {
 
 func (x *ResumeJobResponse) Reset() {
 	*x = ResumeJobResponse{}
-	mi := &file_joblet_proto_msgTypes[107]
+	mi := &file_joblet_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9070,7 +9171,7 @@ func (x *ResumeJobResponse) String() string {
 func (*ResumeJobResponse) ProtoMessage() {}
 
 func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[107]
+	mi := &file_joblet_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9083,7 +9184,7 @@ func (x *ResumeJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeJobResponse.ProtoReflect.Descriptor instead.
 func (*ResumeJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{107}
+	return file_joblet_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ResumeJobResponse) GetJob() *Job {
@@ -9103,7 +9204,7 @@ type UpdateJobRequest struct {
 
 func (x *UpdateJobRequest) Reset() {
 	*x = UpdateJobRequest{}
-	mi := &file_joblet_proto_msgTypes[108]
+	mi := &file_joblet_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9115,7 +9216,7 @@ func (x *UpdateJobRequest) String() string {
 func (*UpdateJobRequest) ProtoMessage() {}
 
 func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[108]
+	mi := &file_joblet_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9128,7 +9229,7 @@ func (x *UpdateJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobRequest.ProtoReflect.Descriptor instead.
 func (*UpdateJobRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{108}
+	return file_joblet_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *UpdateJobRequest) GetUuid() string {
@@ -9154,7 +9255,7 @@ type UpdateJobResponse struct {
 
 func (x *UpdateJobResponse) Reset() {
 	*x = UpdateJobResponse{}
-	mi := &file_joblet_proto_msgTypes[109]
+	mi := &file_joblet_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9166,7 +9267,7 @@ func (x *UpdateJobResponse) String() string {
 func (*UpdateJobResponse) ProtoMessage() {}
 
 func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[109]
+	mi := &file_joblet_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9179,7 +9280,7 @@ func (x *UpdateJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateJobResponse.ProtoReflect.Descriptor instead.
 func (*UpdateJobResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{109}
+	return file_joblet_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *UpdateJobResponse) GetJob() *Job {
@@ -9198,7 +9299,7 @@ type ListJobProcessesRequest struct {
 
 func (x *ListJobProcessesRequest) Reset() {
 	*x = ListJobProcessesRequest{}
-	mi := &file_joblet_proto_msgTypes[110]
+	mi := &file_joblet_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9210,7 +9311,7 @@ func (x *ListJobProcessesRequest) String() string {
 func (*ListJobProcessesRequest) ProtoMessage() {}
 
 func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[110]
+	mi := &file_joblet_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9223,7 +9324,7 @@ func (x *ListJobProcessesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesRequest.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesRequest) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{110}
+	return file_joblet_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *ListJobProcessesRequest) GetUuid() string {
@@ -9244,7 +9345,7 @@ type ListJobProcessesResponse struct {
 
 func (x *ListJobProcessesResponse) Reset() {
 	*x = ListJobProcessesResponse{}
-	mi := &file_joblet_proto_msgTypes[111]
+	mi := &file_joblet_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9256,7 +9357,7 @@ func (x *ListJobProcessesResponse) String() string {
 func (*ListJobProcessesResponse) ProtoMessage() {}
 
 func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[111]
+	mi := &file_joblet_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9269,7 +9370,7 @@ func (x *ListJobProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ListJobProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{111}
+	return file_joblet_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *ListJobProcessesResponse) GetProcesses() []*JobProcess {
@@ -9313,7 +9414,7 @@ type JobProcess struct {
 
 func (x *JobProcess) Reset() {
 	*x = JobProcess{}
-	mi := &file_joblet_proto_msgTypes[112]
+	mi := &file_joblet_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -9325,7 +9426,7 @@ func (x *JobProcess) String() string {
 func (*JobProcess) ProtoMessage() {}
 
 func (x *JobProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_joblet_proto_msgTypes[112]
+	mi := &file_joblet_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -9338,7 +9439,7 @@ func (x *JobProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobProcess.ProtoReflect.Descriptor instead.
 func (*JobProcess) Descriptor() ([]byte, []int) {
-	return file_joblet_proto_rawDescGZIP(), []int{112}
+	return file_joblet_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *JobProcess) GetPid() int32 {
@@ -9431,7 +9532,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xd2\x0e\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xff\x0e\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9492,7 +9593,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
-	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
+	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9510,7 +9612,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xd0\x0f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xfd\x0f\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9573,7 +9675,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
-	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
+	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
+	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aD\n" +
@@ -9990,7 +10093,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"\xaf\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"\xce\x01\n" +
 	"\vJobSecurity\x12\x18\n" +
 	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1f\n" +
 	"\vallow_calls\x18\x02 \x03(\tR\n" +
@@ -9999,7 +10102,16 @@ const file_joblet_proto_rawDesc = "" +
 	"deny_calls\x18\x03 \x03(\tR\tdenyCalls\x12\x17\n" +
 	"\acap_add\x18\x04 \x03(\tR\x06capAdd\x12\x19\n" +
 	"\bcap_drop\x18\x05 \x03(\tR\acapDrop\x12\x12\n" +
-	"\x04user\x18\x06 \x01(\tR\x04user\"h\n" +
+	"\x04user\x18\x06 \x01(\tR\x04user\x12\x1d\n" +
+	"\n" +
+	"log_denied\x18\a \x01(\bR\tlogDenied\"\x80\x01\n" +
+	"\n" +
+	"DeniedCall\x12\x12\n" +
+	"\x04call\x18\x01 \x01(\tR\x04call\x12\x1a\n" +
+	"\bargument\x18\x02 \x01(\tR\bargument\x12\x14\n" +
+	"\x05errno\x18\x03 \x01(\tR\x05errno\x12\x14\n" +
+	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x16\n" +
+	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"h\n" +
 	"\x0eRunJobResponse\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x16\n" +
 	"\x06status\x18\x02 \x01(\tR\x06status\x12\x1d\n" +
@@ -10376,7 +10488,7 @@ func file_joblet_proto_rawDescGZIP() []byte {
 	return file_joblet_proto_rawDescData
 }
 
-var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 127)
+var file_joblet_proto_msgTypes = make([]protoimpl.MessageInfo, 128)
 var file_joblet_proto_goTypes = []any{
 	(*Jobs)(nil),                        // 0: joblet.Jobs
 	(*Job)(nil),                         // 1: joblet.Job
@@ -10438,262 +10550,265 @@ var file_joblet_proto_goTypes = []any{
 	(*TestRuntimeResponse)(nil),         // 57: joblet.TestRuntimeResponse
 	(*RunJobRequest)(nil),               // 58: joblet.RunJobRequest
 	(*JobSecurity)(nil),                 // 59: joblet.JobSecurity
-	(*RunJobResponse)(nil),              // 60: joblet.RunJobResponse
-	(*Timestamp)(nil),                   // 61: joblet.Timestamp
-	(*RemoveRuntimeRequest)(nil),        // 62: joblet.RemoveRuntimeRequest
-	(*RemoveRuntimeResponse)(nil),       // 63: joblet.RemoveRuntimeResponse
-	(*StreamJobMetricsRequest)(nil),     // 64: joblet.StreamJobMetricsRequest
-	(*GetJobMetricsRequest)(nil),        // 65: joblet.GetJobMetricsRequest
-	(*JobMetricsEvent)(nil),             // 66: joblet.JobMetricsEvent
-	(*StreamJobTelematicsRequest)(nil),  // 67: joblet.StreamJobTelematicsRequest
-	(*GetJobTelematicsRequest)(nil),     // 68: joblet.GetJobTelematicsRequest
-	(*TelematicsEvent)(nil),             // 69: joblet.TelematicsEvent
-	(*TelematicsExecData)(nil),          // 70: joblet.TelematicsExecData
-	(*TelematicsConnectData)(nil),       // 71: joblet.TelematicsConnectData
-	(*TelematicsAcceptData)(nil),        // 72: joblet.TelematicsAcceptData
-	(*TelematicsFileData)(nil),          // 73: joblet.TelematicsFileData
-	(*TelematicsMmapData)(nil),          // 74: joblet.TelematicsMmapData
-	(*TelematicsMprotectData)(nil),      // 75: joblet.TelematicsMprotectData
-	(*TelematicsSocketDataData)(nil),    // 76: joblet.TelematicsSocketDataData
-	(*JobExit)(nil),                     // 77: joblet.JobExit
-	(*JobEvent)(nil),                    // 78: joblet.JobEvent
-	(*JobOutput)(nil),                   // 79: joblet.JobOutput
-	(*JobLogGap)(nil),                   // 80: joblet.JobLogGap
-	(*FollowJobRequest)(nil),            // 81: joblet.FollowJobRequest
-	(*JobInput)(nil),                    // 82: joblet.JobInput
-	(*WindowSize)(nil),                  // 83: joblet.WindowSize
-	(*AttachJobRequest)(nil),            // 84: joblet.AttachJobRequest
-	(*JobAttached)(nil),                 // 85: joblet.JobAttached
-	(*ExecInput)(nil),                   // 86: joblet.ExecInput
-	(*ExecJobRequest)(nil),              // 87: joblet.ExecJobRequest
-	(*ExecEvent)(nil),                   // 88: joblet.ExecEvent
-	(*ExecStarted)(nil),                 // 89: joblet.ExecStarted
-	(*ExecOutput)(nil),                  // 90: joblet.ExecOutput
-	(*JobAttempt)(nil),                  // 91: joblet.JobAttempt
-	(*RerunJobRequest)(nil),             // 92: joblet.RerunJobRequest
-	(*PruneJobsRequest)(nil),            // 93: joblet.PruneJobsRequest
-	(*PruneJobsResponse)(nil),           // 94: joblet.PruneJobsResponse
-	(*GetJobFilesRequest)(nil),          // 95: joblet.GetJobFilesRequest
-	(*SignalJobRequest)(nil),            // 96: joblet.SignalJobRequest
-	(*SignalJobResponse)(nil),           // 97: joblet.SignalJobResponse
-	(*WaitJobRequest)(nil),              // 98: joblet.WaitJobRequest
-	(*WaitJobResponse)(nil),             // 99: joblet.WaitJobResponse
-	(*QueryJobsRequest)(nil),            // 100: joblet.QueryJobsRequest
-	(*JobLimits)(nil),                   // 101: joblet.JobLimits
-	(*JobRlimit)(nil),                   // 102: joblet.JobRlimit
-	(*JobUsage)(nil),                    // 103: joblet.JobUsage
-	(*PauseJobRequest)(nil),             // 104: joblet.PauseJobRequest
-	(*PauseJobResponse)(nil),            // 105: joblet.PauseJobResponse
-	(*ResumeJobRequest)(nil),            // 106: joblet.ResumeJobRequest
-	(*ResumeJobResponse)(nil),           // 107: joblet.ResumeJobResponse
-	(*UpdateJobRequest)(nil),            // 108: joblet.UpdateJobRequest
-	(*UpdateJobResponse)(nil),           // 109: joblet.UpdateJobResponse
-	(*ListJobProcessesRequest)(nil),     // 110: joblet.ListJobProcessesRequest
-	(*ListJobProcessesResponse)(nil),    // 111: joblet.ListJobProcessesResponse
-	(*JobProcess)(nil),                  // 112: joblet.JobProcess
-	nil,                                 // 113: joblet.Job.EnvironmentEntry
-	nil,                                 // 114: joblet.Job.SecretEnvironmentEntry
-	nil,                                 // 115: joblet.Job.LabelsEntry
-	nil,                                 // 116: joblet.GetJobStatusResponse.EnvironmentEntry
-	nil,                                 // 117: joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	nil,                                 // 118: joblet.GetJobStatusResponse.LabelsEntry
-	nil,                                 // 119: joblet.CloudInfo.MetadataEntry
-	nil,                                 // 120: joblet.RuntimeInfo.EnvironmentEntry
-	nil,                                 // 121: joblet.RunJobRequest.EnvironmentEntry
-	nil,                                 // 122: joblet.RunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 123: joblet.RunJobRequest.LabelsEntry
-	nil,                                 // 124: joblet.ExecJobRequest.EnvironmentEntry
-	nil,                                 // 125: joblet.RerunJobRequest.SecretEnvironmentEntry
-	nil,                                 // 126: joblet.JobLimits.RlimitsEntry
+	(*DeniedCall)(nil),                  // 60: joblet.DeniedCall
+	(*RunJobResponse)(nil),              // 61: joblet.RunJobResponse
+	(*Timestamp)(nil),                   // 62: joblet.Timestamp
+	(*RemoveRuntimeRequest)(nil),        // 63: joblet.RemoveRuntimeRequest
+	(*RemoveRuntimeResponse)(nil),       // 64: joblet.RemoveRuntimeResponse
+	(*StreamJobMetricsRequest)(nil),     // 65: joblet.StreamJobMetricsRequest
+	(*GetJobMetricsRequest)(nil),        // 66: joblet.GetJobMetricsRequest
+	(*JobMetricsEvent)(nil),             // 67: joblet.JobMetricsEvent
+	(*StreamJobTelematicsRequest)(nil),  // 68: joblet.StreamJobTelematicsRequest
+	(*GetJobTelematicsRequest)(nil),     // 69: joblet.GetJobTelematicsRequest
+	(*TelematicsEvent)(nil),             // 70: joblet.TelematicsEvent
+	(*TelematicsExecData)(nil),          // 71: joblet.TelematicsExecData
+	(*TelematicsConnectData)(nil),       // 72: joblet.TelematicsConnectData
+	(*TelematicsAcceptData)(nil),        // 73: joblet.TelematicsAcceptData
+	(*TelematicsFileData)(nil),          // 74: joblet.TelematicsFileData
+	(*TelematicsMmapData)(nil),          // 75: joblet.TelematicsMmapData
+	(*TelematicsMprotectData)(nil),      // 76: joblet.TelematicsMprotectData
+	(*TelematicsSocketDataData)(nil),    // 77: joblet.TelematicsSocketDataData
+	(*JobExit)(nil),                     // 78: joblet.JobExit
+	(*JobEvent)(nil),                    // 79: joblet.JobEvent
+	(*JobOutput)(nil),                   // 80: joblet.JobOutput
+	(*JobLogGap)(nil),                   // 81: joblet.JobLogGap
+	(*FollowJobRequest)(nil),            // 82: joblet.FollowJobRequest
+	(*JobInput)(nil),                    // 83: joblet.JobInput
+	(*WindowSize)(nil),                  // 84: joblet.WindowSize
+	(*AttachJobRequest)(nil),            // 85: joblet.AttachJobRequest
+	(*JobAttached)(nil),                 // 86: joblet.JobAttached
+	(*ExecInput)(nil),                   // 87: joblet.ExecInput
+	(*ExecJobRequest)(nil),              // 88: joblet.ExecJobRequest
+	(*ExecEvent)(nil),                   // 89: joblet.ExecEvent
+	(*ExecStarted)(nil),                 // 90: joblet.ExecStarted
+	(*ExecOutput)(nil),                  // 91: joblet.ExecOutput
+	(*JobAttempt)(nil),                  // 92: joblet.JobAttempt
+	(*RerunJobRequest)(nil),             // 93: joblet.RerunJobRequest
+	(*PruneJobsRequest)(nil),            // 94: joblet.PruneJobsRequest
+	(*PruneJobsResponse)(nil),           // 95: joblet.PruneJobsResponse
+	(*GetJobFilesRequest)(nil),          // 96: joblet.GetJobFilesRequest
+	(*SignalJobRequest)(nil),            // 97: joblet.SignalJobRequest
+	(*SignalJobResponse)(nil),           // 98: joblet.SignalJobResponse
+	(*WaitJobRequest)(nil),              // 99: joblet.WaitJobRequest
+	(*WaitJobResponse)(nil),             // 100: joblet.WaitJobResponse
+	(*QueryJobsRequest)(nil),            // 101: joblet.QueryJobsRequest
+	(*JobLimits)(nil),                   // 102: joblet.JobLimits
+	(*JobRlimit)(nil),                   // 103: joblet.JobRlimit
+	(*JobUsage)(nil),                    // 104: joblet.JobUsage
+	(*PauseJobRequest)(nil),             // 105: joblet.PauseJobRequest
+	(*PauseJobResponse)(nil),            // 106: joblet.PauseJobResponse
+	(*ResumeJobRequest)(nil),            // 107: joblet.ResumeJobRequest
+	(*ResumeJobResponse)(nil),           // 108: joblet.ResumeJobResponse
+	(*UpdateJobRequest)(nil),            // 109: joblet.UpdateJobRequest
+	(*UpdateJobResponse)(nil),           // 110: joblet.UpdateJobResponse
+	(*ListJobProcessesRequest)(nil),     // 111: joblet.ListJobProcessesRequest
+	(*ListJobProcessesResponse)(nil),    // 112: joblet.ListJobProcessesResponse
+	(*JobProcess)(nil),                  // 113: joblet.JobProcess
+	nil,                                 // 114: joblet.Job.EnvironmentEntry
+	nil,                                 // 115: joblet.Job.SecretEnvironmentEntry
+	nil,                                 // 116: joblet.Job.LabelsEntry
+	nil,                                 // 117: joblet.GetJobStatusResponse.EnvironmentEntry
+	nil,                                 // 118: joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	nil,                                 // 119: joblet.GetJobStatusResponse.LabelsEntry
+	nil,                                 // 120: joblet.CloudInfo.MetadataEntry
+	nil,                                 // 121: joblet.RuntimeInfo.EnvironmentEntry
+	nil,                                 // 122: joblet.RunJobRequest.EnvironmentEntry
+	nil,                                 // 123: joblet.RunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 124: joblet.RunJobRequest.LabelsEntry
+	nil,                                 // 125: joblet.ExecJobRequest.EnvironmentEntry
+	nil,                                 // 126: joblet.RerunJobRequest.SecretEnvironmentEntry
+	nil,                                 // 127: joblet.JobLimits.RlimitsEntry
 }
 var file_joblet_proto_depIdxs = []int32{
 	1,   // 0: joblet.Jobs.jobs:type_name -> joblet.Job
-	113, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
-	114, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
-	77,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
-	115, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
-	91,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
-	101, // 6: joblet.Job.limits:type_name -> joblet.JobLimits
-	103, // 7: joblet.Job.usage:type_name -> joblet.JobUsage
-	83,  // 8: joblet.Job.terminal:type_name -> joblet.WindowSize
+	114, // 1: joblet.Job.environment:type_name -> joblet.Job.EnvironmentEntry
+	115, // 2: joblet.Job.secret_environment:type_name -> joblet.Job.SecretEnvironmentEntry
+	78,  // 3: joblet.Job.exit:type_name -> joblet.JobExit
+	116, // 4: joblet.Job.labels:type_name -> joblet.Job.LabelsEntry
+	92,  // 5: joblet.Job.past:type_name -> joblet.JobAttempt
+	102, // 6: joblet.Job.limits:type_name -> joblet.JobLimits
+	104, // 7: joblet.Job.usage:type_name -> joblet.JobUsage
+	84,  // 8: joblet.Job.terminal:type_name -> joblet.WindowSize
 	59,  // 9: joblet.Job.security:type_name -> joblet.JobSecurity
-	116, // 10: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
-	117, // 11: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
-	77,  // 12: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
-	118, // 13: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
-	91,  // 14: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
-	101, // 15: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
-	103, // 16: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
-	83,  // 17: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
-	59,  // 18: joblet.GetJobStatusResponse.security:type_name -> joblet.JobSecurity
-	1,   // 19: joblet.StopJobResponse.job:type_name -> joblet.Job
-	1,   // 20: joblet.CancelJobResponse.job:type_name -> joblet.Job
-	18,  // 21: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
-	19,  // 22: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
-	20,  // 23: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
-	23,  // 24: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
-	28,  // 25: joblet.Networks.networks:type_name -> joblet.Network
-	34,  // 26: joblet.Volumes.volumes:type_name -> joblet.Volume
-	39,  // 27: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
-	40,  // 28: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 29: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 30: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 31: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 32: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
-	46,  // 33: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 34: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
-	49,  // 35: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
-	39,  // 36: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
-	40,  // 37: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
-	41,  // 38: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
-	42,  // 39: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
-	43,  // 40: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
-	44,  // 41: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
-	46,  // 42: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
-	48,  // 43: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
-	45,  // 44: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
-	47,  // 45: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
-	47,  // 46: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
-	119, // 47: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
-	51,  // 48: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
-	53,  // 49: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
-	120, // 50: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
-	52,  // 51: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
-	51,  // 52: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
-	3,   // 53: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
-	121, // 54: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
-	122, // 55: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
-	123, // 56: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
-	101, // 57: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
-	83,  // 58: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
-	59,  // 59: joblet.RunJobRequest.security:type_name -> joblet.JobSecurity
-	1,   // 60: joblet.RunJobResponse.job:type_name -> joblet.Job
-	103, // 61: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
-	70,  // 62: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
-	71,  // 63: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
-	72,  // 64: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
-	73,  // 65: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
-	74,  // 66: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
-	75,  // 67: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
-	76,  // 68: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
-	1,   // 69: joblet.JobEvent.started:type_name -> joblet.Job
-	79,  // 70: joblet.JobEvent.output:type_name -> joblet.JobOutput
-	80,  // 71: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
-	1,   // 72: joblet.JobEvent.ended:type_name -> joblet.Job
-	1,   // 73: joblet.JobEvent.waiting:type_name -> joblet.Job
-	85,  // 74: joblet.JobEvent.attached:type_name -> joblet.JobAttached
-	58,  // 75: joblet.JobInput.run:type_name -> joblet.RunJobRequest
-	84,  // 76: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
-	83,  // 77: joblet.JobInput.resize:type_name -> joblet.WindowSize
-	83,  // 78: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
-	83,  // 79: joblet.JobAttached.size:type_name -> joblet.WindowSize
-	87,  // 80: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
-	83,  // 81: joblet.ExecInput.resize:type_name -> joblet.WindowSize
-	124, // 82: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
-	83,  // 83: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
-	89,  // 84: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
-	90,  // 85: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
-	77,  // 86: joblet.ExecEvent.ended:type_name -> joblet.JobExit
-	77,  // 87: joblet.JobAttempt.exit:type_name -> joblet.JobExit
-	103, // 88: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
-	125, // 89: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
-	1,   // 90: joblet.WaitJobResponse.job:type_name -> joblet.Job
-	126, // 91: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
-	1,   // 92: joblet.PauseJobResponse.job:type_name -> joblet.Job
-	1,   // 93: joblet.ResumeJobResponse.job:type_name -> joblet.Job
-	101, // 94: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
-	1,   // 95: joblet.UpdateJobResponse.job:type_name -> joblet.Job
-	112, // 96: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
-	102, // 97: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
-	58,  // 98: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
-	4,   // 99: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
-	6,   // 100: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
-	8,   // 101: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
-	10,  // 102: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
-	12,  // 103: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
-	14,  // 104: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
-	2,   // 105: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
-	64,  // 106: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
-	65,  // 107: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
-	67,  // 108: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
-	68,  // 109: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
-	58,  // 110: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
-	81,  // 111: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
-	96,  // 112: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
-	98,  // 113: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
-	82,  // 114: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
-	92,  // 115: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
-	93,  // 116: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
-	95,  // 117: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
-	82,  // 118: joblet.JobService.AttachJob:input_type -> joblet.JobInput
-	86,  // 119: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
-	100, // 120: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
-	104, // 121: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
-	106, // 122: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
-	108, // 123: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
-	110, // 124: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
-	24,  // 125: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
-	2,   // 126: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
-	26,  // 127: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
-	30,  // 128: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
-	2,   // 129: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
-	32,  // 130: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
-	2,   // 131: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
-	38,  // 132: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
-	2,   // 133: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
-	2,   // 134: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
-	54,  // 135: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
-	56,  // 136: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
-	62,  // 137: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
-	16,  // 138: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
-	21,  // 139: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
-	60,  // 140: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
-	5,   // 141: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
-	7,   // 142: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
-	9,   // 143: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
-	11,  // 144: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
-	13,  // 145: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
-	15,  // 146: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
-	0,   // 147: joblet.JobService.ListJobs:output_type -> joblet.Jobs
-	66,  // 148: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
-	66,  // 149: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
-	69,  // 150: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
-	69,  // 151: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
-	78,  // 152: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
-	78,  // 153: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
-	97,  // 154: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
-	99,  // 155: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
-	78,  // 156: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
-	60,  // 157: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
-	94,  // 158: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
-	15,  // 159: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
-	78,  // 160: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
-	88,  // 161: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
-	0,   // 162: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
-	105, // 163: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
-	107, // 164: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
-	109, // 165: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
-	111, // 166: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
-	25,  // 167: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
-	29,  // 168: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
-	27,  // 169: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
-	31,  // 170: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
-	35,  // 171: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
-	33,  // 172: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
-	36,  // 173: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
-	37,  // 174: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
-	49,  // 175: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
-	50,  // 176: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
-	55,  // 177: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
-	57,  // 178: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
-	63,  // 179: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
-	17,  // 180: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
-	22,  // 181: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
-	140, // [140:182] is the sub-list for method output_type
-	98,  // [98:140] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	60,  // 10: joblet.Job.denied:type_name -> joblet.DeniedCall
+	117, // 11: joblet.GetJobStatusResponse.environment:type_name -> joblet.GetJobStatusResponse.EnvironmentEntry
+	118, // 12: joblet.GetJobStatusResponse.secret_environment:type_name -> joblet.GetJobStatusResponse.SecretEnvironmentEntry
+	78,  // 13: joblet.GetJobStatusResponse.exit:type_name -> joblet.JobExit
+	119, // 14: joblet.GetJobStatusResponse.labels:type_name -> joblet.GetJobStatusResponse.LabelsEntry
+	92,  // 15: joblet.GetJobStatusResponse.past:type_name -> joblet.JobAttempt
+	102, // 16: joblet.GetJobStatusResponse.limits:type_name -> joblet.JobLimits
+	104, // 17: joblet.GetJobStatusResponse.usage:type_name -> joblet.JobUsage
+	84,  // 18: joblet.GetJobStatusResponse.terminal:type_name -> joblet.WindowSize
+	59,  // 19: joblet.GetJobStatusResponse.security:type_name -> joblet.JobSecurity
+	60,  // 20: joblet.GetJobStatusResponse.denied:type_name -> joblet.DeniedCall
+	1,   // 21: joblet.StopJobResponse.job:type_name -> joblet.Job
+	1,   // 22: joblet.CancelJobResponse.job:type_name -> joblet.Job
+	18,  // 23: joblet.BuildRuntimeProgress.phase:type_name -> joblet.BuildPhaseProgress
+	19,  // 24: joblet.BuildRuntimeProgress.log:type_name -> joblet.BuildLogLine
+	20,  // 25: joblet.BuildRuntimeProgress.result:type_name -> joblet.BuildResult
+	23,  // 26: joblet.ValidateRuntimeYAMLResponse.spec_info:type_name -> joblet.RuntimeYAMLInfo
+	28,  // 27: joblet.Networks.networks:type_name -> joblet.Network
+	34,  // 28: joblet.Volumes.volumes:type_name -> joblet.Volume
+	39,  // 29: joblet.SystemStatusResponse.host:type_name -> joblet.HostInfo
+	40,  // 30: joblet.SystemStatusResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 31: joblet.SystemStatusResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 32: joblet.SystemStatusResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 33: joblet.SystemStatusResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 34: joblet.SystemStatusResponse.io:type_name -> joblet.IOMetrics
+	46,  // 35: joblet.SystemStatusResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 36: joblet.SystemStatusResponse.cloud:type_name -> joblet.CloudInfo
+	49,  // 37: joblet.SystemStatusResponse.server_version:type_name -> joblet.ServerVersionInfo
+	39,  // 38: joblet.SystemMetricsResponse.host:type_name -> joblet.HostInfo
+	40,  // 39: joblet.SystemMetricsResponse.cpu:type_name -> joblet.CPUMetrics
+	41,  // 40: joblet.SystemMetricsResponse.memory:type_name -> joblet.MemoryMetrics
+	42,  // 41: joblet.SystemMetricsResponse.disks:type_name -> joblet.DiskMetrics
+	43,  // 42: joblet.SystemMetricsResponse.networks:type_name -> joblet.NetworkMetrics
+	44,  // 43: joblet.SystemMetricsResponse.io:type_name -> joblet.IOMetrics
+	46,  // 44: joblet.SystemMetricsResponse.processes:type_name -> joblet.ProcessMetrics
+	48,  // 45: joblet.SystemMetricsResponse.cloud:type_name -> joblet.CloudInfo
+	45,  // 46: joblet.IOMetrics.disk_io:type_name -> joblet.DiskIOMetrics
+	47,  // 47: joblet.ProcessMetrics.top_by_cpu:type_name -> joblet.ProcessInfo
+	47,  // 48: joblet.ProcessMetrics.top_by_memory:type_name -> joblet.ProcessInfo
+	120, // 49: joblet.CloudInfo.metadata:type_name -> joblet.CloudInfo.MetadataEntry
+	51,  // 50: joblet.ListRuntimesResponse.runtimes:type_name -> joblet.RuntimeInfo
+	53,  // 51: joblet.RuntimeInfo.requirements:type_name -> joblet.RuntimeRequirements
+	121, // 52: joblet.RuntimeInfo.environment:type_name -> joblet.RuntimeInfo.EnvironmentEntry
+	52,  // 53: joblet.RuntimeInfo.build_info:type_name -> joblet.RuntimeBuildInfo
+	51,  // 54: joblet.GetRuntimeInfoResponse.runtime:type_name -> joblet.RuntimeInfo
+	3,   // 55: joblet.RunJobRequest.uploads:type_name -> joblet.FileUpload
+	122, // 56: joblet.RunJobRequest.environment:type_name -> joblet.RunJobRequest.EnvironmentEntry
+	123, // 57: joblet.RunJobRequest.secret_environment:type_name -> joblet.RunJobRequest.SecretEnvironmentEntry
+	124, // 58: joblet.RunJobRequest.labels:type_name -> joblet.RunJobRequest.LabelsEntry
+	102, // 59: joblet.RunJobRequest.limits:type_name -> joblet.JobLimits
+	84,  // 60: joblet.RunJobRequest.terminal:type_name -> joblet.WindowSize
+	59,  // 61: joblet.RunJobRequest.security:type_name -> joblet.JobSecurity
+	1,   // 62: joblet.RunJobResponse.job:type_name -> joblet.Job
+	104, // 63: joblet.JobMetricsEvent.usage:type_name -> joblet.JobUsage
+	71,  // 64: joblet.TelematicsEvent.exec:type_name -> joblet.TelematicsExecData
+	72,  // 65: joblet.TelematicsEvent.connect:type_name -> joblet.TelematicsConnectData
+	73,  // 66: joblet.TelematicsEvent.accept:type_name -> joblet.TelematicsAcceptData
+	74,  // 67: joblet.TelematicsEvent.file:type_name -> joblet.TelematicsFileData
+	75,  // 68: joblet.TelematicsEvent.mmap:type_name -> joblet.TelematicsMmapData
+	76,  // 69: joblet.TelematicsEvent.mprotect:type_name -> joblet.TelematicsMprotectData
+	77,  // 70: joblet.TelematicsEvent.socket_data:type_name -> joblet.TelematicsSocketDataData
+	1,   // 71: joblet.JobEvent.started:type_name -> joblet.Job
+	80,  // 72: joblet.JobEvent.output:type_name -> joblet.JobOutput
+	81,  // 73: joblet.JobEvent.gap:type_name -> joblet.JobLogGap
+	1,   // 74: joblet.JobEvent.ended:type_name -> joblet.Job
+	1,   // 75: joblet.JobEvent.waiting:type_name -> joblet.Job
+	86,  // 76: joblet.JobEvent.attached:type_name -> joblet.JobAttached
+	58,  // 77: joblet.JobInput.run:type_name -> joblet.RunJobRequest
+	85,  // 78: joblet.JobInput.attach:type_name -> joblet.AttachJobRequest
+	84,  // 79: joblet.JobInput.resize:type_name -> joblet.WindowSize
+	84,  // 80: joblet.AttachJobRequest.size:type_name -> joblet.WindowSize
+	84,  // 81: joblet.JobAttached.size:type_name -> joblet.WindowSize
+	88,  // 82: joblet.ExecInput.run:type_name -> joblet.ExecJobRequest
+	84,  // 83: joblet.ExecInput.resize:type_name -> joblet.WindowSize
+	125, // 84: joblet.ExecJobRequest.environment:type_name -> joblet.ExecJobRequest.EnvironmentEntry
+	84,  // 85: joblet.ExecJobRequest.terminal:type_name -> joblet.WindowSize
+	90,  // 86: joblet.ExecEvent.started:type_name -> joblet.ExecStarted
+	91,  // 87: joblet.ExecEvent.output:type_name -> joblet.ExecOutput
+	78,  // 88: joblet.ExecEvent.ended:type_name -> joblet.JobExit
+	78,  // 89: joblet.JobAttempt.exit:type_name -> joblet.JobExit
+	104, // 90: joblet.JobAttempt.usage:type_name -> joblet.JobUsage
+	126, // 91: joblet.RerunJobRequest.secret_environment:type_name -> joblet.RerunJobRequest.SecretEnvironmentEntry
+	1,   // 92: joblet.WaitJobResponse.job:type_name -> joblet.Job
+	127, // 93: joblet.JobLimits.rlimits:type_name -> joblet.JobLimits.RlimitsEntry
+	1,   // 94: joblet.PauseJobResponse.job:type_name -> joblet.Job
+	1,   // 95: joblet.ResumeJobResponse.job:type_name -> joblet.Job
+	102, // 96: joblet.UpdateJobRequest.limits:type_name -> joblet.JobLimits
+	1,   // 97: joblet.UpdateJobResponse.job:type_name -> joblet.Job
+	113, // 98: joblet.ListJobProcessesResponse.processes:type_name -> joblet.JobProcess
+	103, // 99: joblet.JobLimits.RlimitsEntry.value:type_name -> joblet.JobRlimit
+	58,  // 100: joblet.JobService.RunJob:input_type -> joblet.RunJobRequest
+	4,   // 101: joblet.JobService.GetJobStatus:input_type -> joblet.GetJobStatusRequest
+	6,   // 102: joblet.JobService.StopJob:input_type -> joblet.StopJobRequest
+	8,   // 103: joblet.JobService.CancelJob:input_type -> joblet.CancelJobRequest
+	10,  // 104: joblet.JobService.DeleteJob:input_type -> joblet.DeleteJobRequest
+	12,  // 105: joblet.JobService.DeleteAllJobs:input_type -> joblet.DeleteAllJobsRequest
+	14,  // 106: joblet.JobService.GetJobLogs:input_type -> joblet.GetJobLogsRequest
+	2,   // 107: joblet.JobService.ListJobs:input_type -> joblet.EmptyRequest
+	65,  // 108: joblet.JobService.StreamJobMetrics:input_type -> joblet.StreamJobMetricsRequest
+	66,  // 109: joblet.JobService.GetJobMetrics:input_type -> joblet.GetJobMetricsRequest
+	68,  // 110: joblet.JobService.StreamJobTelematics:input_type -> joblet.StreamJobTelematicsRequest
+	69,  // 111: joblet.JobService.GetJobTelematics:input_type -> joblet.GetJobTelematicsRequest
+	58,  // 112: joblet.JobService.RunJobAttached:input_type -> joblet.RunJobRequest
+	82,  // 113: joblet.JobService.FollowJob:input_type -> joblet.FollowJobRequest
+	97,  // 114: joblet.JobService.SignalJob:input_type -> joblet.SignalJobRequest
+	99,  // 115: joblet.JobService.WaitJob:input_type -> joblet.WaitJobRequest
+	83,  // 116: joblet.JobService.SubmitJob:input_type -> joblet.JobInput
+	93,  // 117: joblet.JobService.RerunJob:input_type -> joblet.RerunJobRequest
+	94,  // 118: joblet.JobService.PruneJobs:input_type -> joblet.PruneJobsRequest
+	96,  // 119: joblet.JobService.GetJobFiles:input_type -> joblet.GetJobFilesRequest
+	83,  // 120: joblet.JobService.AttachJob:input_type -> joblet.JobInput
+	87,  // 121: joblet.JobService.ExecJob:input_type -> joblet.ExecInput
+	101, // 122: joblet.JobService.QueryJobs:input_type -> joblet.QueryJobsRequest
+	105, // 123: joblet.JobService.PauseJob:input_type -> joblet.PauseJobRequest
+	107, // 124: joblet.JobService.ResumeJob:input_type -> joblet.ResumeJobRequest
+	109, // 125: joblet.JobService.UpdateJob:input_type -> joblet.UpdateJobRequest
+	111, // 126: joblet.JobService.ListJobProcesses:input_type -> joblet.ListJobProcessesRequest
+	24,  // 127: joblet.NetworkService.CreateNetwork:input_type -> joblet.CreateNetworkRequest
+	2,   // 128: joblet.NetworkService.ListNetworks:input_type -> joblet.EmptyRequest
+	26,  // 129: joblet.NetworkService.RemoveNetwork:input_type -> joblet.RemoveNetworkRequest
+	30,  // 130: joblet.VolumeService.CreateVolume:input_type -> joblet.CreateVolumeRequest
+	2,   // 131: joblet.VolumeService.ListVolumes:input_type -> joblet.EmptyRequest
+	32,  // 132: joblet.VolumeService.RemoveVolume:input_type -> joblet.RemoveVolumeRequest
+	2,   // 133: joblet.MonitoringService.GetSystemStatus:input_type -> joblet.EmptyRequest
+	38,  // 134: joblet.MonitoringService.StreamSystemMetrics:input_type -> joblet.StreamMetricsRequest
+	2,   // 135: joblet.MonitoringService.GetServerVersion:input_type -> joblet.EmptyRequest
+	2,   // 136: joblet.RuntimeService.ListRuntimes:input_type -> joblet.EmptyRequest
+	54,  // 137: joblet.RuntimeService.GetRuntimeInfo:input_type -> joblet.GetRuntimeInfoRequest
+	56,  // 138: joblet.RuntimeService.TestRuntime:input_type -> joblet.TestRuntimeRequest
+	63,  // 139: joblet.RuntimeService.RemoveRuntime:input_type -> joblet.RemoveRuntimeRequest
+	16,  // 140: joblet.RuntimeService.BuildRuntime:input_type -> joblet.BuildRuntimeRequest
+	21,  // 141: joblet.RuntimeService.ValidateRuntimeYAML:input_type -> joblet.ValidateRuntimeYAMLRequest
+	61,  // 142: joblet.JobService.RunJob:output_type -> joblet.RunJobResponse
+	5,   // 143: joblet.JobService.GetJobStatus:output_type -> joblet.GetJobStatusResponse
+	7,   // 144: joblet.JobService.StopJob:output_type -> joblet.StopJobResponse
+	9,   // 145: joblet.JobService.CancelJob:output_type -> joblet.CancelJobResponse
+	11,  // 146: joblet.JobService.DeleteJob:output_type -> joblet.DeleteJobResponse
+	13,  // 147: joblet.JobService.DeleteAllJobs:output_type -> joblet.DeleteAllJobsResponse
+	15,  // 148: joblet.JobService.GetJobLogs:output_type -> joblet.DataChunk
+	0,   // 149: joblet.JobService.ListJobs:output_type -> joblet.Jobs
+	67,  // 150: joblet.JobService.StreamJobMetrics:output_type -> joblet.JobMetricsEvent
+	67,  // 151: joblet.JobService.GetJobMetrics:output_type -> joblet.JobMetricsEvent
+	70,  // 152: joblet.JobService.StreamJobTelematics:output_type -> joblet.TelematicsEvent
+	70,  // 153: joblet.JobService.GetJobTelematics:output_type -> joblet.TelematicsEvent
+	79,  // 154: joblet.JobService.RunJobAttached:output_type -> joblet.JobEvent
+	79,  // 155: joblet.JobService.FollowJob:output_type -> joblet.JobEvent
+	98,  // 156: joblet.JobService.SignalJob:output_type -> joblet.SignalJobResponse
+	100, // 157: joblet.JobService.WaitJob:output_type -> joblet.WaitJobResponse
+	79,  // 158: joblet.JobService.SubmitJob:output_type -> joblet.JobEvent
+	61,  // 159: joblet.JobService.RerunJob:output_type -> joblet.RunJobResponse
+	95,  // 160: joblet.JobService.PruneJobs:output_type -> joblet.PruneJobsResponse
+	15,  // 161: joblet.JobService.GetJobFiles:output_type -> joblet.DataChunk
+	79,  // 162: joblet.JobService.AttachJob:output_type -> joblet.JobEvent
+	89,  // 163: joblet.JobService.ExecJob:output_type -> joblet.ExecEvent
+	0,   // 164: joblet.JobService.QueryJobs:output_type -> joblet.Jobs
+	106, // 165: joblet.JobService.PauseJob:output_type -> joblet.PauseJobResponse
+	108, // 166: joblet.JobService.ResumeJob:output_type -> joblet.ResumeJobResponse
+	110, // 167: joblet.JobService.UpdateJob:output_type -> joblet.UpdateJobResponse
+	112, // 168: joblet.JobService.ListJobProcesses:output_type -> joblet.ListJobProcessesResponse
+	25,  // 169: joblet.NetworkService.CreateNetwork:output_type -> joblet.CreateNetworkResponse
+	29,  // 170: joblet.NetworkService.ListNetworks:output_type -> joblet.Networks
+	27,  // 171: joblet.NetworkService.RemoveNetwork:output_type -> joblet.RemoveNetworkResponse
+	31,  // 172: joblet.VolumeService.CreateVolume:output_type -> joblet.CreateVolumeResponse
+	35,  // 173: joblet.VolumeService.ListVolumes:output_type -> joblet.Volumes
+	33,  // 174: joblet.VolumeService.RemoveVolume:output_type -> joblet.RemoveVolumeResponse
+	36,  // 175: joblet.MonitoringService.GetSystemStatus:output_type -> joblet.SystemStatusResponse
+	37,  // 176: joblet.MonitoringService.StreamSystemMetrics:output_type -> joblet.SystemMetricsResponse
+	49,  // 177: joblet.MonitoringService.GetServerVersion:output_type -> joblet.ServerVersionInfo
+	50,  // 178: joblet.RuntimeService.ListRuntimes:output_type -> joblet.ListRuntimesResponse
+	55,  // 179: joblet.RuntimeService.GetRuntimeInfo:output_type -> joblet.GetRuntimeInfoResponse
+	57,  // 180: joblet.RuntimeService.TestRuntime:output_type -> joblet.TestRuntimeResponse
+	64,  // 181: joblet.RuntimeService.RemoveRuntime:output_type -> joblet.RemoveRuntimeResponse
+	17,  // 182: joblet.RuntimeService.BuildRuntime:output_type -> joblet.BuildRuntimeProgress
+	22,  // 183: joblet.RuntimeService.ValidateRuntimeYAML:output_type -> joblet.ValidateRuntimeYAMLResponse
+	142, // [142:184] is the sub-list for method output_type
+	100, // [100:142] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	100, // [100:100] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_joblet_proto_init() }
@@ -10707,7 +10822,7 @@ func file_joblet_proto_init() {
 		(*BuildRuntimeProgress_Log)(nil),
 		(*BuildRuntimeProgress_Result)(nil),
 	}
-	file_joblet_proto_msgTypes[69].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[70].OneofWrappers = []any{
 		(*TelematicsEvent_Exec)(nil),
 		(*TelematicsEvent_Connect)(nil),
 		(*TelematicsEvent_Accept)(nil),
@@ -10716,7 +10831,7 @@ func file_joblet_proto_init() {
 		(*TelematicsEvent_Mprotect)(nil),
 		(*TelematicsEvent_SocketData)(nil),
 	}
-	file_joblet_proto_msgTypes[78].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[79].OneofWrappers = []any{
 		(*JobEvent_Started)(nil),
 		(*JobEvent_Output)(nil),
 		(*JobEvent_Gap)(nil),
@@ -10724,7 +10839,7 @@ func file_joblet_proto_init() {
 		(*JobEvent_Waiting)(nil),
 		(*JobEvent_Attached)(nil),
 	}
-	file_joblet_proto_msgTypes[82].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[83].OneofWrappers = []any{
 		(*JobInput_Run)(nil),
 		(*JobInput_Files)(nil),
 		(*JobInput_FilesEnd)(nil),
@@ -10732,13 +10847,13 @@ func file_joblet_proto_init() {
 		(*JobInput_Attach)(nil),
 		(*JobInput_Resize)(nil),
 	}
-	file_joblet_proto_msgTypes[86].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[87].OneofWrappers = []any{
 		(*ExecInput_Run)(nil),
 		(*ExecInput_Stdin)(nil),
 		(*ExecInput_Resize)(nil),
 		(*ExecInput_Signal)(nil),
 	}
-	file_joblet_proto_msgTypes[88].OneofWrappers = []any{
+	file_joblet_proto_msgTypes[89].OneofWrappers = []any{
 		(*ExecEvent_Started)(nil),
 		(*ExecEvent_Output)(nil),
 		(*ExecEvent_Ended)(nil),
@@ -10749,7 +10864,7 @@ func file_joblet_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_joblet_proto_rawDesc), len(file_joblet_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   127,
+			NumMessages:   128,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

@@ -139,6 +139,9 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		return err
 	}
 	signal.Stop(signals) // from now on they end us
+	if !at.guest {
+		at.app.noteDenied(job)
+	}
 	if get != nil && !job.Started.IsZero() {
 		if err := get.fetch(ctx, at.conn(), job.ID); err != nil {
 			if status, _ := job.Status(); status == 0 {

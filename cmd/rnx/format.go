@@ -232,50 +232,51 @@ func notRun(j joblet.Job) bool {
 
 // jobJSON is a job as --json shows it, and what --format templates get.
 type jobJSON struct {
-	UUID           string            `json:"uuid"`
-	Name           string            `json:"name,omitempty"`
-	Status         joblet.State      `json:"status"`
-	Command        string            `json:"command"`
-	Args           []string          `json:"args"`
-	Runtime        string            `json:"runtime,omitempty"`
-	WorkDir        string            `json:"work_dir,omitempty"`
-	Env            map[string]string `json:"environment,omitempty"`
-	SecretEnv      map[string]string `json:"secret_environment,omitempty"`
-	TimeoutMS      int64             `json:"timeout_ms,omitempty"`
-	Init           bool              `json:"init,omitempty"`
-	Labels         map[string]string `json:"labels,omitempty"`
-	Owner          string            `json:"owner"`
-	Created        time.Time         `json:"created_time,omitzero"`
-	Started        time.Time         `json:"start_time,omitzero"` // of the latest attempt
-	Ended          time.Time         `json:"end_time,omitzero"`
-	ExitCode       *int              `json:"exit_code"`        // as a shell shows it; null until it has ended
-	Signal         int               `json:"signal,omitempty"` // that ended it
-	Reason         string            `json:"reason,omitempty"`
-	Failure        string            `json:"failure,omitempty"` // the kind of error for which it could not be run
-	HostPID        int               `json:"host_pid,omitempty"`
-	LogBytes       int64             `json:"log_bytes"`
-	LogMaxBytes    int64             `json:"log_max_bytes,omitempty"`
-	WorkBytes      int64             `json:"work_bytes,omitempty"`
-	DurationMS     int64             `json:"duration_ms,omitempty"`
-	Schedule       string            `json:"schedule,omitempty"`
-	Overlap        joblet.Overlap    `json:"overlap,omitempty"`
-	Scheduled      time.Time         `json:"scheduled_time,omitzero"` // next, as long as it waits
-	Parent         string            `json:"parent,omitempty"`
-	Attempt        int               `json:"attempt,omitempty"` // number of the latest
-	Past           []attemptJSON     `json:"past,omitempty"`    // the attempts before that
-	Retries        int               `json:"retries,omitempty"`
-	RetryDelayMS   int64             `json:"retry_delay_ms,omitempty"`
-	RetryOn        []int             `json:"retry_on,omitempty"`
-	DependsOn      []string          `json:"depends_on,omitempty"`
-	Priority       int               `json:"priority,omitempty"`
-	IdempotencyKey string            `json:"idempotency_key,omitempty"`
-	Stdin          joblet.Stdin      `json:"stdin,omitempty"`
-	Uploads        []string          `json:"uploads,omitempty"`
-	Terminal       joblet.WindowSize `json:"terminal,omitzero"` // its size at first
-	Limits         joblet.Limits     `json:"limits,omitzero"`
-	Security       joblet.Security   `json:"security,omitzero"`
-	OutOfMemory    bool              `json:"out_of_memory,omitempty"`
-	Usage          *usageJSON        `json:"usage,omitempty"` // of the latest attempt, so far or in all
+	UUID           string              `json:"uuid"`
+	Name           string              `json:"name,omitempty"`
+	Status         joblet.State        `json:"status"`
+	Command        string              `json:"command"`
+	Args           []string            `json:"args"`
+	Runtime        string              `json:"runtime,omitempty"`
+	WorkDir        string              `json:"work_dir,omitempty"`
+	Env            map[string]string   `json:"environment,omitempty"`
+	SecretEnv      map[string]string   `json:"secret_environment,omitempty"`
+	TimeoutMS      int64               `json:"timeout_ms,omitempty"`
+	Init           bool                `json:"init,omitempty"`
+	Labels         map[string]string   `json:"labels,omitempty"`
+	Owner          string              `json:"owner"`
+	Created        time.Time           `json:"created_time,omitzero"`
+	Started        time.Time           `json:"start_time,omitzero"` // of the latest attempt
+	Ended          time.Time           `json:"end_time,omitzero"`
+	ExitCode       *int                `json:"exit_code"`        // as a shell shows it; null until it has ended
+	Signal         int                 `json:"signal,omitempty"` // that ended it
+	Reason         string              `json:"reason,omitempty"`
+	Failure        string              `json:"failure,omitempty"` // the kind of error for which it could not be run
+	HostPID        int                 `json:"host_pid,omitempty"`
+	LogBytes       int64               `json:"log_bytes"`
+	LogMaxBytes    int64               `json:"log_max_bytes,omitempty"`
+	WorkBytes      int64               `json:"work_bytes,omitempty"`
+	DurationMS     int64               `json:"duration_ms,omitempty"`
+	Schedule       string              `json:"schedule,omitempty"`
+	Overlap        joblet.Overlap      `json:"overlap,omitempty"`
+	Scheduled      time.Time           `json:"scheduled_time,omitzero"` // next, as long as it waits
+	Parent         string              `json:"parent,omitempty"`
+	Attempt        int                 `json:"attempt,omitempty"` // number of the latest
+	Past           []attemptJSON       `json:"past,omitempty"`    // the attempts before that
+	Retries        int                 `json:"retries,omitempty"`
+	RetryDelayMS   int64               `json:"retry_delay_ms,omitempty"`
+	RetryOn        []int               `json:"retry_on,omitempty"`
+	DependsOn      []string            `json:"depends_on,omitempty"`
+	Priority       int                 `json:"priority,omitempty"`
+	IdempotencyKey string              `json:"idempotency_key,omitempty"`
+	Stdin          joblet.Stdin        `json:"stdin,omitempty"`
+	Uploads        []string            `json:"uploads,omitempty"`
+	Terminal       joblet.WindowSize   `json:"terminal,omitzero"` // its size at first
+	Limits         joblet.Limits       `json:"limits,omitzero"`
+	Security       joblet.Security     `json:"security,omitzero"`
+	OutOfMemory    bool                `json:"out_of_memory,omitempty"`
+	Usage          *usageJSON          `json:"usage,omitempty"` // of the latest attempt, so far or in all
+	Denied         []joblet.DeniedCall `json:"denied,omitempty"`
 }
 
 // usageJSON is what a job took. What the host does not count is 0.
@@ -334,7 +335,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Schedule: s.Schedule, Overlap: s.Overlap, Scheduled: j.Scheduled, Parent: j.Parent, Attempt: j.Attempt,
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
-		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage),
+		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage), Denied: j.Denied,
 		Terminal: s.Terminal,
 	}
 	if out.Args == nil {

@@ -144,6 +144,9 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	if j.Usage.PIDsPeak > 0 {
 		line("Processes", fmt.Sprintf("%d at most", j.Usage.PIDsPeak))
 	}
+	for _, c := range j.Denied {
+		line("Denied", deniedWords(c))
+	}
 	line("Output", outputWords(j))
 	if j.WorkBytes > 0 {
 		line("Files", formatBytes(j.WorkBytes)+" in "+joblet.DefaultWorkDir)

@@ -226,7 +226,8 @@ func TestJobJSON(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	text, err := json.Marshal(newJobJSON(joblet.Job{
 		ID: "i", State: joblet.Failed, Failure: joblet.CommandNotFound, Scheduled: now, Parent: "p", Attempt: 2, WorkBytes: 5,
-		Past: []joblet.Attempt{{Started: now, Ended: now, State: joblet.Failed, Exit: &joblet.Exit{Signal: 9}, Reason: "oom"}},
+		Past:   []joblet.Attempt{{Started: now, Ended: now, State: joblet.Failed, Exit: &joblet.Exit{Signal: 9}, Reason: "oom"}},
+		Denied: []joblet.DeniedCall{{Call: "mount", Errno: "EPERM", Count: 3, Remedy: joblet.RemedyNested}},
 		Spec: joblet.Spec{
 			Command: "x", Labels: map[string]string{"l": "v"}, Schedule: "0 3 * * *", Overlap: joblet.OverlapSkip, Retries: 3, RetryDelay: time.Second, RetryOn: []int{1},
 			DependsOn: []string{"d"}, Priority: 7, IdempotencyKey: "k", Stdin: joblet.StdinFile, Uploads: []string{"u"}, LogMax: 1 << 20, SecretEnv: map[string]string{"T": "hunter2"},
@@ -240,6 +241,7 @@ func TestJobJSON(t *testing.T) {
 		`"past":[{"status":"FAILED","start_time":"2026-01-02T03:04:05Z","end_time":"2026-01-02T03:04:05Z","exit_code":137,"signal":9,"reason":"oom"}]`,
 		`"retries":3`, `"retry_delay_ms":1000`, `"retry_on":[1]`, `"depends_on":["d"]`, `"priority":7`, `"idempotency_key":"k"`, `"stdin":"file"`,
 		`"uploads":["u"]`, `"log_max_bytes":1048576`, `"work_bytes":5`, `"failure":"command not found"`, `"exit_code":127`, `"secret_environment":{"T":"***"}`,
+		`"denied":[{"call":"mount","errno":"EPERM","count":3,"remedy":"nested"}]`,
 	} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("no %s in %s", want, text)

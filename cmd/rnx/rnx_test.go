@@ -386,6 +386,21 @@ func TestStatusText(t *testing.T) {
 			},
 			nil,
 		},
+		"denied calls": {
+			joblet.Job{
+				ID: "11111111-a", State: joblet.Completed, Exit: &joblet.Exit{}, Spec: joblet.Spec{Command: "x", Security: joblet.Security{Profile: joblet.ProfileStrict, LogDenied: true}},
+				Denied: []joblet.DeniedCall{
+					{Call: "ptrace", Errno: "EPERM", Count: 12, Remedy: joblet.RemedyAllow}, {Call: "socket", Argument: "AF_ALG", Errno: "EAFNOSUPPORT", Count: 2},
+					{Call: "mount", Errno: "EPERM", Count: 1, Remedy: joblet.RemedyNested}, {Call: "kill", Errno: "EPERM", Count: 1, Remedy: joblet.RemedyDeny},
+				},
+			},
+			[]string{
+				"Security:   --security=strict --log-denied\n",
+				"Denied:     ptrace: 12 × EPERM, allowed by \"allow ptrace\" in a --security=FILE\nDenied:     socket(AF_ALG): 2 × EAFNOSUPPORT, no profile allows it\n",
+				"Denied:     mount: 1 × EPERM, allowed by --security=nested\nDenied:     kill: 1 × EPERM, its own profile says \"deny kill\"\n",
+			},
+			nil,
+		},
 		"repeats": {
 			joblet.Job{
 				ID: "11111111-a", State: joblet.Scheduled, Scheduled: now.Add(90 * time.Second),

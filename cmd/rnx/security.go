@@ -17,6 +17,7 @@ type securityFlags struct {
 	profile         string // a name, or a file
 	user            string
 	capAdd, capDrop []string
+	logDenied       bool
 }
 
 func (s *securityFlags) addFlags(f *pflag.FlagSet) {
@@ -24,6 +25,7 @@ func (s *securityFlags) addFlags(f *pflag.FlagSet) {
 	f.StringVarP(&s.user, "user", "u", "", "`UID[:GID]` to be in the job (default: its root)")
 	f.StringSliceVar(&s.capAdd, "cap-add", nil, "`CAPABILITY` to have beside the default ones, such as net_raw, or all; may be given again")
 	f.StringSliceVar(&s.capDrop, "cap-drop", nil, "`CAPABILITY` not to have, or all; may be given again")
+	f.BoolVar(&s.logDenied, "log-denied", false, "count the system calls that it is refused, and say at the end how to allow them")
 }
 
 // read returns what the flags say.
@@ -34,7 +36,7 @@ func (s *securityFlags) read() (sec joblet.Security, err error) {
 			return sec, joblet.Errorf(joblet.InvalidArgument, "--security %s: %w", s.profile, err)
 		}
 	}
-	sec.User, sec.CapAdd, sec.CapDrop = s.user, s.capAdd, s.capDrop
+	sec.User, sec.CapAdd, sec.CapDrop, sec.LogDenied = s.user, s.capAdd, s.capDrop, s.logDenied
 	return sec, nil
 }
 
@@ -80,5 +82,42 @@ func securityWords(s joblet.Security) string {
 			words = append(words, list.word+strings.Join(list.names, ","))
 		}
 	}
+	if s.LogDenied {
+		words = append(words, "--log-denied")
+	}
 	return strings.Join(words, " ")
+}
+
+// deniedWords is a kind of call that a job was refused, how often and with which
+// error, and what would let the job make it.
+func deniedWords(c joblet.DeniedCall) string {
+	call := c.Call
+	if c.Argument != "" {
+		call += "(" + c.Argument + ")"
+	}
+	var remedy string
+	switch c.Remedy {
+	case joblet.RemedyAllow:
+		remedy = fmt.Sprintf(`allowed by "allow %s" in a --security=FILE`, c.Call)
+	case joblet.RemedyDeny:
+		remedy = fmt.Sprintf(`its own profile says "deny %s"`, c.Call)
+	case joblet.RemedyNested:
+		remedy = "allowed by --security=nested"
+	default:
+		remedy = "no profile allows it"
+	}
+	return fmt.Sprintf("%s: %d × %s, %s", call, c.Count, c.Errno, remedy)
+}
+
+const maxDeniedNotes = 10
+
+// noteDenied tells of the calls that a job was refused.
+func (a *app) noteDenied(j joblet.Job) {
+	for i, c := range j.Denied {
+		if i == maxDeniedNotes {
+			a.note("and %d more: rnx job status %s", len(j.Denied)-i, joblet.ShortID(j.ID))
+			return
+		}
+		a.note("denied %s", printable(deniedWords(c)))
+	}
 }

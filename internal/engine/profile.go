@@ -107,6 +107,9 @@ func syscallFilter(s joblet.Security) (SyscallFilter, error) {
 // startCalls are made between the installation of the filter and the command.
 var startCalls = []string{"execve", "exit_group", "rt_sigprocmask", "faccessat", "clone", "close_range", "prctl", "rt_sigtimedwait", "kill", "wait4", "setsid"}
 
+// sendCall is made there too when denied calls are logged.
+const sendCall = "sendmsg"
+
 func unknownCall(name string) error {
 	return joblet.Errorf(joblet.InvalidArgument, "system call %s: no such call is known", name)
 }
@@ -117,6 +120,15 @@ func (r *Run) SetSecurity(s joblet.Security) error {
 	if err != nil {
 		return err
 	}
+	if s.LogDenied {
+		if slices.Contains(s.DenyCalls, sendCall) {
+			return joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied with --log-denied: no command could be started without it", sendCall)
+		}
+		if err := canLogDenied(); err != nil {
+			return err
+		}
+	}
+	r.LogDenied = s.LogDenied
 	r.Filter = unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(filter)*int(unsafe.Sizeof(filter[0])))
 	r.Capabilities = s.Capabilities()
 	r.UID, r.GID = s.IDs()

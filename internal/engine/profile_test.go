@@ -40,7 +40,7 @@ func TestProfileFilters(t *testing.T) {
 				if nr < 0 {
 					continue
 				}
-				d := seccompData{nr: uint32(nr), arch: arch.audit, args: [6]uint64{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW}}
+				d := seccompData{Number: uint32(nr), Arch: arch.audit, Args: [6]uint64{unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_RAW}}
 				want := seccompWant(goarch, d)
 				if v, ok := changes[c.name]; ok {
 					want = map[seccompVerdict]uint32{
@@ -64,7 +64,7 @@ func TestProfileFilters(t *testing.T) {
 			t.Errorf("%s is no system call", name)
 		}
 	}
-	d := seccompData{nr: seccompCallNumber(t, runtime.GOARCH, "socket"), arch: seccompArchs[runtime.GOARCH].audit, args: [6]uint64{unix.AF_INET, unix.SOCK_STREAM}}
+	d := seccompData{Number: seccompCallNumber(t, runtime.GOARCH, "socket"), Arch: seccompArchs[runtime.GOARCH].audit, Args: [6]uint64{unix.AF_INET, unix.SOCK_STREAM}}
 	if got := seccompRun(seccompAssemble(runtime.GOARCH, strictCalls), d); got != seccompAllowed {
 		t.Errorf("strict: a TCP socket: %#x", got)
 	}
@@ -112,6 +112,7 @@ func BenchmarkWalls(b *testing.B) {
 		{"no-filter", func(r *Run) { r.Filter = nil }},
 		{"no-landlock", func(r *Run) { r.Landlock = false }},
 		{"no-capdrop", func(r *Run) { r.Capabilities = math.MaxUint64 }},
+		{"log-denied", func(r *Run) { r.LogDenied = true }}, // one more
 		{"none", func(r *Run) { r.Filter, r.Landlock, r.Capabilities = nil, false, math.MaxUint64 }},
 	}
 	e := openEngine(b, spares)

@@ -21,7 +21,9 @@ package engine
 //     look at is a 32-bit integer to the kernel, which drops the upper half.
 //     Comparing 64 bits would let a call through that differs only there
 //     (CVE-2019-10063).
-//   - No SECCOMP_FILTER_FLAG_LOG: a job could flood the audit log of the host.
+//   - No SECCOMP_FILTER_FLAG_LOG or SECCOMP_RET_LOG: a job could flood the audit log of
+//     the host, or have it limit what others log. A job whose denied calls are to be
+//     known asks its monitor instead (monitor.AskMonitor).
 //   - SECCOMP_FILTER_FLAG_SPEC_ALLOW: see SyscallFilterFlags.
 //
 // Cost. Since Linux 5.11 the kernel, when a filter is installed, walks it once for
@@ -44,6 +46,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/monitor"
 )
 
 // SyscallFilter is a classic BPF program in the layout of struct sock_filter, as
@@ -127,18 +131,7 @@ var seccompIoctls = []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCSETD}
 // made anywhere, so that tests see all. changes are other verdicts than those of
 // seccompCalls, by the call's name.
 func seccompAssemble(goarch string, changes map[string]seccompVerdict) SyscallFilter {
-	var arch uint32
-	number := func(c *seccompCall) int16 { return c.amd64 }
-	switch goarch {
-	case "amd64":
-		arch = unix.AUDIT_ARCH_X86_64
-	case "arm64":
-		arch = unix.AUDIT_ARCH_AARCH64
-		number = func(c *seccompCall) int16 { return c.arm64 }
-	default:
-		panic("engine: no system call numbers for " + goarch)
-	}
-
+	arch, number := seccompArch(goarch)
 	var verdicts []seccompVerdict // by number; ends in one that stands for all above the highest
 	for i := range seccompCalls {
 		c := &seccompCalls[i]
@@ -164,30 +157,34 @@ func seccompAssemble(goarch string, changes map[string]seccompVerdict) SyscallFi
 	var p seccompProgram
 	kill := p.ret(unix.SECCOMP_RET_KILL_PROCESS)
 	tree := p.search(ranges, uint32(len(verdicts)), p.verdicts(func(v seccompVerdict) bool { return slices.Contains(verdicts, v) }))
-	p.jump(unix.BPF_JEQ, arch, p.load(seccompNumber, tree), kill)
-	p.load(seccompArch, p.here())
+	p.jump(unix.BPF_JEQ, arch, p.load(seccompOffNumber, tree), kill)
+	p.load(seccompOffArch, p.here())
 	slices.Reverse(p.code)
 	return SyscallFilter(p.code)
 }
 
+// seccompArch returns what an architecture is to the kernel's audit, and which of a
+// call's numbers is its own.
+func seccompArch(goarch string) (audit uint32, number func(*seccompCall) int16) {
+	switch goarch {
+	case "amd64":
+		return unix.AUDIT_ARCH_X86_64, func(c *seccompCall) int16 { return c.amd64 }
+	case "arm64":
+		return unix.AUDIT_ARCH_AARCH64, func(c *seccompCall) int16 { return c.arm64 }
+	}
+	panic("engine: no system call numbers for " + goarch)
+}
+
 // Offsets in struct seccomp_data.
 const (
-	seccompNumber = uint32(unsafe.Offsetof(seccompData{}.nr))
-	seccompArch   = uint32(unsafe.Offsetof(seccompData{}.arch))
-	seccompArgs   = uint32(unsafe.Offsetof(seccompData{}.args))
+	seccompOffNumber = uint32(unsafe.Offsetof(monitor.SeccompData{}.Number))
+	seccompOffArch   = uint32(unsafe.Offsetof(monitor.SeccompData{}.Arch))
+	seccompOffArgs   = uint32(unsafe.Offsetof(monitor.SeccompData{}.Args))
 )
-
-// seccompData is struct seccomp_data of linux/seccomp.h.
-type seccompData struct {
-	nr   uint32
-	arch uint32
-	ip   uint64
-	args [6]uint64
-}
 
 // seccompArg is the offset of the low half of an argument; both architectures are
 // little-endian.
-func seccompArg(i uint32) uint32 { return seccompArgs + 8*i }
+func seccompArg(i uint32) uint32 { return seccompOffArgs + 8*i }
 
 // seccompRange is a run of numbers with one verdict, up to the next range.
 type seccompRange struct {

@@ -20,6 +20,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/monitor"
 )
 
 var seccompArchs = map[string]struct {
@@ -118,50 +120,12 @@ func TestSeccompShape(t *testing.T) {
 	}
 }
 
-// seccompRun interprets a filter as the kernel would.
 func seccompRun(f SyscallFilter, d seccompData) uint32 {
-	image, err := binary.Append(nil, binary.LittleEndian, struct {
-		NR, Arch uint32
-		IP       uint64
-		Args     [6]uint64
-	}{d.nr, d.arch, d.ip, d.args})
-	if err != nil {
-		panic(err)
-	}
-	var a uint32
-	for pc := 0; ; pc++ {
-		in := f[pc]
-		var yes bool
-		switch in.Code &^ unix.BPF_K {
-		case unix.BPF_RET:
-			return in.K
-		case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
-			a = binary.LittleEndian.Uint32(image[in.K:])
-			continue
-		case unix.BPF_ALU | unix.BPF_AND:
-			a &= in.K
-			continue
-		case unix.BPF_JMP | unix.BPF_JA:
-			pc += int(in.K)
-			continue
-		case unix.BPF_JMP | unix.BPF_JEQ:
-			yes = a == in.K
-		case unix.BPF_JMP | unix.BPF_JGE:
-			yes = a >= in.K
-		case unix.BPF_JMP | unix.BPF_JGT:
-			yes = a > in.K
-		case unix.BPF_JMP | unix.BPF_JSET:
-			yes = a&in.K != 0
-		default:
-			panic(fmt.Sprintf("code %#x", in.Code))
-		}
-		if yes {
-			pc += int(in.Jt)
-		} else {
-			pc += int(in.Jf)
-		}
-	}
+	verdict, _ := monitor.RunFilter(f, &d)
+	return verdict
 }
+
+type seccompData = monitor.SeccompData
 
 const seccompAllowed = unix.SECCOMP_RET_ALLOW
 
@@ -170,12 +134,12 @@ func seccompErrno(e unix.Errno) uint32 { return unix.SECCOMP_RET_ERRNO | uint32(
 // seccompWant says what the filter must do with a call, in plain Go.
 func seccompWant(goarch string, d seccompData) uint32 {
 	arch := seccompArchs[goarch]
-	if d.arch != arch.audit {
+	if d.Arch != arch.audit {
 		return unix.SECCOMP_RET_KILL_PROCESS
 	}
 	verdict := seccompENOSYS
 	for _, c := range seccompCalls {
-		if n := arch.number(c); n >= 0 && uint32(n) == d.nr {
+		if n := arch.number(c); n >= 0 && uint32(n) == d.Number {
 			verdict = c.verdict
 		}
 	}
@@ -185,7 +149,7 @@ func seccompWant(goarch string, d seccompData) uint32 {
 		}
 		return seccompErrno(otherwise)
 	}
-	arg := func(i int) uint32 { return uint32(d.args[i]) }
+	arg := func(i int) uint32 { return uint32(d.Args[i]) }
 	switch verdict {
 	case seccompAllow:
 		return seccompAllowed
@@ -237,15 +201,15 @@ func TestSeccompAgrees(t *testing.T) {
 			}
 		}
 		random := func(nr uint32) seccompData {
-			d := seccompData{nr: nr, arch: arch.audit, ip: rnd.Uint64()}
-			for i := range d.args {
+			d := seccompData{Number: nr, Arch: arch.audit, IP: rnd.Uint64()}
+			for i := range d.Args {
 				switch rnd.IntN(4) {
 				case 0:
-					d.args[i] = rnd.Uint64()
+					d.Args[i] = rnd.Uint64()
 				case 1:
-					d.args[i] = 1 << rnd.IntN(64)
+					d.Args[i] = 1 << rnd.IntN(64)
 				default:
-					d.args[i] = edges[rnd.IntN(len(edges))] | uint64(rnd.Uint32()&1)<<32
+					d.Args[i] = edges[rnd.IntN(len(edges))] | uint64(rnd.Uint32()&1)<<32
 				}
 			}
 			return d
@@ -254,12 +218,12 @@ func TestSeccompAgrees(t *testing.T) {
 			for range 50 {
 				check(random(nr))
 			}
-			check(seccompData{nr: nr, arch: arch.other})
-			check(seccompData{nr: nr | 1<<30, arch: arch.audit}) // x32
+			check(seccompData{Number: nr, Arch: arch.other})
+			check(seccompData{Number: nr | 1<<30, Arch: arch.audit}) // x32
 		}
 		for range 20_000 {
 			check(random(rnd.Uint32()))
-			check(seccompData{nr: rnd.Uint32N(600), arch: rnd.Uint32()})
+			check(seccompData{Number: rnd.Uint32N(600), Arch: rnd.Uint32()})
 		}
 		for _, c := range seccompCalls {
 			if c.verdict > seccompAllow && arch.number(c) >= 0 {
@@ -354,7 +318,7 @@ func TestSeccompVerdicts(t *testing.T) {
 				want = seccompErrno(tt.want)
 			}
 			for name := range strings.FieldsSeq(tt.calls) {
-				d := seccompData{nr: seccompCallNumber(t, goarch, name), arch: arch.audit, args: tt.args}
+				d := seccompData{Number: seccompCallNumber(t, goarch, name), Arch: arch.audit, Args: tt.args}
 				if got := seccompRun(f, d); got != want {
 					t.Errorf("%s: %s%#x: %#x, want %#x", goarch, name, tt.args, got, want)
 				}

@@ -30,7 +30,7 @@ func Main() int {
 	unix.CloseOnExec(ListenFD)
 	m := &monitor{
 		conns: []*conn{{fd: ControlFD}}, listen: ListenFD,
-		stdin: noStdin, terminal: terminal{master: -1}, oomEvents: -1,
+		stdin: noStdin, terminal: terminal{master: -1}, denied: denied{listener: -1}, oomEvents: -1,
 	}
 	if err := m.run(); err != nil {
 		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
@@ -65,6 +65,7 @@ type monitor struct {
 	workMax     int64
 	stdin       stdin
 	terminal    terminal
+	denied      denied
 	endedBy     syscall.Signal // what has ended PID 1 in place of the kernel; 0: nothing
 	logShrinks  bool
 	started     Started
@@ -358,7 +359,7 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	m.dir = dir
 	m.recordName, m.workMax, m.logShrinks = ExitName(run.Attempt), run.WorkMaxBytes, run.LogShrinks
-	if err := m.reserveRecord(); err != nil { // before anything else is there: it says that this attempt has begun
+	if err := m.reserveRecord(run); err != nil { // before anything else is there: it says that this attempt has begun
 		return err
 	}
 	options := logstore.Options{MaxBytes: run.LogMaxBytes, MayShrink: run.LogShrinks, Append: run.Attempt > 1}
@@ -422,6 +423,11 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	if run.Terminal != nil {
 		if err := m.takeTerminal(); err != nil {
+			return err
+		}
+	}
+	if run.LogDenied {
+		if err := m.takeListener(run); err != nil {
 			return err
 		}
 	}
@@ -537,7 +543,7 @@ func (m *monitor) tell(e Event) {
 // means that the kernel has killed and reaped whatever else was in its
 // namespace (pid_namespaces(7)), and all output is in the log.
 func (m *monitor) watch() {
-	const fixed = 6
+	const fixed = 7
 	ended := false
 	for !ended || !m.logDone() {
 		now := time.Now()
@@ -555,6 +561,7 @@ func (m *monitor) watch() {
 		m.terminal.pollMaster(&fds[2], now, ended)
 		fds[4] = m.stdin.pollFd()
 		fds[5] = unix.PollFd{Fd: int32(m.oomEvents), Events: unix.POLLIN}
+		fds[6] = m.denied.pollFd(now)
 		if ended {
 			fds[0].Fd = -1
 		}
@@ -580,12 +587,16 @@ func (m *monitor) watch() {
 		if fds[5].Revents != 0 {
 			m.endOutOfMemory()
 		}
+		if fds[6].Revents != 0 {
+			m.denied.answer()
+		}
 		m.syncLog(time.Now()) // and not before poll: its timeout is what brings us here
 		if fds[0].Revents != 0 {
 			m.reap()
 			ended = true
 			m.stdin.close()
 			m.terminal.close()
+			m.denied.close()
 			m.logGiveUpAt = time.Now().Add(logPatience)
 			for i := range m.output {
 				m.drain(i) // what was written last; nobody is left who could write more
@@ -613,7 +624,7 @@ const (
 
 func (m *monitor) pollTimeout(now time.Time) int {
 	next := time.Time{}
-	for _, t := range []time.Time{m.deadline, m.killAt, m.retryLogAt, m.syncAt, m.terminal.retryAt} {
+	for _, t := range []time.Time{m.deadline, m.killAt, m.retryLogAt, m.syncAt, m.terminal.retryAt, m.denied.retryAt} {
 		if t.After(now) && (next.IsZero() || t.Before(next)) {
 			next = t
 		}
@@ -839,24 +850,29 @@ func (m *monitor) accept() {
 
 // reserveRecord makes room for the exit record before there is a job, so that
 // a full disk cannot keep it from being written.
-func (m *monitor) reserveRecord() error {
+func (m *monitor) reserveRecord(run *Run) error {
 	fd, err := unix.Openat(m.dir, m.recordName+".tmp", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return step("create the exit record", err)
 	}
 	m.recordFD = fd
-	if err := unix.Fallocate(fd, 0, 0, recordSize); err != nil && err != unix.EOPNOTSUPP {
+	size := int64(recordSize)
+	if run.LogDenied {
+		size = deniedRecordSize
+	}
+	if err := unix.Fallocate(fd, 0, 0, size); err != nil && err != unix.EOPNOTSUPP {
 		return step("reserve room for the exit record", err)
 	}
 	return nil
 }
 
-// recordSize is more than a Record takes as JSON.
+// recordSize is more than a Record without denied calls takes as JSON.
 const recordSize = 4096
 
 // finish closes the log, makes the record durable, and tells.
 func (m *monitor) finish() {
 	m.record.LogBytes = m.log.Size()
+	m.record.Denied = m.denied.list()
 	for _, fd := range m.output {
 		if fd >= 0 {
 			unix.Close(fd)

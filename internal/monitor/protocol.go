@@ -114,8 +114,11 @@ type Run struct {
 	// FilesPath is an archive of the host to be unpacked into /work.
 	FilesPath string `json:"files_path,omitempty"`
 
-	Filter       []byte   `json:"filter,omitempty"` // seccomp program: struct sock_filter, in the host's byte order
-	FilterFlags  uint32   `json:"filter_flags,omitempty"`
+	Filter      []byte `json:"filter,omitempty"` // seccomp program: struct sock_filter, in the host's byte order
+	FilterFlags uint32 `json:"filter_flags,omitempty"`
+	// LogDenied has the calls that Filter refuses counted in the exit record. Not for
+	// further processes.
+	LogDenied    bool     `json:"log_denied,omitempty"`
 	Capabilities uint64   `json:"capabilities"` // kept in the bounding, permitted and effective sets
 	Rlimits      []Rlimit `json:"rlimits,omitempty"`
 	UID          uint32   `json:"uid,omitempty"` // of the command, in the job
@@ -250,8 +253,27 @@ type Record struct {
 	WorkBeyond int    `json:"work_beyond,omitempty"` // files that are not there: too many, or too large
 	WorkError  string `json:"work_error,omitempty"`  // what was in /work is lost, and why
 
+	// Denied has the calls that were refused, the most frequent first, if Run.LogDenied.
+	Denied []Denied `json:"denied,omitempty"`
+
 	// Failure says that the command was never run, and why.
 	Failure *Failure `json:"failure,omitempty"`
+}
+
+// Denied is a kind of call that was refused, and how often.
+type Denied struct {
+	DeniedKey
+	Count uint64 `json:"count"`
+}
+
+// DeniedKey is what makes a kind. Args are those on which the verdict depends
+// (RunFilter), 0 the others; when Looked is 0 nevertheless, calls with different
+// ones are counted together, and Args are the first one's.
+type DeniedKey struct {
+	Number uint32    `json:"nr"` // of the call, or OtherCalls
+	Errno  uint32    `json:"errno"`
+	Looked uint8     `json:"looked,omitempty"` // bit i: argument i
+	Args   [6]uint32 `json:"args,omitzero"`
 }
 
 // Cause is why a job ended when that was not its own doing.

@@ -21,6 +21,7 @@ const (
 	_                 //
 	slotMaster        // the job's terminal, two ends
 	slotTerminal      //
+	slotListener      // of the system call filter
 	slotTask     = 12 // the tasks files of the v1 hierarchies
 	slotTree     = 20 // the job's trees
 	maxTasks     = slotTree - slotTask
@@ -368,15 +369,23 @@ func dropPrivileges(p *program, run *Run) {
 		confine(p)
 	}
 	if len(run.Filter) > 0 {
+		filter, flags := filterOf(run), uintptr(run.FilterFlags)
+		if run.LogDenied {
+			filter, flags = AskMonitor(filter), flags|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+		}
 		code := p.alloc(len(run.Filter))
 		if !p.full {
-			copy(unsafe.Slice((*byte)(pointer(code)), len(run.Filter)), run.Filter)
+			copy(unsafe.Slice((*unix.SockFilter)(pointer(code)), len(filter)), filter)
 		}
 		prog := put(p, struct {
 			n    uint16
 			code uintptr
-		}{uint16(len(run.Filter) / int(unsafe.Sizeof(unix.SockFilter{}))), code})
-		p.call("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(run.FilterFlags), prog)
+		}{uint16(len(filter)), code})
+		install := p.call("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, prog)
+		if run.LogDenied { // what is refused from here on waits for the monitor, which listens once the command runs
+			install.into(slotListener)
+			p.add("send the filter's listener to the monitor", op{kind: opSend, save: slotListener})
+		}
 	}
 }
 

@@ -95,30 +95,40 @@ func (a *arena) send(slot uintptr) syscall.Errno {
 	return errno
 }
 
-// receiveMaster takes the master that openTerminal has sent.
-func receiveMaster(socket int) (int, error) {
+// receiveDescriptor takes what the first process has sent; what names it for the
+// error.
+func receiveDescriptor(socket int, what string) (int, error) {
 	oob := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(socket, make([]byte, 1), oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
-		return -1, step("receive the terminal", err)
+		return -1, step(what, err)
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:n])
 	if err != nil || len(messages) != 1 {
-		return -1, step("receive the terminal", unix.EBADMSG)
+		return -1, step(what, unix.EBADMSG)
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return -1, step("receive the terminal", unix.EBADMSG)
+		return -1, step(what, unix.EBADMSG)
+	}
+	return fds[0], nil
+}
+
+// receiveMaster takes the master that openTerminal has sent.
+func receiveMaster(socket int) (int, error) {
+	fd, err := receiveDescriptor(socket, "receive the terminal")
+	if err != nil {
+		return -1, err
 	}
 	// It was opened where the job may have its hands: look at what it is.
 	var st unix.Stat_t
 	var fs unix.Statfs_t
-	if unix.Fstat(fds[0], &st) != nil || unix.Fstatfs(fds[0], &fs) != nil ||
+	if unix.Fstat(fd, &st) != nil || unix.Fstatfs(fd, &fs) != nil ||
 		fs.Type != unix.DEVPTS_SUPER_MAGIC || st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != devptsMaster {
-		unix.Close(fds[0])
+		unix.Close(fd)
 		return -1, step("receive the terminal: the job's /dev/pts is not what it was", unix.ENODEV)
 	}
-	return fds[0], unix.SetNonblock(fds[0], true)
+	return fd, unix.SetNonblock(fd, true)
 }
 
 // takeTerminal puts the terminal of a job that was just started in the place of

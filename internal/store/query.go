@@ -20,7 +20,7 @@ const maxSeq = math.MaxInt64 // behind every row
 
 const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
 	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes,
-	limits, usage, out_of_memory, `
+	limits, usage, out_of_memory, denied, `
 
 const (
 	selectJob    = columns + `NULL FROM job `
@@ -554,9 +554,9 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 		if !row.ColumnIsNull(6) {
 			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
 		}
-		if !row.ColumnIsNull(24) {
-			r.Sealed = make([]byte, row.ColumnLen(24))
-			row.ColumnBytes(24, r.Sealed)
+		if !row.ColumnIsNull(25) {
+			r.Sealed = make([]byte, row.ColumnLen(25))
+			row.ColumnBytes(25, r.Sealed)
 		}
 		var err error
 		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
@@ -574,6 +574,11 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 		if row.ColumnLen(22) > 0 {
 			if err := decode(row, 22, &r.Usage); err != nil {
 				return fmt.Errorf("record of job %s: usage: %w", r.ID, err)
+			}
+		}
+		if row.ColumnLen(24) > 0 {
+			if err := decode(row, 24, &r.Denied); err != nil {
+				return fmt.Errorf("record of job %s: denied calls: %w", r.ID, err)
 			}
 		}
 		if row.ColumnLen(16) > 0 {

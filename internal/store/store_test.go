@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -92,7 +93,7 @@ func fullJob(t *testing.T) Record {
 			Terminal: joblet.WindowSize{Rows: 24, Columns: 80},
 			Security: joblet.Security{
 				Profile: joblet.ProfileNested, AllowCalls: []string{"kcmp"}, DenyCalls: []string{"ptrace"},
-				CapAdd: []string{"net_raw"}, CapDrop: []string{"chown"}, User: "1000:100",
+				CapAdd: []string{"net_raw"}, CapDrop: []string{"chown"}, User: "1000:100", LogDenied: true,
 			},
 			Limits: joblet.Limits{
 				CPUPercent: 150, CPUCores: "0-1", CPUWeight: 7, MemoryBytes: 1 << 33, MemoryHighBytes: 1 << 32, SwapBytes: 1 << 20, MaxPIDs: 99,
@@ -104,6 +105,10 @@ func fullJob(t *testing.T) Record {
 			CPUUser: 1, CPUSystem: 2, Throttled: 3, MemoryPeak: 4, PIDsPeak: 5, ReadBytes: 6, WriteBytes: 7, ReadOps: 8, WriteOps: 9,
 			CPUStall: 10, MemoryStall: 11, IOStall: 12,
 		}, OutOfMemory: true,
+		Denied: []joblet.DeniedCall{
+			{Call: "mount", Errno: "EPERM", Count: math.MaxUint64, Remedy: joblet.RemedyNested},
+			{Call: "socket", Argument: "AF_ALG", Errno: "EAFNOSUPPORT", Count: 1},
+		},
 		Owner: "cert:alice", State: joblet.Failed,
 		Created: epoch, Started: epoch.Add(1), Ended: epoch.Add(time.Hour),
 		Exit: &joblet.Exit{Code: 3, Signal: 9}, Reason: "out of memory",

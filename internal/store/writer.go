@@ -54,6 +54,7 @@ type change struct {
 	past     string // rec.Past as JSON; empty: none
 	limits   string // rec.Spec.Limits as JSON; empty: none
 	usage    string // rec.Usage as JSON; empty: none
+	denied   string // rec.Denied as JSON; empty: none
 	unsynced bool
 	err      error
 	done     chan struct{} // closed once err is final
@@ -79,15 +80,15 @@ func (w *writer) prepare() error {
 	}{
 		{&w.insert, `INSERT INTO job (seq, id, owner, name, created, spec, parent, idem_key, labels,
 			state, started, ended, exit_code, exit_signal, reason, pid, id_base, log_bytes,
-			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes, limits, usage, out_of_memory)
-			VALUES (?29, ?21, ?22, ?23, ?24, ?25, ?26, ?27, ?28,
-			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)`},
+			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes, limits, usage, out_of_memory, denied)
+			VALUES (?30, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
+			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)`},
 		{&w.taken, `SELECT id FROM job WHERE id = ?`},
 		{&w.successor, `SELECT max(seq) + 1 FROM job WHERE seq BETWEEN ?1 AND ?1 + 999`},
 		{&w.update, `UPDATE job SET state = ?1, started = ?2, ended = ?3, exit_code = ?4, exit_signal = ?5,
 			reason = ?6, pid = ?7, id_base = ?8, log_bytes = ?9, scheduled = ?10, attempt = ?11, past = ?12,
 			failure = ?13, work_bytes = ?14, box = ?15, sealed = ?16, disk_bytes = ?17,
-			limits = ?18, usage = ?19, out_of_memory = ?20 WHERE id = ?21`},
+			limits = ?18, usage = ?19, out_of_memory = ?20, denied = ?21 WHERE id = ?22`},
 		{&w.rm, `DELETE FROM job WHERE id = ?`},
 		{&w.begin, `BEGIN IMMEDIATE`},
 		{&w.commit, `COMMIT`},
@@ -228,13 +229,13 @@ func (ch *change) encode() error {
 		text *string
 		from any
 		none bool
-	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}} {
+	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}, {&ch.denied, r.Denied, len(r.Denied) == 0}} {
 		if part.none {
 			continue
 		}
 		var err error
 		if *part.text, err = toJSON(part.from); err != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits and usage: %w", ch.what(), err)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits, usage and denied calls: %w", ch.what(), err)
 		}
 	}
 	return nil
@@ -384,15 +385,15 @@ func (w *writer) execInsert(ch *change) error {
 	// A spec may be large and would stay bound until the next one comes.
 	defer func() { _ = stmt.ClearBindings() }()
 	bindState(stmt, ch)
-	stmt.BindText(22, r.Owner)
-	bindOptional(stmt, 23, r.Spec.Name)
-	stmt.BindInt64(24, r.Created.UnixNano())
-	stmt.BindText(25, ch.spec)
-	bindOptional(stmt, 26, r.Parent)
-	bindOptional(stmt, 27, r.Spec.IdempotencyKey)
-	stmt.BindInt64(28, int64(len(r.Spec.Labels)))
+	stmt.BindText(23, r.Owner)
+	bindOptional(stmt, 24, r.Spec.Name)
+	stmt.BindInt64(25, r.Created.UnixNano())
+	stmt.BindText(26, ch.spec)
+	bindOptional(stmt, 27, r.Parent)
+	bindOptional(stmt, 28, r.Spec.IdempotencyKey)
+	stmt.BindInt64(29, int64(len(r.Spec.Labels)))
 	for seq := r.Created.UnixNano(); ; {
-		stmt.BindInt64(29, seq)
+		stmt.BindInt64(30, seq)
 		err := step(stmt)
 		switch sqlite.ErrCode(err) {
 		case sqlite.ResultConstraintUnique:
@@ -455,7 +456,8 @@ func bindState(stmt *sqlite.Stmt, ch *change) {
 	stmt.BindText(18, ch.limits)
 	stmt.BindText(19, ch.usage)
 	stmt.BindBool(20, r.OutOfMemory)
-	stmt.BindText(21, r.ID)
+	stmt.BindText(21, ch.denied)
+	stmt.BindText(22, r.ID)
 }
 
 // bindOptional binds a text, or NULL for an empty one.

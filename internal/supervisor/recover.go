@@ -23,8 +23,9 @@ import (
 	"github.com/joblet/joblet/internal/store"
 )
 
-// maxRecord bounds an exit record; a real one has 200 bytes.
-const maxRecord = 64 << 10
+// maxRecord bounds an exit record; a real one has 200 bytes, or 50 KiB with denied
+// calls of all kinds.
+const maxRecord = 128 << 10
 
 // readRecord reads the exit record of an attempt in a job's directory. The error
 // is fs.ErrNotExist when there is none, or only one that was being written when
@@ -84,6 +85,7 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 	job.LogBytes = r.LogBytes
 	job.WorkBytes = r.WorkBytes
 	job.Usage, job.OutOfMemory = r.Usage, r.OutOfMemory
+	job.Denied = engine.DeniedCalls(job.Spec.Security, r.Denied)
 	switch {
 	case r.Cause == monitor.CauseStop, asked && r.Cause == "":
 		job.State = joblet.Stopped

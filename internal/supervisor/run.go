@@ -142,7 +142,7 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 		r.Attempt++
 		r.Box, r.IDBase = box.ID, box.IDBase
 		r.Started, r.Ended, r.Exit, r.Reason, r.PID, r.WorkBytes = time.Time{}, time.Time{}, nil, "", 0, 0
-		r.Usage, r.OutOfMemory = joblet.Usage{}, false
+		r.Usage, r.OutOfMemory, r.Denied = joblet.Usage{}, false, nil
 		l.over = make(chan struct{})
 		l.proc = nil
 	})

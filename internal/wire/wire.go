@@ -180,6 +180,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		WorkBytes:         j.WorkBytes,
 		Usage:             usageToProto(j.Usage),
 		OutOfMemory:       j.OutOfMemory,
+		Denied:            deniedToProto(j.Denied),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
 	}
@@ -264,6 +265,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 		},
 		Usage:       usageFromProto(p.GetUsage()),
 		OutOfMemory: p.GetOutOfMemory(),
+		Denied:      deniedFromProto(p.GetDenied()),
 		Owner:       p.GetOwner(),
 		State:       state,
 		Parent:      p.GetParent(),

@@ -40,6 +40,7 @@ func TestEscapesByProfile(t *testing.T) {
 		{name: "strict", flags: []string{"--security=strict"}},
 		{name: "nested", flags: []string{"--security=nested"}, may: nestedMay},
 		{name: "user", flags: []string{"--user=1000:1000"}},
+		{name: "denied calls logged", flags: []string{"--log-denied"}},
 		{name: "all capabilities", flags: []string{"--cap-add=all"}, may: []string{"raw sockets", "netlink: a new address"}}, // in its own network namespace
 		{name: "a profile of its own", flags: []string{"--security=" + profile}, may: []string{"io_uring"}},
 	} {
