@@ -75,7 +75,8 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
 	run.Dir = s.jobDir(job.ID)
 	run.Attempt = job.Attempt
-	run.Hostname = joblet.ShortID(job.ID)
+	// Not the short id alone: one of digits would be a number of a host (inet_aton(3)).
+	run.Hostname = "job-" + joblet.ShortID(job.ID)
 	run.Files = append(run.Files, engine.IdentityFiles(run.Hostname)...)
 	run.Env = append(run.Env, jobVariables(job)...)
 	run.StdinStream = job.Spec.Stdin == joblet.StdinStream

@@ -122,7 +122,7 @@ func TestSpecManagement(t *testing.T) {
 		{"wait in the middle", []string{"bash", "-c", "sleep 0.1 & sleep 0.2 & wait; echo both"}, `^both\n$`, 0},
 		{"error handling", []string{"bash", "-c", "false & wait $! || echo 'Task failed'"}, `^Task failed\n$`, 0},
 		{"top of one process", []string{"bash", "-c", "sleep 5 & top -b -n1 -p $!"}, `(?s) +2 (root|0) .* sleep\n`, 0},
-		{"hostname is the short id", []string{"bash", "-c", `[ "$(hostname)" = "${JOBLET_JOB_ID:0:8}" ] && echo same`}, `^same\n$`, 0},
+		{"hostname has the short id", []string{"bash", "-c", `[ "$(hostname)" = "job-${JOBLET_JOB_ID:0:8}" ] && echo same`}, `^same\n$`, 0},
 		{"status", []string{"bash", "-c", "exit 42"}, `^$`, 42},
 	}
 	for _, test := range tests {
