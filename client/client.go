@@ -43,6 +43,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/rawio"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -157,7 +158,7 @@ func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 	conn, err := unix.DialContext(ctx, "unix", d.path)
 	if err == nil {
 		d.last.Store(nil)
-		return conn, nil
+		return rawio.Conn(conn), nil
 	}
 	kind := joblet.Unavailable
 	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {

@@ -8,6 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/joblet/joblet/internal/rawio"
 )
 
 // peerCredentials authenticates callers on a unix socket: the kernel says which
@@ -45,7 +47,7 @@ func (peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Aut
 	if err != nil {
 		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
 	}
-	return conn, peerInfo{
+	return rawio.Conn(conn), peerInfo{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, // it never leaves the kernel
 		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid,
 	}, nil
