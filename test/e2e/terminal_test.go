@@ -361,7 +361,7 @@ func TestTerminalAttach(t *testing.T) {
 	s.clear()
 	s.line("rnx job run --name=sh --detach-keys=ctrl-a,d bash --norc")
 	s.wait(`bash-5\S*#\z`)
-	s.line(`printf '\033[6n\033[c'; read -t 1 -s -d c answer; printf 'mark\n'; PS1='in# '`)
+	s.line(`stty -echo; printf '\033[6n\033[c'; read -t 1 -s -d c answer; stty echo; printf 'mark\n'; PS1='in# '`)
 	s.wait(`^in#\z`)
 	s.keys("C-a", "d")
 	s.wait(`detached from job`)
@@ -373,7 +373,7 @@ func TestTerminalAttach(t *testing.T) {
 		t.Errorf("the terminal has answered questions of the past: %s\n%s", text, now)
 	}
 	s.keys("C-p") // no prefix of the keys here: bash's
-	s.wait(`^in# printf`)
+	s.wait(`^in# stty`)
 	s.keys("C-u")
 	s.line("exit 4")
 	s.wait(`here\$\z`)
