@@ -108,6 +108,7 @@ type daemon struct {
 	args       []string
 	bin        string   // the program; empty: joblet in binDir
 	env        []string // beside ours
+	sys        *syscall.SysProcAttr
 	cmd        *exec.Cmd
 	stderr     output
 }
@@ -184,6 +185,7 @@ func (d *daemon) start() error {
 	defer r.Close()
 	d.cmd = exec.Command(cmp.Or(d.bin, binDir+"/joblet"), append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run, "--ready-fd", "3"}, d.args...)...)
 	d.cmd.Env = append(os.Environ(), d.env...)
+	d.cmd.SysProcAttr = d.sys
 	d.cmd.ExtraFiles = []*os.File{w}
 	d.cmd.Stderr = &d.stderr
 	err = d.cmd.Start()
