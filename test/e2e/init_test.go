@@ -59,10 +59,10 @@ func TestDaemonIsInit(t *testing.T) {
 		_ = x.Wait() // it says that its monitor died
 		d.rnx(t.Context(), "job", "kill", id)
 		if r := d.rnx(patient(t), "job", "wait", id); r.status == 0 || strings.Contains(r.stderr, "context") {
-			t.Errorf("%s: %v", test.name, r)
+			t.Fatalf("%s: %v", test.name, r)
 		}
 		if !eventually(patience, func() bool { return len(d.zombies(t)) == 0 }) {
-			t.Errorf("%s: nobody has taken the status of %v", test.name, d.zombies(t))
+			t.Fatalf("%s: nobody has taken the status of %v", test.name, d.zombies(t))
 		}
 	}
 	// Those that the daemon has started itself are waited for where they were.
