@@ -42,6 +42,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/rawio"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -164,7 +165,7 @@ func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 	conn, err := net.DialContext(ctx, d.network, d.address)
 	if err == nil {
 		d.last.Store(nil)
-		return conn, nil
+		return rawio.Conn(conn), nil
 	}
 	kind := joblet.Unavailable
 	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {

@@ -2,7 +2,7 @@
 # install-peers.sh installs the programs that bench/ compares Joblet with, from
 # the packages of Debian or Ubuntu, and only those that are missing.
 #
-#   scripts/install-peers.sh            bubblewrap crun runc uidmap util-linux
+#   scripts/install-peers.sh            bubblewrap crun runc uidmap util-linux bsdutils openssh-server openssh-client
 #   scripts/install-peers.sh --podman   podman too (with its dependencies some 85 MB)
 set -eu
 
@@ -10,7 +10,7 @@ usage() {
 	sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
 }
 
-packages='bubblewrap crun runc uidmap util-linux'
+packages='bubblewrap crun runc uidmap util-linux bsdutils openssh-server openssh-client'
 for arg; do
 	case $arg in
 	--podman) packages="$packages podman" ;;

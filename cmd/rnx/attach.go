@@ -372,12 +372,9 @@ func closedPipe(err error) bool {
 func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) {
 	var interrupted time.Time
 	for {
-		var sig syscall.Signal
-		select {
-		case <-ctx.Done():
+		sig, ok := nextSignal(ctx, signals)
+		if !ok {
 			return
-		case s := <-signals:
-			sig, _ = s.(syscall.Signal)
 		}
 		// While keys are the job's none is a signal, and whoever only looks on has none
 		// to send: it is meant for rnx.
@@ -408,6 +405,17 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 		if err != nil && ctx.Err() == nil && joblet.KindOf(err) != joblet.FailedPrecondition {
 			at.app.note("job %s: %v", joblet.ShortID(at.id), err)
 		}
+	}
+}
+
+// nextSignal waits for a signal; not ok: ctx has ended.
+func nextSignal(ctx context.Context, signals <-chan os.Signal) (sig syscall.Signal, ok bool) {
+	select {
+	case <-ctx.Done():
+		return 0, false
+	case s := <-signals:
+		sig, _ = s.(syscall.Signal)
+		return sig, true
 	}
 }
 

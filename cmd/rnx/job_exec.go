@@ -210,12 +210,9 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal bool) {
 	var interrupted time.Time
 	for {
-		var sig syscall.Signal
-		select {
-		case <-ctx.Done():
+		sig, ok := nextSignal(ctx, signals)
+		if !ok {
 			return
-		case s := <-signals:
-			sig, _ = s.(syscall.Signal)
 		}
 		if terminal || sig == syscall.SIGINT && time.Since(interrupted) < secondInterrupt {
 			cancel(&exitError{status: 128 + int(sig), err: errors.New("ended by " + signalName(int(sig)) + ", and the process with rnx")})

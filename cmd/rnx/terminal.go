@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/rawio"
 )
 
 // terminal is the user's own, connected to that of a job or of a process in
@@ -28,7 +30,8 @@ type terminal struct {
 	keys []byte   // that detach; none: nothing does
 	mute bool     // nothing is typed
 
-	ready chan struct{} // closed at the first connect: before that nothing is read
+	screen io.Writer     // out, and non-blocking if that could be
+	ready  chan struct{} // closed at the first connect: before that nothing is read
 
 	mu    sync.Mutex // protects what follows
 	line  *line      // to where what is typed goes; nil: to nowhere just now
@@ -46,9 +49,12 @@ type line struct {
 
 // terminal returns the user's terminal, which may be none.
 func (a *app) terminal(keys []byte) *terminal {
-	t := &terminal{in: a.in, out: a.out, keys: keys, ready: make(chan struct{})}
+	t := &terminal{in: a.in, out: a.out, screen: a.out, keys: keys, ready: make(chan struct{})}
 	if isTerminal(a.in) && isTerminal(a.out) {
 		t.tty, _ = a.in.(*os.File)
+		if _, w := reopen(a.out, os.O_WRONLY); w != nil {
+			t.screen = w
+		}
 	}
 	return t
 }
@@ -188,7 +194,7 @@ func (t *terminal) Write(p []byte) (int, error) {
 	t.mu.Lock()
 	t.modes.write(p)
 	t.mu.Unlock()
-	return t.out.Write(p)
+	return t.screen.Write(p)
 }
 
 const (
@@ -201,7 +207,8 @@ const (
 
 // typing hands what is typed to the line until ctx ends; detach is called when
 // the detach keys are, or Ctrl-C while there is no line. Where the input is no
-// terminal its end is typed as Ctrl-D.
+// terminal its end is typed as Ctrl-D. A Read that cannot be ended may outlive
+// ctx: then it ends with the process.
 func (t *terminal) typing(ctx context.Context, detach func()) {
 	if t.mute {
 		return
@@ -211,64 +218,87 @@ func (t *terminal) typing(ctx context.Context, detach func()) {
 		return
 	case <-t.ready:
 	}
-	keys := make(chan []byte)
-	t.guard(func() { // ends with the process: a Read of a terminal can't be ended
-		defer close(keys)
-		for {
-			buf := make([]byte, 4096)
-			n, err := t.in.Read(buf)
-			if n > 0 {
-				select {
-				case keys <- buf[:n]:
-					// Until it is on its way: with one processor (main) a Read that
-					// blocks keeps that from the others until the runtime notices,
-					// which takes longer than all the rest.
-					runtime.Gosched()
-				case <-ctx.Done():
-					return
-				}
-			}
-			if err != nil {
-				return
-			}
+	in, polled := t.in, false
+	if t.tty != nil {
+		if f, r := reopen(t.tty, os.O_RDONLY); f != nil {
+			in, polled = r, true
+			defer f.Close()
+			defer context.AfterFunc(ctx, func() { _ = f.Close() })()
 		}
-	})
+	}
+	var mu sync.Mutex // protects match, and keeps what is typed in order
 	match := matcher{keys: t.keys}
-	pause := time.NewTimer(time.Hour)
-	defer pause.Stop()
 	send := func(p []byte) {
-		if l := t.connected(); l != nil && len(p) > 0 {
+		if l := t.connected(); l != nil && len(p) > 0 && ctx.Err() == nil {
 			_ = l.typed(p) // the one who follows the job learns why it is cut
 		}
 	}
+	flush := func() {
+		mu.Lock()
+		defer mu.Unlock()
+		send(match.flush())
+	}
+	pause := time.AfterFunc(time.Hour, func() { t.guard(flush) })
+	defer pause.Stop()
+	typed := func(p []byte) (detached bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if t.connected() == nil && t.tty != nil && bytes.IndexByte(p, ctrlC) >= 0 {
+			return true
+		}
+		pass, detached := match.next(p)
+		if send(pass); match.held() {
+			pause.Reset(keyPause)
+		}
+		return detached
+	}
+	buf := make([]byte, 4096)
 	for {
-		select {
-		case <-ctx.Done():
+		n, err := in.Read(buf)
+		if ctx.Err() != nil {
 			return
-		case <-pause.C:
-			send(match.flush())
-		case p, ok := <-keys:
-			if !ok {
-				if send(match.flush()); t.tty == nil {
-					send([]byte{ctrlD})
-				}
-				return
+		}
+		if n > 0 && typed(bytes.Clone(buf[:n])) { // a copy, for gRPC may keep it
+			detach()
+			return
+		}
+		if err != nil {
+			if flush(); t.tty == nil {
+				send([]byte{ctrlD})
 			}
-			if t.connected() == nil && t.tty != nil && strings.IndexByte(string(p), ctrlC) >= 0 {
-				detach()
-				return
-			}
-			pass, detached := match.next(p)
-			send(pass)
-			if detached {
-				detach()
-				return
-			}
-			if match.held() {
-				pause.Reset(keyPause)
-			}
+			return
+		}
+		if !polled {
+			// Until it is on its way: with one processor (main) a Read that blocks
+			// keeps that from gRPC's writer until the runtime notices, which takes
+			// longer than all the rest. And that writer gives way once, too.
+			runtime.Gosched()
+			runtime.Gosched()
 		}
 	}
+}
+
+// reopen returns a terminal opened anew, or nothing. That one may be non-blocking,
+// which the one that we share with the shell must not become: Go's poller waits
+// for it then, a Read holds up no thread, and can be ended. It need not work: /proc
+// is Linux's, and the terminal may be another user's.
+func reopen(stream any, mode int) (*os.File, io.ReadWriter) {
+	tty, ok := stream.(*os.File)
+	if !ok {
+		return nil, nil
+	}
+	f, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(tty.Fd())), mode|nonblocking, 0)
+	if err != nil {
+		return nil, nil
+	}
+	// The poller may not take it.
+	if err := f.SetDeadline(time.Time{}); err == nil {
+		if rw, err := rawio.NewFile(f); err == nil {
+			return f, rw
+		}
+	}
+	_ = f.Close()
+	return nil, nil
 }
 
 // watchWindow tells the line of changes of the window's size until ctx ends.

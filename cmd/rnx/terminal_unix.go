@@ -40,3 +40,6 @@ func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
 
 // terminalSignals end rnx while it has a raw terminal, and leave the job.
 var terminalSignals = []os.Signal{syscall.SIGQUIT, syscall.SIGABRT}
+
+// nonblocking opens a terminal so that Go's poller waits for it.
+const nonblocking = syscall.O_NONBLOCK | syscall.O_NOCTTY

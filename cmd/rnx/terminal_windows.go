@@ -31,3 +31,5 @@ func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
 }
 
 var terminalSignals []os.Signal
+
+const nonblocking = 0

@@ -114,6 +114,9 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 func (e *Engine) StartSpares() {
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
+	if inheritsOrphans() {
+		e.stopped.Go(func() { reapOrphans(ctx) })
+	}
 	if e.cfg.Spares > 0 {
 		e.stopped.Go(func() { e.keepSpares(ctx) })
 		e.refill <- struct{}{}

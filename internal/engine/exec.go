@@ -17,48 +17,6 @@ import (
 	"github.com/joblet/joblet/internal/monitor"
 )
 
-// WindowSize is the size of a terminal in characters.
-type WindowSize = monitor.WindowSize
-
-// Window returns the size of the job's terminal when we connected to its
-// monitor; nil: it has none.
-func (p *Process) Window() *WindowSize { return p.window }
-
-// Resize gives the job's terminal another size, zero for the one that it has.
-// With redraw the program that has the screen is told in any case.
-func (p *Process) Resize(size WindowSize, redraw bool) error {
-	return p.request(monitor.Request{Resize: &monitor.Resize{Size: size, Redraw: redraw}})
-}
-
-// Keyboard is a connection that carries what is typed at a job's terminal. Any
-// number of them may be there at once.
-type Keyboard struct {
-	Window WindowSize // the terminal's size when this was opened
-	conn   *os.File
-}
-
-// OpenKeyboard connects to the job's terminal.
-func (p *Process) OpenKeyboard() (*Keyboard, error) {
-	c, err := connect(p.ID)
-	if err != nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: %w", err)
-	}
-	if c.window == nil {
-		return nil, errors.Join(joblet.Errorf(joblet.FailedPrecondition, "the job has no terminal"), c.conn.Close())
-	}
-	if err := monitor.WriteMessage(c.conn, monitor.Request{Typing: true}); err != nil {
-		return nil, errors.Join(joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: it has ended, or too many have it: %w", err), c.conn.Close())
-	}
-	return &Keyboard{Window: *c.window, conn: c.conn}, nil
-}
-
-// Write types. It waits as long as the job does not read. The error is EPIPE
-// when the job has ended.
-func (k *Keyboard) Write(b []byte) (int, error) { return k.conn.Write(b) }
-
-// Close takes the keyboard away.
-func (k *Keyboard) Close() error { return k.conn.Close() }
-
 // Exec is a further process in a running job.
 type Exec struct {
 	PID int // as the host numbers it
@@ -170,22 +128,11 @@ func (x *Exec) greet(config monitor.Exec, terminal *os.File, wanted bool) error 
 	if !wanted {
 		return nil
 	}
-	oob := make([]byte, unix.CmsgSpace(4))
-	_, n, _, _, err := unix.Recvmsg(int(terminal.Fd()), make([]byte, 1), oob, unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
+	master, err := receiveTerminal(terminal)
 	if err != nil {
-		return fmt.Errorf("receive the terminal: %w", err)
+		return err
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return fmt.Errorf("receive the terminal: unexpected message: %w", err)
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return fmt.Errorf("receive the terminal: unexpected message: %w", err)
-	}
-	_ = unix.SetNonblock(fds[0], true) // so that os.File waits in the poller
-	x.Stdout = os.NewFile(uintptr(fds[0]), "terminal")
-	x.Stdin = x.Stdout
+	x.Stdin, x.Stdout = master, master
 	return nil
 }
 

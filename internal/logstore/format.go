@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -153,13 +155,48 @@ type opError struct {
 func (e *opError) Error() string { return e.op + ": " + e.err.Error() }
 func (e *opError) Unwrap() error { return e.err }
 
+// pread reads up to len(p) bytes; fewer are before the end of the file.
 func pread(fd int, p []byte, off int64) (int, error) {
+	n, all := preadCached(fd, p, off)
+	if all {
+		return n, nil
+	}
 	for {
-		n, err := unix.Pread(fd, p, off)
+		k, err := unix.Pread(fd, p[n:], off+int64(n))
 		if err != unix.EINTR {
-			return max(n, 0), err
+			return n + max(k, 0), err
 		}
 	}
+}
+
+// preadCached reads what can be read without waiting for a disk: all, or a first
+// part. So Go's scheduler need not know, which would wake threads of an idle
+// daemon for each line that somebody follows (package rawio).
+func preadCached(fd int, p []byte, off int64) (n int, all bool) {
+	for n < len(p) {
+		iov := unix.Iovec{Base: &p[n]}
+		iov.SetLen(len(p) - n)
+		k, _, errno := syscall.RawSyscall6(unix.SYS_PREADV2, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off)+uintptr(n), 0, unix.RWF_NOWAIT)
+		if errno != 0 { // EAGAIN, or EOPNOTSUPP of a file system that can't tell
+			return n, false
+		}
+		if k == 0 {
+			break
+		}
+		n += int(k)
+	}
+	return n, true
+}
+
+// sizeOf returns the size of a file, without waiting either: not for a server.
+func sizeOf(fd int, name string) (int64, error) {
+	var st unix.Statx_t
+	_, _, errno := syscall.RawSyscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&[1]byte{})),
+		unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_SIZE, uintptr(unsafe.Pointer(&st)), 0)
+	if errno != 0 {
+		return 0, &opError{"stat " + name, errno}
+	}
+	return int64(st.Size), nil
 }
 
 func pwrite(fd int, p []byte, off int64) (int, error) {

@@ -399,8 +399,7 @@ func (r *Reader) reload() (size int64, err error) {
 			return 0, err
 		}
 	}
-	st, err := r.stat()
-	return st.Size, err
+	return sizeOf(r.log, LogName)
 }
 
 func (r *Reader) stat() (unix.Stat_t, error) { return stat(r.log, LogName) }
@@ -420,11 +419,11 @@ func (r *Reader) loadHeader() error {
 		case n < headerSize && !r.haveHdr && !r.gone:
 			return nil
 		case n == headerSize && err == nil:
-			st, err := r.stat()
+			size, err := sizeOf(r.log, LogName)
 			if err != nil {
 				return err
 			}
-			hdr.start = min(hdr.start, st.Size)
+			hdr.start = min(hdr.start, size)
 			r.hdr, r.haveHdr, r.noIndex = hdr, true, false
 			return nil
 		case n == headerSize && err == ErrVersion:

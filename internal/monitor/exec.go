@@ -252,10 +252,7 @@ func (m *monitor) handOverTerminal() error {
 		return err
 	}
 	defer unix.Close(fd)
-	if _, err := unix.SendmsgN(ExecTerminalFD, []byte{1}, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL); err != nil {
-		return step("hand the terminal over", err)
-	}
-	return nil
+	return sendMaster(ExecTerminalFD, fd)
 }
 
 // watchExec passes signals on until the process has ended. When the daemon is

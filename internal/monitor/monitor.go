@@ -558,7 +558,9 @@ func (m *monitor) watch() {
 				fds[2+i].Fd = -1
 			}
 		}
-		m.terminal.pollMaster(&fds[2], now, ended)
+		if !ended && now.Before(m.terminal.retryAt) {
+			fds[2].Fd = -1
+		}
 		fds[4] = m.stdin.pollFd()
 		fds[5] = unix.PollFd{Fd: int32(m.oomEvents), Events: unix.POLLIN}
 		fds[6] = m.denied.pollFd(now)
@@ -568,8 +570,6 @@ func (m *monitor) watch() {
 		for _, c := range m.conns {
 			fds = append(fds, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
 		}
-		typing := fixed + len(m.conns)
-		fds = m.terminal.pollFds(fds)
 		if _, err := unix.Poll(fds, m.pollTimeout(now)); err != nil && err != unix.EINTR {
 			return // no descriptor of ours can be bad
 		}
@@ -583,7 +583,6 @@ func (m *monitor) watch() {
 		if fds[4].Revents != 0 {
 			m.stdin.feed()
 		}
-		m.feedTerminal(fds[typing:], fds[2].Revents)
 		if fds[5].Revents != 0 {
 			m.endOutOfMemory()
 		}
@@ -595,14 +594,13 @@ func (m *monitor) watch() {
 			m.reap()
 			ended = true
 			m.stdin.close()
-			m.terminal.close()
 			m.denied.close()
 			m.logGiveUpAt = time.Now().Add(logPatience)
 			for i := range m.output {
 				m.drain(i) // what was written last; nobody is left who could write more
 			}
 		}
-		m.serve(fds[fixed:typing])
+		m.serve(fds[fixed:])
 		if fds[1].Revents != 0 {
 			m.accept()
 		}
@@ -610,7 +608,7 @@ func (m *monitor) watch() {
 }
 
 const (
-	maxConns = 64 // of which most become keyboards in a moment
+	maxConns = 64 // of which most last for a moment
 	maxDrain = 64 // pieces of one stream that are moved in a row
 	// syncDelay bounds how old output may be that a crash of the host loses.
 	syncDelay = time.Second
@@ -794,8 +792,11 @@ func (m *monitor) serve(fds []unix.PollFd) {
 				m.stdin.take(c.fd)
 				continue
 			}
-			if req.Typing {
-				m.terminal.typing(c.fd)
+			if req.Terminal {
+				if m.terminal.master >= 0 {
+					_ = sendMaster(c.fd, m.terminal.master) // or the end tells the daemon
+				}
+				unix.Close(c.fd)
 				continue
 			}
 			m.handle(&req)
@@ -808,6 +809,9 @@ func (m *monitor) serve(fds []unix.PollFd) {
 func (m *monitor) handle(req *Request) {
 	if req.Signal > 0 {
 		m.signal(syscall.Signal(req.Signal))
+	}
+	if req.Interrupt > 0 {
+		m.interrupt(syscall.Signal(req.Interrupt))
 	}
 	if req.Resize != nil {
 		m.resize(req.Resize)

@@ -181,10 +181,13 @@ type Request struct {
 	StdinBegin bool   `json:"stdin_begin,omitempty"`
 	StdinEnd   *int64 `json:"stdin_end,omitempty"`
 
-	// Typing turns the connection into a keyboard of the job's terminal: what
-	// follows are bytes typed. Any number may be there.
-	Typing bool    `json:"typing,omitempty"`
-	Resize *Resize `json:"resize,omitempty"` // of the terminal
+	// Terminal asks for the master of the job's terminal, which comes with one byte
+	// (SCM_RIGHTS); then the connection ends. What the daemon types it writes there.
+	Terminal bool `json:"terminal,omitempty"`
+	// Interrupt says that a key was typed that sends this signal to the terminal's
+	// foreground processes.
+	Interrupt int     `json:"interrupt,omitempty"`
+	Resize    *Resize `json:"resize,omitempty"` // of the terminal
 
 	Exec *Exec `json:"exec,omitempty"` // the only one that a monitor of a further process gets
 }

@@ -18,20 +18,15 @@ type WindowSize struct {
 
 // terminal is the job's pseudo-terminal, of its own devpts, seen from the
 // master's side: output goes from there into the log like that of a pipe, and
-// what is typed comes from connections of the daemon's. The job never has
-// anybody else's terminal, so there is none into which it could push input, or
-// that it could keep.
+// what is typed the daemon writes there itself, into a duplicate. The job never
+// has anybody else's terminal, so there is none into which it could push input,
+// or that it could keep.
 type terminal struct {
-	master  int    // -1: the job has no terminal
-	inputs  []int  // connections that bring what is typed
-	pending []byte // typed and not yet taken by the terminal; until it is, no more is read
-	quoted  bool   // the last byte typed was VLNEXT: the next one is no more than itself
-	retryAt time.Time
+	master  int       // -1: the job has no terminal
+	retryAt time.Time // see hungUp
 }
 
 const (
-	maxTyping    = 64
-	typedAtOnce  = 4096
 	hungUpRetry  = 100 * time.Millisecond
 	devptsMaster = 5<<8 | 2 // device number of ptmx, as Stat_t has small ones
 )
@@ -131,6 +126,14 @@ func receiveMaster(socket int) (int, error) {
 	return fd, unix.SetNonblock(fd, true)
 }
 
+// sendMaster sends a master to the daemon.
+func sendMaster(socket, master int) error {
+	if _, err := unix.SendmsgN(socket, []byte{1}, unix.UnixRights(master), nil, unix.MSG_NOSIGNAL); err != nil {
+		return step("hand the terminal over", err)
+	}
+	return nil
+}
+
 // takeTerminal puts the terminal of a job that was just started in the place of
 // its pipes.
 func (m *monitor) takeTerminal() error {
@@ -177,41 +180,6 @@ func (m *monitor) resize(r *Resize) {
 	}
 }
 
-// typing makes a connection one that brings what is typed.
-func (t *terminal) typing(conn int) {
-	if t.master < 0 || len(t.inputs) == maxTyping {
-		unix.Close(conn) // the daemon learns it when it writes
-		return
-	}
-	_ = unix.SetNonblock(conn, true)
-	t.inputs = append(t.inputs, conn)
-}
-
-// pollFds adds the connections, unless what came last still waits.
-func (t *terminal) pollFds(fds []unix.PollFd) []unix.PollFd {
-	for _, conn := range t.inputs {
-		fd := unix.PollFd{Fd: int32(conn), Events: unix.POLLIN}
-		if len(t.pending) > 0 {
-			fd.Fd = -1
-		}
-		fds = append(fds, fd)
-	}
-	return fds
-}
-
-// pollMaster says what to wait for at the master.
-func (t *terminal) pollMaster(fd *unix.PollFd, now time.Time, ended bool) {
-	if t.master < 0 {
-		return
-	}
-	if len(t.pending) > 0 {
-		fd.Events |= unix.POLLOUT
-	}
-	if !ended && now.Before(t.retryAt) {
-		fd.Fd = -1
-	}
-}
-
 // hungUp reports whether the end of the output is no more than that nobody has
 // the terminal open just now, as after a program that has closed it and may
 // open it again. It is looked at again after a while.
@@ -223,78 +191,14 @@ func (m *monitor) hungUp() bool {
 	return true
 }
 
-// feedTerminal moves what is typed to the terminal; fds are those that pollFds
-// added.
-func (m *monitor) feedTerminal(fds []unix.PollFd, masterEvents int16) {
-	t := &m.terminal
-	if len(t.pending) > 0 && masterEvents&(unix.POLLOUT|unix.POLLHUP|unix.POLLERR) != 0 {
-		m.typePending()
-	}
-	kept := t.inputs[:0]
-	for i, conn := range t.inputs {
-		if i < len(fds) && fds[i].Revents != 0 && len(t.pending) == 0 {
-			buf := make([]byte, typedAtOnce)
-			n, err := unix.Read(conn, buf)
-			if n > 0 {
-				t.pending = buf[:n]
-				m.typePending()
-			} else if n == 0 || err != unix.EAGAIN && err != unix.EINTR {
-				unix.Close(conn)
-				continue
-			}
-		}
-		kept = append(kept, conn)
-	}
-	t.inputs = kept
-}
-
-// typePending writes what has room.
-func (m *monitor) typePending() {
-	t := &m.terminal
-	modes, err := unix.IoctlGetTermios(t.master, unix.TCGETS)
-	if err != nil {
-		modes = &unix.Termios{}
-	}
-	n, err := unix.Write(t.master, t.pending)
-	switch {
-	case n > 0:
-		m.interrupt(t.pending[:n], modes)
-		if t.pending = t.pending[n:]; len(t.pending) == 0 {
-			t.pending = nil
-		}
-	case err == unix.EAGAIN || err == unix.EINTR:
-	default: // the job is about to end
-		t.pending = nil
-	}
-}
-
 // interrupt ends a job whose PID 1 would be ended by a key like Ctrl-C, were it
 // not PID 1: the kernel spares that the default actions of signals
 // (pid_namespaces(7)), and nobody expects "sleep 60" in a terminal to survive
 // Ctrl-C. The record says the signal, as it would then.
-func (m *monitor) interrupt(typed []byte, modes *unix.Termios) {
-	if modes.Lflag&unix.ISIG == 0 {
-		m.terminal.quoted = false
+func (m *monitor) interrupt(sig syscall.Signal) {
+	if m.terminal.master < 0 || m.record.EndedNanos != 0 {
 		return
 	}
-	for _, c := range typed {
-		if m.terminal.quoted {
-			m.terminal.quoted = false
-			continue
-		}
-		switch {
-		case c == 0: // _POSIX_VDISABLE
-		case c == modes.Cc[unix.VINTR]:
-			m.endBy(syscall.SIGINT)
-		case c == modes.Cc[unix.VQUIT]:
-			m.endBy(syscall.SIGQUIT)
-		case c == modes.Cc[unix.VLNEXT] && modes.Lflag&(unix.ICANON|unix.IEXTEN) == unix.ICANON|unix.IEXTEN:
-			m.terminal.quoted = true
-		}
-	}
-}
-
-func (m *monitor) endBy(sig syscall.Signal) {
 	group, err := unix.IoctlGetInt(m.terminal.master, unix.TIOCGPGRP)
 	if err != nil || group != m.child { // PID 1 leads a session and so its own group
 		return
@@ -322,12 +226,4 @@ func (m *monitor) settleTyped() {
 	}
 	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
 	unix.Close(int(fd))
-}
-
-// close ends what is typed.
-func (t *terminal) close() {
-	for _, conn := range t.inputs {
-		unix.Close(conn)
-	}
-	t.inputs, t.pending = nil, nil
 }

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/peer"
+
+	"github.com/joblet/joblet/internal/rawio"
 )
 
 // peerCredentials authenticates callers on a unix socket: the kernel says which
@@ -61,6 +63,7 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 	if err != nil {
 		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
 	}
+	conn = rawio.Conn(conn)
 	var counted *sender
 	if cred.Uid != 0 {
 		user, err := p.users.enter(conn, cred.Uid)

@@ -100,6 +100,7 @@ type daemon struct {
 	args       []string
 	bin        string   // the program; empty: joblet in binDir
 	env        []string // beside ours
+	sys        *syscall.SysProcAttr
 	cmd        *exec.Cmd
 	stderr     testenv.Output
 }
@@ -147,6 +148,7 @@ func (d *daemon) host() string { return "unix://" + d.run + "/joblet.sock" }
 func (d *daemon) start() error {
 	d.cmd = exec.Command(cmp.Or(d.bin, binDir+"/joblet"), append([]string{"serve", "--state-dir", d.state, "--run-dir", d.run}, d.args...)...)
 	d.cmd.Env = append(os.Environ(), d.env...)
+	d.cmd.SysProcAttr = d.sys
 	d.cmd.Stderr = &d.stderr
 	if err := testenv.Serve(d.cmd); err != nil {
 		d.cmd = nil

@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -361,7 +364,7 @@ func TestTerminalAttach(t *testing.T) {
 	s.clear()
 	s.line("rnx job run --name=sh --detach-keys=ctrl-a,d bash --norc")
 	s.wait(`bash-5\S*#\z`)
-	s.line(`printf '\033[6n\033[c'; read -t 1 -s -d c answer; printf 'mark\n'; PS1='in# '`)
+	s.line(`stty -echo; printf '\033[6n\033[c'; read -t 1 -s -d c answer; stty echo; printf 'mark\n'; PS1='in# '`)
 	s.wait(`^in#\z`)
 	s.keys("C-a", "d")
 	s.wait(`detached from job`)
@@ -373,7 +376,7 @@ func TestTerminalAttach(t *testing.T) {
 		t.Errorf("the terminal has answered questions of the past: %s\n%s", text, now)
 	}
 	s.keys("C-p") // no prefix of the keys here: bash's
-	s.wait(`^in# printf`)
+	s.wait(`^in# stty`)
 	s.keys("C-u")
 	s.line("exit 4")
 	s.wait(`here\$\z`)
@@ -786,4 +789,56 @@ func (r *relay) cut() {
 		c.Close()
 	}
 	r.conns = nil
+}
+
+// TestTerminalPaste: much more is typed at once than a terminal holds, and the
+// program takes its time: it waits on the way and all of it comes.
+func TestTerminalPaste(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	data := make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{}).Read(data)
+	cmd := d.command(patient(t), "job", "run", "-it", "--detach-keys=", "sh", "-c", fmt.Sprintf("stty raw -echo; echo ready; sleep 1; head -c %d | sha256sum", len(data)))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	if line, err := lines.ReadString('\n'); !strings.HasPrefix(line, "ready") {
+		t.Fatalf("%q %v", line, err)
+	}
+	if _, err := in.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	sum, _ := lines.ReadString('\n')
+	if want := fmt.Sprintf("%x", sha256.Sum256(data)); !strings.HasPrefix(sum, want) {
+		t.Errorf("%q, want %s", sum, want)
+	}
+	_ = in.Close()
+	_, _ = io.Copy(io.Discard, lines)
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTerminalNotOpenedAnew: where rnx can't open the terminal a second time, it
+// makes do with the one it has.
+func TestTerminalNotOpenedAnew(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	s := newScreen(t, d, 100, 30)
+	s.line(`unshare -m sh -c 'mount --make-rprivate / && mount -t tmpfs none /proc && exec rnx job run bash --norc'`)
+	s.wait(`bash-5\S*#\z`)
+	s.line("echo got-$((40 + 2))")
+	s.wait(`(?m)^got-42$`)
+	s.line("exit 3")
+	s.wait(`exit\s+here\$`)
+	s.status(3)
 }

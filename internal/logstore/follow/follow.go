@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/rawio"
 )
 
 // pollInterval is how often a log is looked at that cannot be watched.
@@ -52,13 +53,19 @@ func NewWatcher() (*Watcher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("watch logs: %w", os.NewSyscallError("inotify_init1", err))
 	}
+	file := os.NewFile(uintptr(fd), "inotify") // not blocking: reads wait in Go's poller
 	w := &Watcher{
-		file:    os.NewFile(uintptr(fd), "inotify"), // not blocking: reads wait in Go's poller
+		file:    file,
 		fd:      fd,
 		done:    make(chan struct{}),
 		watches: make(map[int32]map[*waiter]struct{}),
 	}
-	go w.run()
+	events, err := rawio.NewFile(file)
+	if err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("watch logs: %w", err)
+	}
+	go w.run(events)
 	return w, nil
 }
 
@@ -80,11 +87,11 @@ func (w *Watcher) Close() error {
 }
 
 // run hands the kernel's events to the waiters.
-func (w *Watcher) run() {
+func (w *Watcher) run(events io.Reader) {
 	defer close(w.done)
 	buf := make([]byte, 4096)
 	for {
-		n, err := w.file.Read(buf)
+		n, err := events.Read(buf)
 		if err != nil {
 			w.mu.Lock()
 			w.deaf = true
