@@ -22,11 +22,19 @@ func newCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "joblet",
 		Short:         "Run commands as isolated jobs on this host",
-		Version:       joblet.Build().String(),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
-	cmd.SetVersionTemplate("joblet {{.Version}}\n")
+	// Not cobra's own: its templates would keep every method in the program, and
+	// 4 MiB more of it in memory.
+	version := cmd.Flags().BoolP("version", "v", false, "version for joblet")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *version {
+			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())
+			return nil
+		}
+		return cmd.Help()
+	}
 	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), newPKICommand(), newConfigCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print what this program was built from",
