@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -23,6 +24,9 @@ const (
 
 // whenIdle begins the moments at which the daemon had no job.
 const whenIdle = "idle"
+
+// idleAfter is how long it has had nothing to do then.
+const idleAfter = 5 * time.Second
 
 // daemon is a joblet of the bench's own.
 type daemon struct {
@@ -137,6 +141,9 @@ func (b *bench) daemonPIDs() []int {
 func (b *bench) noteDaemonMemory(when string) {
 	if b.daemon == nil {
 		return
+	}
+	if strings.HasPrefix(when, whenIdle) {
+		time.Sleep(idleAfter)
 	}
 	pss, err := pssOf(b.daemon.cmd.Process.Pid)
 	if err != nil {

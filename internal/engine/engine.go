@@ -9,6 +9,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
@@ -159,10 +160,11 @@ func (e *Engine) closeAll() error {
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
 // wrong.
 func loadMonitor() (*os.File, error) {
-	program, err := embedded.ReadFile("embed/joblet-monitor")
+	program, err := embedded.Open("embed/joblet-monitor")
 	if err != nil {
 		return nil, errors.New("this joblet was built without its monitor: build it with make build")
 	}
+	defer program.Close()
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("joblet-monitor", flags|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3
@@ -178,7 +180,7 @@ func loadMonitor() (*os.File, error) {
 		return nil, fmt.Errorf("move the monitor's memfd: %w", err)
 	}
 	f := os.NewFile(uintptr(high), "joblet-monitor")
-	if _, err := f.Write(program); err != nil {
+	if _, err := io.Copy(f, program); err != nil { // and not through one large piece of memory
 		return nil, errors.Join(fmt.Errorf("fill the monitor's memfd: %w", err), f.Close())
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE

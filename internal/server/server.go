@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +49,9 @@ const (
 // shutdownTime is how long calls under way may take to end when the daemon
 // stops; then they are cut.
 const shutdownTime = 4 * time.Second
+
+// restTime is how long no call has been under way when the daemon is taken to rest.
+const restTime = 2 * time.Second
 
 var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; jobs go on")
 
@@ -100,6 +104,11 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s.methods = map[string]grpc.MethodInfo{}
 	limits := &limiter{settings: s.settings.Load, intake: in, methods: s.methods, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
+	s.activity.rest = time.AfterFunc(restTime, func() {
+		if s.activity.idle() >= restTime {
+			debug.FreeOSMemory() // Go gives back slowly what a burst of calls took, and never all of it
+		}
+	})
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, in), pki: opt.PKI, gate: s.gate}),
@@ -156,6 +165,7 @@ func (s *Server) Configure(set Settings) { s.settings.Store(&set) }
 // when all are gone: within five seconds.
 func (s *Server) Shutdown() {
 	s.health.Shutdown()
+	s.activity.rest.Stop()
 	s.stop(errStopping)
 	cut := time.AfterFunc(shutdownTime, s.grpc.Stop)
 	defer cut.Stop()
@@ -170,6 +180,7 @@ type activity struct {
 	mu    sync.Mutex
 	calls int
 	last  time.Time // when calls became 0
+	rest  *time.Timer
 }
 
 func (a *activity) begin() {
@@ -181,8 +192,10 @@ func (a *activity) begin() {
 func (a *activity) end() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.calls--
-	a.last = time.Now()
+	if a.calls--; a.calls == 0 {
+		a.last = time.Now()
+		a.rest.Reset(restTime)
+	}
 }
 
 func (a *activity) idle() time.Duration {
