@@ -46,6 +46,9 @@ func (a *app) target() (target, error) {
 	case errors.Is(err, fs.ErrNotExist) && a.config == "" && os.Getenv("RNX_CONFIG") == "" && host == "" && node == "":
 		return a.here(), nil
 	case errors.Is(err, fs.ErrNotExist):
+		if host != "" {
+			err = fmt.Errorf("%s wants to see a certificate: %w", host, err)
+		}
 		return target{}, joblet.Errorf(joblet.NotFound, "%w: get a bundle (joblet pki issue) and import it with rnx login", err)
 	case err != nil:
 		return target{}, err

@@ -1,12 +1,22 @@
 // Package spelling guesses what somebody meant.
 package spelling
 
-import "iter"
+import (
+	"iter"
+	"strings"
+)
 
-// Nearest returns the name from which wrong differs in the fewest letters, fewer
-// than bound: added, removed or replaced (Levenshtein). Empty: none is so near.
+// leastPrefix is how many letters of a name stand for it.
+const leastPrefix = 3
+
+// Nearest returns the name that begins with wrong, or else the one from which it
+// differs in the fewest letters, fewer than bound: added, removed or replaced
+// (Levenshtein). Empty: none is so near.
 func Nearest(wrong string, names iter.Seq[string], bound int) (best string) {
 	for name := range names {
+		if len(wrong) >= leastPrefix && strings.HasPrefix(name, wrong) {
+			return name
+		}
 		if d := distance(wrong, name); d < bound {
 			best, bound = name, d
 		}
