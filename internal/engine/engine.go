@@ -525,14 +525,19 @@ func (p *Process) greet() error {
 func (p *Process) listen() {
 	defer close(p.done)
 	defer p.conn.Close()
+	p.end = awaitEnd(p.conn)
+}
+
+// awaitEnd waits until a monitor says how its process ended; nil: it died without
+// a word.
+func awaitEnd(conn *os.File) *monitor.Record {
 	for {
 		var ev monitor.Event
-		if err := monitor.ReadMessage(p.conn, &ev); err != nil {
-			return
+		if err := monitor.ReadMessage(conn, &ev); err != nil {
+			return nil
 		}
 		if ev.Ended != nil {
-			p.end = ev.Ended
-			return
+			return ev.Ended
 		}
 	}
 }

@@ -138,16 +138,7 @@ func (x *Exec) greet(config monitor.Exec, terminal *os.File, wanted bool) error 
 
 func (x *Exec) listen() {
 	defer close(x.done)
-	for {
-		var ev monitor.Event
-		if err := monitor.ReadMessage(x.conn, &ev); err != nil {
-			return
-		}
-		if ev.Ended != nil {
-			x.end = ev.Ended
-			return
-		}
-	}
+	x.end = awaitEnd(x.conn)
 }
 
 // Done is closed when the process has ended.

@@ -148,14 +148,10 @@ func receiveTerminal(conn *os.File) (*os.File, error) {
 	if err = errors.Join(err, failed); err != nil {
 		return nil, fmt.Errorf("receive the terminal: %w", err)
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
-	if err != nil || len(messages) != 1 {
-		return nil, fmt.Errorf("receive the terminal: unexpected message: %w", errors.Join(err, unix.EBADMSG))
+	fd, err := monitor.OneDescriptor(oob[:n])
+	if err != nil {
+		return nil, fmt.Errorf("receive the terminal: unexpected message: %w", err)
 	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return nil, fmt.Errorf("receive the terminal: unexpected message: %w", errors.Join(err, unix.EBADMSG))
-	}
-	_ = unix.SetNonblock(fds[0], true) // so that os.File waits in the poller
-	return os.NewFile(uintptr(fds[0]), "terminal"), nil
+	_ = unix.SetNonblock(fd, true) // so that os.File waits in the poller
+	return os.NewFile(uintptr(fd), "terminal"), nil
 }

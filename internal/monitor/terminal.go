@@ -98,13 +98,24 @@ func receiveDescriptor(socket int, what string) (int, error) {
 	if err != nil {
 		return -1, step(what, err)
 	}
-	messages, err := unix.ParseSocketControlMessage(oob[:n])
+	fd, err := OneDescriptor(oob[:n])
+	if err != nil {
+		return -1, step(what, err)
+	}
+	return fd, nil
+}
+
+// OneDescriptor returns the descriptor that came with a message (SCM_RIGHTS,
+// unix(7)), of which oob is what recvmsg(2) calls control; EBADMSG if that is
+// anything else.
+func OneDescriptor(oob []byte) (int, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil || len(messages) != 1 {
-		return -1, step(what, unix.EBADMSG)
+		return -1, unix.EBADMSG
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
 	if err != nil || len(fds) != 1 {
-		return -1, step(what, unix.EBADMSG)
+		return -1, unix.EBADMSG
 	}
 	return fds[0], nil
 }

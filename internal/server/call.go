@@ -6,6 +6,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -79,7 +80,7 @@ type callStream struct {
 	release func()     // ends the hold of the last message; may be nil
 	over    bool
 
-	once sync.Once // the audit log has its line
+	told atomic.Bool // the audit log has its line
 }
 
 func (s *callStream) Context() context.Context { return s.ctx }
@@ -121,7 +122,7 @@ func (s *callStream) hold(release func(), over bool) {
 // SendMsg notes a call that goes on once it is known which job it is about: that
 // of its request, or the one that it has made.
 func (s *callStream) SendMsg(m any) error {
-	if s.server.audit != nil && changes(s.method) {
+	if s.server.audit != nil && !s.told.Load() && changes(s.method) {
 		if answer := about(m); answer.job != "" || accessOf(s.method) == controls {
 			s.noted(answer, nil)
 		}
@@ -133,12 +134,9 @@ func (s *callStream) SendMsg(m any) error {
 }
 
 func (s *callStream) noted(answer subject, err error) {
-	if !s.server.audited(s.method, err) {
-		return
-	}
-	s.once.Do(func() {
+	if s.server.audited(s.method, err) && !s.told.Swap(true) {
 		s.server.audit.record(callerOf(s.ServerStream.Context()), s.method, s.request, answer, s.start, err)
-	})
+	}
 }
 
 // call decides whether the caller may, runs handle under a context that ends

@@ -65,6 +65,20 @@ func (o *Output) Reset() {
 	o.buf.Reset()
 }
 
+// Run runs a command to its end. Its status is -1 if it could not be started, and
+// stderr then says why.
+func Run(cmd *exec.Cmd) (stdout, stderr string, status int) {
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return out.String(), errOut.String(), exit.ExitCode()
+	} else if err != nil {
+		return out.String(), errOut.String() + err.Error(), -1
+	}
+	return out.String(), errOut.String(), 0
+}
+
 // ErrDied says that a daemon ended while it started, without a word.
 var ErrDied = errors.New("the daemon died while it started")
 

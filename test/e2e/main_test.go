@@ -3,10 +3,8 @@
 package e2e
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -203,16 +201,8 @@ func (d *daemon) command(ctx context.Context, args ...string) *exec.Cmd {
 
 // finish runs a command to its end.
 func finish(cmd *exec.Cmd) result {
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := cmd.Run()
-	r := result{out.String(), errOut.String(), 0}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		r.status = exit.ExitCode()
-	} else if err != nil {
-		r.status, r.stderr = -1, r.stderr+err.Error()
-	}
-	return r
+	stdout, stderr, status := testenv.Run(cmd)
+	return result{stdout, stderr, status}
 }
 
 // job runs "rnx job run" with the arguments and a time limit.

@@ -5,7 +5,6 @@
 package escape
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -158,16 +157,8 @@ func (r result) String() string {
 }
 
 func finish(cmd *exec.Cmd) result {
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := cmd.Run()
-	r := result{out.String(), errOut.String(), 0}
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		r.status = exit.ExitCode()
-	} else if err != nil {
-		r.status, r.stderr = -1, r.stderr+err.Error()
-	}
-	return r
+	stdout, stderr, status := testenv.Run(cmd)
+	return result{stdout, stderr, status}
 }
 
 func (w *world) rnx(ctx context.Context, args ...string) result {
