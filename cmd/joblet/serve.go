@@ -24,6 +24,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server"
@@ -371,6 +372,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	slog.SetDefault(log)
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
+	}
+	if err := engine.DropPrivileges(); err != nil { // a container may not let us; jobs are walled off all the same
+		log.Warn("the daemon keeps privileges that it does not need", "error", err)
 	}
 	// Jobs, with ids of their own, must be able to read what is made for them:
 	// every file's mode is ours to choose, whatever whoever started us prefers.

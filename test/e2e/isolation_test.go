@@ -1,11 +1,19 @@
 package e2e
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"github.com/joblet/joblet"
 )
 
 // TestSeparation has jobs look for the host and for each other.
@@ -103,5 +111,58 @@ except OSError as e:
 `)
 	if !regexp.MustCompile(`^40\d\d 11\n$`).MatchString(r.stdout) {
 		t.Errorf("a job can have this many processes: %v", r)
+	}
+}
+
+// TestDaemonPrivileges: the daemon, and the monitors that it starts, hold what the
+// unit allows and nothing more.
+func TestDaemonPrivileges(t *testing.T) {
+	t.Parallel()
+	unit, err := os.ReadFile("../../deploy/joblet.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := regexp.MustCompile(`(?m)^CapabilityBoundingSet=(.+)$`).FindStringSubmatch(string(unit))
+	if line == nil {
+		t.Fatal("the unit has no bounding set")
+	}
+	var allowed uint64
+	for _, name := range strings.Fields(line[1]) {
+		c, err := cap.FromName(strings.ToLower(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		allowed |= 1 << c
+	}
+	d := newDaemon(t)
+	id := d.detach(t, "sleep", "60")
+	d.becomes(t, id, joblet.Running)
+	for who, pid := range map[string]int{"daemon": d.cmd.Process.Pid, "monitor": d.monitorOf(t, id)} {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+		if err != nil || len(threads) == 0 {
+			t.Fatalf("%s: no threads (%v)", who, err)
+		}
+		for _, thread := range threads {
+			status, err := os.ReadFile(thread)
+			if errors.Is(err, unix.ESRCH) || errors.Is(err, os.ErrNotExist) { // it has ended meanwhile
+				continue
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			fields := regexp.MustCompile(`(?m)^(Cap\w+|NoNewPrivs):\s+(\w+)$`).FindAllStringSubmatch(string(status), -1)
+			if len(fields) != 6 {
+				t.Fatalf("%s: %s has %q", who, thread, fields)
+			}
+			for _, f := range fields {
+				set, err := strconv.ParseUint(f[2], 16, 64)
+				if err != nil || f[1] != "NoNewPrivs" && set&^allowed != 0 || f[1] == "NoNewPrivs" && set != 1 {
+					t.Errorf("%s: %s, the unit allows %x", who, f[0], allowed)
+				}
+				if f[1] == "CapEff" && set == 0 {
+					t.Errorf("%s: %s: it can do nothing", who, f[0])
+				}
+			}
+		}
 	}
 }

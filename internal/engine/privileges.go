@@ -1,0 +1,62 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+)
+
+// needed are the capabilities that the daemon and what it starts use: for
+// namespaces and mounts, for ids and their files, and for looking at jobs. What
+// root has beside them goes: modules, raw devices, the clock, reboot, the kernel's
+// log, BPF, accounting, audit, real-time priorities.
+//
+// Jobs lose nothing: a new user namespace has a full set of its own
+// (user_namespaces(7)), and every capability that means something in one is here.
+//
+// deploy/joblet.service has the same list.
+var needed = []cap.Value{
+	cap.SYS_ADMIN, cap.SYS_PTRACE, cap.SYS_RESOURCE, cap.SYS_CHROOT,
+	cap.NET_ADMIN, cap.NET_BIND_SERVICE, cap.NET_RAW,
+	cap.SETUID, cap.SETGID, cap.SETPCAP, cap.SETFCAP,
+	cap.CHOWN, cap.DAC_OVERRIDE, cap.DAC_READ_SEARCH, cap.FOWNER, cap.FSETID,
+	cap.KILL, cap.MKNOD, cap.LEASE, cap.IPC_OWNER,
+}
+
+// DropPrivileges makes this process, all its threads and whatever it starts from
+// now on hold only the capabilities that jobs need, and gain none by execve(2).
+// What it did not have before it does not get.
+func DropPrivileges() error {
+	for c := cap.Value(0); c < cap.MaxBits(); c++ {
+		if slices.Contains(needed, c) {
+			continue
+		}
+		has, err := cap.GetBound(c)
+		if err == nil && has {
+			err = cap.DropBound(c)
+		}
+		if err != nil {
+			return fmt.Errorf("drop %v from the bounding set: %w", c, err)
+		}
+	}
+	has, keeps := cap.GetProc(), cap.NewSet()
+	for _, c := range needed {
+		if ok, err := has.GetFlag(cap.Permitted, c); err != nil || !ok {
+			continue
+		}
+		for _, set := range []cap.Flag{cap.Permitted, cap.Effective} {
+			if err := keeps.SetFlag(set, true, c); err != nil {
+				return fmt.Errorf("keep %v: %w", c, err)
+			}
+		}
+	}
+	if err := keeps.SetProc(); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return nil
+}
