@@ -77,7 +77,7 @@ func TestLoad(t *testing.T) {
 	const clients, calls = 200, 50
 	const names = 20                     // each for ten of them: one alone may not call as often
 	const pause = 500 * time.Millisecond // of a client between two calls: 400 calls a second of all
-	r := newRemoteDaemon(t, "")
+	r := newRemoteDaemon(t, fmt.Sprintf("metrics-addr: unix:%s\n", filepath.Join(t.TempDir(), "metrics.sock")))
 	conf, err := client.LoadConfig(r.bundle("admin"))
 	if err != nil {
 		t.Fatal(err)
@@ -98,6 +98,9 @@ func TestLoad(t *testing.T) {
 	}
 	id := first.GetJobUuid()
 	before, _, filesBefore := r.memory(t)
+	scraper := r.scraper(t)
+	goroutines := func() float64 { return scraper.scrape().value("go_goroutines") }
+	goroutinesBefore := goroutines()
 
 	load := func() (took []time.Duration, failed, limited int) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -167,11 +170,14 @@ func TestLoad(t *testing.T) {
 		t.Error("jobs have not ended")
 	}
 	after, threads, filesAfter := r.memory(t)
-	t.Logf("%d calls by %d clients: GetJobStatus p50 %v, p99 %v, max %v of %d; %d failed, %d beyond a limit; memory %d MiB before, %d MiB after; %d threads; files %d, %d",
-		clients*calls, clients, took[len(took)/2], p99, took[len(took)-1], len(took), failed, limited, before>>20, after>>20, threads, filesBefore, filesAfter)
+	t.Logf("%d calls by %d clients: GetJobStatus p50 %v, p99 %v, max %v of %d; %d failed, %d beyond a limit; memory %d MiB before, %d MiB after; %d threads; %v goroutines before, %v after; files %d, %d",
+		clients*calls, clients, took[len(took)/2], p99, took[len(took)-1], len(took), failed, limited, before>>20, after>>20, threads, goroutinesBefore, goroutines(), filesBefore, filesAfter)
 	// How fast it is depends on what else the host does: that is in the log.
 	if !eventually(30*time.Second, func() bool { _, _, files := r.memory(t); return files <= filesBefore+10 }) {
 		t.Errorf("%d files open, %d before", filesAfter, filesBefore)
+	}
+	if !eventually(30*time.Second, func() bool { return goroutines() <= goroutinesBefore+5 }) {
+		t.Errorf("%v goroutines, %v before", goroutines(), goroutinesBefore)
 	}
 	// A second time takes no more than the first.
 	load()

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -40,16 +41,29 @@ type remoteDaemon struct {
 
 func newRemoteDaemon(t *testing.T, config string) *remoteDaemon {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a free port, which a second start takes again
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &remoteDaemon{dir: t.TempDir(), address: l.Addr().String()}
-	l.Close()
+	r := &remoteDaemon{dir: t.TempDir(), address: freeAddress(t)}
 	r.joblet(t, "init", "--out="+r.bundle("admin"))
 	r.configure(t, config)
 	r.daemon = newDaemon(t, "--config="+filepath.Join(r.dir, "joblet-config.yml"))
 	return r
+}
+
+var ports atomic.Int32 // that were tried
+
+// freeAddress returns an address that a daemon can listen at, again and again: not one
+// of the ports that the kernel gives to connections (ip_local_port_range of ip(7)),
+// where it would be taken away between two starts.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 10000+(os.Getpid()+int(ports.Add(1)))%20000)
+		if l, err := net.Listen("tcp", address); err == nil {
+			l.Close()
+			return address
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 func (r *remoteDaemon) configure(t *testing.T, config string) {
