@@ -86,13 +86,16 @@ func (p *peer) SubmitJob(s grpc.BidiStreamingServer[api.JobInput, api.JobEvent])
 		err = collect(func(m *api.JobInput) ([]byte, bool) { return m.GetFiles(), m.GetFilesEnd() })
 	}
 	if err == nil {
-		if err := s.Send(waiting(&api.Job{Status: "PENDING", Stdin: r.GetStdin()})); err != nil || r.GetDetach() {
-			return err
+		err = s.Send(waiting(&api.Job{Status: "PENDING", Stdin: r.GetStdin()}))
+		if err == nil && r.GetDetach() {
+			return nil
 		}
-		if err := s.Send(started(&api.Job{Status: "RUNNING"})); err != nil {
-			return err
+		if err == nil { // the caller may have left already
+			err = s.Send(started(&api.Job{Status: "RUNNING"}))
 		}
-		err = collect(func(m *api.JobInput) ([]byte, bool) { return m.GetStdin(), false })
+		if err == nil {
+			err = collect(func(m *api.JobInput) ([]byte, bool) { return m.GetStdin(), false })
+		}
 	}
 	if err != io.EOF { // the caller's side did not end as it should
 		p.cut <- err

@@ -261,24 +261,7 @@ func mount(t *testing.T, dir, options string) {
 // TestFullDisk: a new job is refused; a running one waits and loses nothing.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run")}
-	if err := os.Mkdir(d.state, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	mount(t, d.state, "")
-	t.Cleanup(func() {
-		if d.cmd != nil {
-			d.stop()
-		}
-		testenv.CheckLeaks(t, d.run)
-		if t.Failed() {
-			t.Logf("the daemon said:\n%s", d.stderr.String())
-		}
-	})
-	if err := d.start(); err != nil {
-		t.Fatal(err)
-	}
+	d := newDaemonOnDisk(t)
 	id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "read x < /work/go 2>/dev/null; sleep 1; seq 300000; exit 4"))
 	ballast := filepath.Join(d.state, "ballast")
 	f, err := os.Create(ballast)

@@ -23,7 +23,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/testenv"
 )
 
 // logEvent is a line of "rnx job log --json".
@@ -356,24 +355,7 @@ func TestLogFlood(t *testing.T) {
 // its newest output and tells what is gone.
 func TestLogFullDisk(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: []string{"--log-full=shrink"}}
-	if err := os.Mkdir(d.state, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	mount(t, d.state, "")
-	t.Cleanup(func() {
-		if d.cmd != nil {
-			d.stop()
-		}
-		testenv.CheckLeaks(t, d.run)
-		if t.Failed() {
-			t.Logf("the daemon said:\n%s", d.stderr.String())
-		}
-	})
-	if err := d.start(); err != nil {
-		t.Fatal(err)
-	}
+	d := newDaemonOnDisk(t, "--log-full=shrink")
 	const lines = 1000000 // 6.9 MB on 4 MiB, less what the database takes
 	id := d.detach(t, "sh", "-c", fmt.Sprintf("sleep 1; seq %d; exit 4", lines))
 	ballast := filepath.Join(d.state, "ballast")

@@ -115,6 +115,26 @@ func newDaemon(t *testing.T, args ...string) *daemon {
 	if err := os.Symlink(runtimes, filepath.Join(d.state, "runtimes")); err != nil {
 		t.Fatal(err)
 	}
+	d.serve(t)
+	return d
+}
+
+// newDaemonOnDisk is newDaemon with its state on a small disk, without runtimes.
+func newDaemonOnDisk(t *testing.T, args ...string) *daemon {
+	t.Helper()
+	dir := t.TempDir()
+	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: args}
+	if err := os.Mkdir(d.state, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	mount(t, d.state, "")
+	d.serve(t)
+	return d
+}
+
+// serve starts a daemon that is stopped when the test ends.
+func (d *daemon) serve(t *testing.T) {
+	t.Helper()
 	t.Cleanup(func() {
 		if d.cmd == nil && t.Failed() { // in the middle of something
 			if err := d.start(); err != nil {
@@ -137,7 +157,6 @@ func newDaemon(t *testing.T, args ...string) *daemon {
 	if err := d.start(); err != nil {
 		t.Fatal(err)
 	}
-	return d
 }
 
 func (d *daemon) host() string { return "unix://" + d.run + "/joblet.sock" }
