@@ -220,7 +220,7 @@ print(n)`, 4)
 		return n
 	}
 	best := 0.0
-	for range 4 { // whatever else runs here disturbs both measurements
+	for range 10 { // whatever else runs here disturbs both measurements
 		alone := speed()
 		burner := d.detach(t, "bash", "-c", "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait")
 		beside := speed()
