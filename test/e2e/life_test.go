@@ -867,7 +867,7 @@ func TestLifeRerun(t *testing.T) {
 	if err := os.WriteFile(up, []byte("sent along\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	id := d.detach(t, "--upload="+up, "--stdin="+fileWith(t, "input\n"), "-e", "A=1", "-l", "team=a", "--schedule=+1s", "--idempotency-key=once",
+	id := d.detach(t, "--upload="+up, "--stdin="+fileWith(t, "input\n"), "-e", "A=1", "-l", "team=a", "--schedule=+8s", "--idempotency-key=once",
 		"sh", "-c", "cat up -; echo $A; stat -c %a up; ls; exit 6")
 	const want = "sent along\ninput\n1\n600\nup\n"
 	d.says(t, 1, ``, `rnx: .*`+joblet.ShortID(id)+`.*\n|.*`, "job", "delete", id)
