@@ -237,6 +237,9 @@ func (m *monitor) buildBox(box *Box) error {
 	shared.msg = unix.Msghdr{Iov: &shared.iov, Iovlen: 1, Control: &shared.control[0]}
 	p := programs[0]
 	p.call("close the monitor's end", unix.SYS_CLOSE, uintptr(sockets[0]))
+	// So that these are closed as soon as the monitor is dead: a daemon takes a box whose connection is open.
+	p.call("close the daemon's connection", unix.SYS_CLOSE, ControlFD)
+	p.call("close the listening socket", unix.SYS_CLOSE, ListenFD)
 	boxProgram(p, box)
 	if p.full {
 		return &stepError{"write the set-up program", unix.E2BIG}

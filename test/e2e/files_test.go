@@ -22,6 +22,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // makeTree makes files of all sorts in a new directory.
@@ -152,7 +153,7 @@ func (d *daemon) nothing(t *testing.T) {
 		t.Errorf("jobs %q", ids)
 	}
 	left := func() []os.DirEntry { l, _ := os.ReadDir(filepath.Join(d.state, "jobs")); return l }
-	if !eventually(5*time.Second, func() bool { return len(left()) == 0 }) {
+	if !eventually(patience, func() bool { return len(left()) == 0 }) {
 		t.Errorf("left: %v", left())
 	}
 }
@@ -339,7 +340,7 @@ func TestFilesDownload(t *testing.T) {
 	})
 	t.Run("of a running job", func(t *testing.T) {
 		id := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600")
-		if !eventually(10*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
 			t.Fatal("not ready")
 		}
 		dir := t.TempDir()
@@ -405,7 +406,7 @@ while True:
     try: os.rename("fifo", "was"); os.mkdir("fifo"); os.rmdir("fifo"); os.rename("was", "fifo")
     except OSError: pass
 `)
-	if !eventually(10*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
 		t.Fatal("not ready")
 	}
 	check := func(t *testing.T, data string) {
@@ -578,7 +579,7 @@ func TestFilesStdinCut(t *testing.T) {
 			if _, err := io.WriteString(stdin, "one\ntwo\n"); err != nil {
 				t.Fatal(err)
 			}
-			if !eventually(10*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", "reader").stdout == "line one\nline two\n" }) {
+			if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", "reader").stdout == "line one\nline two\n" }) {
 				t.Fatal("the lines do not arrive")
 			}
 			if killed == "client" {
@@ -605,22 +606,22 @@ func TestFilesStdinCut(t *testing.T) {
 		t.Parallel()
 		d := newDaemon(t, "--max-concurrent=1")
 		d.detach(t, "sleep", "600")
-		start := func(name string) (*exec.Cmd, *bytes.Buffer) {
-			cmd := d.command(t.Context(), "job", "run", "--name="+name, "--stdin", "cat")
+		start := func(name string) (*exec.Cmd, *testenv.Output) {
+			cmd := d.command(t.Context(), "job", "run", "--json", "--name="+name, "--stdin", "cat")
 			stdin, err := cmd.StdinPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = stdin.Close() })
-			var errOut bytes.Buffer
-			cmd.Stderr = &errOut
+			var out testenv.Output
+			cmd.Stdout, cmd.Stderr = &out, &out
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			if !eventually(10*time.Second, func() bool { return len(d.ids(t, "--name="+name, "--status=pending")) == 1 }) {
+			if !eventually(patience, func() bool { return strings.Contains(out.String(), `"event":"waiting"`) }) {
 				t.Fatal("it does not wait")
 			}
-			return cmd, &errOut
+			return cmd, &out
 		}
 		// Without its client it would wait for its input for ever.
 		one, _ := start("one")
@@ -628,7 +629,6 @@ func TestFilesStdinCut(t *testing.T) {
 		_ = one.Wait()
 		d.ends(t, "one", joblet.Canceled)
 		two, said := start("two")
-		time.Sleep(200 * time.Millisecond) // rnx knows its job
 		d.kill(t)
 		d.restart(t)
 		_ = two.Wait()
@@ -651,7 +651,7 @@ func TestFilesStdinCut(t *testing.T) {
 		if _, err := stdin.Write(make([]byte, 1<<20)); err != nil {
 			t.Fatal(err)
 		}
-		if !eventually(5*time.Second, func() bool { l, _ := filepath.Glob(d.state + "/jobs/*/stdin"); return len(l) == 1 }) {
+		if !eventually(patience, func() bool { l, _ := filepath.Glob(d.state + "/jobs/*/stdin"); return len(l) == 1 }) {
 			t.Error("nothing is taken")
 		}
 		_ = cmd.Process.Kill()

@@ -38,7 +38,7 @@ func TestDaemonIsInit(t *testing.T) {
 		{"both", []bool{true, true}},
 	} {
 		id := strings.TrimSpace(d.must(t, "-d", "sleep", "600"))
-		x := d.command(patient(t), "job", "exec", id, "sleep", "601")
+		x := d.command(patient(t), "job", "exec", id, "sleep", "608")
 		if err := x.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -46,7 +46,7 @@ func TestDaemonIsInit(t *testing.T) {
 		if !eventually(patience, func() bool {
 			monitors = d.monitorsOf(t)
 			out := d.rnx(t.Context(), "job", "exec", id, "ps", "-eo", "args").stdout
-			return monitors[0] > 0 && monitors[1] > 0 && strings.Contains(out, "sleep 601")
+			return monitors[0] > 0 && monitors[1] > 0 && strings.Contains(out, "sleep 608")
 		}) {
 			t.Fatalf("%s: monitors %v", test.name, monitors)
 		}

@@ -383,7 +383,7 @@ func (k *killer) begin(t *testing.T, point string, n int) *life {
 	}()
 	k.last = l
 	if l.c, err = client.Dial(ctx, k.d.host()); err != nil {
-		if !l.end(5 * time.Second) {
+		if !l.end(30 * time.Second) {
 			t.Fatal(err)
 		}
 		return nil
@@ -416,7 +416,7 @@ func (l *life) died() bool {
 	select {
 	case <-l.gone:
 		return true
-	case <-time.After(5 * time.Second):
+	case <-time.After(30 * time.Second):
 		return false
 	}
 }
@@ -858,7 +858,7 @@ func (l *life) workload() {
 		first = append(first, (*life).opDeleteMany)
 	}
 	var working sync.WaitGroup
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for client := range clients {
 		working.Go(func() {
 			for i := 0; !l.isGone() && time.Now().Before(deadline); i++ {
@@ -1016,7 +1016,7 @@ func (l *life) settle() (problems []string, ok bool) {
 	}
 	var open []string
 	var listErr error
-	eventually(20*time.Second, func() bool {
+	eventually(2*patience, func() bool {
 		open = nil
 		jobs, listErr = l.list()
 		for _, job := range jobs {
@@ -1100,7 +1100,7 @@ func (l *life) verify() (problems []string, ok bool) {
 	}
 	slices.Sort(want)
 	if r.status != 0 || !slices.Equal(ids, want) {
-		if l.isGone() {
+		if r.status != 0 && l.died() || l.isGone() {
 			return nil, false
 		}
 		problems = append(problems, fmt.Sprintf("rnx job list: %v\nwant %v", r, want))
@@ -1263,7 +1263,7 @@ func (l *life) leaks(jobs []joblet.Job) (left []string) {
 	for _, job := range jobs {
 		known[job.ID] = true
 	}
-	eventually(5*time.Second, func() bool {
+	eventually(20*time.Second, func() bool {
 		left = nil
 		boxes := map[string]bool{}
 		for _, group := range testenv.Groups(l.d.run) {
@@ -1329,7 +1329,7 @@ func (l *life) monitors() (n int) {
 // them when these are due and one has begun to: it waits for the minute.
 func (k *killer) repeating(t *testing.T) {
 	const parents = 14
-	if now := time.Now(); now.Second() > 45 { // all of them before the minute
+	if now := time.Now(); now.Second() > 30 { // all of them before the minute
 		time.Sleep(now.Truncate(time.Minute).Add(time.Minute).Sub(now))
 	}
 	due := time.Now().Truncate(time.Minute).Add(time.Minute)
@@ -1341,7 +1341,7 @@ func (k *killer) repeating(t *testing.T) {
 			p = k.promise("cron", 2, 0, "sleep 0.1; cat; cat data.txt", "")
 		}
 		p.out = "in\nfile\n"
-		p.spec.Schedule, p.spec.Stdin = "* * * * *", joblet.StdinFile
+		p.spec.Schedule, p.spec.Stdin = fmt.Sprintf("CRON_TZ=UTC %d * * * *", due.UTC().Minute()), joblet.StdinFile // once in this test
 		if i%3 == 0 {
 			p.spec.Overlap = joblet.OverlapQueue
 		}
@@ -1370,7 +1370,7 @@ func (k *killer) repeating(t *testing.T) {
 		{"fire.linked", 0}, {"fire.made", 0}, {"fire.recorded", 0}, {"fire.linked", 1}, {"fire.made", 1}, {"fire.recorded", 1},
 		{"fire.made", 0}, {"fire.linked", 0}, {"fire.recorded", 0}, {"fire.made", 2}, {"fire.recorded", 0},
 	} {
-		if l := k.begin(t, at.point, at.n); l != nil && !l.end(time.Until(due)+20*time.Second) {
+		if l := k.begin(t, at.point, at.n); l != nil && !l.end(max(time.Until(due), 0)+time.Minute) {
 			t.Fatalf("the daemon did not die at %s:%d", at.point, at.n)
 		}
 	}
@@ -1395,11 +1395,8 @@ func (k *killer) repeating(t *testing.T) {
 		}
 		return made, jobs
 	}
-	if !eventually(20*time.Second, func() bool { made, _ := runs(); return made >= parents }) {
+	if !eventually(patience, func() bool { made, _ := runs(); return made >= parents }) {
 		t.Error("not all runs were made and ended")
-	}
-	if now := time.Now(); now.After(due.Add(50 * time.Second)) {
-		t.Fatalf("%v after the minute, at the next one more runs are due", now.Sub(due))
 	}
 	for id, p := range all {
 		if job, err := l.c.Cancel(l.ctx, id); err != nil || job.State != joblet.Canceled {

@@ -173,10 +173,10 @@ func TestLoad(t *testing.T) {
 	t.Logf("%d calls by %d clients: GetJobStatus p50 %v, p99 %v, max %v of %d; %d failed, %d beyond a limit; memory %d MiB before, %d MiB after; %d threads; %v goroutines before, %v after; files %d, %d",
 		clients*calls, clients, took[len(took)/2], p99, took[len(took)-1], len(took), failed, limited, before>>20, after>>20, threads, goroutinesBefore, goroutines(), filesBefore, filesAfter)
 	// How fast it is depends on what else the host does: that is in the log.
-	if !eventually(30*time.Second, func() bool { _, _, files := r.memory(t); return files <= filesBefore+10 }) {
+	if !eventually(patience, func() bool { _, _, files := r.memory(t); return files <= filesBefore+10 }) {
 		t.Errorf("%d files open, %d before", filesAfter, filesBefore)
 	}
-	if !eventually(30*time.Second, func() bool { return goroutines() <= goroutinesBefore+5 }) {
+	if !eventually(patience, func() bool { return goroutines() <= goroutinesBefore+5 }) {
 		t.Errorf("%v goroutines, %v before", goroutines(), goroutinesBefore)
 	}
 	// A second time takes no more than the first.

@@ -208,15 +208,15 @@ func TestLogGapReattached(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if !eventually(10*time.Second, func() bool { return out.Len() > 0 }) {
+	if !eventually(patience, func() bool { return out.Len() > 0 }) {
 		t.Fatal("no output")
 	}
 	_ = cmd.Process.Signal(syscall.SIGSTOP)
-	if !eventually(30*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", "--tail=1", "flood").stdout == "done\n" }) {
+	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", "--tail=1", "flood").stdout == "done\n" }) {
 		t.Fatal("the job does not go on without its reader")
 	}
 	_ = cmd.Process.Signal(syscall.SIGCONT)
-	if !eventually(30*time.Second, func() bool { return bytes.HasSuffix(out.Bytes(), []byte("\ndone\n")) }) {
+	if !eventually(patience, func() bool { return bytes.HasSuffix(out.Bytes(), []byte("\ndone\n")) }) {
 		t.Fatal("the reader does not go on")
 	}
 	d.kill(t)

@@ -227,7 +227,7 @@ func finish(cmd *exec.Cmd) result {
 // job runs "rnx job run" with the arguments and a time limit.
 func (d *daemon) job(t *testing.T, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	return d.rnx(ctx, append([]string{"job", "run"}, args...)...)
 }

@@ -33,7 +33,7 @@ var metricsAt = regexp.MustCompile(`serving metrics" address=(\S+)`)
 func (d *daemon) scraper(t *testing.T) *scraper {
 	t.Helper()
 	var at string
-	if !eventually(30*time.Second, func() bool {
+	if !eventually(patience, func() bool {
 		all := metricsAt.FindAllStringSubmatch(d.stderr.String(), -1)
 		if len(all) > 0 {
 			at = all[len(all)-1][1]
@@ -218,7 +218,7 @@ func TestMetricsLive(t *testing.T) {
 	}
 	s.client.CloseIdleConnections()
 	var back *scraper
-	if !eventually(30*time.Second, func() bool { back = d.scraper(t); return back.url != s.url }) {
+	if !eventually(patience, func() bool { back = d.scraper(t); return back.url != s.url }) {
 		t.Fatal("the daemon does not say where its metrics are now")
 	}
 	s = back

@@ -95,7 +95,7 @@ func TestProcesses(t *testing.T) {
 		return all[i]
 	}
 	isZombie := func(p process) bool { return p.State == "Z" }
-	if !eventually(30*time.Second, func() bool {
+	if !eventually(patience, func() bool {
 		all = d.processes(t, id)
 		for seconds := 1000; seconds <= 1008; seconds++ {
 			if find(seconds).PID == 0 {
@@ -180,7 +180,7 @@ func TestProcesses(t *testing.T) {
 
 	d.says(t, 0, "(?s).*", "", "job", "stop", "--grace=100ms", id)
 	for _, p := range all {
-		if got := numbers(p.HostPID); len(got) == 2 && got[1] == strconv.Itoa(p.PID) && !eventually(10*time.Second, func() bool { return numbers(p.HostPID) == nil }) {
+		if got := numbers(p.HostPID); len(got) == 2 && got[1] == strconv.Itoa(p.PID) && !eventually(patience, func() bool { return numbers(p.HostPID) == nil }) {
 			t.Errorf("%+v lives on", p)
 		}
 	}
@@ -289,7 +289,7 @@ i=0; while [ $i -lt %[1]d ]; do (read x <&3) & i=$((i+1)); done
 exec sleep 1000`, n))
 	c := d.dial(t)
 	zombies := 0
-	if !eventually(30*time.Second, func() bool {
+	if !eventually(patience, func() bool {
 		p, err := c.Processes(t.Context(), id)
 		if err != nil {
 			t.Fatal(err)
@@ -486,7 +486,7 @@ func TestTopTerminal(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			id := d.detach(t, "sh", "-c", "while :; do sleep 1000; done & sleep 1001 & wait")
-			if !eventually(30*time.Second, func() bool { return len(d.processes(t, id)) == 4 }) {
+			if !eventually(patience, func() bool { return len(d.processes(t, id)) == 4 }) {
 				t.Fatal("its processes are not there")
 			}
 			term := newTerminal(t, 80, 12)
@@ -506,7 +506,7 @@ func TestTopTerminal(t *testing.T) {
 			shows := func(what string) {
 				t.Helper()
 				last := ""
-				if !eventually(30*time.Second, func() bool {
+				if !eventually(patience, func() bool {
 					all := pages()
 					last = all[max(0, len(all)-2)] // a whole one
 					return regexp.MustCompile(what).MatchString(last)

@@ -291,7 +291,7 @@ func TestRemoteRestart(t *testing.T) {
 	run := r.commandAs(ctx, "alice", "job", "run", "--name=counter", "sh", "-c", "i=0; while [ $i -lt 60 ]; do echo line $i; i=$((i+1)); sleep 0.1; done; exit 3")
 	results := make(chan result, 2)
 	go func() { results <- finish(run) }()
-	if !eventually(30*time.Second, func() bool {
+	if !eventually(patience, func() bool {
 		return strings.Contains(r.rnx(ctx, "job", "list").stdout, "counter")
 	}) {
 		t.Fatal("it does not run")
@@ -350,7 +350,7 @@ func TestRemoteErrors(t *testing.T) {
 	mixed("stranger", r.bundle("admin"), other.bundle("admin"))
 	mustFail(t, r.as(t, "wrong-ca", "job", "list"), "not by the authority (ca) of your configuration")
 	mustFail(t, r.as(t, "stranger", "job", "list"), `refuses the certificate of "admin": it is not signed by the daemon's authority`)
-	if !eventually(10*time.Second, func() bool {
+	if !eventually(patience, func() bool {
 		return strings.Contains(r.as(t, "gone", "job", "list").stderr, `the daemon refuses the certificate of "gone", which is probably revoked`)
 	}) {
 		t.Errorf("revoked: %v", r.as(t, "gone", "job", "list"))

@@ -237,7 +237,7 @@ func TestDetachedLife(t *testing.T) {
 	if r := rnx("job", "list"); !strings.Contains(r.stdout, id[:8]) || !strings.Contains(r.stdout, "RUNNING") || !strings.Contains(r.stdout, "web") {
 		t.Errorf("list: %v", r)
 	}
-	if !eventually(5*time.Second, func() bool { r := rnx("job", "log", id); return r.stdout == "hello\n" && r.stderr == "oops\n" }) {
+	if !eventually(patience, func() bool { r := rnx("job", "log", id); return r.stdout == "hello\n" && r.stderr == "oops\n" }) {
 		t.Errorf("log: %v", rnx("job", "log", id))
 	}
 	// A follower sees what comes later too, and the end.
@@ -284,7 +284,7 @@ func TestStopKillsTheTree(t *testing.T) {
 		trap : TERM INT HUP
 		for i in 1 2 3; do (trap '' TERM; setsid sh -c 'trap "" TERM; (sleep 98765 &) ; sleep 98765' &) ; done
 		echo ready; while :; do sleep 98765; done`))
-	if !eventually(5*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
 		t.Fatal("not ready")
 	}
 	start := time.Now()
@@ -349,7 +349,7 @@ func TestEmbeddedDefault(t *testing.T) {
 	}
 	for _, pid := range list {
 		_ = exec.Command("kill", pid).Run()
-		eventually(10*time.Second, func() bool { _, err := os.Stat("/proc/" + pid); return err != nil })
+		eventually(patience, func() bool { _, err := os.Stat("/proc/" + pid); return err != nil })
 	}
 }
 

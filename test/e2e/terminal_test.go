@@ -168,6 +168,19 @@ func (d *daemon) running(t *testing.T) string {
 	return ids[0]
 }
 
+// foreground waits until a program of the job is the foreground of its terminal.
+func (d *daemon) foreground(t *testing.T, id, args string) {
+	t.Helper()
+	is := regexp.MustCompile(`(?m)^S\S*\+\S* +` + args + `$`)
+	var r result
+	if !eventually(patience, func() bool {
+		r = d.rnx(t.Context(), "job", "exec", id, "ps", "ax", "-o", "stat=,args=")
+		return is.MatchString(r.stdout)
+	}) {
+		t.Fatalf("%s is not in the foreground: %v", args, r)
+	}
+}
+
 // TestTerminalCommands types the commands of the specification as a user would.
 func TestTerminalCommands(t *testing.T) {
 	t.Parallel()
@@ -230,25 +243,26 @@ func TestTerminalShell(t *testing.T) {
 	s := newScreen(t, d, 100, 40)
 	s.line("rnx job run " + runtime + " bash --norc")
 	s.wait(`bash-5\S*#\z`)
-	for _, step := range []struct{ line, shows string }{
-		{"tty", `^/dev/pts/0`},
-		{"sleep 60 &", `^\[1\] \d+`},
-		{"jobs", `^\[1\]\+  Running +sleep 60 &`},
-		{"kill %1; sleep 0.1; jobs", `^\[1\]\+  Terminated +sleep 60`},
-		{"wait; sleep 61", ``},
-		{"C-z", `^\[\d\]\+  Stopped +sleep 61`},
-		{"bg; jobs", `^\[\d\]\+  Running +sleep 61 &`},
-		{"fg", `\nsleep 61\z`},
-		{"C-c", `\^C\s+bash`},
-		{"echo status=$?.", `^status=130\.`},
-		{"cat", ``},
-		{"C-c", `(?s)\^C.*\^C\s+bash`},
-		{"echo $(stty size)", `^40 100`},
-		{"echo $TERM.", `^(tmux|screen|xterm)\S*\.`},
-		{"echo äö; printf 'x\\n'", `^äö`},
+	id := d.running(t)
+	for _, step := range []struct{ line, shows, runs string }{ // runs: what a key is for
+		{"tty", `^/dev/pts/0`, ""},
+		{"sleep 60 &", `^\[1\] \d+`, ""},
+		{"jobs", `^\[1\]\+  Running +sleep 60 &`, ""},
+		{"kill %1; wait; jobs", `^\[1\]\+  Terminated +sleep 60`, ""},
+		{"wait; sleep 61", ``, ""},
+		{"C-z", `^\[\d\]\+  Stopped +sleep 61`, "sleep 61"},
+		{"bg; jobs", `^\[\d\]\+  Running +sleep 61 &`, ""},
+		{"fg", `\nsleep 61\z`, ""},
+		{"C-c", `\^C\s+bash`, "sleep 61"},
+		{"echo status=$?.", `^status=130\.`, ""},
+		{"cat", ``, ""},
+		{"C-c", `(?s)\^C.*\^C\s+bash`, "cat"},
+		{"echo $(stty size)", `^40 100`, ""},
+		{"echo $TERM.", `^(tmux|screen|xterm)\S*\.`, ""},
+		{"echo äö; printf 'x\\n'", `^äö`, ""},
 	} {
-		if strings.HasPrefix(step.line, "C-") {
-			time.Sleep(300 * time.Millisecond) // the process before it has come to run
+		if step.runs != "" {
+			d.foreground(t, id, step.runs)
 			s.keys(step.line)
 		} else {
 			s.line(step.line)
