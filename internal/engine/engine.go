@@ -156,6 +156,11 @@ func (e *Engine) closeAll() error {
 	return errors.Join(errs...)
 }
 
+// sealTime is how long the kernel may refuse to seal a file because it is handling
+// one of its pages itself, to reclaim or migrate it: it looks for a moment and then
+// says EBUSY (memfd_wait_for_pins in mm/memfd.c).
+const sealTime = 10 * time.Second
+
 // loadMonitor puts the monitor's program into a sealed memfd: there is no file
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
 // wrong.
@@ -184,10 +189,15 @@ func loadMonitor() (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("fill the monitor's memfd: %w", err), f.Close())
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		return nil, errors.Join(fmt.Errorf("seal the monitor's memfd: %w", err), f.Close())
+	for until := time.Now().Add(sealTime); ; time.Sleep(10 * time.Millisecond) {
+		_, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals)
+		if err == nil {
+			return f, nil
+		}
+		if err != unix.EBUSY || time.Now().After(until) {
+			return nil, errors.Join(fmt.Errorf("seal the monitor's memfd: %w", err), f.Close())
+		}
 	}
-	return f, nil
 }
 
 // makeDev makes the directory that every job has as /dev, read-only. The nodes

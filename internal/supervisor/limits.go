@@ -80,7 +80,7 @@ func (s *Supervisor) Pause(ctx context.Context, ref string) (joblet.Job, error) 
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s is %s: only a job that runs can be paused", joblet.ShortID(v.job.ID), v.job.State)
 	}
 	if err := v.proc.Pause(ctx); err != nil {
-		return joblet.Job{}, fmt.Errorf("job %s: %w", joblet.ShortID(v.job.ID), err)
+		return joblet.Job{}, failed(v, err)
 	}
 	if !s.turn(l, v.proc, joblet.Running, joblet.Paused) { // it ended, or is asked to
 		if err := v.proc.Resume(); err != nil {
@@ -101,10 +101,20 @@ func (s *Supervisor) Resume(ctx context.Context, ref string) (joblet.Job, error)
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s is %s, not paused", joblet.ShortID(v.job.ID), v.job.State)
 	}
 	if err := v.proc.Resume(); err != nil {
-		return joblet.Job{}, fmt.Errorf("job %s: %w", joblet.ShortID(v.job.ID), err)
+		return joblet.Job{}, failed(v, err)
 	}
 	s.turn(l, v.proc, joblet.Paused, joblet.Running)
 	return s.turned(l)
+}
+
+// failed says why a run's cgroup could not be changed: in most cases it is gone.
+func failed(v view, err error) error {
+	select {
+	case <-v.proc.Done():
+		return joblet.Errorf(joblet.FailedPrecondition, "job %s has ended meanwhile (%w)", joblet.ShortID(v.job.ID), err)
+	default:
+		return fmt.Errorf("job %s: %w", joblet.ShortID(v.job.ID), err)
+	}
 }
 
 // turn changes the state of a run if it still is what the caller thinks.
@@ -162,7 +172,7 @@ func (s *Supervisor) Update(ctx context.Context, ref string, l joblet.Limits) (j
 			return joblet.Job{}, err
 		}
 		if err := v.proc.Update(old, granted, devices); err != nil {
-			return joblet.Job{}, fmt.Errorf("job %s: %w", short, err)
+			return joblet.Job{}, failed(v, err)
 		}
 	}
 	s.mu.Lock()

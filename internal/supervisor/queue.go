@@ -309,16 +309,17 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 // is no exit record to say so, so its end is durable before anybody sees it.
 func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
 	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, dirBytes(s.jobDir(end.ID))
-	if !s.persist(l, func() error { return s.saveRecord(l, end) }) {
-		return // the daemon stops; the next one has the job as it was
+	become := func() {
+		fault.Point("cancel.recorded")
+		s.become(l, end.State, func(r *store.Record) {
+			*r = end
+			l.starting, l.onDisk = false, true
+			l.endRun()
+		})
 	}
-	fault.Point("cancel.recorded")
-	s.become(l, end.State, func(r *store.Record) {
-		*r = end
-		l.starting, l.onDisk = false, true
-		l.endRun()
-	})
-	s.finish(l, end)
+	if s.persist(l, func() error { return s.saveEnd(l, end, become) }) {
+		s.finish(l, end)
+	} // else the daemon stops, and the next one has the job as it was
 }
 
 // dropWaiting takes the job out of the heaps. Supervisor.mu is held.

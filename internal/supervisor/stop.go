@@ -213,6 +213,12 @@ func (s *Supervisor) Delete(ctx context.Context, ref string) error {
 	if other := s.dependent(job.ID); other != "" {
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
 	}
+	// One of two at once: the other would put back the directory that this one is removing.
+	unlock, err := s.keys.lock(ctx, "delete\x00"+job.ID)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	fault.Point("delete.begin")
 	// A name that says what is going on, so that the next daemon knows what to do
 	// with a directory without a record.

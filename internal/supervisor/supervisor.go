@@ -337,11 +337,16 @@ func (s *Supervisor) save(l *live, durable bool) error {
 	return s.store.UpdateUnsynced(ctx, rec)
 }
 
-// saveRecord makes durable what a live job is about to become.
-func (s *Supervisor) saveRecord(l *live, rec store.Record) error {
+// saveEnd makes durable what a live job is about to become, and makes it so before
+// anybody can write the record again.
+func (s *Supervisor) saveEnd(l *live, rec store.Record, become func()) error {
 	l.saving.Lock()
 	defer l.saving.Unlock()
-	return s.store.Update(context.WithoutCancel(s.ctx), rec)
+	err := s.store.Update(context.WithoutCancel(s.ctx), rec)
+	if err == nil || joblet.KindOf(err) == joblet.NotFound {
+		become()
+	}
+	return err
 }
 
 // find returns the live job with this id, or nil.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -395,5 +396,85 @@ func TestStopWins(t *testing.T) {
 	defer s.mu.Unlock()
 	if len(s.ready)+len(s.timers) != 0 {
 		t.Error("a job that is being ended waits in the queue")
+	}
+}
+
+// TestEndStays: between the moment when a job's end is in the database and that when
+// the job is what it says, nobody else can write its record: it would be that of a
+// job that waits.
+func TestEndStays(t *testing.T) {
+	s := open(t, t.TempDir(), nil)
+	defer closing(t, s)
+	for range 100 { // until we are in time
+		job, err := s.Submit(t.Context(), joblet.Spec{Command: "true", Schedule: "+1h"}, "test", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := s.find(job.ID)
+		canceled := make(chan error, 1)
+		go func() {
+			_, err := s.Cancel(t.Context(), job.ID)
+			canceled <- err
+		}()
+		s.mu.Lock()
+		for !l.starting && !l.rec.State.Final() {
+			s.mu.Unlock()
+			s.mu.Lock()
+		}
+		inTime := !l.rec.State.Final()
+		if inTime {
+			for rec := (store.Record{}); rec.State != joblet.Canceled; {
+				if rec, err = s.store.Get(t.Context(), job.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 50 {
+				if l.saving.TryLock() {
+					l.saving.Unlock()
+					t.Error("its record may be written while it still waits")
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}
+		s.mu.Unlock()
+		if err := <-canceled; err != nil {
+			t.Fatal(err)
+		}
+		if inTime {
+			return
+		}
+	}
+	t.Fatal("never in time")
+}
+
+// TestDeleteTwice: of several that delete a job one does, and nothing is left.
+func TestDeleteTwice(t *testing.T) {
+	s := open(t, t.TempDir(), nil)
+	defer closing(t, s)
+	for range 30 {
+		job, err := s.Submit(t.Context(), joblet.Spec{Command: "true"}, "test", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Wait(t.Context(), job.ID); err != nil {
+			t.Fatal(err)
+		}
+		var deleted atomic.Int32
+		var callers sync.WaitGroup
+		for range 4 {
+			callers.Go(func() {
+				switch err := s.Delete(t.Context(), job.ID); {
+				case err == nil:
+					deleted.Add(1)
+				case joblet.KindOf(err) != joblet.NotFound:
+					t.Error(err)
+				}
+			})
+		}
+		callers.Wait()
+		if left, _ := os.ReadDir(s.jobsDir()); deleted.Load() != 1 || len(left) > 0 {
+			t.Fatalf("%d have deleted it; left: %v", deleted.Load(), left)
+		}
 	}
 }
