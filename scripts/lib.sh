@@ -18,8 +18,9 @@ install() {
     command -v apt-get >/dev/null || die "please install: ${missing[*]}"
     say "installing ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq || die "apt-get update failed"
-    apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null || die "apt-get install failed"
+    local patient=(-o Acquire::Retries=5 -o DPkg::Lock::Timeout=300)
+    apt-get update -qq "${patient[@]}" || die "apt-get update failed"
+    apt-get install -y -qq "${patient[@]}" --no-install-recommends "${missing[@]}" >/dev/null || die "apt-get install failed"
 }
 
 need_for_runtimes=(mmdebstrap:mmdebstrap /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring)

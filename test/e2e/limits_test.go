@@ -40,6 +40,21 @@ const answerTime = 200 * time.Millisecond
 // and over. It returns the job, and what it wrote.
 func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
 	t.Helper()
+	for try := 1; ; try++ {
+		job, out, late, limit := d.hostileOnce(t, args...)
+		if late <= limit {
+			return job, out
+		}
+		if try == 3 { // others who load this host do not always do it just then
+			t.Errorf("rnx job list took %v while the job ran, more than %v", late, limit)
+			return job, out
+		}
+	}
+}
+
+// hostileOnce returns as well how late an answer was, and may have been.
+func (d *daemon) hostileOnce(t *testing.T, args ...string) (job joblet.Job, out string, late, limit time.Duration) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), slow*time.Minute)
 	defer cancel()
 	list := func() time.Duration {
@@ -51,13 +66,16 @@ func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
 	}
 	// Other tests and programs share the processors: what makes an answer late
 	// without the job is not the job's doing.
-	limit := answerTime * slow
+	limit = answerTime * slow
 	if slow > 1 { // an emulated processor says little of speed, but of a daemon that hangs
 		limit *= 5
 	}
-	for range 10/slow + 1 {
-		limit = max(limit, 3*list())
+	control := func() {
+		for range 10/slow + 1 {
+			limit = max(limit, 3*list())
+		}
 	}
+	control()
 	id := d.detach(t, args...)
 	var answers []time.Duration
 	stop := make(chan struct{})
@@ -81,11 +99,9 @@ func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
 	}
 	slices.Sort(answers)
 	t.Logf("%d answers, median %v, worst %v", len(answers), answers[len(answers)/2], answers[len(answers)-1])
-	if late := answers[len(answers)-1-len(answers)/50]; late > limit { // one in fifty may be somebody else's fault
-		t.Errorf("rnx job list took %v while the job ran, more than %v", late, limit)
-	}
+	control()
 	log := d.rnx(ctx, "job", "log", id)
-	return job, log.stdout + log.stderr
+	return job, log.stdout + log.stderr, answers[len(answers)-1-len(answers)/50], limit // one in fifty may be somebody else's fault
 }
 
 // needs skips a test of a limit that this host cannot enforce, which another
@@ -138,7 +154,7 @@ func TestLimitMemory(t *testing.T) {
 	}
 	// Memory that can be taken back is no reason to end a job.
 	t.Run("page cache", func(t *testing.T) {
-		job, _ := d.hostile(t, "--max-memory=32M", "--timeout="+(slow*20*time.Second).String(), "sh", "-c", "find /usr/bin /usr/lib -type f -size +1M | head -n 60 | xargs cat > /dev/null; true")
+		job, _ := d.hostile(t, "--max-memory=32M", "--timeout="+(slow*20*time.Second).String(), "sh", "-c", "find /usr/bin /usr/lib -type f -size +1M | head -n 60 | xargs cat | head -c 160000000 >/dev/null; true")
 		if job.State != joblet.Completed || job.Usage.MemoryPeak > 32<<20+256<<10 {
 			t.Errorf("%v, %s, %d bytes at most", job.State, job.Reason, job.Usage.MemoryPeak)
 		}
@@ -167,23 +183,29 @@ func TestLimitCPU(t *testing.T) {
 			if test.percent > 100 && slow > 1 {
 				t.Skip("requires a processor that is not emulated")
 			}
-			before := idleTime(t)
-			job, _ := d.hostile(t, "--max-cpu="+strconv.Itoa(test.percent), "bash", "-c", script)
-			unused := idleTime(t) - before
-			wall := job.Ended.Sub(job.Started)
-			limit := wall * time.Duration(test.percent) / 100
-			got := job.Usage.CPU()
-			t.Logf("%.4f of the limit in %v, held back for %v; the host was idle for %v", float64(got)/float64(limit), wall, job.Usage.Throttled, unused)
-			if test.percent < 50 && job.Usage.Throttled == 0 {
-				t.Error("it was never held back")
-			}
-			if got > limit*103/100 {
-				t.Errorf("it got %v, its limit is %v", got, limit)
-			}
-			// Other programs may leave it less than its share. What they left, too, was
-			// its to take.
-			if got < limit*97/100 && unused > (limit-got)/2+wall/10 {
-				t.Errorf("it got %v, its limit is %v, and the host was idle for %v", got, limit, unused)
+			for try := 1; ; try++ {
+				before := idleTime(t)
+				job, _ := d.hostile(t, "--max-cpu="+strconv.Itoa(test.percent), "bash", "-c", script)
+				unused := idleTime(t) - before
+				wall := job.Ended.Sub(job.Started)
+				limit := wall * time.Duration(test.percent) / 100
+				got := job.Usage.CPU()
+				t.Logf("%.4f of the limit in %v, held back for %v; the host was idle for %v", float64(got)/float64(limit), wall, job.Usage.Throttled, unused)
+				if test.percent < 50 && job.Usage.Throttled == 0 {
+					t.Error("it was never held back")
+				}
+				if got > limit*103/100 {
+					t.Errorf("it got %v, its limit is %v", got, limit)
+				}
+				// Other programs may leave it less than its share, and what they leave later
+				// does not make up for it. What they left all the time was its to take.
+				if got >= limit*97/100 || unused <= (limit-got)/2+wall/10 {
+					break
+				}
+				if try == 4 {
+					t.Errorf("it got %v, its limit is %v, and the host was idle for %v", got, limit, unused)
+					break
+				}
 			}
 		})
 	}
@@ -207,20 +229,17 @@ func idleTime(t *testing.T) time.Duration {
 // one burns all processors.
 func TestLimitNeighbour(t *testing.T) {
 	d := newDaemon(t)
-	count := fmt.Sprintf(`import time
-end, n = time.monotonic() + %d, 0
-while time.monotonic() < end: n += 1
-print(n)`, 4)
-	speed := func() float64 {
-		out := d.must(t, "--max-cpu=50", "--cpu-weight=200", "python3", "-c", count)
-		n, err := strconv.ParseFloat(strings.TrimSpace(out), 64)
-		if err != nil {
-			t.Fatal(err)
+	c := d.dial(t)
+	speed := func() float64 { // processor time, and a weight beside which the burner is nothing: others may run here too
+		id := d.detach(t, "--max-cpu=50", "--cpu-weight=10000", "python3", "-c", "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: pass")
+		job, err := c.Wait(t.Context(), id)
+		if err != nil || job.State != joblet.Completed {
+			t.Fatal(job.State, err)
 		}
-		return n
+		return job.Usage.CPU().Seconds()
 	}
 	best := 0.0
-	for range 5 { // whatever else runs here disturbs both measurements
+	for range 5 {
 		alone := speed()
 		burner := d.detach(t, "bash", "-c", "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait")
 		beside := speed()
@@ -228,15 +247,12 @@ print(n)`, 4)
 			t.Fatal(r)
 		}
 		best = max(best, beside/alone)
-		t.Logf("%.0f alone, %.0f beside a burner: %.3f", alone, beside, beside/alone)
+		t.Logf("%.2f s alone, %.2f s beside a burner: %.3f", alone, beside, beside/alone)
 		if best >= 0.9 {
 			return
 		}
 	}
-	// Both jobs share what a busy host leaves to them. Without walls between them it would be 0.4.
-	if best < 0.7 {
-		t.Errorf("beside a burner it has %.2f of its speed", best)
-	}
+	t.Errorf("beside a burner it has %.2f of its speed", best)
 }
 
 func TestLimitDisk(t *testing.T) {
@@ -492,10 +508,11 @@ print("done", flush=True)`
 	}
 
 	// With more memory than at first it comes to its end.
-	id := d.detach(t, "--max-memory=64M", "sh", "-c", `while [ ! -e /tmp/go ]; do sleep 0.05; [ "$(cat /sys/none 2>/dev/null)" ]; done & sleep 1.5; exec python3 -c 'x = bytearray(100 << 20); print("done")'`)
+	id := d.detach(t, "--max-memory=64M", "sh", "-c", `while [ ! -e /tmp/go ]; do sleep 0.05; done; exec python3 -c 'x = bytearray(100 << 20); print("done")'`)
 	if r := d.rnx(t.Context(), "job", "update", "--max-memory=300M", id); r.status != 0 {
 		t.Fatal(r)
 	}
+	d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/go")
 	if job, err := d.dial(t).Wait(t.Context(), id); err != nil || job.State != joblet.Completed {
 		t.Errorf("%v %v %s", job.State, err, job.Reason)
 	}
@@ -512,7 +529,7 @@ func TestLimitPause(t *testing.T) {
 	size := func() int { return len(d.rnx(t.Context(), "job", "log", id).stdout) }
 	grows := func() bool {
 		before := size()
-		return eventually(slow*3*time.Second, func() bool { return size() > before })
+		return eventually(patience, func() bool { return size() > before })
 	}
 	if !grows() {
 		t.Fatal("it writes nothing")
@@ -526,10 +543,15 @@ func TestLimitPause(t *testing.T) {
 	}
 	stands := func() {
 		t.Helper()
-		before := size()
-		time.Sleep(slow * 300 * time.Millisecond)
-		if state := d.get(t, id).State; size() != before || state != joblet.Paused {
-			t.Errorf("a paused job is %v and writes %d bytes", state, size()-before)
+		if !eventually(patience, func() bool { // what was in its pipe may come yet
+			before := size()
+			time.Sleep(slow * 300 * time.Millisecond)
+			return size() == before
+		}) {
+			t.Error("a paused job writes on")
+		}
+		if state := d.get(t, id).State; state != joblet.Paused {
+			t.Errorf("a paused job is %v", state)
 		}
 	}
 	stands()
@@ -554,9 +576,15 @@ func TestLimitPause(t *testing.T) {
 		t.Errorf("pause of an ended job: %v", r)
 	}
 	// Its time goes on.
-	id = d.detach(t, "--timeout="+(slow*time.Second).String(), "sleep", "1000")
-	if r := rnx("pause", id); r.status != 0 {
-		t.Fatal(r)
+	for timeout := slow * time.Second; ; timeout *= 4 {
+		id = d.detach(t, "--timeout="+timeout.String(), "sleep", "1000")
+		r := rnx("pause", id)
+		if r.status == 0 {
+			break
+		}
+		if timeout > slow*10*time.Second || !strings.Contains(r.stderr, "has ended") { // it was too late
+			t.Fatal(r)
+		}
 	}
 	if job, err := d.dial(t).Wait(t.Context(), id); err != nil || job.State != joblet.TimedOut {
 		t.Errorf("%v %v", job.State, err)
@@ -566,7 +594,7 @@ func TestLimitPause(t *testing.T) {
 // TestLimitUsage: figures of an ended job are those of all its processes.
 func TestLimitUsage(t *testing.T) {
 	d := newDaemon(t)
-	job, out := d.hostile(t, "bash", "-c", `(for ((i = 0; i < 300000; i++)); do :; done) & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 1.2) & sleep 0.1 & wait; times`)
+	job, out := d.hostile(t, "bash", "-c", `(for ((i = 0; i < 300000; i++)); do :; done) & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 2.2) & sleep 2.2 & sleep 2.2 & wait; times`)
 	u := job.Usage
 	// "times" has, on two lines, the shell's own time and that of its children.
 	var told time.Duration
@@ -689,10 +717,13 @@ func TestLimitMetrics(t *testing.T) {
 		if n++; n < 3 {
 			continue
 		}
-		if s.CPUPercent < 5 || s.CPUPercent > 120 || s.Memory == 0 || s.PIDs != 3 || s.MemoryLimit != 256<<20 || s.CPU() == 0 {
-			t.Errorf("sample %+v", s)
+		if s.CPUPercent >= 5 && s.CPUPercent <= 120 && s.Memory > 0 && s.PIDs == 3 && s.MemoryLimit == 256<<20 && s.CPU() > 0 {
+			break
 		}
-		break
+		if n > int(100*slow) { // on a busy host not the first
+			t.Errorf("sample %+v", s)
+			break
+		}
 	}
 	if !eventually(slow*20*time.Second, func() bool { return count(c.Metrics(t.Context(), id, time.Time{}, time.Time{}, 0)) >= 3 }) {
 		t.Error("no history of a job that runs")

@@ -111,7 +111,14 @@ func TestLogOrder(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	before := time.Now()
-	id := d.detach(t, "bash", "-c", `for i in 1 2 3 4; do echo out $i; sleep 0.15; echo err $i >&2; sleep 0.15; done`)
+	// It goes on when what it has written was taken (FIONREAD): only then is there a
+	// pause in the log, too, and an order of two streams.
+	id := d.detach(t, "python3", "-c", `import fcntl, os, struct, termios, time
+for i in range(1, 5):
+    for fd, name in (1, "out"), (2, "err"):
+        os.write(fd, ("%s %d\n" % (name, i)).encode())
+        while struct.unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]: time.sleep(0.01)
+        time.sleep(0.15)`)
 	d.ends(t, id, joblet.Completed)
 	events := d.events(t, id)
 	var got []string
@@ -201,7 +208,7 @@ func TestLogGapReattached(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	const lines = 4000000 // 31 MB: more than is under way to a reader that does not read
-	cmd := d.command(t.Context(), "job", "run", "--name=flood", "--log-max=128K", "sh", "-c", fmt.Sprintf("echo begin; sleep 0.5; seq %d; echo done; sleep 4; echo end", lines))
+	cmd := d.command(t.Context(), "job", "run", "--name=flood", "--log-max=128K", "sh", "-c", fmt.Sprintf("w() { while [ ! -e /tmp/$1 ]; do sleep 0.1; done; }; echo begin; w a; seq %d; echo done; w b; echo end", lines))
 	var out safeBuffer
 	var errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -212,6 +219,7 @@ func TestLogGapReattached(t *testing.T) {
 		t.Fatal("no output")
 	}
 	_ = cmd.Process.Signal(syscall.SIGSTOP)
+	d.says(t, 0, ``, ``, "job", "exec", "flood", "touch", "/tmp/a")
 	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", "--tail=1", "flood").stdout == "done\n" }) {
 		t.Fatal("the job does not go on without its reader")
 	}
@@ -221,6 +229,7 @@ func TestLogGapReattached(t *testing.T) {
 	}
 	d.kill(t)
 	d.restart(t)
+	d.says(t, 0, ``, ``, "job", "exec", "flood", "touch", "/tmp/b")
 	err := cmd.Wait()
 	total := len("begin\ndone\nend\n")
 	for i := range lines {
@@ -357,11 +366,12 @@ func TestLogFullDisk(t *testing.T) {
 	t.Parallel()
 	d := newDaemonOnDisk(t, "--log-full=shrink")
 	const lines = 1000000 // 6.9 MB on 4 MiB, less what the database takes
-	id := d.detach(t, "sh", "-c", fmt.Sprintf("sleep 1; seq %d; exit 4", lines))
+	id := d.detach(t, "sh", "-c", fmt.Sprintf("while [ ! -e /tmp/go ]; do sleep 0.1; done; seq %d; exit 4", lines))
 	ballast := filepath.Join(d.state, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/go")
 	d.says(t, 4, "4\n", ``, "job", "wait", id) // nobody has made room
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)

@@ -222,7 +222,7 @@ func TestMetricsLive(t *testing.T) {
 		t.Fatal("the daemon does not say where its metrics are now")
 	}
 	s = back
-	got = s.scrape()
+	got = s.until("the job again", func(m scraped) bool { return m.value("joblet_job_cpu_seconds_total", burner...) >= used })
 	if now := got.value("joblet_job_cpu_seconds_total", burner...); !(now >= used) {
 		t.Errorf("the job took %v s of CPU, and now %v", used, now)
 	} else if all := got.value("joblet_jobs_cpu_seconds_total"); all > now-used+1 {

@@ -223,10 +223,10 @@ func TestProcessesMany(t *testing.T) {
 	}
 	c := d.dial(t)
 	// What counts is the daemon's own time: others use this machine as well.
-	const looks = 5
-	untold := n
+	looks, untold := 0, n
 	before, start := d.cpu(t), time.Now()
-	for range looks {
+	for looks < 5 || untold > 0 && looks < 30 { // on a busy host it may not have the time for all at first
+		looks++
 		p, err := c.Processes(t.Context(), id)
 		if err != nil || len(p.All)+p.Omitted != n+1 {
 			t.Fatalf("%d and %d more: %v", len(p.All), p.Omitted, err)
@@ -241,8 +241,8 @@ func TestProcessesMany(t *testing.T) {
 		}
 		untold = min(untold, without)
 	}
-	used := (d.cpu(t) - before) / looks
-	t.Logf("%d processes in %v, of which the daemon worked %v", n, time.Since(start)/looks, used)
+	used := (d.cpu(t) - before) / time.Duration(looks)
+	t.Logf("%d processes in %v, of which the daemon worked %v", n, time.Since(start)/time.Duration(looks), used)
 	if used > time.Second || untold > 0 {
 		t.Errorf("it took %v, and %d were left out", used, untold)
 	}
@@ -344,6 +344,9 @@ func TestMetricsOfBurner(t *testing.T) {
 	r := d.rnx(t.Context(), "job", "metrics", "--json", "--interval=200ms", id) // until it has ended
 	job := d.ends(t, id, joblet.Completed)
 	all := samples(t, id, r.stdout)
+	for n := len(all); n > 0 && (all[n-1].PIDs == 0 || all[n-1].Time.After(job.Ended)); n-- { // its monitor was writing down how it ended
+		all = all[:n-1]
+	}
 	if r.status != 0 || r.stderr != "" || len(all) < 5 {
 		t.Fatalf("got %v", r)
 	}
@@ -352,9 +355,10 @@ func TestMetricsOfBurner(t *testing.T) {
 	if used := float64(job.Usage.CPU()) / ms; last.User+last.System > used || used < 100 || last.User+last.System < used/2 || last.Limit != 64<<20 || last.PIDsPeak < 3 {
 		t.Errorf("the last is %+v, the job's %+v", last, job.Usage)
 	}
-	for _, s := range all[1:] {
-		// It gets half of a processor, and what it saved in the period before.
-		if s.CPUPercent < 0 || s.CPUPercent > 150 || s.Memory <= 0 || s.PIDs < 1 || s.Time.Before(begin) || s.Time.After(job.Ended) {
+	for i, s := range all[1:] {
+		// It gets half of a processor, and what it saved in the period before. (What is
+		// seen late comes close behind the next, and says nothing of speed.)
+		if s.CPUPercent < 0 || s.CPUPercent > 150 && s.Time.Sub(all[i].Time) > 100*time.Millisecond || s.Memory <= 0 || s.PIDs < 1 || s.Time.Before(begin) || s.Time.After(job.Ended) {
 			t.Errorf("got %+v", s)
 		}
 	}

@@ -30,6 +30,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // remoteDaemon serves clients with certificates, with a configuration file.
@@ -289,17 +290,36 @@ func TestRemoteRestart(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	run := r.commandAs(ctx, "alice", "job", "run", "--name=counter", "sh", "-c", "i=0; while [ $i -lt 60 ]; do echo line $i; i=$((i+1)); sleep 0.1; done; exit 3")
-	results := make(chan result, 2)
-	go func() { results <- finish(run) }()
+	type ended struct {
+		status int
+		stderr string
+	}
+	start := func(cmd *exec.Cmd) (out *testenv.Output, end chan ended) {
+		out, end = new(testenv.Output), make(chan ended, 1)
+		var stderr bytes.Buffer
+		cmd.Stdout, cmd.Stderr = out, &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			_ = cmd.Wait()
+			end <- ended{cmd.ProcessState.ExitCode(), stderr.String()}
+		}()
+		return out, end
+	}
+	ran, results := start(run)
 	if !eventually(patience, func() bool {
 		return strings.Contains(r.rnx(ctx, "job", "list").stdout, "counter")
 	}) {
 		t.Fatal("it does not run")
 	}
 	log := r.commandAs(ctx, "alice", "job", "log", "-f", "counter")
-	logged := make(chan result, 1)
-	go func() { logged <- finish(log) }()
-	time.Sleep(time.Second) // some lines are out
+	read, logged := start(log)
+	if !eventually(patience, func() bool {
+		return strings.Contains(ran.String(), "line ") && strings.Contains(read.String(), "line ")
+	}) {
+		t.Error("nothing comes")
+	}
 	r.kill(t)
 	time.Sleep(time.Second)
 	if err := r.start(); err != nil {
@@ -309,11 +329,11 @@ func TestRemoteRestart(t *testing.T) {
 	for i := range 60 {
 		fmt.Fprintf(&want, "line %d\n", i)
 	}
-	if res := <-results; res.status != 3 || res.stdout != want.String() {
-		t.Errorf("run: %v", res)
+	if end := <-results; end.status != 3 || ran.String() != want.String() {
+		t.Errorf("run: %v %s", end, ran)
 	}
-	if res := <-logged; res.status != 0 || res.stdout != want.String() {
-		t.Errorf("log: %v", res)
+	if end := <-logged; end.status != 0 || read.String() != want.String() {
+		t.Errorf("log: %v %s", end, read)
 	}
 }
 

@@ -203,8 +203,12 @@ func TestEnvironmentAndWorkDir(t *testing.T) {
 func TestInitReaps(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	out := d.must(t, "--init", "bash", "-c", `(setsid sleep 0.1 & ) ; sleep 0.5; ps -o pid=,stat=,comm= ax`)
-	if !regexp.MustCompile(`^ *1 S\S* +joblet-init\n *2 R\S* +ps\n$`).MatchString(out) {
+	// One whose grandchild is slow shows it as well: another may not.
+	var out string
+	if !eventually(patience, func() bool {
+		out = d.must(t, "--init", "bash", "-c", `(setsid sleep 0.1 & ) ; sleep 0.5; ps -o pid=,stat=,comm= ax`)
+		return regexp.MustCompile(`^ *1 S\S* +joblet-init\n *2 R\S* +ps\n$`).MatchString(out)
+	}) {
 		t.Errorf("process table %q", out)
 	}
 	if out := d.must(t, "--init", "ps", "-o", "args=", "-p", "1"); out != "joblet-init\n" {
@@ -291,7 +295,7 @@ func TestStopKillsTheTree(t *testing.T) {
 	if r := d.rnx(t.Context(), "job", "stop", "--grace=1s", id); r.status != 0 {
 		t.Errorf("stop: %v", r)
 	}
-	if took := time.Since(start); took < time.Second || took > 10*time.Second {
+	if took := time.Since(start); took < time.Second || took > 30*time.Second {
 		t.Errorf("stop took %v, want the grace period", took)
 	}
 	if out, _ := exec.Command("pgrep", "-f", "sleep 98765").Output(); len(out) > 0 {
@@ -305,7 +309,7 @@ func TestStopDoesNotWaitInVain(t *testing.T) {
 	d := newDaemon(t)
 	id := strings.TrimSpace(d.must(t, "-d", "sleep", "60"))
 	start := time.Now()
-	if r := d.rnx(t.Context(), "job", "stop", id); r.status != 0 || time.Since(start) > 5*time.Second {
+	if r := d.rnx(t.Context(), "job", "stop", "--grace=60s", id); r.status != 0 || time.Since(start) > 30*time.Second {
 		t.Errorf("after %v: %v", time.Since(start), r)
 	}
 	if r := d.rnx(t.Context(), "job", "wait", id); r.status != 137 {
@@ -332,19 +336,22 @@ func TestEmbeddedDefault(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	pids, err := exec.Command("pgrep", "-f", "joblet serve.*"+regexp.QuoteMeta(d.run)).Output()
-	if err != nil {
-		// The directories may have come through the environment.
-		pids = nil
-		all, _ := exec.Command("pgrep", "-f", "joblet serve").Output()
-		for pid := range strings.FieldsSeq(string(all)) {
-			if e, _ := os.ReadFile("/proc/" + pid + "/environ"); bytes.Contains(e, []byte("JOBLET_RUN_DIR="+d.run)) {
-				pids = append(pids, pid+"\n"...)
+	var list []string
+	if !eventually(patience, func() bool { // a child of the daemon has its arguments and environment until its execve
+		pids, err := exec.Command("pgrep", "-f", "joblet serve.*"+regexp.QuoteMeta(d.run)).Output()
+		if err != nil {
+			// The directories may have come through the environment.
+			pids = nil
+			all, _ := exec.Command("pgrep", "-f", "joblet serve").Output()
+			for pid := range strings.FieldsSeq(string(all)) {
+				if e, _ := os.ReadFile("/proc/" + pid + "/environ"); bytes.Contains(e, []byte("JOBLET_RUN_DIR="+d.run)) {
+					pids = append(pids, pid+"\n"...)
+				}
 			}
 		}
-	}
-	list := strings.Fields(string(pids))
-	if len(list) != 1 {
+		list = strings.Fields(string(pids))
+		return len(list) == 1
+	}) {
 		t.Errorf("daemons: %q", list)
 	}
 	for _, pid := range list {

@@ -206,7 +206,7 @@ func TestTerminalCommands(t *testing.T) {
 		s.line(run + "sleep 60")
 		d.running(t)
 		s.keys("C-c")
-		s.wait(`^\^C\s+here\$`)
+		s.wait(`^(\^C)+\s+here\$`) // twice, if the outer terminal was not raw yet
 		s.status(130)
 	}
 	s.clear()
@@ -290,7 +290,7 @@ func TestTerminalPrograms(t *testing.T) {
 		s.line("6 * 7")
 		s.wait(`^42`)
 		s.keys("C-c")
-		s.wait(`KeyboardInterrupt`)
+		s.wait(`KeyboardInterrupt\n>>>\z`)
 		s.keys("C-d")
 		s.wait(`here\$\z`)
 		s.status(0)
@@ -378,7 +378,7 @@ func TestTerminalAttach(t *testing.T) {
 	s.clear()
 	s.line("rnx job run --name=sh --detach-keys=ctrl-a,d bash --norc")
 	s.wait(`bash-5\S*#\z`)
-	s.line(`stty -echo; printf '\033[6n\033[c'; read -t 1 -s -d c answer; stty echo; printf 'mark\n'; PS1='in# '`)
+	s.line(`stty -echo; printf '\033[6n\033[c'; read -t 60 -s -d c answer; stty echo; printf 'mark\n'; PS1='in# '`)
 	s.wait(`^in#\z`)
 	s.keys("C-a", "d")
 	s.wait(`detached from job`)
@@ -399,6 +399,9 @@ func TestTerminalAttach(t *testing.T) {
 	s.clear()
 	s.line("rnx job run cat -v")
 	d.running(t)
+	if !eventually(patience, s.rawMode) {
+		t.Error("the terminal does not pass its keys on")
+	}
 	s.keys("C-p", "Enter")
 	s.wait(`^\^P\n?`)
 	s.keys("C-d")
@@ -675,7 +678,13 @@ func TestManyAttached(t *testing.T) {
 	if err := slow.Start(); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(time.Second)
+	// A line is there with the first answer, behind which nothing can be missed.
+	if !eventually(patience, func() bool {
+		audit, _ := os.ReadFile(filepath.Join(d.state, "audit.log"))
+		return strings.Count(string(audit), `"method":"JobService/AttachJob"`) == many+1
+	}) {
+		t.Fatal("not all are attached")
+	}
 	cmd := d.command(patient(t), "job", "attach", id)
 	cmd.Stdin = strings.NewReader("\n")
 	if r := finish(cmd); !strings.HasSuffix(r.stdout, "last\r\n") {
@@ -705,6 +714,9 @@ func TestTerminalSurvivesCrash(t *testing.T) {
 	time.Sleep(1500 * time.Millisecond)
 	if err := d.start(); err != nil {
 		t.Fatal(err)
+	}
+	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "meanwhile\r\n" }) {
+		t.Error("what was written meanwhile is not there")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
