@@ -96,6 +96,7 @@ var bootstrapOptions = []string{
 	"--dpkgopt=path-exclude=/usr/share/doc/*",
 	"--dpkgopt=path-include=/usr/share/doc/*/copyright",
 	`--aptopt=Acquire::Languages "none"`,
+	`--aptopt=Acquire::Retries "5"`,
 }
 
 const howToInstall = "apt-get install mmdebstrap debian-archive-keyring"
