@@ -347,7 +347,8 @@ func TestSubmitBackpressure(t *testing.T) {
 		defer close(checked)
 		defer func() { p.wake <- struct{}{} }()
 		<-p.begun
-		for before := int64(-1); before != endless.n.Load(); time.Sleep(100 * time.Millisecond) {
+		before := int64(0)
+		for deadline := time.Now().Add(30 * time.Second); (before == 0 || before != endless.n.Load()) && time.Now().Before(deadline); time.Sleep(100 * time.Millisecond) {
 			before = endless.n.Load()
 		}
 		if n := endless.n.Load(); n == 0 || n > window {
@@ -421,7 +422,7 @@ func TestSubmitEarlyEnd(t *testing.T) {
 			t.Error("Submit did not wait for Files")
 		}
 	})
-	for deadline := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+	for deadline := time.Now().Add(30 * time.Second); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			stacks := make([]byte, 1<<20)
 			t.Fatalf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, stacks[:runtime.Stack(stacks, true)])

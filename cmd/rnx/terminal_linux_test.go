@@ -62,18 +62,25 @@ func TestPanicRestores(t *testing.T) {
 			cmd := exec.Command(os.Args[0])
 			cmd.Env = append(os.Environ(), "RNX_TEST_PANIC="+where)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+			// Not its controlling terminal: that hangs up when it ends, which may throw
+			// away what it said and reset the modes.
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
 			defer time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }).Stop()
-			said := make(chan string)
+			said := make(chan string, 1)
 			go func() {
 				out, _ := io.ReadAll(io.LimitReader(master, 200)) // the trace goes on
 				said <- string(out)
 				_, _ = io.Copy(io.Discard, master)
 			}()
-			out := <-said
+			var out string
+			select {
+			case out = <-said:
+			case <-time.After(60 * time.Second):
+				t.Error("it said too little")
+			}
 			_ = cmd.Wait()
 			if got := cmd.ProcessState.ExitCode(); got != 2 {
 				t.Errorf("status %d: %q", got, out)

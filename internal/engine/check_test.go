@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 
 // TestCheck tries this host out, beside an engine, and looks for what is left.
 func TestCheck(t *testing.T) {
+	t.Setenv("TMPDIR", t.TempDir()) // where nobody else checks
 	openEngine(t, 0)
 	before := leftovers(t)
 	found, err := Check(t.Context(), filepath.Join(t.TempDir(), "not", "yet", "made"))
@@ -46,7 +48,8 @@ func TestCheck(t *testing.T) {
 // leftovers lists what a check makes, by name.
 func leftovers(t *testing.T) (all []string) {
 	t.Helper()
-	for _, pattern := range []string{"/sys/fs/cgroup/joblet-check-*", "/sys/fs/cgroup/*/joblet-check-*", filepath.Join(os.TempDir(), "joblet-check-*")} {
+	group := "joblet-check-" + strconv.Itoa(os.Getpid()) // others may be checking
+	for _, pattern := range []string{"/sys/fs/cgroup/" + group, "/sys/fs/cgroup/*/" + group, filepath.Join(os.TempDir(), "joblet-check-*")} {
 		found, err := filepath.Glob(pattern)
 		if err != nil {
 			t.Fatal(err)

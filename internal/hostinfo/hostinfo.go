@@ -14,12 +14,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/procfs"
 	"github.com/prometheus/procfs/blockdevice"
+	"golang.org/x/sys/unix"
 )
 
 // Parts says what of a host is measured.
@@ -47,9 +49,9 @@ const (
 	// fresh is how long a reading is as good as a new one. It is less than window.
 	fresh = 150 * time.Millisecond
 
-	// rest is how many times as long as a reading took there is no new one of the
-	// same part, so that a host with very many processes spends at most a tenth of
-	// one processor on it, whoever asks and how often.
+	// rest is how many times as long as a reading had a processor there is no new
+	// one of the same part, so that a host with very many processes spends at most a
+	// tenth of one processor on it, whoever asks and how often.
 	rest = 10
 )
 
@@ -92,7 +94,7 @@ func newReader(proc, sys, etc string, links func() ([]link, error)) (*Reader, er
 // reading is what a part was at a time. Its value is shared and not changed.
 type reading[T any] struct {
 	at    time.Time
-	took  time.Duration
+	took  time.Duration // of a processor
 	value T
 }
 
@@ -105,12 +107,18 @@ type part[T any] struct {
 // get returns the latest reading when it is recent enough, or a new one; nil
 // where the kernel does not have what it reads.
 func (p *part[T]) get(read func() (T, error)) (*reading[T], error) {
+	asked := time.Now() // who waits for a reading that takes long need not have a later one
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	start := time.Now()
-	if p.last != nil && start.Sub(p.last.at) < max(fresh, rest*p.last.took) {
+	if p.last != nil && asked.Sub(p.last.at) < max(fresh, rest*p.last.took) {
 		return p.last, nil
 	}
+	start := time.Now()
+	// It keeps to one thread, whose clock stands while others have the processors:
+	// else an overloaded host would have no usage, from one reading taken twice.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := threadTime()
 	value, err := read()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -118,8 +126,15 @@ func (p *part[T]) get(read func() (T, error)) (*reading[T], error) {
 	if err != nil {
 		return nil, fmt.Errorf("measure the host: %w", err)
 	}
-	p.last = &reading[T]{start, time.Since(start), value}
+	p.last = &reading[T]{start, threadTime() - before, value}
 	return p.last, nil
+}
+
+// threadTime is how long this thread has had a processor.
+func threadTime() time.Duration {
+	var used unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &used) // every kernel has it
+	return time.Duration(used.Nano())
 }
 
 // Sample is what a host was at a time. Parts that were not asked for, or that

@@ -129,7 +129,8 @@ func stat(pid int, name string, state byte, ppid, user, system, threads, start, 
 
 func near(got, want float64) bool { return math.Abs(got-want) <= 1e-6+math.Abs(want)*0.02 }
 
-// TestRecorded samples recorded counters twice, as if two seconds lay between.
+// TestRecorded samples recorded counters twice, as if so much time lay between
+// that what passes meanwhile does not count.
 func TestRecorded(t *testing.T) {
 	t.Parallel()
 	h := recorded{t.TempDir()}
@@ -161,7 +162,8 @@ func TestRecorded(t *testing.T) {
 	if p.Total != 5 || p.Running != 1 || p.Sleeping != 2 || p.Stopped != 1 || p.Zombies != 1 || p.Threads != 9 {
 		t.Errorf("processes: %+v", p)
 	}
-	if again, err := s.Sample(t.Context()); err != nil || again.CPU != first.CPU || again.Processes != first.Processes {
+	read := r.cpu.last.at
+	if again, err := s.Sample(t.Context()); err != nil || time.Since(read) < fresh && (again.CPU != first.CPU || again.Processes != first.Processes) {
 		t.Errorf("a sample right after one: %v", err)
 	}
 
@@ -171,7 +173,7 @@ func TestRecorded(t *testing.T) {
 		"proc/300/stat": stat(300, "a) R 1 (b", 'R', 1, 200, 100, 4, 200, 25600),
 		"proc/302/stat": stat(302, "new", 'S', 300, 40, 0, 1, 9000, 10), // another process of that number
 	})
-	const ago = 2 * time.Second
+	const ago = 200 * time.Second
 	backdate(&r.cpu, ago)
 	backdate(&r.memory, ago)
 	backdate(&r.networks, ago)
@@ -188,7 +190,7 @@ func TestRecorded(t *testing.T) {
 		t.Fatalf("networks: %+v", second.Networks)
 	}
 	eth := second.Networks[0]
-	if !near(eth.RateIn, 2000) || eth.RateOut != 0 {
+	if !near(eth.RateIn, 20) || eth.RateOut != 0 {
 		t.Errorf("rates %v, %v", eth.RateIn, eth.RateOut)
 	}
 	eth.RateIn = 0
@@ -202,14 +204,14 @@ func TestRecorded(t *testing.T) {
 	if len(d.Disks) != 2 || d.Disks[0].Device != "cciss/c0d0" || d.Disks[1].Device != "nvme0n1" {
 		t.Fatalf("disks: %+v", d.Disks)
 	}
-	if d.Reads != 111 || d.Writes != 202 || d.ReadBytes != 512*6008 || d.WriteBytes != 512*8016 || !near(d.ReadRate, 512*2000) || d.WriteRate != 0 {
+	if d.Reads != 111 || d.Writes != 202 || d.ReadBytes != 512*6008 || d.WriteBytes != 512*8016 || !near(d.ReadRate, 512*20) || d.WriteRate != 0 {
 		t.Errorf("I/O: %+v", d)
 	}
-	if n := d.Disks[1]; n.ReadTime != 70 || n.WriteTime != 90 || n.Time != 1500 || !near(n.Utilization, 50) {
+	if n := d.Disks[1]; n.ReadTime != 70 || n.WriteTime != 90 || n.Time != 1500 || !near(n.Utilization, 0.5) {
 		t.Errorf("disk: %+v", n)
 	}
 	p = second.Processes
-	if p.ByCPU[0].PID != 300 || !near(p.ByCPU[0].CPU, 100*2.0/(2*3)) || p.ByCPU[1].PID != 302 || !near(p.ByCPU[1].CPU, 100*0.4/(2*3)) || p.ByCPU[2].CPU != 0 {
+	if p.ByCPU[0].PID != 300 || !near(p.ByCPU[0].CPU, 100*2.0/(200*3)) || p.ByCPU[1].PID != 302 || !near(p.ByCPU[1].CPU, 100*0.4/(200*3)) || p.ByCPU[2].CPU != 0 {
 		t.Errorf("by CPU: %+v", p.ByCPU)
 	}
 	a := p.ByMemory[0]
@@ -285,6 +287,10 @@ func TestReadings(t *testing.T) {
 		if got := get(tt.age, tt.took); got != tt.want {
 			t.Errorf("%v old, took %v: reading %d, want %d", tt.age, tt.took, got, tt.want)
 		}
+	}
+	waits := func() (int, error) { time.Sleep(fresh); return 0, nil } // for others, who have the processors
+	if r, err := new(part[int]).get(waits); err != nil || r.took > fresh/2 {
+		t.Errorf("a reading that had to wait: %+v, %v", r, err)
 	}
 }
 
@@ -411,7 +417,7 @@ func TestHangingProcess(t *testing.T) {
 		c.fill(list)
 		return time.Since(start), list
 	}
-	if took, list := fill(); took < commandTime || took > 10*commandTime || list[0].Command != "one" || list[1].Command != "[b]" || len(c.late) != 1 {
+	if took, list := fill(); took < 2*commandTime || took > 20*time.Second || list[0].Command != "one" || list[1].Command != "[b]" || len(c.late) != 1 {
 		t.Errorf("took %v: %+v", took, list)
 	}
 	if _, list := fill(); list[0].Command != "one" || list[1].Command != "[b]" || len(c.late) != 1 {
@@ -451,8 +457,16 @@ func TestHere(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 2 { // two callers at once
 		wg.Go(func() {
-			if m, err := s.Sample(t.Context()); err != nil || m.CPU.Usage <= 0 {
-				t.Errorf("first sample: %+v, %v", m.CPU, err)
+			for { // a machine that was just paused has nothing to tell
+				m, err := s.Sample(t.Context())
+				if err == nil && m.CPU.Usage > 0 {
+					return
+				}
+				if err != nil || time.Since(begin) > 30*time.Second {
+					t.Errorf("first sample: %+v, %v", m.CPU, err)
+					return
+				}
+				time.Sleep(fresh)
 			}
 		})
 	}
@@ -467,13 +481,23 @@ func TestHere(t *testing.T) {
 		}
 		return time.Duration(p.ticks) * (time.Second / tick)
 	}
-	for before := used(); used() < before+got; {
-		time.Sleep(fresh)
-	}
-	time.Sleep(fresh) // for a new reading
-	m, err := s.Sample(t.Context())
-	if err != nil {
-		t.Fatal(err)
+	var m Sample
+	i := -1 // of the loop; its arguments may not be read in time
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		for before := used(); used() < before+got; {
+			time.Sleep(fresh)
+		}
+		time.Sleep(fresh) // for a new reading
+		if m, err = s.Sample(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		i = slices.IndexFunc(m.Processes.ByCPU, func(q Process) bool { return q.PID == loop.Process.Pid && q.Command != "[sh]" })
+		if i >= 0 && m.CPU.Usage > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the loop is not among %+v, CPU %+v", m.Processes.ByCPU, m.CPU)
+		}
 	}
 	c := m.CPU
 	if c.Cores != runtime.NumCPU() || len(c.PerCore) != c.Cores || c.Usage <= 0 || c.Usage > 100 || c.User <= 0 || c.Idle <= 0 {
@@ -499,10 +523,6 @@ func TestHere(t *testing.T) {
 	}
 	p := m.Processes
 	self := os.Getpid()
-	i := slices.IndexFunc(p.ByCPU, func(q Process) bool { return q.PID == loop.Process.Pid })
-	if i < 0 {
-		t.Fatalf("the loop is not among %+v", p.ByCPU)
-	}
 	least := 100 * got.Seconds() / (time.Since(begin).Seconds() * float64(c.Cores))
 	if q := p.ByCPU[i]; q.PPID != self || q.Name != "sh" || q.Command != "sh -c while :; do :; done" || q.CPU < least || c.Usage < least/2 || time.Since(q.Started).Abs() > time.Minute {
 		t.Errorf("the loop: %+v", q)

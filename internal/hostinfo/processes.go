@@ -46,8 +46,8 @@ const (
 	maxStat      = 2 << 10 // a line of /proc/PID/stat is 52 numbers and a short name
 	maxCommand   = 1 << 10
 
-	// commandTime bounds how long the arguments of a process are waited for: the
-	// kernel takes them from a process's memory, which one that hangs may have
+	// commandTime, twice, bounds how long the arguments of a process are waited for:
+	// the kernel takes them from a process's memory, which one that hangs may have
 	// locked. commandsTime bounds it for many together.
 	commandTime  = 100 * time.Millisecond
 	commandsTime = 2 * time.Second
@@ -323,6 +323,7 @@ func (c *commands) of(all []processID) map[int]string {
 			busy--
 		}
 	}
+	stalls := 0 // in a row
 	stalled := time.NewTimer(commandTime)
 	defer stalled.Stop()
 	for end := time.Now().Add(commandsTime); len(todo)+busy > 0 && len(reading)-busy < maxLate && time.Now().Before(end); {
@@ -339,11 +340,17 @@ func (c *commands) of(all []processID) map[int]string {
 		select {
 		case pid := <-done:
 			take(pid)
-		case <-stalled.C: // they hang, or we get no processor
+			stalls = 0
+		case <-stalled.C:
+			// Either they hang or we got no processor, and then the timer is seen
+			// before those that could read: they have another time.
+			if stalls++; stalls < 2 {
+				break
+			}
 			for _, cmd := range reading {
 				cmd.late = true
 			}
-			busy = 0
+			busy, stalls = 0, 0
 		}
 		stalled.Reset(commandTime)
 	}

@@ -30,16 +30,19 @@ func TestSystemStatus(t *testing.T) {
 	}()
 	var out *api.SystemStatusResponse
 	i := -1 // of the loop; others use this machine as well, so that it may get nothing for a while
-	for deadline := time.Now().Add(20 * time.Second); i < 0; {
+	for deadline := time.Now().Add(30 * time.Second); ; {
 		var err error
 		if out, err = c.GetSystemStatus(t.Context(), &api.EmptyRequest{}); err != nil {
 			t.Fatal(err)
 		}
 		i = slices.IndexFunc(out.GetProcesses().GetTopByCpu(), func(q *api.ProcessInfo) bool {
-			return int(q.GetPid()) == loop.Process.Pid && q.GetCpuPercent() > 0
+			return int(q.GetPid()) == loop.Process.Pid && q.GetCpuPercent() > 0 && q.GetCommand() != "[sh]" // which was not read in time
 		})
-		if i < 0 && time.Now().After(deadline) {
-			t.Fatalf("the loop is not among %v", out.GetProcesses().GetTopByCpu())
+		if i >= 0 && out.GetCpu().GetUsagePercent() > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the loop is not among %v, CPU %v", out.GetProcesses().GetTopByCpu(), out.GetCpu())
 		}
 	}
 	at, err := time.Parse(time.RFC3339, out.GetTimestamp())

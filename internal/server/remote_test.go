@@ -271,7 +271,7 @@ func TestRevokedInTheMiddle(t *testing.T) {
 	for err == nil {
 		_, err = stream.Recv()
 	}
-	if took := time.Since(start); took > 10*time.Second {
+	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("cut after %v", took)
 	}
 	if status.Code(err) != codes.Unavailable {
@@ -400,19 +400,25 @@ func TestRate(t *testing.T) {
 	r := startRemote(t, Options{Settings: Settings{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}})
 	greedy, other := r.dial(t, r.issue(t, "greedy", "reader")), r.dial(t, r.issue(t, "other", "reader"))
 	const health = "/grpc.health.v1.Health/Check"
-	refused := 0
-	for range 15 { // the burst is 10
-		switch err := ask(t.Context(), greedy, health); {
-		case status.Code(err) == codes.ResourceExhausted:
-			if refused++; len(status.Convert(err).Details()) != 2 || !strings.Contains(err.Error(), "client-rate") {
+	begin, granted := time.Now(), 0
+	for {
+		err := ask(t.Context(), greedy, health)
+		if status.Code(err) == codes.ResourceExhausted {
+			if len(status.Convert(err).Details()) != 2 || !strings.Contains(err.Error(), "client-rate") {
 				t.Errorf("got %v", err)
 			}
-		case err != nil:
+			break
+		}
+		if err != nil {
 			t.Fatal(err)
 		}
+		if granted++; time.Since(begin) > 20*time.Second {
+			t.Fatalf("%d calls and none is refused", granted)
+		}
 	}
-	if refused == 0 || refused > 6 {
-		t.Errorf("%d of 15 refused", refused)
+	// The burst is 10; meanwhile there were more.
+	if took := time.Since(begin); granted < 10 || granted > 11+int(5*took.Seconds()) {
+		t.Errorf("%d calls granted in %v", granted, took)
 	}
 	if err := ask(t.Context(), other, health); err != nil {
 		t.Errorf("another client: %v", err)
@@ -456,7 +462,7 @@ func TestSilentClients(t *testing.T) {
 			c.Close()
 		}
 	}()
-	closed := 0
+	begin := time.Now()
 	for range maxUnknownPerHost + 5 {
 		c, err := net.Dial("tcp", r.address)
 		if err != nil {
@@ -464,17 +470,14 @@ func TestSilentClients(t *testing.T) {
 		}
 		silent = append(silent, c)
 	}
-	for _, c := range silent {
-		_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-		if _, err := c.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
-			closed++
+	// Those above the bound are closed at once; one that was let in is not before
+	// begin+handshakeTime.
+	for i, c := range silent[maxUnknownPerHost:] {
+		_ = c.SetReadDeadline(begin.Add(handshakeTime - time.Second))
+		_, err := c.Read(make([]byte, 1))
+		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(begin) < handshakeTime { // else the machine was paused
+			t.Errorf("connection %d was let in", maxUnknownPerHost+i+1)
 		}
-		if closed > 0 {
-			break // the first that was not let in
-		}
-	}
-	if closed == 0 {
-		t.Error("all were let in")
 	}
 	conn := r.dial(t, r.admin)
 	deadline := time.Now().Add(handshakeTime + 20*time.Second)
@@ -615,7 +618,7 @@ func TestProcessArguments(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, p := range slices.Concat(m.GetProcesses().GetTopByCpu(), m.GetProcesses().GetTopByMemory()) {
-				if int(p.GetPid()) != loop.Process.Pid {
+				if int(p.GetPid()) != loop.Process.Pid || p.GetCommand() == "[sh]" { // not read in time
 					continue
 				}
 				if found = true; p.GetCommand() != tt.command {

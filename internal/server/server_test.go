@@ -224,7 +224,7 @@ func TestShutdown(t *testing.T) {
 	}
 	start := time.Now()
 	s.Shutdown()
-	if took := time.Since(start); took > 5*time.Second {
+	if took := time.Since(start); took > 20*time.Second {
 		t.Errorf("took %v", took)
 	}
 	for err == nil {

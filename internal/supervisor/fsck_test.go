@@ -612,7 +612,7 @@ func TestFsckHealthy(t *testing.T) {
 	next.DependsOn = []string{first}
 	waits := submit(next, nil).ID
 	waitsAgain := submit(retried, nil).ID
-	running := submit(sh("echo up; sleep 60"), nil)
+	running := submit(sh("echo up; sleep 600"), nil)
 	secret := later
 	secret.Stdin = joblet.StdinNone
 	canceled := submit(secret, nil).ID
