@@ -11,14 +11,18 @@ import (
 // needed are the capabilities that the daemon and what it starts use: for
 // namespaces and mounts, for ids and their files, and for looking at jobs. What
 // root has beside them goes: modules, raw devices, the clock, reboot, the kernel's
-// log, BPF, accounting, audit, real-time priorities.
+// log, BPF, accounting, audit.
+//
+// SYS_NICE is for cgroup v2: enabling cpuset where others have processes that may do
+// more than we changes what these run on (cpuset_can_attach in
+// kernel/cgroup/cpuset.c, cap_task_setscheduler in security/commoncap.c).
 //
 // Jobs lose nothing: a new user namespace has a full set of its own
 // (user_namespaces(7)), and every capability that means something in one is here.
 //
 // deploy/joblet.service has the same list.
 var needed = []cap.Value{
-	cap.SYS_ADMIN, cap.SYS_PTRACE, cap.SYS_RESOURCE, cap.SYS_CHROOT,
+	cap.SYS_ADMIN, cap.SYS_PTRACE, cap.SYS_RESOURCE, cap.SYS_NICE, cap.SYS_CHROOT,
 	cap.NET_ADMIN, cap.NET_BIND_SERVICE, cap.NET_RAW,
 	cap.SETUID, cap.SETGID, cap.SETPCAP, cap.SETFCAP,
 	cap.CHOWN, cap.DAC_OVERRIDE, cap.DAC_READ_SEARCH, cap.FOWNER, cap.FSETID,
