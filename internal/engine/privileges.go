@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -33,10 +34,12 @@ var needed = []cap.Value{
 // now on hold only the capabilities that jobs need, and gain none by execve(2).
 // What it did not have before it does not get.
 func DropPrivileges() error {
+	var others []cap.Value
 	for c := cap.Value(0); c < cap.MaxBits(); c++ {
 		if slices.Contains(needed, c) {
 			continue
 		}
+		others = append(others, c)
 		has, err := cap.GetBound(c)
 		if err == nil && has {
 			err = cap.DropBound(c)
@@ -45,18 +48,12 @@ func DropPrivileges() error {
 			return fmt.Errorf("drop %v from the bounding set: %w", c, err)
 		}
 	}
-	has, keeps := cap.GetProc(), cap.NewSet()
-	for _, c := range needed {
-		if ok, err := has.GetFlag(cap.Permitted, c); err != nil || !ok {
-			continue
-		}
-		for _, set := range []cap.Flag{cap.Permitted, cap.Effective} {
-			if err := keeps.SetFlag(set, true, c); err != nil {
-				return fmt.Errorf("keep %v: %w", c, err)
-			}
-		}
+	set := cap.GetProc()
+	err := errors.Join(set.SetFlag(cap.Permitted, false, others...), set.SetFlag(cap.Effective, false, others...), set.ClearFlag(cap.Inheritable))
+	if err == nil {
+		err = set.SetProc()
 	}
-	if err := keeps.SetProc(); err != nil {
+	if err != nil {
 		return fmt.Errorf("drop capabilities: %w", err)
 	}
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {

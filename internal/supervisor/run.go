@@ -377,7 +377,7 @@ func (s *Supervisor) finish(l *live, rec store.Record) {
 func (s *Supervisor) persist(l *live, save func() error) bool {
 	for {
 		err := save()
-		if err == nil || joblet.KindOf(err) == joblet.NotFound {
+		if recorded(err) {
 			return true
 		}
 		s.cfg.Log.Error("record what became of a job; it is tried again", "job", s.look(l).job.ID, "error", err)

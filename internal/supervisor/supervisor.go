@@ -343,11 +343,15 @@ func (s *Supervisor) saveEnd(l *live, rec store.Record, become func()) error {
 	l.saving.Lock()
 	defer l.saving.Unlock()
 	err := s.store.Update(context.WithoutCancel(s.ctx), rec)
-	if err == nil || joblet.KindOf(err) == joblet.NotFound {
+	if recorded(err) {
 		become()
 	}
 	return err
 }
+
+// recorded reports whether a write of a record that gave err need not be tried again:
+// it was written, or deleted before.
+func recorded(err error) bool { return err == nil || joblet.KindOf(err) == joblet.NotFound }
 
 // find returns the live job with this id, or nil.
 func (s *Supervisor) find(id string) *live {

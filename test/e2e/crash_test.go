@@ -222,11 +222,7 @@ func TestDaemonRefusesToStart(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			dir := t.TempDir()
-			d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run")}
-			if err := os.Mkdir(d.state, 0o755); err != nil {
-				t.Fatal(err)
-			}
+			d := withState(t)
 			t.Cleanup(func() { testenv.CheckLeaks(t, d.run) })
 			test.prepare(t, d)
 			err := d.start()

@@ -107,11 +107,7 @@ type daemon struct {
 // ends, and fails the test if anything is left then.
 func newDaemon(t *testing.T, args ...string) *daemon {
 	t.Helper()
-	dir := t.TempDir()
-	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: args}
-	if err := os.MkdirAll(d.state, 0o755); err != nil {
-		t.Fatal(err)
-	}
+	d := withState(t, args...)
 	if err := os.Symlink(runtimes, filepath.Join(d.state, "runtimes")); err != nil {
 		t.Fatal(err)
 	}
@@ -122,13 +118,20 @@ func newDaemon(t *testing.T, args ...string) *daemon {
 // newDaemonOnDisk is newDaemon with its state on a small disk, without runtimes.
 func newDaemonOnDisk(t *testing.T, args ...string) *daemon {
 	t.Helper()
+	d := withState(t, args...)
+	mount(t, d.state, "")
+	d.serve(t)
+	return d
+}
+
+// withState returns a daemon to be started, with an empty state directory.
+func withState(t *testing.T, args ...string) *daemon {
+	t.Helper()
 	dir := t.TempDir()
 	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: args}
 	if err := os.Mkdir(d.state, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	mount(t, d.state, "")
-	d.serve(t)
 	return d
 }
 
