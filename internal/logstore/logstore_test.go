@@ -918,6 +918,7 @@ func FuzzIndex(f *testing.F) {
 	f.Add(idx, []byte("abc\nde\n"), int64(1), int64(1))
 	f.Add(append(bytes.Clone(idx), idx[len(idx)-2*recordSize:]...), []byte("abc\nde\n"), int64(3), int64(2))
 	f.Add(idx[:70], []byte("abc\nde\n"), int64(0), int64(2))
+	f.Add(slices.Concat(idx[:headerSize], make([]byte, recordSize), idx[len(idx)-recordSize:]), []byte("ab"), int64(3), int64(-1))
 	f.Add([]byte{}, []byte("abc"), int64(5), int64(0))
 	f.Add([]byte(magic), []byte{}, int64(5), int64(0))
 	_, dir := mountFS(f, "tmpfs", "64m")

@@ -338,8 +338,11 @@ func (r *Reader) fill() error {
 		}
 		for i := range n {
 			rec, ok := decodeRecord(r.raw[i*recordSize : (i+1)*recordSize])
-			if ok = ok && fits(&rec, size); !ok {
-				r.damaged = true
+			// An end behind the end of the log: a crash has cut the log.
+			cut := rec.kind == kindEnd && rec.offset > size
+			ok = ok && fits(&rec, size)
+			r.damaged = r.damaged || cut || !ok
+			if !ok {
 				continue
 			}
 			r.records = append(r.records, rec)
