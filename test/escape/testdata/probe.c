@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/klog.h>
 #include <sys/mman.h>
@@ -45,6 +46,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
 #include <sys/io.h>
@@ -881,6 +883,60 @@ static int swap_names(char **arg)
 	}
 }
 
+static int next_inotify(int i)
+{
+	(void)i;
+	return inotify_init1(0);
+}
+
+static int next_timer(int i)
+{
+	(void)i;
+	timer_t t;
+	return timer_create(CLOCK_MONOTONIC, NULL, &t);
+}
+
+static int next_queue(int i)
+{
+	char name[64];
+	snprintf(name, sizeof name, "/joblet-escape-%d-%d", getpid(), i);
+	int q = mq_open(name, O_CREAT | O_EXCL | O_RDWR, 0600, NULL);
+	if (q >= 0)
+		mq_unlink(name); // it stays as long as it is open
+	return q;
+}
+
+static int next_terminal(int i)
+{
+	(void)i;
+	return open("/dev/ptmx", O_RDWR | O_NOCTTY);
+}
+
+// pools takes things of which the kernel gives each user of the host so many: as many as
+// the argument says, or all and then it waits.
+static int pools(char **arg)
+{
+	static const struct {
+		const char *name;
+		int (*next)(int);
+	} pool[] = {{"inotify", next_inotify}, {"timers", next_timer}, {"queues", next_queue}, {"terminals", next_terminal}};
+	int all = !strcmp(arg[0], "all");
+	for (size_t p = 0; p < sizeof pool / sizeof *pool; p++) {
+		int n = 0;
+		while (n < (all ? 1 << 20 : atoi(arg[0])) && pool[p].next(n) >= 0)
+			n++;
+		printf("%d %s", n, pool[p].name);
+		if (all ? n == 0 || n == 1 << 20 : n != atoi(arg[0]))
+			return broken(pool[p].name);
+		printf("\n");
+	}
+	printf(all ? "holding\n" : "enough\n");
+	fflush(stdout);
+	while (all)
+		pause();
+	return THROUGH;
+}
+
 static const struct {
 	const char *name;
 	int args;
@@ -907,7 +963,8 @@ static const struct {
 	{"unload", 0, unload}, {"set-time", 0, set_time}, {"adjust-time", 0, adjust_time}, {"acct", 0, acct_}, {"quota", 0, quota},
 	{"hostname", 0, hostname}, {"terminal", 1, terminal}, {"abstract", 1, abstract}, {"socket", 3, socket_},
 	{"odd-sockets", 0, odd_sockets}, {"netlink-address", 0, netlink_address}, {"sysv-shm", 1, sysv_shm}, {"sysv-sem", 1, sysv_sem},
-	{"shm", 1, shm}, {"mq", 1, mq}, {"hold", 2, hold}, {"swap-names", 2, swap_names}, {0, 0, 0}};
+	{"shm", 1, shm}, {"mq", 1, mq}, {"hold", 2, hold}, {"swap-names", 2, swap_names},
+	{"pools", 1, pools}, {0, 0, 0}};
 
 int main(int argc, char **argv)
 {
