@@ -214,6 +214,23 @@ func ParseProfile(text string) (s Security, err error) {
 }
 
 // DeniedCall is a kind of system call that a job was refused.
+// AdminCalls are the system calls that only who has the role admin may allow a job:
+// io_uring has operations of its own, such as IORING_OP_SOCKET, that no filter of
+// system calls sees. With it a job gets sockets of all families, to the hypervisor, say.
+func AdminCalls() []string {
+	return []string{"io_uring_enter", "io_uring_register", "io_uring_setup"}
+}
+
+// AdminCall returns the first call that s allows of AdminCalls; empty: none.
+func (s Security) AdminCall() string {
+	for _, c := range s.AllowCalls {
+		if slices.Contains(AdminCalls(), c) {
+			return c
+		}
+	}
+	return ""
+}
+
 type DeniedCall struct {
 	Call     string `json:"call"`               // its name; "#" and the number of one that is not known; "others"
 	Argument string `json:"argument,omitempty"` // for which it was refused, such as AF_ALG, if others are allowed
