@@ -61,6 +61,9 @@ func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *s
 	if spec.Stdin != joblet.StdinNone {
 		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input: only SubmitJob can carry it")
 	}
+	if err := mayHave(callerOf(ctx), spec.Security); err != nil {
+		return joblet.Job{}, err
+	}
 	if len(r.GetUploads()) > 0 {
 		staged = s.sup.Stage()
 		archive := uploads(r.GetUploads())

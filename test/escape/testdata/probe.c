@@ -134,6 +134,22 @@ static int readable(char **arg)
 	return through("%s has something", arg[0]);
 }
 
+// lease takes one on a file of its own, as root in a job has the files of a runtime:
+// whoever opens the file has to wait until it is given back.
+static int lease(char **arg)
+{
+	(void)arg;
+	close(open("leased", O_CREAT | O_WRONLY, 0644));
+	return made("F_SETLEASE", fcntl(open("leased", O_RDONLY), F_SETLEASE, F_WRLCK));
+}
+
+static int dnotify(char **arg)
+{
+	if (access("/proc/sys/fs/dir-notify-enable", F_OK))
+		return no("F_NOTIFY");
+	return made("F_NOTIFY", fcntl(open(arg[0], O_RDONLY | O_DIRECTORY), F_NOTIFY, DN_CREATE));
+}
+
 // any_openw tries each argument.
 static int any_openw(char **arg)
 {
@@ -597,11 +613,31 @@ static int ambient(char **arg)
 	return made("ambient", prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, 21, 0, 0));
 }
 
+// core_limit tries each way to another limit on core dumps than 1, the only one at
+// which the kernel does not run the program of a core_pattern with "|".
 static int core_limit(char **arg)
 {
+	static const struct rlimit none = {0, 0}, soft = {0, 1}, page = {4096, 4096};
+	static const struct rlimit *const limits[] = {&none, &soft, &page};
 	(void)arg;
-	struct rlimit l = {4096, 4096};
-	return made("setrlimit", setrlimit(RLIMIT_CORE, &l));
+	for (int i = 0; i < 9; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			const struct rlimit *l = limits[i % 3];
+			struct rlimit now;
+			if (i < 3)
+				syscall(SYS_setrlimit, RLIMIT_CORE, l);
+			else
+				syscall(SYS_prlimit64, i < 6 ? 0 : getpid(), RLIMIT_CORE, l, i < 6 ? 0 : &now);
+			_exit(getrlimit(RLIMIT_CORE, &now) || now.rlim_cur == 1);
+		}
+		int status;
+		waitpid(pid, &status, 0);
+		if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+			return through("way %d", i);
+	}
+	errno = EPERM;
+	return no("setrlimit, prlimit64");
 }
 
 static int fork_(char **arg)
@@ -726,6 +762,13 @@ static int uring(char **arg)
 	(void)arg;
 	char params[120] = {0};
 	return made("io_uring_setup", syscall(425, 1, params));
+}
+
+static int aio(char **arg)
+{
+	unsigned long context = 0;
+	(void)arg;
+	return made("io_setup", syscall(SYS_io_setup, 1, &context));
 }
 
 static int add_key(char **arg) { (void)arg; return made("add_key", syscall(SYS_add_key, "user", "joblet-escape", "x", 1, -2)); }
@@ -953,7 +996,7 @@ static const struct {
 	{"signal", 1, signal_}, {"pidfd", 1, pidfd}, {"priority", 1, priority}, {"affinity", 1, affinity}, {"limits-of", 1, limits_of},
 	{"vm-read", 1, vm_read}, {"getfd", 1, getfd}, {"proc-mem", 1, proc_mem}, {"oom-adj", 2, oom_adj}, {"setns", 1, setns_},
 	{"unshare", 1, unshare_}, {"clone", 1, clone_}, {"clone3", 1, clone3_}, {"regain", 0, regain}, {"ambient", 0, ambient},
-	{"core-limit", 0, core_limit}, {"fork", 0, fork_},
+	{"core-limit", 0, core_limit}, {"lease", 0, lease}, {"dnotify", 1, dnotify}, {"aio", 0, aio}, {"fork", 0, fork_},
 #ifdef __x86_64__
 	{"int80", 0, int80}, {"x32", 0, x32}, {"swap-call", 0, swap_call}, {"ioperm", 0, ioperm_}, {"iopl", 0, iopl_}, {"ldt", 0, ldt},
 #endif
