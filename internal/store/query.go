@@ -126,7 +126,7 @@ func resolve(c *sqlite.Conn, ref, owner string) (Record, error) {
 		// Every character of an id sorts before "g".
 		err = records(c, appendTo(&found), recordsByPrefix, prefix, prefix+"g", int64(maxCandidates+1))
 		if len(found) > 1 {
-			err = severalIDs(ref, found)
+			err = severalIDs(ref, owner, found)
 		}
 		return found, err
 	}
@@ -203,13 +203,19 @@ func notFound(ref string) error {
 	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", printable(ref, 80))
 }
 
-func severalIDs(ref string, found []Record) error {
+// severalIDs shows the commands of the owner's jobs, and of others whose they are:
+// not everybody may see what those do.
+func severalIDs(ref, owner string, found []Record) error {
 	return joblet.Errorf(joblet.InvalidArgument, "several jobs' ids start with %s, give more of it: %s", ref, candidates(found, func(r Record) string {
 		id := joblet.ShortID(r.ID)
 		if len(ref) >= shortIDLen {
 			id = r.ID // the short one would not tell them apart
 		}
-		return fmt.Sprintf("%s (%s, %s)", id, r.State, printable(r.Spec.CommandLine(), 60))
+		what := printable(r.Owner, 80)
+		if r.Owner == owner {
+			what = printable(r.Spec.CommandLine(), 60)
+		}
+		return fmt.Sprintf("%s (%s, %s)", id, r.State, what)
 	}))
 }
 

@@ -795,6 +795,7 @@ func TestResolveOwners(t *testing.T) {
 		{owner: "", ref: "nn", kind: joblet.InvalidArgument},
 		{owner: "uid:0", ref: "many", kind: joblet.InvalidArgument, err: []string{"a0000000 (RUNNING, cert:user0), ", "cert:user4) and more"}},
 		{owner: "cert:user7", ref: "many", want: 27},
+		{owner: "uid:0", ref: "a", kind: joblet.InvalidArgument, err: []string{"a0000000 (RUNNING, cert:user0), ", " and more"}}, // no commands of others
 
 		{owner: "uid:0", ref: "abc", want: 9},
 		{owner: "uid:0", ref: "ABC", want: 9},
