@@ -31,7 +31,7 @@ is drawn at first. Any number may be attached at once: all see the same and
 may type; the size is that of the window that was attached or resized last.` + detachHelp + `
 
 A job is named by its id, by the first letters of it when no other has them, or
-by its name.
+by its name: that of your own job, or else of another's.
 
 Exit status: the job's own when it ends, 0 after the detach keys, 125 when rnx failed.`,
 		Example: `  rnx job run -dt --name=edit vim notes

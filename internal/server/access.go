@@ -146,34 +146,32 @@ func (s *Server) may(c caller, a access, owner string) bool {
 		slices.ContainsFunc(s.settings.Load().Allow, func(r Rule) bool { return r.grants(c.name(), a, owner) })
 }
 
-// checkJob reports whether the caller may do with the job that a request names
-// what the method does. named: the request has to name one. The name becomes the
-// job's id, so that it is this job with which that is done, and of which the audit
-// log tells.
+// checkJob finds the job that a request names, and reports whether the caller may
+// do with it what the method does. named: the request has to name one. The name
+// becomes the job's id: what it means depends on the caller, and it is this job
+// with which that is done, and of which the audit log tells.
 func (s *Server) checkJob(ctx context.Context, c caller, method string, request any, named bool) error {
 	a := accessOf(method)
+	if a == free {
+		return nil
+	}
 	all := mayAll(c, a)
-	if a == free || all && a == reads {
-		return nil
-	}
 	ref, set, ok := jobRef(request)
-	if !ok {
-		if named && !all {
-			return joblet.Errorf(joblet.InvalidArgument, "the call names no job of which it could be known whose it is")
-		}
+	switch {
+	case !ok && named && !all:
+		return joblet.Errorf(joblet.InvalidArgument, "the call names no job of which it could be known whose it is")
+	case !ok, ref == "" && all: // the call itself says what is wrong
 		return nil
 	}
-	find := s.sup.Job
+	find := s.sup.Find
 	if method == api.JobService_CancelJob_FullMethodName {
 		find = s.sup.Cancelable
 	}
-	job, err := find(ctx, ref)
-	switch {
-	case err != nil && all && !commands[method]:
-		return nil // the call itself says what is wrong
-	case err != nil:
+	job, err := find(ctx, ref, c.name())
+	if err != nil {
 		return err
-	case !s.may(c, a, job.Owner):
+	}
+	if !s.may(c, a, job.Owner) {
 		verb := map[access]string{reads: "see", controls: "change"}[a]
 		return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
 			joblet.ShortID(job.ID), job.Owner, c.name(), verb)

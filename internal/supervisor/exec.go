@@ -56,12 +56,12 @@ func (s *Supervisor) LogSize(id string) (int64, error) {
 	return info.Size, err
 }
 
-// Exec runs a further process in the job that ref names.
-func (s *Supervisor) Exec(ctx context.Context, ref string, e joblet.ExecSpec) (*engine.Exec, error) {
+// Exec runs a further process in the job with this id.
+func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*engine.Exec, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	l, v, err := s.standing(ctx, ref)
+	l, v, err := s.standing(ctx, id)
 	if err != nil {
 		return nil, err
 	}
