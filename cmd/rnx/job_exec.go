@@ -93,7 +93,12 @@ func newShellCommand(a *app) *cobra.Command {
 		Use:   "shell JOB",
 		Short: "Open a shell in a running job",
 		Long: `Open a shell in a running job: bash, or sh where there is no bash. It is
-"rnx job exec -it JOB bash".` + jobRefHelp,
+"rnx job exec -it JOB bash".
+
+A job is named by its id, by the first letters of it when no other has them, or
+by its name.
+
+Exit status: the shell's own, 128+N when signal N ended it, 125 when Joblet failed.`,
 		Example:           `  rnx job shell web`,
 		Args:              exactlyOne("job"),
 		ValidArgsFunction: a.completeFirstJob(joblet.Running),
@@ -148,7 +153,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		signals := make(chan os.Signal, 8)
-		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+		signal.Notify(signals, endSignals...)
 		defer signal.Stop(signals)
 		catchPipeSignal()
 		x, err := c.Exec(ctx, ref, spec)
@@ -159,13 +164,14 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		if wanted {
 			signal.Notify(signals, terminalSignals...)
 			defer t.end()
+			defer context.AfterFunc(ctx, t.cutOff)()
 			if err := t.makeRaw(); err != nil {
 				return err
 			}
-			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize})
+			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize, size: spec.Terminal})
 			t.guard(func() { t.watchWindow(ctx) })
 			if spec.Stdin {
-				t.guard(func() { t.typing(ctx, func() {}) })
+				t.guard(func() { t.typing(ctx, func() {}, func() {}) })
 			}
 		} else if spec.Stdin {
 			go func() { // ends with the process
@@ -189,10 +195,15 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 			return err
 		})
 		t.end()
-		switch {
+		switch cause, _ := errors.AsType[*exitError](context.Cause(ctx)); {
+		case t.isStuck() && cause != nil:
+			return &exitError{status: cause.status}
 		case err == nil && exit.Status() == 0:
 			return nil
 		case err == nil:
+			if wanted && t.tty != nil && exit.Status() == 128+sigint { // Ctrl-C, as in attachment.run
+				fmt.Fprintln(t.out)
+			}
 			return &exitError{status: exit.Status()}
 		case ctx.Err() != nil && context.Cause(ctx) != nil:
 			return context.Cause(ctx)
