@@ -59,7 +59,8 @@ gets none, and with -i our standard input. It ends with the job, and when rnx or
 the daemon goes away: it is hung up (SIGHUP), and killed two seconds later.
 
 Flags stop at the job; all behind it is the process's. Without a terminal Ctrl-C
-sends it SIGINT; a second one within two seconds lets go of it.
+sends it SIGINT; a second one within two seconds lets go of it. So does a signal
+that cannot get to it because it does not read its input.
 
 Exit status: the process's own, 128+N when signal N ended it, 125 when Joblet
 failed, 126 when the command cannot be executed, 127 when there is no such
@@ -182,7 +183,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 				}
 			}()
 		}
-		t.guard(func() { forwardSignals(ctx, cancel, signals, x, wanted) })
+		t.guard(func() { forwardSignals(ctx, cancel, signals, x, wanted, spec.Stdin) })
 		exit, err := x.Wait(func(s client.Stream, p []byte) error {
 			w := a.out
 			switch {
@@ -216,9 +217,12 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	})
 }
 
+// deliverTime is how long a signal may take to get to a process past its input.
+const deliverTime = 3 * time.Second
+
 // forwardSignals hands our signals to the process until ctx ends. With a terminal
 // of its own, keys send none to us: those that come are for rnx.
-func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal bool) {
+func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal, input bool) {
 	var interrupted time.Time
 	for {
 		sig, ok := nextSignal(ctx, signals)
@@ -232,8 +236,17 @@ func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals
 		if sig == syscall.SIGINT {
 			interrupted = time.Now()
 		}
-		// It may have to wait behind input that the process does not read.
-		go func() { _ = x.Signal(int(sig)) }()
+		if !input {
+			go func() { _ = x.Signal(int(sig)) }() // why it fails Wait tells
+			continue
+		}
+		go func() {
+			ctx, stop := context.WithTimeout(ctx, deliverTime)
+			defer stop()
+			if err := x.Deliver(ctx, int(sig)); err != nil {
+				cancel(&exitError{status: 128 + int(sig), err: errors.New("ended by " + signalName(int(sig)) + ", which could not get to the process past its input, and the process with rnx")})
+			}
+		}()
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
@@ -288,15 +289,27 @@ func (s *jobService) ExecJob(call grpc.BidiStreamingServer[api.ExecInput, api.Ex
 	defer x.Close()
 	defer context.AfterFunc(ctx, func() { _ = x.Close() })() // a caller that is gone leaves nothing running
 	var sending sync.Mutex
+	over := false // nothing may be sent when the handler has returned
 	send := func(e *api.ExecEvent) error {
 		sending.Lock()
 		defer sending.Unlock()
+		if over {
+			return io.ErrClosedPipe
+		}
 		return call.Send(e)
+	}
+	defer func() {
+		sending.Lock()
+		defer sending.Unlock()
+		over = true
+	}()
+	if err := call.SetHeader(metadata.Pairs(wire.ExecAnswers, "1")); err != nil {
+		return err
 	}
 	if err := send(&api.ExecEvent{Event: &api.ExecEvent_Started{Started: &api.ExecStarted{HostPid: int64(x.PID)}}}); err != nil {
 		return err
 	}
-	go execInput(x, call.Recv) // ends with the call
+	go execInput(ctx, x, call.Recv, send) // ends with the call
 	copied := make(chan error, 2)
 	go func() { copied <- execOutput(x, x.Stdout, 1, send) }()
 	go func() { copied <- execOutput(x, x.Stderr, 2, send) }()
@@ -324,21 +337,46 @@ func execOutput(x *engine.Exec, f *os.File, stream int32, send func(*api.ExecEve
 	})
 }
 
+// execQueue is how many messages of input that the process does not read are
+// taken in, so that what comes behind them gets past.
+const execQueue = 16
+
 // execInput hands on what the caller sends until it has no more.
-func execInput(x *engine.Exec, recv func() (*api.ExecInput, error)) {
+func execInput(ctx context.Context, x *engine.Exec, recv func() (*api.ExecInput, error), send func(*api.ExecEvent) error) {
+	stdin, passed := make(chan []byte, execQueue), make(chan struct{}, execQueue)
+	defer close(stdin)
+	defer close(passed)
+	go func() { // ends with the process: a write fails then
+		for p := range stdin {
+			if len(p) == 0 {
+				_ = x.CloseStdin() // that it has none left is all there is to say
+			} else if x.Stdin != nil {
+				_, _ = x.Stdin.Write(p) // EPIPE: it reads no more
+			}
+		}
+	}()
+	go func() { // who does not read what the process writes can still send
+		for range passed {
+			_ = send(&api.ExecEvent{Event: &api.ExecEvent_Output{Output: &api.ExecOutput{}}})
+		}
+	}()
+	write := func(p []byte) {
+		select {
+		case stdin <- p:
+		case <-ctx.Done():
+		}
+	}
 	for {
 		m, err := recv()
 		if errors.Is(err, io.EOF) {
-			_ = x.CloseStdin() // that it has none left is all there is to say
+			write(nil)
 		}
 		if err != nil {
 			return
 		}
 		switch m := m.GetInput().(type) {
 		case *api.ExecInput_Stdin:
-			if x.Stdin != nil {
-				_, _ = x.Stdin.Write(m.Stdin) // EPIPE: it reads no more
-			}
+			write(m.Stdin)
 		case *api.ExecInput_Resize:
 			if size := wire.WindowFromProto(m.Resize); size.Validate() == nil {
 				_ = x.Resize(engine.WindowSize{Rows: uint16(size.Rows), Columns: uint16(size.Columns)})
@@ -346,6 +384,10 @@ func execInput(x *engine.Exec, recv func() (*api.ExecInput, error)) {
 		case *api.ExecInput_Signal:
 			if m.Signal >= 1 && m.Signal <= 64 {
 				_ = x.Signal(syscall.Signal(m.Signal))
+			}
+			select {
+			case passed <- struct{}{}:
+			case <-ctx.Done():
 			}
 		}
 	}
