@@ -68,6 +68,7 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	}
 	if spec.Terminal != (joblet.WindowSize{}) {
 		go s.typing(ctx, job.ID, spec.Terminal, false, nil, in.recv) // as above
+		return s.followTerminal(ctx, job.ID, 1, joblet.LogOptions{Follow: true}, call.Send)
 	}
 	return s.follow(ctx, job.ID, joblet.LogOptions{Follow: true}, call.Send)
 }
