@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -470,27 +471,18 @@ func TestSilentClients(t *testing.T) {
 		}
 		silent = append(silent, c)
 	}
-	// Those above the bound are closed at once; one that was let in is not before
-	// begin+handshakeTime.
-	for i, c := range silent[maxUnknownPerHost:] {
+	// The oldest make room at once; the others are not closed before begin+handshakeTime.
+	for i, c := range silent[:5] {
 		_ = c.SetReadDeadline(begin.Add(handshakeTime - time.Second))
 		_, err := c.Read(make([]byte, 1))
 		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(begin) < handshakeTime { // else the machine was paused
-			t.Errorf("connection %d was let in", maxUnknownPerHost+i+1)
+			t.Errorf("connection %d stays", i+1)
 		}
 	}
-	conn := r.dial(t, r.admin)
+	if err := ask(t.Context(), r.dial(t, r.admin), "/grpc.health.v1.Health/Check"); err != nil {
+		t.Errorf("one who means well: %v", err)
+	}
 	deadline := time.Now().Add(handshakeTime + 20*time.Second)
-	for {
-		err := ask(t.Context(), conn, "/grpc.health.v1.Health/Check")
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("nobody gets in: %v", err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 	for {
 		r.gate.mu.Lock()
 		conns, total, hosts := len(r.gate.conns), r.gate.total, len(r.gate.unknown)
@@ -502,6 +494,60 @@ func TestSilentClients(t *testing.T) {
 			t.Fatalf("counted: %d connections, %d unknown ones of %d hosts", conns, total, hosts)
 		}
 		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// TestLockedOut: those who have no certificate keep nobody out, from however many
+// hosts they come.
+func TestLockedOut(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ connections, hosts int }{"unknown": {1000, 8}, "all": {100, 4}} {
+		t.Run(name, func(t *testing.T) {
+			set := DefaultSettings()
+			set.MaxConnections = tt.connections
+			r := startRemote(t, Options{Settings: set})
+			full := min(tt.connections, maxUnknown)
+			var silent []net.Conn
+			defer func() {
+				for _, c := range silent {
+					c.Close()
+				}
+			}()
+			stalled := time.Now().Add(handshakeTime / 2) // until then none of them has had its time
+			for i := range full {
+				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%tt.hosts))}}
+				c, err := d.DialContext(t.Context(), "tcp", r.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				silent = append(silent, c)
+			}
+			for total := 0; total < full && time.Now().Before(stalled); time.Sleep(time.Millisecond) {
+				r.gate.mu.Lock()
+				total = r.gate.total
+				r.gate.mu.Unlock()
+			}
+			if err := ask(t.Context(), r.dial(t, r.admin), "/grpc.health.v1.Health/Check"); err != nil {
+				t.Errorf("with a certificate: %v", err)
+			}
+			// The oldest of the first host has made room.
+			_ = silent[0].SetReadDeadline(stalled.Add(handshakeTime))
+			if _, err := silent[0].Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("it stays")
+			}
+		})
+	}
+}
+
+func TestHostOf(t *testing.T) {
+	t.Parallel()
+	for a, want := range map[string]string{
+		"192.0.2.7:1": "192.0.2.7/32", "[::ffff:192.0.2.7]:1": "192.0.2.7/32",
+		"[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::/64", "[fe80::1%lo]:1": "fe80::/64",
+	} {
+		if got := hostOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a))).String(); got != want {
+			t.Errorf("%s: got %s, want %s", a, got, want)
+		}
 	}
 }
 
