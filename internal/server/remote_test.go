@@ -47,7 +47,7 @@ type remote struct {
 	log     *bytes.Buffer
 }
 
-func startRemote(t *testing.T, opt Options) *remote {
+func startRemote(t *testing.T, opt Options, more ...func(*Server)) *remote {
 	t.Helper()
 	r := &remote{dir: pki.Dir{Path: filepath.Join(t.TempDir(), "pki")}, log: &bytes.Buffer{}}
 	var err error
@@ -63,6 +63,9 @@ func startRemote(t *testing.T, opt Options) *remote {
 	}
 	opt.Settings.RequestMemory = cmp.Or(opt.Settings.RequestMemory, DefaultSettings().RequestMemory)
 	r.Server = New(nil, log, opt)
+	for _, f := range more {
+		f(r.Server)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -705,23 +708,6 @@ func TestRequestMemory(t *testing.T) {
 		})
 		return err
 	}
-	counted := func() (taken int64, open int) {
-		r.gate.intake.mu.Lock()
-		defer r.gate.intake.mu.Unlock()
-		return r.gate.intake.taken, len(r.gate.intake.open)
-	}
-	idle := func(what string) {
-		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			taken, open := counted()
-			if taken == 0 && open == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: %d bytes of %d connections are counted", what, taken, open)
-			}
-		}
-	}
 	// What gets through comes to a handler that has no jobs here and panics.
 	through := func(what string, err error) {
 		t.Helper()
@@ -738,7 +724,7 @@ func TestRequestMemory(t *testing.T) {
 	other := r.dial(t, r.issue(t, "other", "developer"))
 	through("one that fits", upload(other, 40))
 	refused("one that does not", upload(other, 70))
-	idle("after them")
+	r.nothingCounted(t)
 
 	more := make(chan struct{})
 	conf := config(t, r.issue(t, "slow", "developer"))
@@ -753,13 +739,7 @@ func TestRequestMemory(t *testing.T) {
 	defer slow.Close()
 	answer := make(chan error, 1)
 	go func() { answer <- upload(slow, 60) }()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if taken, _ := counted(); taken > 44<<20 {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("only %d bytes have come", taken)
-		}
-	}
+	eventually(t, "most of it has come", func() bool { total, _ := r.counted(); return total.all > 44<<20 })
 	through("a small one beside it", upload(other, 1))
 	through("one with which it is too much", upload(other, 30))
 	select {
@@ -769,31 +749,5 @@ func TestRequestMemory(t *testing.T) {
 		t.Error("the one that sent most goes on")
 	}
 	close(more)
-	idle("after all")
-
-	// What is there is held until the call has done with it.
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	in := &intake{limit: func() int64 { return 10 << 20 }, open: map[*sender]struct{}{}}
-	from := newSender(in)
-	request := &api.RunJobRequest{Uploads: []*api.FileUpload{{Content: make([]byte, 6<<20)}}}
-	release, err := received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, err := received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("a second one: %v", err)
-	} else {
-		again()
-	}
-	release()
-	release()
-	if release, err = received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request); err != nil {
-		t.Errorf("when the first is done: %v", err)
-	}
-	release()
-	if in.taken != 0 {
-		t.Errorf("%d bytes stay counted", in.taken)
-	}
-	<-in.begin(ctx, &from, grpc.MethodInfo{}, time.Millisecond).Done() // a request that does not come
+	r.nothingCounted(t)
 }

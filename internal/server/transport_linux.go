@@ -75,13 +75,14 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		linger(known.Conn)
 		return nil, nil, err
 	}
-	return conn, certInfo{
+	from := newSender(conn, t.intake)
+	return from, certInfo{
 		TLSInfo: credentials.TLSInfo{
 			State:          conn.ConnectionState(),
 			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 		},
 		cert: cert,
-		conn: &known.sender,
+		conn: from,
 	}, nil
 }
 
@@ -100,9 +101,8 @@ func (t transport) Clone() credentials.TransportCredentials { return t }
 
 // gate counts the connections of remote clients and lets in no more than it may.
 type gate struct {
-	log    *slog.Logger
-	max    func() int
-	intake *intake
+	log *slog.Logger
+	max func() int
 
 	mu      sync.Mutex // protects what follows
 	conns   map[*gateConn]struct{}
@@ -114,8 +114,8 @@ type gate struct {
 	untold  int                          // refusals since
 }
 
-func newGate(log *slog.Logger, max func() int, in *intake) *gate {
-	return &gate{log: log, max: max, intake: in, conns: map[*gateConn]struct{}{}, unknown: map[netip.Prefix][]*gateConn{}, clients: map[string]int{}}
+func newGate(log *slog.Logger, max func() int) *gate {
+	return &gate{log: log, max: max, conns: map[*gateConn]struct{}{}, unknown: map[netip.Prefix][]*gateConn{}, clients: map[string]int{}}
 }
 
 // gateConn is a connection that is counted until it is closed.
@@ -127,13 +127,6 @@ type gateConn struct {
 	client string            // empty: not known yet
 	cert   *x509.Certificate // of the client
 	once   sync.Once
-	sender
-}
-
-func (c *gateConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.took(n)
-	return n, err
 }
 
 func (c *gateConn) Close() error {
@@ -166,7 +159,7 @@ func (l gateListener) Accept() (net.Conn, error) {
 // yet, one of them has to go: a client that means well has shown his after some
 // milliseconds.
 func (g *gate) enter(conn net.Conn) (*gateConn, error) {
-	c := &gateConn{Conn: conn, gate: g, host: hostOf(conn.RemoteAddr()), sender: newSender(g.intake)}
+	c := &gateConn{Conn: conn, gate: g, host: hostOf(conn.RemoteAddr())}
 	gone, why, err := g.add(c)
 	if gone != nil {
 		_ = gone.Close()
