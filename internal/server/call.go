@@ -22,6 +22,9 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	defer arrival.handled(nil)()
 	start := time.Now()
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
+		if arrival.isRefused() {
+			return errIntake
+		}
 		if err = s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err == nil {
 			resp, err = handler(ctx, req)
 		}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"net"
 	"runtime"
 	"runtime/debug"
@@ -16,6 +17,9 @@ import (
 	"google.golang.org/grpc/encoding"
 	protocodec "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // A message is in memory as a whole before anybody can look at it, and gRPC knows
@@ -32,7 +36,12 @@ const (
 	// its size beside what was received.
 	largeMessage = 1 << 20
 
+	// plainMessage is so small that what it can become when it is unpacked does not
+	// matter.
+	plainMessage = 1 << 10
+
 	messageHead = 5   // of each message of a stream
+	fieldCost   = 128 // of a field of a message that is unpacked, beside what it holds
 	frameCost   = 128 // what gRPC needs to keep a frame, beside what it brings
 
 	// roomShare of the limit is free when calls had to end, so that not each frame
@@ -212,12 +221,17 @@ func (in *intake) tooMany() (ending []*arrival) {
 		if newest == nil {
 			break
 		}
-		newest.leaving = true
-		most.leaving += newest.taken
-		in.total.leaving += newest.taken
+		in.leave(newest)
 		ending = append(ending, newest)
 	}
 	return ending
+}
+
+// leave says that a call has to end. in.mu is held.
+func (in *intake) leave(a *arrival) {
+	a.leaving = true
+	a.client.leaving += a.taken
+	in.total.leaving += a.taken
 }
 
 // refuse ends a call: a stream's handler, which tells the client why, and whatever
@@ -301,7 +315,7 @@ func (a *arrival) receive(s grpc.ServerStream, m any) error {
 	go func() { got <- s.RecvMsg(&incoming{a, m}) }()
 	select {
 	case err := <-got:
-		if err != nil && a.isRefused() {
+		if a.isRefused() {
 			return errIntake
 		}
 		return err
@@ -310,7 +324,8 @@ func (a *arrival) receive(s grpc.ServerStream, m any) error {
 	}
 }
 
-// codec is gRPC's, which tells each call what its messages take.
+// codec is gRPC's, which tells each call what its messages take. One of a call that is
+// refused stays empty: an error here would be the answer.
 type codec struct{ encoding.CodecV2 }
 
 func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
@@ -322,27 +337,74 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return c.CodecV2.Unmarshal(data, v)
 	}
 	size := int64(data.Len())
+	if size <= plainMessage {
+		err := c.CodecV2.Unmarshal(data, in.message)
+		in.call.unpack(size, size)
+		return err
+	}
+	message, ok := in.message.(proto.Message)
+	if !ok {
+		return fmt.Errorf("%T is no message", in.message)
+	}
 	if size > largeMessage {
 		in.call.intake.unpacking.Lock()
 		defer in.call.intake.unpacking.Unlock()
-		if in.call.isRefused() {
-			return errIntake
-		}
 		defer in.call.intake.collector.freed(2 * size)
 	}
-	err := c.CodecV2.Unmarshal(data, in.message)
-	in.call.unpack(size)
-	return err
+	if in.call.isRefused() {
+		return nil
+	}
+	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer whole.Free()
+	weight := size + fieldCost*fields(message.ProtoReflect().Descriptor(), whole.ReadOnlyData(), maxDepth)
+	if !in.call.unpack(size, weight) {
+		return nil
+	}
+	return proto.Unmarshal(whole.ReadOnlyData(), message)
 }
 
-// unpack says that a message is here, as a whole.
-func (a *arrival) unpack(size int64) {
+// maxDepth is how deep fields are counted; no message of ours is so deep.
+const maxDepth = 16
+
+// fields counts what a message is made of: an empty field takes two bytes here, and
+// fifty times as much unpacked.
+func fields(d protoreflect.MessageDescriptor, b []byte, depth int) (n int64) {
+	for len(b) > 0 {
+		number, kind, tag := protowire.ConsumeTag(b)
+		if tag < 0 {
+			break // unpacking it says what is wrong
+		}
+		size := protowire.ConsumeFieldValue(number, kind, b[tag:])
+		if size < 0 {
+			break
+		}
+		n++
+		if f := d.Fields().ByNumber(number); f != nil && kind == protowire.BytesType {
+			content, _ := protowire.ConsumeBytes(b[tag:])
+			switch f.Kind() {
+			case protoreflect.StringKind, protoreflect.BytesKind:
+			case protoreflect.MessageKind:
+				if depth > 0 {
+					n += fields(f.Message(), content, depth-1)
+				}
+			default: // numbers, of a byte or more here and of eight then
+				n += int64(len(content)) * 8 / fieldCost
+			}
+		}
+		b = b[tag+size:]
+	}
+	return n
+}
+
+// unpack says that a message is here, as a whole, and what it takes unpacked. If that
+// is too much the call is refused.
+func (a *arrival) unpack(size, weight int64) bool {
 	a.timer.Stop()
 	in := a.intake
 	in.mu.Lock()
-	defer in.mu.Unlock()
 	if a.removed {
-		return
+		in.mu.Unlock()
+		return true
 	}
 	a.unpacked += size + messageHead
 	n := -(size + messageHead)
@@ -354,11 +416,25 @@ func (a *arrival) unpack(size int64) {
 		n -= a.frames[0]
 		a.frames, a.turn = [2]int64{a.frames[1], 0}, a.came
 	}
-	if size > smallMessage {
-		n += size
-		a.held += size
+	if weight > smallMessage {
+		n += weight
+		a.held += weight
+	}
+	fits := weight == size || in.total.stays()+n <= in.limit()
+	if !fits {
+		n -= a.held
+		a.held = 0
 	}
 	in.add(a, n)
+	refuse := !fits && !a.leaving
+	if refuse {
+		in.leave(a)
+	}
+	in.mu.Unlock()
+	if refuse {
+		close(a.refused)
+	}
+	return fits
 }
 
 // registrar registers services whose requests are counted.

@@ -20,6 +20,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/joblet/joblet/api"
@@ -66,6 +68,7 @@ type rawClient struct {
 
 	mu    sync.Mutex
 	ended map[uint32]string // streams that the server has ended, and how
+	got   map[uint32]int    // frames of answers
 }
 
 func (r *remote) raw(t *testing.T, b pki.Bundle) *rawClient {
@@ -75,11 +78,14 @@ func (r *remote) raw(t *testing.T, b pki.Bundle) *rawClient {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c := &rawClient{t: t, framer: http2.NewFramer(conn, conn), next: 1, ended: map[uint32]string{}}
+	c := &rawClient{t: t, framer: http2.NewFramer(conn, conn), next: 1, ended: map[uint32]string{}, got: map[uint32]int{}}
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
 	c.encoder = hpack.NewEncoder(&c.headers)
 	if _, err = io.WriteString(conn, http2.ClientPreface); err == nil {
-		err = c.framer.WriteSettings()
+		err = c.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
+	}
+	if err == nil {
+		err = c.framer.WriteWindowUpdate(0, 1<<30)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -100,6 +106,8 @@ func (c *rawClient) read() {
 			if _, told := c.ended[f.StreamID]; !told {
 				c.ended[f.StreamID] = "reset: " + f.ErrCode.String()
 			}
+		case *http2.DataFrame:
+			c.got[f.StreamID]++
 		case *http2.MetaHeadersFrame:
 			if f.StreamEnded() {
 				for _, h := range f.Fields {
@@ -165,16 +173,24 @@ func TestSmallBesideIncomplete(t *testing.T) {
 	c := r.raw(t, r.issue(t, "eve", "reader"))
 	small := c.call(reflectionMethod)
 	var incomplete []uint32
-	for range 4 {
+	refused := func() bool { n, _ := c.howEnded(incomplete...); return n > 0 }
+	for sent := 0; sent < 4096; {
 		stream := c.call(statusMethod)
 		incomplete = append(incomplete, stream)
 		c.send(stream, head(127<<20))
-		for range 512 {
-			c.send(stream, make([]byte, 1<<10))
+		for range 256 {
+			c.send(stream, make([]byte, 512))
 			c.send(small, append(head(3), "\x1a\x01x"...)) // a file that there is not
+			sent++
 		}
+		eventually(t, "the small ones are answered", func() bool {
+			c.mu.Lock()
+			got := c.got[small]
+			c.mu.Unlock()
+			return got >= sent || refused()
+		})
 	}
-	eventually(t, "they are refused", func() bool { n, _ := c.howEnded(incomplete...); return n > 0 })
+	eventually(t, "the others are refused", refused)
 	for _, stream := range incomplete {
 		if err := c.framer.WriteRSTStream(stream, http2.ErrCodeCancel); err != nil {
 			t.Fatal(err)
@@ -393,15 +409,15 @@ func TestCounts(t *testing.T) {
 	data(5, 1000) // of no call
 	counted(2005 + 3*frameCost + 70<<10 + 8 + 4*frameCost)
 	done := b.handled(nil)
-	b.unpack(70 << 10) // what came behind it costs as much as before
+	b.unpack(70<<10, 70<<10) // what came behind it costs as much as before
 	counted(2005 + 3*frameCost + 70<<10 + 3 + 4*frameCost)
-	a.unpack(2000)
+	a.unpack(2000, 2000)
 	counted(70<<10 + 3 + 4*frameCost)
 	b.release()
 	b.release()
 	counted(3 + 4*frameCost)
 	data(3, 3+16)
-	b.unpack(1) // the frames before it are gone, the last one is not
+	b.unpack(1, 1) // the frames before it are gone, the last one is not
 	counted(16 + frameCost)
 	cancel()
 	eventually(t, "the stream is gone", func() bool { in.mu.Lock(); defer in.mu.Unlock(); return a.removed && b.gone })
@@ -422,9 +438,46 @@ func TestUnpackRefused(t *testing.T) {
 	a := arrivalOf(in.begin(t.Context(), newSender(nil, in), "client", time.Minute))
 	a.refuse()
 	data := mem.BufferSlice{mem.SliceBuffer(make([]byte, largeMessage+1))}
-	if err := newCodec().Unmarshal(data, &incoming{a, &wrapperspb.BytesValue{}}); err != errIntake {
-		t.Errorf("got %v", err)
+	m := &wrapperspb.BytesValue{}
+	if err := newCodec().Unmarshal(data, &incoming{a, m}); err != nil || len(m.GetValue())+len(m.ProtoReflect().GetUnknown()) != 0 {
+		t.Errorf("got %d bytes, %v", proto.Size(m), err)
 	}
+}
+
+// TestSmallFields: a message of many empty parts counts as what they take.
+func TestSmallFields(t *testing.T) {
+	t.Parallel()
+	for name, m := range map[string]struct {
+		proto.Message
+		least int64
+	}{
+		"uploads": {&api.RunJobRequest{Uploads: slices.Repeat([]*api.FileUpload{{}}, 1000)}, 1000},
+		"within":  {&api.JobInput{Input: &api.JobInput_Run{Run: &api.RunJobRequest{Args: make([]string, 1000)}}}, 1000},
+		"numbers": {&api.RunJobRequest{RetryOn: make([]int32, fieldCost*100)}, 800},
+	} {
+		b, err := proto.Marshal(m.Message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := m.ProtoReflect().Descriptor()
+		if n := fields(d, b, maxDepth); n < m.least || n > m.least+10 {
+			t.Errorf("%s: %d fields, want %d", name, n, m.least)
+		}
+		_ = fields(d, b[:len(b)-1], maxDepth) // damaged
+	}
+
+	set := DefaultSettings()
+	set.RequestMemory = 16 << 20
+	r := startRemote(t, Options{Settings: set})
+	conn := r.dial(t, r.issue(t, "eve", "developer"))
+	request := &api.RunJobRequest{Uploads: slices.Repeat([]*api.FileUpload{{}}, 1<<20)} // 2 MiB
+	if _, err := api.NewJobServiceClient(conn).RunJob(t.Context(), request); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "request-memory") {
+		t.Errorf("a stream: %v", err)
+	}
+	if err := conn.Invoke(t.Context(), statusMethod, request, &emptypb.Empty{}); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "request-memory") {
+		t.Errorf("a call that is none: %v", err)
+	}
+	r.nothingCounted(t)
 }
 
 // TestCollector: when much is free, it is given back though calls are under way.
