@@ -175,7 +175,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.Var(&o.AuditMax, "audit-max", "size at which the audit log is set aside; five older ones are kept")
 	f.IntVar(&o.ClientRate, "client-rate", o.ClientRate, "calls a second of one client with a certificate")
 	f.IntVar(&o.ClientCalls, "client-calls", o.ClientCalls, "calls under way of one client with a certificate")
-	f.Var(&o.RequestMemory, "request-memory", "what clients, but for root here, may be sending at once, all together; unpacked it takes up to three times as much")
+	f.Var(&o.RequestMemory, "request-memory", "what clients, but for root here, may be sending at once, all together; beside it one request at a time is unpacked, which takes up to twice its size")
 	f.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "connections of all clients with certificates")
 }
 

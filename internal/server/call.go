@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,17 +18,19 @@ import (
 
 // unary is what every call without a stream passes through.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	release, refused := received(ctx, req)
-	defer release()
+	arrival := arrivalOf(ctx)
+	defer arrival.handled(nil)()
 	start := time.Now()
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
-		if refused != nil {
-			return refused
+		if arrival.isRefused() {
+			return errIntake
 		}
-		if err := s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err != nil {
-			return err
+		if err = s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err == nil {
+			resp, err = handler(ctx, req)
 		}
-		resp, err = handler(ctx, req)
+		if err != nil && arrival.isRefused() {
+			return errIntake
+		}
 		return err
 	})
 	if s.audited(info.FullMethod, err) {
@@ -43,18 +44,18 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // stream is the same for the others.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	cs := &callStream{ServerStream: ss, ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
+	cs := &callStream{ServerStream: ss, arrival: arrivalOf(ss.Context()), ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
 	err := s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
-		cs.ctx, cs.end = ctx, end
+		cs.ctx = ctx
+		defer cs.arrival.handled(end)()
 		err := handler(srv, cs)
-		if context.Cause(ctx) == errIntake {
+		if err != nil && cs.arrival.isRefused() {
 			return errIntake
 		}
 		return err
 	})
-	cs.hold(nil, true)
 	cs.noted(subject{}, err)
 	return err
 }
@@ -67,18 +68,14 @@ func (s *Server) audited(method string, err error) bool {
 
 type callStream struct {
 	grpc.ServerStream
-	ctx    context.Context
-	end    context.CancelCauseFunc // of ctx
-	server *Server
-	method string
-	start  time.Time
+	arrival *arrival // nil: root's
+	ctx     context.Context
+	server  *Server
+	method  string
+	start   time.Time
 
 	first   bool    // the first message is here
 	request subject // of it
-
-	holding sync.Mutex // protects what follows: a call's messages are perhaps read beside its handler
-	release func()     // ends the hold of the last message; may be nil
-	over    bool
 
 	told atomic.Bool // the audit log has its line
 }
@@ -88,11 +85,8 @@ func (s *callStream) Context() context.Context { return s.ctx }
 // RecvMsg looks at each message that names a job: the first one has to, if the
 // call is about one.
 func (s *callStream) RecvMsg(m any) error {
-	s.hold(nil, false) // whoever wants the next message has done with the one before
-	release, err := receive(s.ServerStream, m)
-	if s.hold(release, false); err == errIntake {
-		s.end(err) // the handler perhaps does something else meanwhile
-	}
+	s.arrival.release() // whoever wants the next message has done with the one before
+	err := s.arrival.receive(s.ServerStream, m)
 	if err != nil {
 		return err
 	}
@@ -105,20 +99,6 @@ func (s *callStream) RecvMsg(m any) error {
 	return err
 }
 
-// hold ends the hold of the message before, and begins that of another.
-func (s *callStream) hold(release func(), over bool) {
-	s.holding.Lock()
-	before := s.release
-	s.release, s.over = release, s.over || over
-	if s.over && release != nil {
-		defer release()
-	}
-	s.holding.Unlock()
-	if before != nil {
-		before()
-	}
-}
-
 // SendMsg notes a call that goes on once it is known which job it is about: that
 // of its request, or the one that it has made.
 func (s *callStream) SendMsg(m any) error {
@@ -128,7 +108,7 @@ func (s *callStream) SendMsg(m any) error {
 		}
 	}
 	if !s.server.methods[s.method].IsClientStream {
-		s.hold(nil, false) // who answers has taken what was asked
+		s.arrival.release() // who answers has taken what was asked
 	}
 	return s.ServerStream.SendMsg(m)
 }

@@ -1,28 +1,56 @@
 package server
 
 import (
+	"bufio"
 	"context"
+	"encoding/binary"
+	"fmt"
+	"net"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	protocodec "google.golang.org/grpc/encoding/proto"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
 // A message is in memory as a whole before anybody can look at it, and gRPC knows
 // no bound but that of one message. So what clients send, all but this host's root,
-// is counted where it comes in, for each connection on which something is still to come, until the
-// messages that it makes are there; and these until their calls have done with
-// them. When it is too much, the calls end of the connection that has sent most.
+// is counted for each call: what its frames bring until the message that they make is
+// there, and a message that is not small until the call has done with it. When it is
+// too much, calls of the client that has most end.
 
 const (
 	// smallMessage is one that is not counted any more once it is there.
 	smallMessage = 64 << 10
 
-	// A message on its way is so much larger: frames, records, headers.
-	frameShare = 64 // one part of
-	frameBytes = 1 << 10
+	// largeMessage is one that is unpacked while no other such is: that takes twice
+	// its size beside what was received.
+	largeMessage = 1 << 20
+
+	// plainMessage is so small that what it can become when it is unpacked does not
+	// matter.
+	plainMessage = 1 << 10
+
+	messageHead = 5   // of each message of a stream
+	fieldCost   = 128 // of a field of a message that is unpacked, beside what it holds
+	frameCost   = 128 // what gRPC needs to keep a frame, beside what it brings
+
+	// roomShare of the limit is free when calls had to end, so that not each frame
+	// ends one.
+	roomShare = 16
+
+	// refuseTime is how long a call that is refused may take to answer that; then
+	// it is cut.
+	refuseTime = time.Second
 )
 
 var errIntake = tooMuch(intakeRetry, "clients are sending more than the daemon allows at once (request-memory): send less, or later")
@@ -32,79 +60,133 @@ const intakeRetry = time.Second
 
 // intake counts what clients send.
 type intake struct {
-	limit func() int64
+	limit     func() int64
+	unpacking sync.Mutex // held while a large message is
+	collector collector
 
-	mu    sync.Mutex // protects what follows, and each sender's arrivals and sent
-	taken int64      // bytes on all connections and held
-	open  map[*sender]struct{}
+	mu      sync.Mutex // protects what follows, and what is of clients, connections and calls
+	total   taken
+	begun   int64                    // calls
+	clients map[string]*clientIntake // that have calls, by name
 }
 
-// sender is a connection.
-type sender struct {
-	intake   *intake
-	arrivals map[*arrival]struct{}
-	counts   *atomic.Bool // there are arrivals
-	sent     int64        // bytes that came while there were, of messages that are not there yet
+func newIntake(limit func() int64) *intake {
+	return &intake{limit: limit, clients: map[string]*clientIntake{}}
 }
 
-func newSender(in *intake) sender {
-	return sender{intake: in, arrivals: map[*arrival]struct{}{}, counts: &atomic.Bool{}}
+// taken is a number of bytes.
+type taken struct {
+	all     int64
+	leaving int64 // of them, those of calls that were told to end
 }
 
-// arrival is a call of which something is still to come.
+// stays is what will be there when these have ended.
+func (t taken) stays() int64 { return t.all - t.leaving }
+
+// clientIntake is a client that has calls.
+type clientIntake struct {
+	taken
+	calls map[*arrival]struct{}
+}
+
+// arrival is a call.
 type arrival struct {
-	intake  *intake
-	conn    *sender
-	kind    grpc.MethodInfo
+	intake *intake
+	name   string // the client's
+	client *clientIntake
+	conn   *sender
+	stream uint32
+	cancel context.CancelFunc
+	timer  *time.Timer
+
 	refused chan struct{} // closed when what it sends is too much
-	cancel  context.CancelFunc
-	timer   *time.Timer
+
+	// What follows is protected by intake.mu.
+	number  int64                   // of all that begun
+	end     context.CancelCauseFunc // of a stream's handler; nil: there is none
+	running bool                    // the handler
+	gone    bool                    // the stream, or soon
+	removed bool                    // no more is counted
+	leaving bool                    // it was told to end
+
+	taken    int64
+	came     int64    // of taken and before: what frames brought
+	unpacked int64    // of this
+	held     int64    // of taken: messages that are there
+	frames   [2]int64 // of taken: what frames cost, those up to turn and those behind it
+	turn     int64    // in came
 }
 
 type arrivalKey struct{}
 
-// begin notes a call, and gives its request so long to arrive.
-func (in *intake) begin(ctx context.Context, conn *sender, kind grpc.MethodInfo, limit time.Duration) context.Context {
+// arrivalOf returns the call to which a context belongs; nil if it is root's.
+func arrivalOf(ctx context.Context) *arrival {
+	a, _ := ctx.Value(arrivalKey{}).(*arrival)
+	return a
+}
+
+// begin notes a call that the connection begins just now, and gives its request so
+// long to arrive.
+func (in *intake) begin(ctx context.Context, conn *sender, name string, limit time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(ctx) // ends with its parent, as each call does
-	a := &arrival{intake: in, conn: conn, kind: kind, refused: make(chan struct{}), cancel: cancel}
+	a := &arrival{intake: in, name: name, conn: conn, stream: conn.stream, cancel: cancel, refused: make(chan struct{})}
 	a.timer = time.AfterFunc(limit, cancel)
 	in.mu.Lock()
-	in.open[conn] = struct{}{}
-	conn.arrivals[a] = struct{}{}
-	conn.counts.Store(true)
+	if a.client = in.clients[name]; a.client == nil {
+		a.client = &clientIntake{calls: map[*arrival]struct{}{}}
+		in.clients[name] = a.client
+	}
+	in.begun++
+	a.number = in.begun
+	a.client.calls[a] = struct{}{}
+	conn.calls[a.stream] = a
 	in.mu.Unlock()
 	context.AfterFunc(ctx, func() {
 		a.timer.Stop()
 		in.mu.Lock()
 		defer in.mu.Unlock()
-		in.ended(a)
+		a.gone = true
+		in.remove(a)
 	})
 	return context.WithValue(ctx, arrivalKey{}, a)
 }
 
-// ended says that nothing more comes of a call. in.mu is held.
-func (in *intake) ended(a *arrival) {
-	c := a.conn
-	delete(c.arrivals, a)
-	if len(c.arrivals) == 0 {
-		c.counts.Store(false)
-		in.taken -= c.sent
-		c.sent = 0
-		delete(in.open, c)
+// add counts bytes. in.mu is held.
+func (in *intake) add(a *arrival, n int64) {
+	a.taken += n
+	for _, t := range []*taken{&a.client.taken, &in.total} {
+		if t.all += n; a.leaving {
+			t.leaving += n
+		}
 	}
 }
 
-// took counts bytes that a connection has sent.
-func (c *sender) took(n int) {
-	if n <= 0 || !c.counts.Load() {
+// remove forgets a call that has ended: what it sent is there as long as its handler
+// or its stream. in.mu is held.
+func (in *intake) remove(a *arrival) {
+	if a.running || !a.gone || a.removed {
 		return
 	}
-	in := c.intake
-	in.mu.Lock()
-	if len(c.arrivals) > 0 {
-		c.sent += int64(n)
-		in.taken += int64(n)
+	a.removed = true
+	in.collector.freed(a.taken)
+	in.add(a, -a.taken)
+	delete(a.conn.calls, a.stream)
+	if delete(a.client.calls, a); len(a.client.calls) == 0 {
+		delete(in.clients, a.name)
 	}
+}
+
+// took counts what a frame brings.
+func (in *intake) took(conn *sender, stream uint32, n int64) {
+	in.mu.Lock()
+	a := conn.calls[stream]
+	if a == nil { // gRPC has no such stream either, and drops it
+		in.mu.Unlock()
+		return
+	}
+	a.came += n
+	a.frames[1] += frameCost
+	in.add(a, n+frameCost)
 	ending := in.tooMany()
 	in.mu.Unlock()
 	for _, a := range ending {
@@ -112,87 +194,363 @@ func (c *sender) took(n int) {
 	}
 }
 
-// refuse ends a call. One that waits for its message in receive is told why.
-func (a *arrival) refuse() {
-	if close(a.refused); !a.kind.IsClientStream && !a.kind.IsServerStream {
-		a.cancel()
-	}
-}
-
-// receive waits for a message, or until the caller has sent too much, and holds it
-// as received does.
-func receive(s grpc.ServerStream, m any) (release func(), err error) {
-	a, ok := s.Context().Value(arrivalKey{}).(*arrival)
-	if !ok {
-		return nil, s.RecvMsg(m)
-	}
-	// gRPC answers by itself if RecvMsg fails: so it goes on, and fails when the
-	// handler has returned.
-	got := make(chan error, 1)
-	go func() { got <- s.RecvMsg(m) }()
-	select {
-	case err := <-got:
-		if err != nil {
-			return nil, err
-		}
-		return received(s.Context(), m)
-	case <-a.refused:
-		return nil, errIntake
-	}
-}
-
-// tooMany returns the calls that have to end because there is too much. in.mu is
-// held.
+// tooMany returns the calls that have to end because there is too much: of the client
+// that has most the newest of which something is here, so that the older ones get
+// through. in.mu is held.
 func (in *intake) tooMany() (ending []*arrival) {
-	for in.taken > in.limit() {
-		var most *sender
-		for c := range in.open {
-			if most == nil || c.sent > most.sent {
+	limit := in.limit()
+	if in.total.stays() <= limit {
+		return nil
+	}
+	for in.total.stays() > limit-limit/roomShare {
+		var most *clientIntake
+		for _, c := range in.clients {
+			if most == nil || c.stays() > most.stays() {
 				most = c
 			}
 		}
-		if most == nil || most.sent == 0 { // all of it is held: what comes now is refused when it is there
+		if most == nil {
 			break
 		}
-		for a := range most.arrivals {
-			ending = append(ending, a)
-			in.ended(a)
+		var newest *arrival
+		for a := range most.calls {
+			if !a.leaving && a.taken > 0 && (newest == nil || a.number > newest.number) {
+				newest = a
+			}
 		}
+		if newest == nil {
+			break
+		}
+		in.leave(newest)
+		ending = append(ending, newest)
 	}
 	return ending
 }
 
-// received says that a message of a call is here, and holds it until release is
-// called.
-func received(ctx context.Context, m any) (release func(), err error) {
-	a, ok := ctx.Value(arrivalKey{}).(*arrival)
+// leave says that a call has to end. in.mu is held.
+func (in *intake) leave(a *arrival) {
+	a.leaving = true
+	a.client.leaving += a.taken
+	in.total.leaving += a.taken
+}
+
+// refuse ends a call: a stream's handler, which tells the client why, and whatever
+// does not end by that.
+func (a *arrival) refuse() {
+	close(a.refused)
+	a.intake.mu.Lock()
+	end := a.end
+	a.intake.mu.Unlock()
+	if end == nil {
+		a.cancel()
+		return
+	}
+	end(errIntake)
+	time.AfterFunc(refuseTime, a.cancel) // it waits for a client that does not read, say
+}
+
+func (a *arrival) isRefused() bool {
+	if a == nil {
+		return false
+	}
+	select {
+	case <-a.refused:
+		return true
+	default:
+		return false
+	}
+}
+
+// handled says that the call has a handler, which end ends if it is a stream's, until
+// done is called.
+func (a *arrival) handled(end context.CancelCauseFunc) (done func()) {
+	if a == nil {
+		return func() {}
+	}
+	a.intake.mu.Lock()
+	defer a.intake.mu.Unlock()
+	a.running, a.end = true, end
+	return func() {
+		a.intake.mu.Lock()
+		defer a.intake.mu.Unlock()
+		a.running = false
+		a.drop()
+		a.intake.remove(a)
+	}
+}
+
+// release says that the call has done with the messages that it has got.
+func (a *arrival) release() {
+	if a == nil {
+		return
+	}
+	a.intake.mu.Lock()
+	defer a.intake.mu.Unlock()
+	a.drop()
+}
+
+// drop is release while intake.mu is held.
+func (a *arrival) drop() {
+	if a.held > 0 && !a.removed {
+		a.intake.collector.freed(a.held)
+		a.intake.add(a, -a.held)
+		a.held = 0
+	}
+}
+
+// incoming is a message that the codec is to unpack into, and of which call it is.
+type incoming struct {
+	call    *arrival
+	message any
+}
+
+// receive waits for a message, or until the caller has sent too much.
+func (a *arrival) receive(s grpc.ServerStream, m any) error {
+	if a == nil {
+		return s.RecvMsg(m)
+	}
+	// gRPC answers by itself if RecvMsg fails: so it goes on, and fails when the
+	// handler has returned.
+	got := make(chan error, 1)
+	go func() { got <- s.RecvMsg(&incoming{a, m}) }()
+	select {
+	case err := <-got:
+		if a.isRefused() {
+			return errIntake
+		}
+		return err
+	case <-a.refused:
+		return errIntake
+	}
+}
+
+// codec is gRPC's, which tells each call what its messages take. One of a call that is
+// refused stays empty: an error here would be the answer.
+type codec struct{ encoding.CodecV2 }
+
+func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
+
+// Unmarshal implements encoding.CodecV2.
+func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
+	in, ok := v.(*incoming)
 	if !ok {
-		return func() {}, nil // this host's root
+		return c.CodecV2.Unmarshal(data, v)
 	}
+	size := int64(data.Len())
+	if size <= plainMessage {
+		err := c.CodecV2.Unmarshal(data, in.message)
+		in.call.unpack(size, size)
+		return err
+	}
+	message, ok := in.message.(proto.Message)
+	if !ok {
+		return fmt.Errorf("%T is no message", in.message)
+	}
+	if size > largeMessage {
+		in.call.intake.unpacking.Lock()
+		defer in.call.intake.unpacking.Unlock()
+		defer in.call.intake.collector.freed(2 * size)
+	}
+	if in.call.isRefused() {
+		return nil
+	}
+	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
+	defer whole.Free()
+	weight := size + fieldCost*fields(message.ProtoReflect().Descriptor(), whole.ReadOnlyData(), maxDepth)
+	if !in.call.unpack(size, weight) {
+		return nil
+	}
+	return proto.Unmarshal(whole.ReadOnlyData(), message)
+}
+
+// maxDepth is how deep fields are counted; no message of ours is so deep.
+const maxDepth = 16
+
+// fields counts what a message is made of: an empty field takes two bytes here, and
+// fifty times as much unpacked.
+func fields(d protoreflect.MessageDescriptor, b []byte, depth int) (n int64) {
+	for len(b) > 0 {
+		number, kind, tag := protowire.ConsumeTag(b)
+		if tag < 0 {
+			break // unpacking it says what is wrong
+		}
+		size := protowire.ConsumeFieldValue(number, kind, b[tag:])
+		if size < 0 {
+			break
+		}
+		n++
+		if f := d.Fields().ByNumber(number); f != nil && kind == protowire.BytesType {
+			content, _ := protowire.ConsumeBytes(b[tag:])
+			switch f.Kind() {
+			case protoreflect.StringKind, protoreflect.BytesKind:
+			case protoreflect.MessageKind:
+				if depth > 0 {
+					n += fields(f.Message(), content, depth-1)
+				}
+			default: // numbers, of a byte or more here and of eight then
+				n += int64(len(content)) * 8 / fieldCost
+			}
+		}
+		b = b[tag+size:]
+	}
+	return n
+}
+
+// unpack says that a message is here, as a whole, and what it takes unpacked. If that
+// is too much the call is refused.
+func (a *arrival) unpack(size, weight int64) bool {
 	a.timer.Stop()
-	size := int64(0)
-	if m, ok := m.(proto.Message); ok {
-		size = int64(proto.Size(m))
-	}
 	in := a.intake
 	in.mu.Lock()
-	defer in.mu.Unlock()
-	came := min(a.conn.sent, size+size/frameShare+frameBytes)
-	a.conn.sent -= came
-	in.taken -= came
-	if !a.kind.IsClientStream {
-		in.ended(a)
+	if a.removed {
+		in.mu.Unlock()
+		return true
 	}
-	if size <= smallMessage {
-		return func() {}, nil
+	a.unpacked += size + messageHead
+	n := -(size + messageHead)
+	switch {
+	case a.unpacked == a.came:
+		n -= a.frames[0] + a.frames[1]
+		a.frames = [2]int64{}
+	case a.unpacked >= a.turn:
+		n -= a.frames[0]
+		a.frames, a.turn = [2]int64{a.frames[1], 0}, a.came
 	}
-	if in.taken+size > in.limit() {
-		return func() {}, errIntake
+	if weight > smallMessage {
+		n += weight
+		a.held += weight
 	}
-	in.taken += size
-	return sync.OnceFunc(func() {
-		in.mu.Lock()
-		defer in.mu.Unlock()
-		in.taken -= size
-	}), nil
+	fits := weight == size || in.total.stays()+n <= in.limit()
+	if !fits {
+		n -= a.held
+		a.held = 0
+	}
+	in.add(a, n)
+	refuse := !fits && !a.leaving
+	if refuse {
+		in.leave(a)
+	}
+	in.mu.Unlock()
+	if refuse {
+		close(a.refused)
+	}
+	return fits
+}
+
+// registrar registers services whose requests are counted.
+type registrar struct{ *grpc.Server }
+
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	counted := *desc
+	counted.Methods = slices.Clone(desc.Methods)
+	for i, m := range counted.Methods {
+		counted.Methods[i].Handler = func(srv any, ctx context.Context, unpack func(any) error, through grpc.UnaryServerInterceptor) (any, error) {
+			into := unpack
+			if a := arrivalOf(ctx); a != nil {
+				into = func(m any) error { return unpack(&incoming{a, m}) }
+			}
+			return m.Handler(srv, ctx, into, through)
+		}
+	}
+	r.Server.RegisterService(&counted, impl)
+}
+
+// Of HTTP/2, RFC 9113.
+const (
+	prefaceSize   = 24
+	frameHeadSize = 9
+	frameData     = 0
+	frameHeaders  = 1
+)
+
+// readBuffer is as large as gRPC's own, in place of which it is.
+const readBuffer = 32 << 10
+
+// sender is a connection whose frames are looked at when gRPC reads them, which it
+// does one by one: so the last headers are those of the call that begins.
+type sender struct {
+	net.Conn
+	in     *bufio.Reader
+	intake *intake // nil: nothing is counted
+
+	skip   int // bytes of a frame, which do not matter
+	head   [frameHeadSize]byte
+	have   int    // of head
+	stream uint32 // whose headers were the last
+
+	calls map[uint32]*arrival // by their streams; protected by intake.mu
+}
+
+func newSender(conn net.Conn, in *intake) *sender {
+	return &sender{Conn: conn, in: bufio.NewReaderSize(conn, readBuffer), intake: in, skip: prefaceSize, calls: map[uint32]*arrival{}}
+}
+
+func (c *sender) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	if c.intake != nil {
+		c.look(p[:n])
+	}
+	return n, err
+}
+
+// look finds the frames in what is read. The padding of one stays counted as long as
+// its call: nobody needs any.
+func (c *sender) look(p []byte) {
+	for len(p) > 0 {
+		if c.skip > 0 {
+			n := min(c.skip, len(p))
+			c.skip -= n
+			p = p[n:]
+			continue
+		}
+		n := copy(c.head[c.have:], p)
+		c.have += n
+		p = p[n:]
+		if c.have < frameHeadSize {
+			return
+		}
+		c.have = 0
+		c.skip = int(c.head[0])<<16 | int(c.head[1])<<8 | int(c.head[2])
+		stream := binary.BigEndian.Uint32(c.head[5:]) &^ (1 << 31)
+		switch c.head[3] {
+		case frameHeaders:
+			c.stream = stream
+		case frameData:
+			if c.skip > 0 {
+				c.intake.took(c, stream, int64(c.skip))
+			}
+		}
+	}
+}
+
+// collectAfter is how much memory that requests took is not needed any more when it
+// is collected.
+const collectAfter = 64 << 20
+
+// collector sees to it that memory that requests took is free soon: Go waits until as
+// much again is taken, and gives nothing back to the host for minutes.
+type collector struct {
+	garbage atomic.Int64 // since the last collection
+	busy    atomic.Bool
+	rest    *time.Timer // may be nil
+}
+
+// freed says that so much is not needed any more, or soon is not.
+func (c *collector) freed(n int64) {
+	if n == 0 || c.garbage.Add(n) < collectAfter || c.rest == nil || !c.busy.CompareAndSwap(false, true) {
+		return
+	}
+	go func() {
+		for c.garbage.Swap(0) >= collectAfter {
+			runtime.GC()
+		}
+		c.busy.Store(false)
+		c.rest.Reset(restTime)
+	}()
+}
+
+// giveBack returns to the host what is free: the second time also what was in pools.
+func giveBack() {
+	debug.FreeOSMemory()
+	debug.FreeOSMemory()
 }

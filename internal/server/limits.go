@@ -7,7 +7,6 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
@@ -27,7 +26,6 @@ const (
 type limiter struct {
 	settings func() *Settings
 	intake   *intake
-	methods  map[string]grpc.MethodInfo // by their full names
 
 	mu      sync.Mutex // protects what follows
 	clients map[string]*clientLimit
@@ -42,7 +40,7 @@ type clientLimit struct {
 }
 
 // tap decides on a call before anything of its request is read.
-func (l *limiter) tap(ctx context.Context, t *tap.Info) (context.Context, error) {
+func (l *limiter) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	c := callerOf(ctx)
 	if c.cert == nil && c.uid == 0 {
 		return ctx, nil // this host's root
@@ -52,7 +50,7 @@ func (l *limiter) tap(ctx context.Context, t *tap.Info) (context.Context, error)
 		return ctx, err
 	}
 	context.AfterFunc(ctx, func() { l.leave(client) })
-	return l.intake.begin(ctx, c.conn, l.methods[t.FullMethodName], receiveTime), nil
+	return l.intake.begin(ctx, c.conn, c.name(), receiveTime), nil
 }
 
 func (l *limiter) enter(name string) (*clientLimit, error) {

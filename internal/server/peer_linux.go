@@ -19,12 +19,13 @@ import (
 // peerCredentials authenticates callers on a unix socket: the kernel says which
 // process connected (SO_PEERCRED, unix(7)), as it was at connect(2).
 type peerCredentials struct {
-	group int // whose members may use the daemon beside root; 0: nobody's
-	users *localUsers
+	group  int // whose members may use the daemon beside root; 0: nobody's
+	users  *localUsers
+	intake *intake
 }
 
 func newPeerCredentials(group int, in *intake) peerCredentials {
-	return peerCredentials{group: group, users: &localUsers{intake: in, conns: map[uint32]int{}}}
+	return peerCredentials{group: group, users: &localUsers{conns: map[uint32]int{}}, intake: in}
 }
 
 // peerInfo is who connected.
@@ -64,17 +65,17 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
 	}
 	conn = rawio.Conn(conn)
-	var counted *sender
+	var in *intake // root's calls are not counted
 	if cred.Uid != 0 {
-		user, err := p.users.enter(conn, cred.Uid)
-		if err != nil {
+		if conn, err = p.users.enter(conn, cred.Uid); err != nil {
 			return nil, nil, err
 		}
-		conn, counted = user, &user.sender
+		in = p.intake
 	}
-	return conn, peerInfo{
+	from := newSender(conn, in)
+	return from, peerInfo{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, // it never leaves the kernel
-		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid, member: member, conn: counted,
+		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid, member: member, conn: from,
 	}, nil
 }
 
@@ -103,20 +104,18 @@ func isMember(fd int, own, group uint32) (bool, error) {
 // localUsers counts the connections of users who are not root, so that none of
 // them keeps others out.
 type localUsers struct {
-	intake *intake
-
 	mu    sync.Mutex
 	conns map[uint32]int
 }
 
-func (u *localUsers) enter(conn net.Conn, uid uint32) (*userConn, error) {
+func (u *localUsers) enter(conn net.Conn, uid uint32) (net.Conn, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.conns[uid] >= maxPerClient {
 		return nil, fmt.Errorf("uid:%d has %d connections", uid, u.conns[uid])
 	}
 	u.conns[uid]++
-	return &userConn{Conn: conn, sender: newSender(u.intake), leave: sync.OnceFunc(func() {
+	return &userConn{Conn: conn, leave: sync.OnceFunc(func() {
 		u.mu.Lock()
 		defer u.mu.Unlock()
 		if u.conns[uid]--; u.conns[uid] == 0 {
@@ -127,14 +126,7 @@ func (u *localUsers) enter(conn net.Conn, uid uint32) (*userConn, error) {
 
 type userConn struct {
 	net.Conn
-	sender
 	leave func()
-}
-
-func (c *userConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.took(n)
-	return n, err
 }
 
 func (c *userConn) Close() error {

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -46,7 +47,7 @@ type remote struct {
 	log     *bytes.Buffer
 }
 
-func startRemote(t *testing.T, opt Options) *remote {
+func startRemote(t *testing.T, opt Options, more ...func(*Server)) *remote {
 	t.Helper()
 	r := &remote{dir: pki.Dir{Path: filepath.Join(t.TempDir(), "pki")}, log: &bytes.Buffer{}}
 	var err error
@@ -62,6 +63,9 @@ func startRemote(t *testing.T, opt Options) *remote {
 	}
 	opt.Settings.RequestMemory = cmp.Or(opt.Settings.RequestMemory, DefaultSettings().RequestMemory)
 	r.Server = New(nil, log, opt)
+	for _, f := range more {
+		f(r.Server)
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -470,27 +474,18 @@ func TestSilentClients(t *testing.T) {
 		}
 		silent = append(silent, c)
 	}
-	// Those above the bound are closed at once; one that was let in is not before
-	// begin+handshakeTime.
-	for i, c := range silent[maxUnknownPerHost:] {
+	// The oldest make room at once; the others are not closed before begin+handshakeTime.
+	for i, c := range silent[:5] {
 		_ = c.SetReadDeadline(begin.Add(handshakeTime - time.Second))
 		_, err := c.Read(make([]byte, 1))
 		if errors.Is(err, os.ErrDeadlineExceeded) && time.Since(begin) < handshakeTime { // else the machine was paused
-			t.Errorf("connection %d was let in", maxUnknownPerHost+i+1)
+			t.Errorf("connection %d stays", i+1)
 		}
 	}
-	conn := r.dial(t, r.admin)
+	if err := ask(t.Context(), r.dial(t, r.admin), "/grpc.health.v1.Health/Check"); err != nil {
+		t.Errorf("one who means well: %v", err)
+	}
 	deadline := time.Now().Add(handshakeTime + 20*time.Second)
-	for {
-		err := ask(t.Context(), conn, "/grpc.health.v1.Health/Check")
-		if err == nil {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("nobody gets in: %v", err)
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
 	for {
 		r.gate.mu.Lock()
 		conns, total, hosts := len(r.gate.conns), r.gate.total, len(r.gate.unknown)
@@ -502,6 +497,60 @@ func TestSilentClients(t *testing.T) {
 			t.Fatalf("counted: %d connections, %d unknown ones of %d hosts", conns, total, hosts)
 		}
 		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+// TestLockedOut: those who have no certificate keep nobody out, from however many
+// hosts they come.
+func TestLockedOut(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct{ connections, hosts int }{"unknown": {1000, 8}, "all": {100, 4}} {
+		t.Run(name, func(t *testing.T) {
+			set := DefaultSettings()
+			set.MaxConnections = tt.connections
+			r := startRemote(t, Options{Settings: set})
+			full := min(tt.connections, maxUnknown)
+			var silent []net.Conn
+			defer func() {
+				for _, c := range silent {
+					c.Close()
+				}
+			}()
+			stalled := time.Now().Add(handshakeTime / 2) // until then none of them has had its time
+			for i := range full {
+				d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i%tt.hosts))}}
+				c, err := d.DialContext(t.Context(), "tcp", r.address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				silent = append(silent, c)
+			}
+			for total := 0; total < full && time.Now().Before(stalled); time.Sleep(time.Millisecond) {
+				r.gate.mu.Lock()
+				total = r.gate.total
+				r.gate.mu.Unlock()
+			}
+			if err := ask(t.Context(), r.dial(t, r.admin), "/grpc.health.v1.Health/Check"); err != nil {
+				t.Errorf("with a certificate: %v", err)
+			}
+			// The oldest of the first host has made room.
+			_ = silent[0].SetReadDeadline(stalled.Add(handshakeTime))
+			if _, err := silent[0].Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error("it stays")
+			}
+		})
+	}
+}
+
+func TestHostOf(t *testing.T) {
+	t.Parallel()
+	for a, want := range map[string]string{
+		"192.0.2.7:1": "192.0.2.7/32", "[::ffff:192.0.2.7]:1": "192.0.2.7/32",
+		"[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::/64", "[fe80::1%lo]:1": "fe80::/64",
+	} {
+		if got := hostOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a))).String(); got != want {
+			t.Errorf("%s: got %s, want %s", a, got, want)
+		}
 	}
 }
 
@@ -659,23 +708,6 @@ func TestRequestMemory(t *testing.T) {
 		})
 		return err
 	}
-	counted := func() (taken int64, open int) {
-		r.gate.intake.mu.Lock()
-		defer r.gate.intake.mu.Unlock()
-		return r.gate.intake.taken, len(r.gate.intake.open)
-	}
-	idle := func(what string) {
-		t.Helper()
-		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			taken, open := counted()
-			if taken == 0 && open == 0 {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: %d bytes of %d connections are counted", what, taken, open)
-			}
-		}
-	}
 	// What gets through comes to a handler that has no jobs here and panics.
 	through := func(what string, err error) {
 		t.Helper()
@@ -692,7 +724,7 @@ func TestRequestMemory(t *testing.T) {
 	other := r.dial(t, r.issue(t, "other", "developer"))
 	through("one that fits", upload(other, 40))
 	refused("one that does not", upload(other, 70))
-	idle("after them")
+	r.nothingCounted(t)
 
 	more := make(chan struct{})
 	conf := config(t, r.issue(t, "slow", "developer"))
@@ -707,13 +739,7 @@ func TestRequestMemory(t *testing.T) {
 	defer slow.Close()
 	answer := make(chan error, 1)
 	go func() { answer <- upload(slow, 60) }()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		if taken, _ := counted(); taken > 44<<20 {
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatalf("only %d bytes have come", taken)
-		}
-	}
+	eventually(t, "most of it has come", func() bool { total, _ := r.counted(); return total.all > 44<<20 })
 	through("a small one beside it", upload(other, 1))
 	through("one with which it is too much", upload(other, 30))
 	select {
@@ -723,31 +749,5 @@ func TestRequestMemory(t *testing.T) {
 		t.Error("the one that sent most goes on")
 	}
 	close(more)
-	idle("after all")
-
-	// What is there is held until the call has done with it.
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	in := &intake{limit: func() int64 { return 10 << 20 }, open: map[*sender]struct{}{}}
-	from := newSender(in)
-	request := &api.RunJobRequest{Uploads: []*api.FileUpload{{Content: make([]byte, 6<<20)}}}
-	release, err := received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if again, err := received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request); status.Code(err) != codes.ResourceExhausted {
-		t.Errorf("a second one: %v", err)
-	} else {
-		again()
-	}
-	release()
-	release()
-	if release, err = received(in.begin(ctx, &from, grpc.MethodInfo{}, time.Minute), request); err != nil {
-		t.Errorf("when the first is done: %v", err)
-	}
-	release()
-	if in.taken != 0 {
-		t.Errorf("%d bytes stay counted", in.taken)
-	}
-	<-in.begin(ctx, &from, grpc.MethodInfo{}, time.Millisecond).Done() // a request that does not come
+	r.nothingCounted(t)
 }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,6 +83,7 @@ type Server struct {
 	sup      *supervisor.Supervisor
 	pki      *pki.Server
 	gate     *gate
+	intake   *intake
 	audit    *Audit
 	metrics  *metrics.Metrics
 	settings atomic.Pointer[Settings]
@@ -99,19 +99,23 @@ type Server struct {
 func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
 	s.Configure(opt.Settings)
-	in := &intake{limit: func() int64 { return s.settings.Load().RequestMemory }, open: map[*sender]struct{}{}}
-	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections }, in)
+	s.intake = newIntake(func() int64 { return s.settings.Load().RequestMemory })
+	s.intake.collector.rest = time.AfterFunc(restTime, giveBack)
+	s.intake.collector.rest.Stop()
+	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
 	s.methods = map[string]grpc.MethodInfo{}
-	limits := &limiter{settings: s.settings.Load, intake: in, methods: s.methods, clients: map[string]*clientLimit{}}
+	limits := &limiter{settings: s.settings.Load, intake: s.intake, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
 	s.activity.rest = time.AfterFunc(restTime, func() {
 		if s.activity.idle() >= restTime {
-			debug.FreeOSMemory() // Go gives back slowly what a burst of calls took, and never all of it
+			giveBack() // Go does that slowly after a burst of calls, and never with all of it
 		}
 	})
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, in), pki: opt.PKI, gate: s.gate}),
+		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ReadBufferSize(0), // each connection has its own
+		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake), pki: opt.PKI, gate: s.gate}),
 		grpc.InTapHandle(limits.tap),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
@@ -125,13 +129,14 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 	)
-	s.grpc.RegisterService(jobServiceDesc(), &jobService{sup: sup, srv: s})
-	api.RegisterRuntimeServiceServer(s.grpc, &runtimeService{sup: sup, log: log})
-	api.RegisterMonitoringServiceServer(s.grpc, &monitoringService{sup: sup})
-	api.RegisterNetworkServiceServer(s.grpc, &networkService{})
-	api.RegisterVolumeServiceServer(s.grpc, &volumeService{})
-	healthgrpc.RegisterHealthServer(s.grpc, s.health)
-	reflection.Register(s.grpc)
+	services := registrar{s.grpc}
+	services.RegisterService(jobServiceDesc(), &jobService{sup: sup, srv: s})
+	api.RegisterRuntimeServiceServer(services, &runtimeService{sup: sup, log: log})
+	api.RegisterMonitoringServiceServer(services, &monitoringService{sup: sup})
+	api.RegisterNetworkServiceServer(services, &networkService{})
+	api.RegisterVolumeServiceServer(services, &volumeService{})
+	healthgrpc.RegisterHealthServer(services, s.health)
+	reflection.Register(services)
 	for service, info := range s.grpc.GetServiceInfo() {
 		for _, m := range info.Methods {
 			s.methods["/"+service+"/"+m.Name] = m
@@ -166,6 +171,7 @@ func (s *Server) Configure(set Settings) { s.settings.Store(&set) }
 func (s *Server) Shutdown() {
 	s.health.Shutdown()
 	s.activity.rest.Stop()
+	s.intake.collector.rest.Stop()
 	s.stop(errStopping)
 	cut := time.AfterFunc(shutdownTime, s.grpc.Stop)
 	defer cut.Stop()

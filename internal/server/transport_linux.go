@@ -9,6 +9,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -73,13 +75,14 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		linger(known.Conn)
 		return nil, nil, err
 	}
-	return conn, certInfo{
+	from := newSender(conn, t.intake)
+	return from, certInfo{
 		TLSInfo: credentials.TLSInfo{
 			State:          conn.ConnectionState(),
 			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
 		},
 		cert: cert,
-		conn: &known.sender,
+		conn: from,
 	}, nil
 }
 
@@ -98,38 +101,32 @@ func (t transport) Clone() credentials.TransportCredentials { return t }
 
 // gate counts the connections of remote clients and lets in no more than it may.
 type gate struct {
-	log    *slog.Logger
-	max    func() int
-	intake *intake
+	log *slog.Logger
+	max func() int
 
 	mu      sync.Mutex // protects what follows
 	conns   map[*gateConn]struct{}
-	unknown map[string]int // by host: those that have no certificate yet
-	total   int            // sum of unknown
-	clients map[string]int // by name
-	told    time.Time      // when the log told of a refusal
-	untold  int            // refusals since
+	entered int64                        // connections so far
+	unknown map[netip.Prefix][]*gateConn // by host, oldest first: those that have no certificate yet
+	total   int                          // how many these are
+	clients map[string]int               // by name
+	told    time.Time                    // when the log told of a refusal
+	untold  int                          // refusals since
 }
 
-func newGate(log *slog.Logger, max func() int, in *intake) *gate {
-	return &gate{log: log, max: max, intake: in, conns: map[*gateConn]struct{}{}, unknown: map[string]int{}, clients: map[string]int{}}
+func newGate(log *slog.Logger, max func() int) *gate {
+	return &gate{log: log, max: max, conns: map[*gateConn]struct{}{}, unknown: map[netip.Prefix][]*gateConn{}, clients: map[string]int{}}
 }
 
 // gateConn is a connection that is counted until it is closed.
 type gateConn struct {
 	net.Conn
 	gate   *gate
-	host   string
+	host   netip.Prefix
+	number int64             // of all that entered
 	client string            // empty: not known yet
 	cert   *x509.Certificate // of the client
 	once   sync.Once
-	sender
-}
-
-func (c *gateConn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.took(n)
-	return n, err
 }
 
 func (c *gateConn) Close() error {
@@ -158,26 +155,76 @@ func (l gateListener) Accept() (net.Conn, error) {
 	}
 }
 
+// enter counts a connection. If there are too many that have shown no certificate
+// yet, one of them has to go: a client that means well has shown his after some
+// milliseconds.
 func (g *gate) enter(conn net.Conn) (*gateConn, error) {
-	host, _, err := net.SplitHostPort(conn.RemoteAddr().String())
-	if err != nil {
-		host = conn.RemoteAddr().String()
+	c := &gateConn{Conn: conn, gate: g, host: hostOf(conn.RemoteAddr())}
+	gone, why, err := g.add(c)
+	if gone != nil {
+		_ = gone.Close()
+		g.refused(gone.RemoteAddr(), why)
 	}
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// add returns the connection that has to go, and why.
+func (g *gate) add(c *gateConn) (gone *gateConn, why, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch {
-	case len(g.conns) >= g.max():
-		return nil, fmt.Errorf("there are %d connections: see max-connections", len(g.conns))
+	switch own := g.unknown[c.host]; {
+	case len(own) >= maxUnknownPerHost:
+		gone, why = own[0], fmt.Errorf("%d connections from there have not shown a certificate yet", len(own))
 	case g.total >= maxUnknown:
-		return nil, fmt.Errorf("%d connections have not shown a certificate yet", g.total)
-	case g.unknown[host] >= maxUnknownPerHost:
-		return nil, fmt.Errorf("%d connections from there have not shown a certificate yet", g.unknown[host])
+		gone, why = g.crowd(), fmt.Errorf("%d connections have not shown a certificate yet, and most of them are from there", g.total)
+	case len(g.conns) >= g.max():
+		why = fmt.Errorf("there are %d connections: see max-connections", len(g.conns))
+		if gone = g.crowd(); gone == nil {
+			return nil, nil, why
+		}
 	}
-	c := &gateConn{Conn: conn, gate: g, host: host, sender: newSender(g.intake)}
+	if gone != nil {
+		g.remove(gone)
+	}
+	g.entered++
+	c.number = g.entered
 	g.conns[c] = struct{}{}
-	g.unknown[host]++
+	g.unknown[c.host] = append(g.unknown[c.host], c)
 	g.total++
-	return c, nil
+	return gone, why, nil
+}
+
+// crowd returns the oldest unknown connection of the host that has most of them; nil
+// if there is none. gate.mu is held.
+func (g *gate) crowd() (oldest *gateConn) {
+	most := 0
+	for _, conns := range g.unknown {
+		if n := len(conns); n > most || n == most && conns[0].number < oldest.number {
+			most, oldest = n, conns[0]
+		}
+	}
+	return oldest
+}
+
+// hostOf returns whose address it is: one who has an IPv6 address has the whole /64.
+func hostOf(a net.Addr) netip.Prefix {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	host, err := ip.WithZone("").Prefix(bits)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return host
 }
 
 // admit notes whose connection it is.
@@ -200,7 +247,9 @@ func (g *gate) admit(c *gateConn, cert *x509.Certificate) error {
 // known ends a connection's time as an unknown one. gate.mu is held.
 func (g *gate) known(c *gateConn) {
 	g.total--
-	if g.unknown[c.host]--; g.unknown[c.host] == 0 {
+	own := g.unknown[c.host]
+	i := slices.Index(own, c)
+	if g.unknown[c.host] = slices.Delete(own, i, i+1); len(own) == 1 {
 		delete(g.unknown, c.host)
 	}
 }
@@ -208,6 +257,14 @@ func (g *gate) known(c *gateConn) {
 func (g *gate) leave(c *gateConn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.remove(c)
+}
+
+// remove takes a connection out of all that are counted. gate.mu is held.
+func (g *gate) remove(c *gateConn) {
+	if _, there := g.conns[c]; !there {
+		return
+	}
 	delete(g.conns, c)
 	if c.client == "" {
 		g.known(c)

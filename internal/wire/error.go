@@ -5,10 +5,13 @@ import (
 	"errors"
 	"strings"
 	"syscall"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
 )
@@ -91,7 +94,7 @@ func ErrorToStatus(err error) (_ error, forLog bool) {
 		return statusOf(joblet.FailedPrecondition, err), true
 	}
 	if s, ok := status.FromError(err); ok { // gRPC's own: a broken stream
-		return s.Err(), false
+		return bounded(s.Proto()), false
 	}
 	return statusOf(joblet.Internal, ErrInternal), true
 }
@@ -101,11 +104,67 @@ func statusOf(kind joblet.Kind, err error) error {
 	if int(kind) < len(codeOf) {
 		code = codeOf[kind]
 	}
-	s := status.New(code, text(err.Error()))
+	s := status.New(code, short(text(err.Error())))
 	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Domain: domain, Reason: reason(kind)}); err == nil {
 		s = detailed
 	}
 	return s.Err()
+}
+
+// A status travels in headers, of which many clients take 8 KiB: its text once with
+// escapes, and once more beside the details in base64.
+const (
+	maxText    = 3 << 10 // with its escapes
+	maxDetails = 1 << 10
+)
+
+// bounded returns a status that is not ours as an error that a client can take.
+func bounded(s *spb.Status) error {
+	s.Message = short(text(s.GetMessage()))
+	size := 0
+	for _, d := range s.GetDetails() {
+		size += proto.Size(d)
+	}
+	if size > maxDetails {
+		s.Details = nil
+	}
+	return status.ErrorProto(s)
+}
+
+// short returns s without its middle if it is too long for a header.
+func short(s string) string {
+	const gap = "…"
+	if len(s) <= maxText/3 || escaped(s) <= maxText {
+		return s
+	}
+	half := (maxText - escaped(gap)) / 2
+	head, tail := 0, len(s)
+	for left := half; ; {
+		_, n := utf8.DecodeRuneInString(s[head:])
+		if left -= escaped(s[head : head+n]); left < 0 {
+			break
+		}
+		head += n
+	}
+	for left := half; ; {
+		_, n := utf8.DecodeLastRuneInString(s[:tail])
+		if left -= escaped(s[tail-n : tail]); left < 0 {
+			break
+		}
+		tail -= n
+	}
+	return s[:head] + gap + s[tail:]
+}
+
+// escaped is how long s is in the header grpc-message.
+func escaped(s string) int {
+	n := len(s)
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' || s[i] == '%' {
+			n += 2
+		}
+	}
+	return n
 }
 
 // ErrorFromStatus is the other way: it returns a *joblet.Error of the kind that

@@ -2,17 +2,21 @@ package wire
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"strings"
 	"syscall"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	spb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/joblet/joblet"
@@ -111,5 +115,43 @@ func TestForeignErrors(t *testing.T) {
 	}
 	if err := ErrorFromStatus(io.EOF); err != io.EOF {
 		t.Errorf("not gRPC's: got %v", err)
+	}
+}
+
+// TestLongErrors: what names a request of any size still fits into the headers that
+// clients take, 8 KiB of them.
+func TestLongErrors(t *testing.T) {
+	t.Parallel()
+	padded, err := status.New(codes.Unknown, strings.Repeat("y", 50<<10)).WithDetails(&errdetails.ErrorInfo{Reason: strings.Repeat("x", 50<<10)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{
+		"ASCII":     joblet.Errorf(joblet.CommandNotFound, "begin %s end", strings.Repeat("x", 100<<10)),
+		"runes":     joblet.Errorf(joblet.CommandNotFound, "begin %s end", strings.Repeat("日本€ä", 20<<10)),
+		"escapes":   joblet.Errorf(joblet.CommandNotFound, "begin %s end", strings.Repeat("%\n", 50<<10)),
+		"not UTF-8": joblet.Errorf(joblet.CommandNotFound, "begin %s end", strings.Repeat("\xffx", 50<<10)),
+		"gRPC's":    padded.Err(),
+	} {
+		sent, _ := ErrorToStatus(err)
+		s := status.Convert(sent)
+		details, err := proto.Marshal(s.Proto())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(url.PathEscape(s.Message())) + base64.StdEncoding.EncodedLen(len(details)); n > 7<<10+512 || n < 2<<10 {
+			t.Errorf("%s: %d bytes of headers", name, n)
+		}
+		if m := s.Message(); !utf8.ValidString(m) || strings.Count(m, "…") != 1 || name != "gRPC's" && (!strings.HasPrefix(m, "begin ") || !strings.HasSuffix(m, " end")) {
+			t.Errorf("%s: got %.40q…%q", name, m, m[len(m)-40:])
+		}
+		if name != "gRPC's" && joblet.KindOf(ErrorFromStatus(sent)) != joblet.CommandNotFound {
+			t.Errorf("%s: got %v", name, joblet.KindOf(ErrorFromStatus(sent)))
+		}
+	}
+	for _, s := range []string{"", "short", strings.Repeat("x", maxText), strings.Repeat("ä", maxText/6)} {
+		if short(s) != s {
+			t.Errorf("%.20q, %d bytes, was cut", s, len(s))
+		}
 	}
 }
