@@ -444,17 +444,33 @@ func (s *Supervisor) Measured(ctx context.Context, ref string) (joblet.Job, erro
 	return job, nil
 }
 
-// listBatch is how many jobs are read at a time when only some of them are wanted.
-const listBatch = 500
+// What is read of a list at a time: so many jobs, or their first bytes.
+const (
+	listBatch = 500
+	listBytes = 4 << 20
+)
 
-// Jobs lists jobs, newest first. With a filter by state, those that have not
-// ended as far as the database knows are looked at as well: it may be a moment
-// behind.
-func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
+// Jobs returns what EachJob passes on.
+func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) (all []joblet.Job, err error) {
+	err = s.EachJob(ctx, f, func(job joblet.Job) error {
+		all = append(all, job)
+		return nil
+	})
+	return all, err
+}
+
+// EachJob calls fn on the jobs that pass the filter, newest first, until it fails.
+// It holds only some of them at a time, however large they are. With a filter by
+// state, those that have not ended as far as the database knows are looked at as
+// well: it may be a moment behind.
+func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, fn func(joblet.Job) error) error {
+	if f.Limit < 0 {
+		return joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
+	}
 	if f.Parent != "" {
 		parent, err := s.Job(ctx, f.Parent)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if f.Parent = parent.ID; parent.Parent != "" { // a run has its parent's name
 			f.Parent = parent.Parent
@@ -463,35 +479,38 @@ func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, e
 	if f.Before != "" {
 		before, err := s.Job(ctx, f.Before)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		f.Before = before.ID
 	}
-	wanted, limit := f.States, f.Limit
+	wanted, left := f.States, f.Limit
 	if len(wanted) > 0 {
 		f.States = slices.DeleteFunc(joblet.States(), func(st joblet.State) bool { return st.Final() && !slices.Contains(wanted, st) })
-		if limit > 0 {
-			f.Limit = max(limit, listBatch)
-		}
 	}
-	var all []joblet.Job
-	for {
-		jobs, err := s.store.List(ctx, f)
+	for from := int64(0); ; {
+		f.Limit = listBatch
+		if left > 0 && len(wanted) == 0 {
+			f.Limit = min(left, listBatch)
+		}
+		jobs, next, err := s.store.ListFrom(ctx, f, from, listBytes)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, job := range jobs {
 			if job = s.current(ctx, job); len(wanted) > 0 && !slices.Contains(wanted, job.State) {
 				continue
 			}
-			if all = append(all, job); len(all) == limit {
-				return all, nil
+			if err := fn(job); err != nil {
+				return err
+			}
+			if left--; left == 0 {
+				return nil
 			}
 		}
-		if limit == 0 || len(jobs) < f.Limit {
-			return all, nil
+		if next == 0 {
+			return nil
 		}
-		f.Before = jobs[len(jobs)-1].ID
+		from = next
 	}
 }
 
