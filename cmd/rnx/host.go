@@ -73,7 +73,7 @@ func (a *app) warnOfKey(path string) {
 	}
 	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
 		a.warned = true
-		a.note("others may read %s, which holds your key: chmod go= it", path)
+		a.note("others may read %s, which holds your key: chmod go-rwx", path)
 	}
 }
 
