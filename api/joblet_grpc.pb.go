@@ -70,6 +70,8 @@ type JobServiceClient interface {
 	// streams as one; FollowJob keeps them apart.
 	GetJobLogs(ctx context.Context, in *GetJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
 	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
+	// When they take more than 16 MiB, those of more than 1,677 bytes come without
+	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
 	ListJobs(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*Jobs, error)
 	StreamJobMetrics(ctx context.Context, in *StreamJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	GetJobMetrics(ctx context.Context, in *GetJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
@@ -501,6 +503,8 @@ type JobServiceServer interface {
 	// streams as one; FollowJob keeps them apart.
 	GetJobLogs(*GetJobLogsRequest, grpc.ServerStreamingServer[DataChunk]) error
 	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
+	// When they take more than 16 MiB, those of more than 1,677 bytes come without
+	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
 	ListJobs(context.Context, *EmptyRequest) (*Jobs, error)
 	StreamJobMetrics(*StreamJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	GetJobMetrics(*GetJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error

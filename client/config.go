@@ -53,7 +53,7 @@ type Node struct {
 	Cert       string `yaml:"cert,omitempty"`
 	Key        string `yaml:"key,omitempty"`
 
-	dir string // of the configuration
+	config string // the file
 }
 
 // DefaultNode is the node that is used if none is named.
@@ -109,7 +109,7 @@ func readConfig(path string) (Config, error) {
 		return Config{}, err
 	}
 	for name, n := range c.Nodes {
-		n.dir = filepath.Dir(c.Path)
+		n.config = c.Path
 		c.Nodes[name] = n
 	}
 	return c, nil
@@ -208,17 +208,36 @@ func (n Node) pem(key, value string) ([]byte, error) {
 	switch {
 	case value == "":
 		return nil, joblet.Errorf(joblet.InvalidArgument, "node at %s: has no %s: get a bundle (joblet pki issue) and import it with rnx login", n.Address, key)
-	case strings.Contains(value, "-----BEGIN"):
+	case inline(value):
 		return []byte(value), nil
-	case !filepath.IsAbs(value):
-		value = filepath.Join(n.dir, value)
 	}
-	f, err := os.Open(value)
+	f, err := os.Open(n.path(value))
 	if err != nil {
 		return nil, fmt.Errorf("node at %s: %s: %w", n.Address, key, err)
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, maxConfig))
+}
+
+func inline(value string) bool { return strings.Contains(value, "-----BEGIN") }
+
+func (n Node) path(value string) string {
+	if filepath.IsAbs(value) || n.config == "" {
+		return value
+	}
+	return filepath.Join(filepath.Dir(n.config), value)
+}
+
+// KeyFile returns the path of the file that holds our key: one of its own, or that
+// of the configuration. Empty: none does.
+func (n Node) KeyFile() string {
+	switch {
+	case n.Key == "" || n.local():
+		return ""
+	case inline(n.Key):
+		return n.config
+	}
+	return n.path(n.Key)
 }
 
 // Identity returns by which name and role the node's daemon knows us, and until

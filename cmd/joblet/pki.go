@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -31,6 +32,7 @@ type pkiOptions struct {
 	ca      bool
 	retire  bool
 	server  bool
+	force   bool
 	json    bool
 }
 
@@ -47,7 +49,13 @@ func (o *pkiOptions) find() error {
 	return err
 }
 
-func (o *pkiOptions) valid() time.Duration { return time.Duration(o.days) * 24 * time.Hour }
+func (o *pkiOptions) valid() (time.Duration, error) {
+	const day = 24 * time.Hour
+	if most := int(pki.MaxValid / day); o.days < 1 || o.days > most {
+		return 0, fmt.Errorf("--days=%d: must be between 1 and %d", o.days, most)
+	}
+	return time.Duration(o.days) * day, nil
+}
 
 func newPKICommand() *cobra.Command {
 	opt := &pkiOptions{}
@@ -91,8 +99,8 @@ whose bundle it writes: an rnx-config.yml that rnx login imports.
 The authority's key is only needed to sign. Keep it elsewhere with --ca-dir.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return opt.issue(cmd.OutOrStdout(), func() (pki.Bundle, error) {
-				return opt.at().Init(opt.names, opt.admin, opt.valid())
+			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
+				return opt.at().Init(opt.names, opt.admin, valid)
 			})
 		},
 	}
@@ -118,8 +126,8 @@ with the rights of those before it:
   admin       removes them`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return opt.issue(cmd.OutOrStdout(), func() (pki.Bundle, error) {
-				return opt.at().Issue(args[0], opt.role, opt.valid())
+			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
+				return opt.at().Issue(args[0], opt.role, valid)
 			})
 		},
 	}
@@ -129,8 +137,12 @@ with the rights of those before it:
 }
 
 // issue makes a certificate and writes its bundle, for which the place must be
-// there first.
-func (o *pkiOptions) issue(stdout io.Writer, make func() (pki.Bundle, error)) (err error) {
+// there first, and nobody else's to read.
+func (o *pkiOptions) issue(stdout io.Writer, make func(valid time.Duration) (pki.Bundle, error)) (err error) {
+	valid, err := o.valid()
+	if err != nil {
+		return err
+	}
 	address, err := o.addressOf()
 	if err != nil {
 		return err
@@ -147,8 +159,10 @@ func (o *pkiOptions) issue(stdout io.Writer, make func() (pki.Bundle, error)) (e
 			}
 		}()
 		out = f
+	} else if err := private(stdout); err != nil {
+		return err
 	}
-	b, err := make()
+	b, err := make(valid)
 	if err != nil {
 		return err
 	}
@@ -167,6 +181,23 @@ func (o *pkiOptions) issue(stdout io.Writer, make func() (pki.Bundle, error)) (e
 		_, err = fmt.Fprintf(stdout, "%s: %s, %s until %s\n", o.out, c.Name, c.Role, c.NotAfter.UTC().Format(time.DateOnly))
 	}
 	return err
+}
+
+// private takes the right to read a file to which out goes from all but its owner:
+// a shell has made it for everybody.
+func private(out io.Writer) error {
+	f, ok := out.(*os.File)
+	if !ok {
+		return nil
+	}
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	if err := f.Chmod(0o600); err != nil {
+		return fmt.Errorf("the bundle holds a key, but others may read the file that it goes to: %w", err)
+	}
+	return nil
 }
 
 func (o *pkiOptions) addressOf() (string, error) {
@@ -265,7 +296,7 @@ With --server: make a new key and certificate for the daemon.
 With --ca: make a new authority, which signs from now on, and a new certificate
 for the daemon. Clients go on with what they have, and get the new authority with
 their next certificate. When all have it, end the trust in the old one with
---retire-ca.`,
+--retire-ca, which says whom it cuts off. If --ca breaks off, give it again.`,
 		Example: `  joblet pki rotate alice --days=90 > alice.yml
   joblet pki rotate --server --name=node1.example.org`,
 		Args: cobra.MaximumNArgs(1),
@@ -274,7 +305,7 @@ their next certificate. When all have it, end the trust in the old one with
 				return errors.New("name one thing to rotate: a client, --server, --ca or --retire-ca")
 			}
 			if len(args) == 1 {
-				return opt.issue(cmd.OutOrStdout(), func() (pki.Bundle, error) { return opt.at().Rotate(args[0], opt.valid()) })
+				return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) { return opt.at().Rotate(args[0], valid) })
 			}
 			return opt.rotate(cmd.OutOrStdout())
 		},
@@ -285,6 +316,7 @@ their next certificate. When all have it, end the trust in the old one with
 	f.StringArrayVar(&opt.names, "name", nil, "with --server: host name or address of the daemon, instead of those that it had; may be given again")
 	f.BoolVar(&opt.ca, "ca", false, "the authority")
 	f.BoolVar(&opt.retire, "retire-ca", false, "forget all authorities but the newest, and with them what they have signed")
+	f.BoolVar(&opt.force, "force", false, "with --retire-ca: even if no admin is left")
 	return cmd
 }
 
@@ -299,15 +331,15 @@ func count(all ...bool) (n int) {
 
 func (o *pkiOptions) rotate(out io.Writer) error {
 	if o.retire {
-		n, err := o.at().RetireCA()
-		if err == nil {
-			_, err = fmt.Fprintf(out, "%d old authorities are not trusted any more\n", n)
-		}
+		return o.retireCA(out)
+	}
+	valid, err := o.valid()
+	if err != nil {
 		return err
 	}
-	renew := func() (pki.Certificate, error) { return o.at().RotateServer(o.names, o.valid()) }
+	renew := func() (pki.Certificate, error) { return o.at().RotateServer(o.names, valid) }
 	if o.ca {
-		renew = func() (pki.Certificate, error) { return o.at().RotateCA(o.valid()) }
+		renew = func() (pki.Certificate, error) { return o.at().RotateCA(valid) }
 	}
 	c, err := renew()
 	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, pki.ErrNotFound) {
@@ -317,4 +349,25 @@ func (o *pkiOptions) rotate(out io.Writer) error {
 		_, err = fmt.Fprintf(out, "the daemon's certificate is valid until %s\n", c.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return err
+}
+
+func (o *pkiOptions) retireCA(out io.Writer) error {
+	r, err := o.at().RetireCA(o.force)
+	if errors.Is(err, pki.ErrLastAdmin) {
+		return fmt.Errorf("%w: give one a new certificate first (joblet pki rotate NAME), or add --force. Cut off would be: %s", err, clients(r.Cut))
+	} else if err != nil {
+		return err
+	}
+	if _, err = fmt.Fprintf(out, "%d old authorities are not trusted any more\n", r.Authorities); err == nil && len(r.Cut) > 0 {
+		_, err = fmt.Fprintf(out, "cut off, until joblet pki rotate NAME: %s\n", clients(r.Cut))
+	}
+	return err
+}
+
+func clients(all []pki.Certificate) string {
+	var names []string
+	for _, c := range all {
+		names = append(names, fmt.Sprintf("%s (%s)", c.Name, c.Role))
+	}
+	return strings.Join(names, ", ")
 }

@@ -71,7 +71,10 @@ func TestPKI(t *testing.T) {
 	fail("exists already", "issue", "alice")
 	fail("file exists", "rotate", "alice", "--out="+admin)
 	fail("must be one of", "issue", "bob", "--role=god")
-	fail("between an hour and 3650 days", "issue", "bob", "--days=0")
+	for _, days := range []string{"0", "-1", "3651", "213505"} { // the last is a day too much for 64 bits of nanoseconds
+		fail("must be between 1 and 3650", "issue", "bob", "--days="+days)
+	}
+	fail("must be between 1 and 3650", "rotate", "--ca", "--days=213505")
 	fail("address", "issue", "bob", "--address=a b")
 	fail("one thing", "rotate")
 	fail("one thing", "rotate", "alice", "--server")
@@ -81,17 +84,56 @@ func TestPKI(t *testing.T) {
 	}
 	run("rotate", "--ca")
 	run("rotate", "--server")
-	if out := run("rotate", "--retire-ca"); !strings.HasPrefix(out, "1 old") {
+	fail("no admin would be left", "rotate", "--retire-ca")
+	fail("admin (admin), alice (reader)", "rotate", "--retire-ca")
+	run("rotate", "admin")
+	if out := run("rotate", "--retire-ca"); !strings.HasPrefix(out, "1 old") || !strings.HasSuffix(out, ": alice (reader)\n") {
+		t.Errorf("got %s", out)
+	}
+	if out := run("list"); strings.Count(out, "untrusted") != 1 {
 		t.Errorf("got %s", out)
 	}
 	if out := run("revoke", "alice"); strings.Count(out, "revoked") != 1 {
 		t.Errorf("got %s", out)
 	}
 	fail("not found", "revoke", "bob")
-	if out := run("list"); strings.Count(out, "revoked") != 2 || strings.Count(out, "valid") != 2 {
+	if out := run("list"); strings.Count(out, "revoked") != 3 || strings.Count(out, "valid") != 2 {
 		t.Errorf("got %s", out)
 	}
 	if out := run("list", "--json"); strings.Count(out, `"state":"valid"`) != 2 {
 		t.Errorf("got %s", out)
+	}
+	run("rotate", "--ca")
+	if out := run("rotate", "--retire-ca", "--force"); !strings.HasSuffix(out, ": admin (admin)\n") {
+		t.Errorf("got %s", out)
+	}
+}
+
+// TestPKIBundlePrivate: the shell makes "> alice.yml" for everybody to read.
+func TestPKIBundlePrivate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	at := "--dir=" + filepath.Join(dir, "pki")
+	if _, err := cli(t, "pki", "init", at); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"issue", "alice"}, {"rotate", "alice"}} {
+		f, err := os.Create(filepath.Join(dir, args[0]+".yml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := f.Chmod(0o644); err != nil {
+			t.Fatal(err)
+		}
+		cmd := newCommand()
+		cmd.SetArgs(append([]string{"pki", at}, args...))
+		cmd.SetOut(f)
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if st, err := f.Stat(); err != nil || st.Mode() != 0o600 || st.Size() == 0 {
+			t.Errorf("%q: %v %v", args, st.Mode(), err)
+		}
 	}
 }

@@ -59,10 +59,22 @@ func (a *app) target() (target, error) {
 	if err != nil {
 		return target{}, err
 	}
+	a.warnOfKey(n.KeyFile())
 	if host != "" { // with that node's certificates
 		n.Address = strings.TrimPrefix(host, "tcp://")
 	}
 	return target{Node: n}, nil
+}
+
+// warnOfKey says, once, that others may read a file that holds our key.
+func (a *app) warnOfKey(path string) {
+	if path == "" || a.warned || isWindows { // where these bits say nothing
+		return
+	}
+	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
+		a.warned = true
+		a.note("others may read %s, which holds your key: chmod go-rwx", path)
+	}
 }
 
 func (a *app) here() target {

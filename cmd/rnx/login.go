@@ -93,6 +93,9 @@ func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
 				return joblet.Errorf(joblet.Unavailable, "%s (import it all the same with --no-check)", answer.Status)
 			}
 		}
+		if n.Key != "" && file != "-" {
+			a.warnOfKey(file)
+		}
 		nodes[name] = n
 		notes = append(notes, fmt.Sprintf("node %s at %s: you are %s there, %s until %s", name, n.Address, who, role, until.Local().Format(time.DateOnly)))
 	}

@@ -38,6 +38,7 @@ type app struct {
 	node   string // --node
 	config string // --config
 	json   bool
+	warned bool // that others may read our key
 
 	in          io.Reader
 	out, errOut io.Writer

@@ -57,6 +57,9 @@ func (a *app) nodes(ctx context.Context) error {
 		return err
 	}
 	names := conf.Names()
+	for _, name := range names {
+		a.warnOfKey(conf.Nodes[name].KeyFile())
+	}
 	chosen, _ := conf.Node(a.node)
 	all := make([]nodeJSON, len(names))
 	slots := make(chan struct{}, nodesAt)

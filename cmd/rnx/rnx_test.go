@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"syscall"
@@ -507,4 +509,48 @@ func FuzzPrintable(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestWarnOfKey: others should not read a file that holds our key.
+func TestWarnOfKey(t *testing.T) {
+	t.Parallel()
+	if isWindows {
+		t.Skip("has no such bits")
+	}
+	const inside = "-----BEGIN PRIVATE KEY-----"
+	for _, tt := range []struct {
+		key          string
+		config, file os.FileMode
+		want         string // the file that is named
+	}{
+		{inside, 0o600, 0o600, ""},
+		{inside, 0o644, 0o600, "rnx-config.yml"},
+		{"my.key", 0o644, 0o600, ""},
+		{"my.key", 0o600, 0o640, "my.key"},
+		{"none.key", 0o644, 0o644, ""},
+		{"", 0o644, 0o644, ""},
+	} {
+		dir := t.TempDir()
+		config := filepath.Join(dir, "rnx-config.yml")
+		for name, mode := range map[string]os.FileMode{"rnx-config.yml": tt.config, "my.key": tt.file} {
+			text := fmt.Sprintf("nodes: {a: {address: x, key: %q}}", tt.key)
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var errOut bytes.Buffer
+		a := &app{errOut: &errOut, config: config, node: "a"}
+		for range 2 {
+			if _, err := a.target(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want := ""
+		if tt.want != "" {
+			want = fmt.Sprintf("rnx: others may read %s, which holds your key: chmod go-rwx\n", filepath.Join(dir, tt.want))
+		}
+		if errOut.String() != want {
+			t.Errorf("%+v: got %q", tt, errOut.String())
+		}
+	}
 }

@@ -10,18 +10,49 @@ import (
 	"syscall"
 )
 
-// files writes files of which either all are left or none that was not there
-// before.
-type files struct{ made []string }
+// files changes files one after the other: after a failure nothing further is
+// changed, and what was not there before can be taken away again.
+type files struct {
+	made []string
+	fail func(step string) error
+}
 
-func newFiles() *files { return &files{} }
+// file is one to be written.
+type file struct {
+	name string
+	text []byte
+}
 
-// write replaces a file by a durable one that only its owner may read. Readers
-// see the old one or the new one.
-func (f *files) write(name string, text []byte) (err error) {
-	if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
-		f.made = append(f.made, name)
+func (d Dir) files() *files { return &files{fail: d.fail} }
+
+// step is where tests break off.
+func (f *files) step(format string, args ...any) error {
+	if f.fail == nil {
+		return nil
 	}
+	return f.fail(fmt.Sprintf(format, args...))
+}
+
+// write replaces files, in this order, by durable ones that only their owner may
+// read. Readers see the old one or the new one.
+func (f *files) write(all ...file) error {
+	for _, one := range all {
+		base := filepath.Base(one.name)
+		if err := f.step("before %s", base); err != nil {
+			return err
+		}
+		if err := f.replace(one.name, one.text); err != nil {
+			return err
+		}
+		if err := f.step("behind %s", base); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *files) replace(name string, text []byte) (err error) {
+	f.making(name)
 	dir := filepath.Dir(name)
 	t, err := os.CreateTemp(dir, "."+filepath.Base(name)+"-*") // 0600
 	if err != nil {
@@ -46,7 +77,29 @@ func (f *files) write(name string, text []byte) (err error) {
 	if err := os.Rename(t.Name(), name); err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
+	return syncDir(dir)
+}
+
+// rename gives a file another name, durably.
+func (f *files) rename(from, to string) error {
+	f.making(to)
+	if err := f.step("before rename"); err != nil {
+		return err
+	}
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(to))
+}
+
+func (f *files) making(name string) {
+	if _, err := os.Lstat(name); errors.Is(err, fs.ErrNotExist) {
+		f.made = append(f.made, name)
+	}
+}
+
+func syncDir(name string) error {
+	d, err := os.Open(name)
 	if err != nil {
 		return err
 	}

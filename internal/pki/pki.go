@@ -43,6 +43,7 @@ const ServerName = "joblet"
 const (
 	caName     = "ca.crt"
 	caKeyName  = "ca.key"
+	newSuffix  = ".new" // of the key of an authority that is being made
 	serverName = "server.pem"
 	indexName  = "index.json"
 	lockName   = "lock"
@@ -67,6 +68,8 @@ const (
 type Dir struct {
 	Path string // what the daemon reads
 	CA   string // the key that signs; empty: "ca" in Path
+
+	fail func(step string) error // for tests
 }
 
 func (d Dir) ca() string {
@@ -78,6 +81,8 @@ func (d Dir) ca() string {
 
 func (d Dir) file(name string) string { return filepath.Join(d.Path, name) }
 
+func (d Dir) key() string { return filepath.Join(d.ca(), caKeyName) }
+
 // Certificate is one that was issued.
 type Certificate struct {
 	Serial    string    `json:"serial"`
@@ -87,18 +92,32 @@ type Certificate struct {
 	NotBefore time.Time `json:"not_before"`
 	NotAfter  time.Time `json:"not_after"`
 	Revoked   time.Time `json:"revoked,omitzero"`
+	Issuer    string    `json:"issuer,omitempty"` // serial number of the authority's certificate
+
+	untrusted bool // its authority was retired
 }
 
-// State says whether the certificate counts at a moment: valid, expired or
-// revoked.
+// State says whether the certificate counts at a moment: valid, expired, revoked,
+// or untrusted, which is one of an authority that was retired.
 func (c Certificate) State(now time.Time) string {
 	switch {
 	case !c.Revoked.IsZero():
 		return "revoked"
 	case now.After(c.NotAfter):
 		return "expired"
+	case c.untrusted:
+		return "untrusted"
 	}
 	return "valid"
+}
+
+// signedBy reports whether one of these authorities, the newest first, has signed
+// the certificate. An older index does not say who has: then it was the newest one
+// of that time.
+func (c Certificate) signedBy(all ...*x509.Certificate) bool {
+	return slices.ContainsFunc(all, func(a *x509.Certificate) bool {
+		return c.Issuer == SerialOf(a) || c.Issuer == "" && !c.NotBefore.Before(a.NotBefore)
+	})
 }
 
 // Bundle is what a client needs, in PEM.
@@ -162,7 +181,11 @@ func (d Dir) Init(names []string, client string, valid time.Duration) (_ Bundle,
 		return Bundle{}, err
 	}
 	defer unlock()
-	for _, name := range []string{d.file(caName), d.file(serverName), filepath.Join(d.ca(), caKeyName)} {
+	taken := []string{d.file(caName), d.key()}
+	if _, err := os.Lstat(d.key() + newSuffix); err != nil { // else an Init that did not end may have left it
+		taken = append(taken, d.file(serverName))
+	}
+	for _, name := range taken {
 		if _, err := os.Lstat(name); err == nil {
 			return Bundle{}, fmt.Errorf("%s %w: see joblet pki rotate", name, ErrExists)
 		} else if !errors.Is(err, fs.ErrNotExist) {
@@ -182,7 +205,7 @@ func (d Dir) Init(names []string, client string, valid time.Duration) (_ Bundle,
 		return Bundle{}, err
 	}
 	b.CA = a.cert
-	files := newFiles()
+	files := d.files()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, files.undo())
@@ -191,13 +214,22 @@ func (d Dir) Init(names []string, client string, valid time.Duration) (_ Bundle,
 	if err := os.MkdirAll(d.ca(), 0o700); err != nil {
 		return Bundle{}, fmt.Errorf("make the authority's directory: %w", err)
 	}
-	index := []Certificate{describe(server.x509, true), b.Certificate}
-	return b, errors.Join(
-		files.write(filepath.Join(d.ca(), caKeyName), slices.Concat(a.key, a.cert)),
-		files.write(d.file(indexName), mustJSON(index)),
-		files.write(d.file(serverName), slices.Concat(server.cert, server.key)),
-		files.write(d.file(caName), a.cert),
-	)
+	for _, dir := range []string{d.Path, d.ca()} { // they may be new
+		if err := syncDir(filepath.Dir(dir)); err != nil {
+			return Bundle{}, err
+		}
+	}
+	// Nothing counts before ca.crt is there: what a crash leaves before that,
+	// another Init writes anew.
+	if err := files.write(
+		file{d.key() + newSuffix, a.text()},
+		file{d.file(indexName), mustJSON([]Certificate{describe(server.x509, a, true), b.Certificate})},
+		file{d.file(serverName), slices.Concat(server.cert, server.key)},
+		file{d.file(caName), a.cert},
+	); err != nil {
+		return Bundle{}, err
+	}
+	return b, files.rename(d.key()+newSuffix, d.key())
 }
 
 // Issue makes a certificate for a client that has none that counts.
@@ -254,7 +286,7 @@ func (d Dir) issue(name, role string, valid time.Duration, instead bool) (Bundle
 	if b.CA, err = readFile(d.file(caName)); err != nil {
 		return Bundle{}, err
 	}
-	return b, newFiles().write(d.file(indexName), mustJSON(append(forget(index, now), b.Certificate)))
+	return b, d.files().write(file{d.file(indexName), mustJSON(append(forget(index, now), b.Certificate))})
 }
 
 // forget drops what expired long ago: it does not count, whatever the index says.
@@ -264,10 +296,30 @@ func forget(index []Certificate, now time.Time) []Certificate {
 
 // List returns all certificates that were issued, the oldest first.
 func (d Dir) List() ([]Certificate, error) {
-	if _, err := os.Stat(d.file(caName)); errors.Is(err, fs.ErrNotExist) {
+	trusted, err := d.trusted()
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("certificates in %s: %w: make them with joblet pki init", d.Path, ErrNotFound)
+	} else if err != nil {
+		return nil, err
 	}
-	return readIndex(d.file(indexName))
+	index, err := readIndex(d.file(indexName))
+	for i := range index {
+		index[i].untrusted = !index[i].signedBy(trusted...)
+	}
+	return index, err
+}
+
+// trusted returns the authorities, the newest first.
+func (d Dir) trusted() ([]*x509.Certificate, error) {
+	text, err := readFile(d.file(caName))
+	if err != nil {
+		return nil, err
+	}
+	all, err := parseCertificates(text)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", d.file(caName), err)
+	}
+	return all, nil
 }
 
 func readIndex(name string) ([]Certificate, error) {
@@ -310,7 +362,7 @@ func (d Dir) Revoke(name string) ([]Certificate, error) {
 	if !known {
 		return nil, fmt.Errorf("client certificate %.80q: %w", name, ErrNotFound)
 	}
-	return revoked, newFiles().write(d.file(indexName), mustJSON(index))
+	return revoked, d.files().write(file{d.file(indexName), mustJSON(index)})
 }
 
 // RotateServer makes a new key and certificate for the server. Without names it
@@ -353,33 +405,32 @@ func (d Dir) newServer(a *authority, names []string, valid time.Duration) (Certi
 	if err != nil {
 		return Certificate{}, err
 	}
-	text := server.cert
-	for _, c := range chain[1:] { // they vouch for a
-		if bytes.Equal(c.RawSubject, a.x509.RawSubject) {
+	text := slices.Concat(server.cert, a.cross)
+	for _, c := range chain[1:] { // they vouch for a, if its key was made before it came with a.cross
+		if a.cross == nil && bytes.Equal(c.RawSubject, a.x509.RawSubject) {
 			text = append(text, encode("CERTIFICATE", c.Raw)...)
 		}
-	}
-	if a.cross != nil {
-		text = append(text, a.cross...)
 	}
 	index, err := d.List()
 	if err != nil {
 		return Certificate{}, err
 	}
-	c := describe(server.x509, true)
+	c := describe(server.x509, a, true)
 	index = slices.DeleteFunc(index, func(old Certificate) bool { return old.Server }) // nobody shows it any more
-	files := newFiles()
-	err = errors.Join(
-		files.write(d.file(indexName), mustJSON(append(forget(index, time.Now()), c))),
-		files.write(d.file(serverName), append(text, server.key...)),
+	return c, d.files().write(
+		file{d.file(indexName), mustJSON(append(forget(index, time.Now()), c))},
+		file{d.file(serverName), append(text, server.key...)},
 	)
-	return c, err
 }
 
 // RotateCA makes a new authority, by which all is signed from now on, and a new
 // certificate for the server. The old authority stays trusted, so that clients go
 // on with what they have: it has signed the new one as well, and the server
 // shows that. RetireCA ends it.
+//
+// Wherever it breaks off, the old authority goes on to sign, and another RotateCA
+// completes what this one began: the new key is on the disk, beside the old one,
+// before anybody trusts it, and takes its place when all else is done.
 func (d Dir) RotateCA(valid time.Duration) (Certificate, error) {
 	unlock, err := d.lock()
 	if err != nil {
@@ -393,60 +444,118 @@ func (d Dir) RotateCA(valid time.Duration) (Certificate, error) {
 	if err != nil {
 		return Certificate{}, err
 	}
-	trusted, err := readFile(d.file(caName))
+	trusted, err := d.trusted()
 	if err != nil {
 		return Certificate{}, err
 	}
-	if all, err := parseCertificates(trusted); err != nil || len(all) > 1 {
-		return Certificate{}, fmt.Errorf("there are %d authorities: retire the old one first", len(all))
-	}
-	a, err := newAuthority()
+	files := d.files()
+	a, err := d.begun(trusted[0])
 	if err != nil {
 		return Certificate{}, err
 	}
-	// The same name and key as a's own certificate, but signed by the old one.
-	template := *a.x509
-	template.SerialNumber, template.AuthorityKeyId, template.SignatureAlgorithm = serial(), nil, 0
-	template.NotAfter = old.x509.NotAfter
-	template.MaxPathLen, template.MaxPathLenZero = 0, true
-	cross, err := x509.CreateCertificate(rand.Reader, &template, old.x509, a.x509.PublicKey, old.signer)
-	if err != nil {
-		return Certificate{}, fmt.Errorf("sign the new authority: %w", err)
+	if a == nil {
+		if err := d.isNewest(old, trusted); err != nil {
+			return Certificate{}, err
+		}
+		if len(trusted) > 1 {
+			return Certificate{}, fmt.Errorf("there are %d authorities: retire the old one first", len(trusted))
+		}
+		if a, err = old.successor(); err != nil {
+			return Certificate{}, err
+		}
+		// Clients of the new one are trusted before there are any.
+		if err := files.write(
+			file{d.key() + newSuffix, a.text()},
+			file{d.file(caName), slices.Concat(a.cert, encode("CERTIFICATE", trusted[0].Raw))},
+		); err != nil {
+			return Certificate{}, err
+		}
 	}
-	a.cross = encode("CERTIFICATE", cross)
-	// Clients of the new one are trusted before there are any.
-	files := newFiles()
-	err = errors.Join(
-		files.write(d.file(caName), append(slices.Clone(a.cert), trusted...)),
-		files.write(filepath.Join(d.ca(), caKeyName), slices.Concat(a.key, a.cert)),
-	)
+	c, err := d.newServer(a, nil, valid)
 	if err != nil {
 		return Certificate{}, err
 	}
-	return d.newServer(a, nil, valid)
+	return c, files.rename(d.key()+newSuffix, d.key())
 }
+
+// begun returns the newest of the trusted authorities if its key has not got its
+// name yet, because what made it did not end; else nil.
+func (d Dir) begun(newest *x509.Certificate) (*authority, error) {
+	a, err := readAuthority(d.key() + newSuffix)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case !a.x509.Equal(newest): // nobody came to trust it
+		return nil, nil
+	}
+	return a, nil
+}
+
+// isNewest returns nil if a is the newest of the trusted authorities, or else what
+// to do about it.
+func (d Dir) isNewest(a *authority, trusted []*x509.Certificate) error {
+	if a.x509.Equal(trusted[0]) {
+		return nil
+	}
+	if next, err := d.begun(trusted[0]); err != nil || next != nil {
+		return errors.Join(errors.New("the authority's rotation has not ended: joblet pki rotate --ca completes it"), err)
+	}
+	return fmt.Errorf("%s is not the key of the newest authority, %s: use that one (--ca-dir); if it is lost, take that certificate, the first, out of %s",
+		d.key(), trusted[0].Subject.CommonName, d.file(caName))
+}
+
+// Retired is what RetireCA has done, or would do.
+type Retired struct {
+	Authorities int           // that are not trusted any more
+	Cut         []Certificate // of clients, which were valid
+}
+
+// ErrLastAdmin says that no admin would be left.
+var ErrLastAdmin = errors.New("no admin would be left")
 
 // RetireCA ends the trust in all authorities but the newest. Certificates that
 // those signed count no more, and clients that know no other do not know the
-// server any more. It returns how many they were.
-func (d Dir) RetireCA() (int, error) {
+// server any more. If that cuts off the last admin, it is only done by force.
+func (d Dir) RetireCA(force bool) (r Retired, err error) {
 	unlock, err := d.lock()
 	if err != nil {
-		return 0, err
+		return r, err
 	}
 	defer unlock()
-	text, err := readFile(d.file(caName))
+	trusted, err := d.trusted()
+	if err != nil || len(trusted) == 1 {
+		return r, err
+	}
+	a, err := d.authority()
 	if err != nil {
-		return 0, err
+		return r, err
 	}
-	all, err := parseCertificates(text)
+	if err := d.isNewest(a, trusted); err != nil { // nobody could sign any more
+		return r, err
+	}
+	index, err := d.List()
 	if err != nil {
-		return 0, fmt.Errorf("read %s: %w", d.file(caName), err)
+		return r, err
 	}
-	if len(all) == 1 {
-		return 0, nil
+	r.Authorities = len(trusted) - 1
+	var lost, left bool
+	for _, c := range index {
+		if c.Server || c.State(time.Now()) != "valid" {
+			continue
+		}
+		if c.signedBy(trusted[0]) {
+			left = left || c.Role == "admin"
+			continue
+		}
+		lost = lost || c.Role == "admin"
+		r.Cut = append(r.Cut, c)
 	}
-	return len(all) - 1, newFiles().write(d.file(caName), encode("CERTIFICATE", all[0].Raw))
+	if lost && !left && !force {
+		return r, ErrLastAdmin
+	}
+	return r, d.files().write(file{d.file(caName), encode("CERTIFICATE", trusted[0].Raw)})
 }
 
 // lock keeps others from changing the directory at the same time.
@@ -475,37 +584,77 @@ type pair struct {
 // authority signs.
 type authority struct {
 	pair
-	cross []byte // its certificate as the authority before it signed it, while it is new
+	cross []byte // its certificate as the authority before it signed it
 }
 
+// authority returns the one that signs.
 func (d Dir) authority() (*authority, error) {
-	name := filepath.Join(d.ca(), caKeyName)
-	text, err := readFile(name)
+	trusted, err := d.trusted()
+	if err != nil {
+		return nil, err
+	}
+	a, err := readAuthority(d.key())
+	if errors.Is(err, fs.ErrNotExist) {
+		// An Init that did not end may have got as far as that.
+		if first, firstErr := d.begun(trusted[0]); first != nil || firstErr != nil {
+			if a, err = first, firstErr; err == nil {
+				err = d.files().rename(d.key()+newSuffix, d.key())
+			}
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the authority's key (--ca-dir says where it is): %w", err)
 	}
-	both, err := tls.X509KeyPair(text, text)
+	if time.Now().After(a.x509.NotAfter) {
+		return nil, fmt.Errorf("the authority expired on %s: make another with joblet pki init and --dir", a.x509.NotAfter.Format(time.DateOnly))
+	}
+	if !slices.ContainsFunc(trusted, a.x509.Equal) {
+		return nil, fmt.Errorf("%s is the key of another authority than the daemon trusts (%s)", d.key(), d.file(caName))
+	}
+	return a, nil
+}
+
+// readAuthority reads what authority.text has written.
+func readAuthority(name string) (*authority, error) {
+	text, err := readFile(name)
+	if err != nil {
+		return nil, err
+	}
+	all, err := tls.X509KeyPair(text, text)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", name, err)
 	}
-	signer, ok := both.PrivateKey.(crypto.Signer)
+	signer, ok := all.PrivateKey.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("read %s: a %T cannot sign", name, both.PrivateKey)
+		return nil, fmt.Errorf("read %s: a %T cannot sign", name, all.PrivateKey)
 	}
-	if time.Now().After(both.Leaf.NotAfter) {
-		return nil, fmt.Errorf("the authority expired on %s: make another with joblet pki init and --dir", both.Leaf.NotAfter.Format(time.DateOnly))
+	a := &authority{pair: pair{x509: all.Leaf, signer: signer}}
+	for _, der := range all.Certificate[1:] {
+		a.cross = append(a.cross, encode("CERTIFICATE", der)...)
 	}
-	if text, err = readFile(d.file(caName)); err != nil {
+	return a, nil
+}
+
+// text is the authority's file. a.key must be known: a is new.
+func (a *authority) text() []byte { return slices.Concat(a.key, a.cert, a.cross) }
+
+// successor makes an authority for which a vouches.
+func (a *authority) successor() (*authority, error) {
+	next, err := newAuthority()
+	if err != nil {
 		return nil, err
 	}
-	trusted, err := parseCertificates(text)
+	// The same name and key as in its own certificate, but signed by a.
+	template := *next.x509
+	template.SerialNumber, template.AuthorityKeyId, template.SignatureAlgorithm = serial(), nil, 0
+	template.NotAfter = a.x509.NotAfter
+	template.MaxPathLen, template.MaxPathLenZero = 0, true
+	cross, err := x509.CreateCertificate(rand.Reader, &template, a.x509, next.x509.PublicKey, a.signer)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", d.file(caName), err)
+		return nil, fmt.Errorf("sign the new authority: %w", err)
 	}
-	if !slices.ContainsFunc(trusted, both.Leaf.Equal) {
-		return nil, fmt.Errorf("%s is the key of another authority than the daemon trusts (%s)", name, d.file(caName))
-	}
-	return &authority{pair: pair{x509: both.Leaf, signer: signer}}, nil
+	next.cross = encode("CERTIFICATE", cross)
+	return next, nil
 }
 
 func newAuthority() (*authority, error) {
@@ -536,7 +685,7 @@ func (a *authority) client(name, role string, valid time.Duration) (Bundle, erro
 	if err != nil {
 		return Bundle{}, err
 	}
-	return Bundle{Cert: p.cert, Key: p.key, Certificate: describe(p.x509, false)}, nil
+	return Bundle{Cert: p.cert, Key: p.key, Certificate: describe(p.x509, a, false)}, nil
 }
 
 // serverTemplate is a server's certificate under its usual names and others.
@@ -626,8 +775,8 @@ func serial() *big.Int {
 // SerialOf returns a certificate's serial number as the index has it.
 func SerialOf(c *x509.Certificate) string { return hex.EncodeToString(c.SerialNumber.Bytes()) }
 
-func describe(c *x509.Certificate, server bool) Certificate {
-	out := Certificate{Serial: SerialOf(c), Name: c.Subject.CommonName, Server: server, NotBefore: c.NotBefore, NotAfter: c.NotAfter}
+func describe(c *x509.Certificate, by *authority, server bool) Certificate {
+	out := Certificate{Serial: SerialOf(c), Name: c.Subject.CommonName, Server: server, NotBefore: c.NotBefore, NotAfter: c.NotAfter, Issuer: SerialOf(by.x509)}
 	if len(c.Subject.OrganizationalUnit) > 0 {
 		out.Role = c.Subject.OrganizationalUnit[0]
 	}

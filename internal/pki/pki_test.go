@@ -199,16 +199,8 @@ func TestIssueRevokeRotate(t *testing.T) {
 	if _, err := d.Issue("alice", "viewer", time.Hour); err != nil { // the name is free again
 		t.Error(err)
 	}
-	all, err := d.List()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var states []string
-	for _, c := range all {
-		states = append(states, c.Name+" "+c.State(time.Now()))
-	}
-	if want := []string{"joblet valid", "root revoked", "alice revoked", "alice revoked", "alice valid"}; !slices.Equal(states, want) {
-		t.Errorf("got %q", states)
+	if got, want := states(t, d), []string{"joblet valid", "root revoked", "alice revoked", "alice revoked", "alice valid"}; !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
 	}
 	for _, bad := range []struct {
 		name, role string
@@ -328,11 +320,20 @@ func TestRotateCA(t *testing.T) {
 	if _, err := d.RotateCA(DefaultValid); err == nil {
 		t.Error("a third authority beside two")
 	}
-	if n, err := d.RetireCA(); n != 1 || err != nil {
-		t.Errorf("%d, %v", n, err)
+	if r, err := d.RetireCA(false); !errors.Is(err, ErrLastAdmin) || len(r.Cut) != 1 || r.Cut[0].Name != "root" {
+		t.Errorf("the last admin: %+v, %v", r, err)
 	}
-	if n, err := d.RetireCA(); n != 0 || err != nil {
-		t.Errorf("again: %d, %v", n, err)
+	if got := states(t, d); !slices.Equal(got, []string{"root valid", "fresh valid", "joblet valid"}) {
+		t.Errorf("got %q", got)
+	}
+	if r, err := d.RetireCA(true); r.Authorities != 1 || len(r.Cut) != 1 || err != nil {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if r, err := d.RetireCA(false); r.Authorities != 0 || err != nil {
+		t.Errorf("again: %+v, %v", r, err)
+	}
+	if got := states(t, d); !slices.Equal(got, []string{"root untrusted", "fresh valid", "joblet valid"}) {
+		t.Errorf("got %q", got)
 	}
 	wait()
 	mustNotShake(t, s, old, "unknown authority")
@@ -343,6 +344,197 @@ func TestRotateCA(t *testing.T) {
 	if _, err := d.Issue("more", "reader", time.Hour); err != nil {
 		t.Error(err)
 	}
+	if b, err := d.Rotate("root", time.Hour); err != nil || b.Certificate.Role != "admin" {
+		t.Errorf("%+v, %v", b.Certificate, err)
+	}
+}
+
+// states lists the certificates with what they count for.
+func states(t *testing.T, d Dir) (all []string) {
+	t.Helper()
+	list, err := d.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		all = append(all, c.Name+" "+c.State(time.Now()))
+	}
+	return all
+}
+
+// TestIndexWithoutIssuer: an older index does not say who has signed.
+func TestIndexWithoutIssuer(t *testing.T) {
+	t.Parallel()
+	d, _ := newDir(t)
+	time.Sleep(1100 * time.Millisecond) // times in certificates are whole seconds
+	if _, err := d.RotateCA(DefaultValid); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Issue("boss", "admin", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	all, err := d.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range all {
+		all[i].Issuer = ""
+	}
+	if err := d.files().write(file{d.file(indexName), mustJSON(all)}); err != nil {
+		t.Fatal(err)
+	}
+	if r, err := d.RetireCA(false); err != nil || len(r.Cut) != 1 || r.Cut[0].Name != "root" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if got := states(t, d); !slices.Equal(got, []string{"root untrusted", "joblet valid", "boss valid"}) {
+		t.Errorf("got %q", got)
+	}
+}
+
+// killed runs change until the step, at which it dies as in a crash: nothing is
+// cleaned up. Without such a step it returns all that there are.
+func killed(d Dir, at string, change func(Dir) error) (steps []string, err error) {
+	died := errors.New("died")
+	defer func() {
+		if p := recover(); p != nil && p != died {
+			panic(p)
+		}
+	}()
+	d.fail = func(step string) error {
+		steps = append(steps, step)
+		if step == at {
+			panic(died)
+		}
+		return nil
+	}
+	return steps, change(d)
+}
+
+func rotateCA(d Dir) error {
+	_, err := d.RotateCA(DefaultValid)
+	return err
+}
+
+// TestRotateCABreaksOff: wherever a rotation fails or dies, all goes on, and
+// another one completes it.
+func TestRotateCABreaksOff(t *testing.T) {
+	t.Parallel()
+	d, _ := newDir(t)
+	steps, err := killed(d, "", rotateCA)
+	if err != nil || len(steps) < 9 {
+		t.Fatalf("%q, %v", steps, err)
+	}
+	for i, step := range steps {
+		for _, way := range []string{"fails", "dies"} {
+			t.Run(step+" "+way, func(t *testing.T) {
+				t.Parallel()
+				d, admin := newDir(t)
+				broken := d
+				broken.fail = func(s string) error {
+					if s == step {
+						return io.ErrShortWrite
+					}
+					return nil
+				}
+				if way == "dies" {
+					_, _ = killed(d, step, rotateCA)
+				} else if err := rotateCA(broken); !errors.Is(err, io.ErrShortWrite) {
+					t.Fatal(err)
+				}
+				s := open(t, d)
+				mustShake(t, s, admin)
+				for _, name := range []string{"a", "b"} { // before and after the server has another certificate
+					b, err := d.Issue(name, "reader", time.Hour)
+					if err != nil {
+						t.Fatal(err)
+					}
+					mustShake(t, s, b)
+					mustShake(t, s, admin)
+					if _, err := d.RotateServer(nil, DefaultValid); err != nil {
+						t.Fatal(err)
+					}
+					wait()
+				}
+				trusted, err := d.trusted()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if r, err := d.RetireCA(true); r.Authorities != 0 || (err != nil) != (len(trusted) == 2) {
+					t.Errorf("step %d: %+v, %v", i, r, err)
+				}
+				if err := rotateCA(d); err != nil {
+					t.Fatal(err)
+				}
+				wait()
+				mustShake(t, s, admin)
+				fresh, err := d.Issue("fresh", "admin", time.Hour)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustShake(t, s, fresh)
+				if r, err := d.RetireCA(false); r.Authorities != 1 || len(r.Cut) != 3 || err != nil {
+					t.Errorf("%+v, %v", r, err)
+				}
+				wait()
+				fresh.CA = encode("CERTIFICATE", c(t, fresh.CA).Raw)
+				mustShake(t, s, fresh)
+				mustNotShake(t, s, admin, "unknown authority")
+				if _, err := os.Lstat(d.key() + newSuffix); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("left: %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestInitDies: another Init, or what it says, completes one that died.
+func TestInitDies(t *testing.T) {
+	t.Parallel()
+	initialize := func(d Dir) error {
+		_, err := d.Init(nil, "root", DefaultValid)
+		return err
+	}
+	steps, err := killed(Dir{Path: filepath.Join(t.TempDir(), "pki")}, "", initialize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range steps {
+		d := Dir{Path: filepath.Join(t.TempDir(), "pki")}
+		_, _ = killed(d, step, initialize)
+		if err := initialize(d); err != nil && !errors.Is(err, ErrExists) {
+			t.Errorf("%s: %v", step, err)
+		}
+		b, err := d.Rotate("root", DefaultValid)
+		if err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+		mustShake(t, open(t, d), b)
+	}
+}
+
+// TestLostKey: an authority whose key is gone does not drive out the one that signs.
+func TestLostKey(t *testing.T) {
+	t.Parallel()
+	d, admin := newDir(t)
+	before, err := os.ReadFile(d.key())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rotateCA(d); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(d.key(), before, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{rotateCA(d), func() error { _, err := d.RetireCA(true); return err }()} {
+		if err == nil || !strings.Contains(err.Error(), "not the key of the newest authority") {
+			t.Errorf("got %v", err)
+		}
+	}
+	if _, err := d.Issue("alice", "reader", time.Hour); err != nil {
+		t.Error(err)
+	}
+	mustShake(t, open(t, d), admin)
 }
 
 // TestBadFiles: a daemon that cannot read its files goes on with what it knew,

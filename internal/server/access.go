@@ -217,19 +217,13 @@ func jobRefIn(m protoreflect.Message, deeper bool) (string, func(string), bool) 
 	return "", nil, false
 }
 
-// shown returns the jobs as the caller may see them in a list: those of others,
-// which he may not read, in outline.
-func (s *Server) shown(ctx context.Context, jobs []joblet.Job) []joblet.Job {
-	c := callerOf(ctx)
-	if mayAll(c, reads) {
-		return jobs
+// shown returns the job as the caller may see it in a list: somebody else's, which
+// he may not read, in outline.
+func (s *Server) shown(ctx context.Context, job joblet.Job) joblet.Job {
+	if c := callerOf(ctx); mayAll(c, reads) || s.may(c, reads, job.Owner) {
+		return job
 	}
-	for i, j := range jobs {
-		if !s.may(c, reads, j.Owner) {
-			jobs[i] = outline(j)
-		}
-	}
-	return jobs
+	return outline(job)
 }
 
 // outline is what everybody sees of a job: whose it is and how it does.

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"path"
 	"slices"
+	"strings"
 	"syscall"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
@@ -17,8 +19,11 @@ import (
 )
 
 const (
-	maxListed = 10_000 // jobs in the one message of ListJobs
-	batchSize = 500    // jobs in one message of QueryJobs
+	maxListed = 10_000   // jobs in the one message of ListJobs
+	maxList   = 16 << 20 // bytes of that message
+
+	batchSize  = 500            // jobs in one message of QueryJobs
+	batchBytes = 4<<20 - 64<<10 // bytes of them, so that clients take the message that do not want larger ones
 )
 
 type jobService struct {
@@ -159,11 +164,61 @@ func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusReques
 }
 
 func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jobs, error) {
-	jobs, err := s.sup.Jobs(ctx, joblet.Filter{Limit: maxListed})
-	if err != nil {
+	var l jobList
+	if err := s.sup.EachJob(ctx, joblet.Filter{Limit: maxListed}, func(job joblet.Job) error {
+		l.add(wire.JobToProto(s.srv.shown(ctx, job)))
+		return nil
+	}); err != nil {
 		return nil, err
 	}
-	return jobsToProto(s.srv.shown(ctx, jobs)), nil
+	return &api.Jobs{Jobs: l.jobs}, nil
+}
+
+// jobList is the one message of ListJobs. When it outgrows maxList, the jobs that
+// take more than their share are shortened; those of other people are not.
+type jobList struct {
+	jobs  []*api.Job
+	size  int
+	short bool
+}
+
+func (l *jobList) add(p *api.Job) {
+	if l.short {
+		p = shorten(p)
+	}
+	l.jobs, l.size = append(l.jobs, p), l.size+proto.Size(p)
+	if l.short || l.size <= maxList {
+		return
+	}
+	l.short, l.size = true, 0
+	for i, p := range l.jobs {
+		l.jobs[i] = shorten(p)
+		l.size += proto.Size(l.jobs[i])
+	}
+}
+
+// shorten returns what of p takes at most its share of maxList: all of it, all but
+// the environment, or the outline.
+func shorten(p *api.Job) *api.Job {
+	const share = maxList / maxListed
+	if proto.Size(p) <= share {
+		return p
+	}
+	p.Environment, p.SecretEnvironment = nil, nil
+	if proto.Size(p) <= share {
+		return p
+	}
+	const maxCommand = 256
+	command := p.Command
+	if len(command) > maxCommand {
+		command = strings.ToValidUTF8(command[:maxCommand], "") + "…"
+	}
+	return &api.Job{
+		Uuid: p.Uuid, Name: p.Name, Command: command, Owner: p.Owner, Status: p.Status, Attempt: p.Attempt, Parent: p.Parent,
+		CreatedTime: p.CreatedTime, ScheduledTime: p.ScheduledTime, StartTime: p.StartTime, EndTime: p.EndTime,
+		ExitCode: p.ExitCode, Exit: p.Exit, Failure: p.Failure, OutOfMemory: p.OutOfMemory,
+		Runtime: p.Runtime, MaxCpu: p.MaxCpu, MaxMemory: p.MaxMemory, MaxIoBps: p.MaxIoBps,
+	}
 }
 
 func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer[api.Jobs]) error {
@@ -181,36 +236,29 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		}
 		*ref = job.ID
 	}
-	for left := f.Limit; ; {
-		f.Limit = batchSize
-		if left > 0 {
-			f.Limit = min(left, batchSize)
+	batch, size := &api.Jobs{}, 0
+	send := func() error {
+		if len(batch.Jobs) == 0 {
+			return nil
 		}
-		jobs, err := s.sup.Jobs(out.Context(), f)
-		if err != nil {
-			return err
-		}
-		if len(jobs) > 0 {
-			if err := out.Send(jobsToProto(s.srv.shown(out.Context(), jobs))); err != nil {
+		err := out.Send(batch)
+		batch, size = &api.Jobs{}, 0
+		return err
+	}
+	if err := s.sup.EachJob(out.Context(), f, func(job joblet.Job) error {
+		p := wire.JobToProto(s.srv.shown(out.Context(), job))
+		n := proto.Size(p)
+		if len(batch.Jobs) == batchSize || size+n > batchBytes {
+			if err := send(); err != nil {
 				return err
 			}
 		}
-		if len(jobs) < f.Limit || left == len(jobs) {
-			return nil
-		}
-		if left > 0 {
-			left -= len(jobs)
-		}
-		f.Before = jobs[len(jobs)-1].ID
+		batch.Jobs, size = append(batch.Jobs, p), size+n
+		return nil
+	}); err != nil {
+		return err
 	}
-}
-
-func jobsToProto(jobs []joblet.Job) *api.Jobs {
-	out := &api.Jobs{Jobs: make([]*api.Job, len(jobs))}
-	for i, j := range jobs {
-		out.Jobs[i] = wire.JobToProto(j)
-	}
-	return out
+	return send()
 }
 
 func (s *jobService) StopJob(ctx context.Context, r *api.StopJobRequest) (*api.StopJobResponse, error) {

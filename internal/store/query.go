@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -20,7 +21,7 @@ const maxSeq = math.MaxInt64 // behind every row
 
 const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
 	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes,
-	limits, usage, out_of_memory, denied, `
+	limits, usage, out_of_memory, denied, seq, `
 
 const (
 	selectJob    = columns + `NULL FROM job `
@@ -257,17 +258,52 @@ func printable(s string, width int) string {
 // creation, and of equal times the later recorded first. An f.Before that is
 // no job's id is of kind NotFound.
 func (s *Store) List(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
-	if f.Limit < 0 {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
-	}
-	if len(f.Labels) > joblet.MaxLabels {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "list jobs: %d labels: a job has at most %d", len(f.Labels), joblet.MaxLabels)
+	if err := validList(f); err != nil {
+		return nil, err
 	}
 	var found []joblet.Job
 	err := s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
-		return list(ctx, c, f, jobBySeq, func(r Record) { found = append(found, r.Job) })
+		return list(ctx, c, f, jobBySeq, appendJob(&found))
 	})
 	return found, err
+}
+
+func validList(f joblet.Filter) error {
+	if f.Limit < 0 {
+		return joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
+	}
+	if len(f.Labels) > joblet.MaxLabels {
+		return joblet.Errorf(joblet.InvalidArgument, "list jobs: %d labels: a job has at most %d", len(f.Labels), joblet.MaxLabels)
+	}
+	return nil
+}
+
+// errEnough ends a list early.
+var errEnough = errors.New("enough")
+
+// ListFrom is List for a list in parts: it returns no more jobs than f.Limit, and
+// none behind the one with which they have come to size bytes on the disk. The next
+// part begins at next, which is 0 at the end; the first one at 0. It does not matter
+// what has become of the jobs of a part meanwhile.
+func (s *Store) ListFrom(ctx context.Context, f joblet.Filter, from int64, size int) (found []joblet.Job, next int64, err error) {
+	if err := validList(f); err != nil {
+		return nil, 0, err
+	}
+	err = s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
+		err := listFrom(ctx, c, f, from, jobBySeq, func(r entry) error {
+			found = append(found, r.Job)
+			if size -= r.size; size <= 0 || len(found) == f.Limit {
+				next = r.seq
+				return errEnough
+			}
+			return nil
+		})
+		if errors.Is(err, errEnough) {
+			return nil
+		}
+		return err
+	})
+	return found, next, err
 }
 
 var unfinished = slices.DeleteFunc(joblet.States(), joblet.State.Final)
@@ -292,7 +328,7 @@ func (s *Store) OldestEnded(ctx context.Context, limit int) ([]joblet.Job, error
 	err := s.read(ctx, "list ended jobs", func(c *sqlite.Conn) error {
 		c.SetInterrupt(ctx.Done())
 		defer c.SetInterrupt(nil)
-		return records(c, func(r Record) { found = append(found, r.Job) }, oldestEnded, sqlLimit(limit))
+		return records(c, appendJob(&found), oldestEnded, sqlLimit(limit))
 	})
 	return found, err
 }
@@ -341,7 +377,12 @@ func snapshot(ctx context.Context, c *sqlite.Conn, fn func() error) (err error) 
 // list calls add on what f passes, newest first. bySeq is the query for one
 // row. In one snapshot: a job that changes state in between would be seen in
 // two ranges or in none.
-func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter, bySeq string, add func(Record)) error {
+func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter, bySeq string, add func(entry) error) error {
+	return listFrom(ctx, c, f, 0, bySeq, add)
+}
+
+// listFrom is list for what comes behind the row from, if that is not 0.
+func listFrom(ctx context.Context, c *sqlite.Conn, f joblet.Filter, from int64, bySeq string, add func(entry) error) error {
 	r := seqRange{oldest: 0, end: maxSeq, endedBefore: maxSeq, limit: sqlLimit(f.Limit)}
 	if f.Since.After(lastTime) {
 		return nil
@@ -364,7 +405,9 @@ func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter, bySeq string, ad
 		}
 	}
 	return snapshot(ctx, c, func() error {
-		if f.Before != "" {
+		if from > 0 {
+			r.end = from
+		} else if f.Before != "" {
 			before, err := column(c, nil, (*sqlite.Stmt).ColumnInt64, seqByID, f.Before)
 			if err != nil {
 				return err
@@ -375,10 +418,11 @@ func list(ctx context.Context, c *sqlite.Conn, f joblet.Filter, bySeq string, ad
 			r.end = before[0]
 		}
 		// seq may be some nanoseconds ahead of the time of creation.
-		addYoung := func(rec Record) {
-			if !rec.Created.Before(f.Since) {
-				add(rec)
+		addYoung := func(found entry) error {
+			if found.Created.Before(f.Since) {
+				return nil
 			}
+			return add(found)
 		}
 		if all {
 			return records(c, addYoung, newestJobs, r.oldest, r.end, r.limit)
@@ -588,12 +632,30 @@ func (cur *cursor) seek(c *sqlite.Conn, at int64) (int64, error) {
 }
 
 // appendTo returns a function that appends to all.
-func appendTo(all *[]Record) func(Record) {
-	return func(r Record) { *all = append(*all, r) }
+func appendTo(all *[]Record) func(entry) error {
+	return func(r entry) error {
+		*all = append(*all, r.Record)
+		return nil
+	}
 }
 
-// records calls add on what a query that starts with columns finds.
-func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
+func appendJob(all *[]joblet.Job) func(entry) error {
+	return func(r entry) error {
+		*all = append(*all, r.Job)
+		return nil
+	}
+}
+
+// entry is a record as it was found.
+type entry struct {
+	Record
+	seq  int64
+	size int // of its long columns
+}
+
+// records calls add, until that fails, on what a query that starts with columns
+// finds.
+func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) error {
 	stmt, err := c.Prepare(text)
 	if err != nil {
 		return err
@@ -630,9 +692,9 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 		if !row.ColumnIsNull(6) {
 			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
 		}
-		if !row.ColumnIsNull(25) {
-			r.Sealed = make([]byte, row.ColumnLen(25))
-			row.ColumnBytes(25, r.Sealed)
+		if !row.ColumnIsNull(26) {
+			r.Sealed = make([]byte, row.ColumnLen(26))
+			row.ColumnBytes(26, r.Sealed)
 		}
 		var err error
 		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
@@ -665,8 +727,11 @@ func records(c *sqlite.Conn, add func(Record), text string, args ...any) error {
 				r.Past[i].Started, r.Past[i].Ended = r.Past[i].Started.UTC(), r.Past[i].Ended.UTC()
 			}
 		}
-		add(r)
-		return nil
+		size := 0
+		for _, col := range []int{12, 16, 26} { // spec, past attempts, secrets
+			size += row.ColumnLen(col)
+		}
+		return add(entry{Record: r, seq: row.ColumnInt64(25), size: size})
 	}, args...)
 }
 

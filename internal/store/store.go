@@ -251,7 +251,7 @@ func (s *Store) setUp(version int, steps []string) error {
 	if _, err := pragma(c, "SELECT count(*) FROM (SELECT id FROM job ORDER BY id LIMIT 1)"); err != nil {
 		return err
 	}
-	return records(c, func(Record) {}, newestJobs, int64(0), int64(maxSeq), int64(1))
+	return records(c, func(entry) error { return nil }, newestJobs, int64(0), int64(maxSeq), int64(1))
 }
 
 // tune applies what every connection has, then more.

@@ -314,6 +314,61 @@ func labels(texts ...string) (all []joblet.LabelMatch) {
 	return all
 }
 
+// TestListFrom: a list in parts is the list, also when the last job of a part is
+// gone before the next one; large jobs make small parts.
+func TestListFrom(t *testing.T) {
+	t.Parallel()
+	s := openTest(t)
+	const small, large = 20, 5
+	for n := range small + large {
+		job := jobN(n)
+		job.Owner = []string{"uid:0", "cert:bob"}[n%2]
+		if n >= small {
+			job.Spec.Env = map[string]string{"A": strings.Repeat("x", 100_000)}
+		}
+		mustInsert(t, s, job)
+	}
+	for _, f := range []joblet.Filter{{Limit: 8}, {Limit: 8, Owner: "cert:bob"}, {Limit: 100}, {}} {
+		all := f
+		all.Limit = 0
+		want, err := s.List(t.Context(), all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []joblet.Job
+		var parts []int
+		for from := int64(0); ; {
+			part, next, err := s.ListFrom(t.Context(), f, from, 250_000)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, parts = append(got, part...), append(parts, len(part))
+			if next == 0 {
+				break
+			}
+			from = next
+		}
+		if !slices.Equal(numbers(got), numbers(want)) {
+			t.Errorf("%+v: got %v in parts of %v, want %v", f, numbers(got), parts, numbers(want))
+		}
+		if f.Owner == "" && parts[0] != 3 || f.Limit == 8 && slices.Max(parts) > 8 {
+			t.Errorf("%+v: parts of %v", f, parts)
+		}
+	}
+	part, next, err := s.ListFrom(t.Context(), joblet.Filter{}, 0, 1)
+	if err != nil || len(part) != 1 {
+		t.Fatalf("%d jobs, %v", len(part), err)
+	}
+	if err := s.Delete(t.Context(), part[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if part, _, err = s.ListFrom(t.Context(), joblet.Filter{}, next, 1); err != nil || !slices.Equal(numbers(part), []int{small + large - 2}) {
+		t.Errorf("%v, %v", numbers(part), err)
+	}
+	_, _, err = s.ListFrom(t.Context(), joblet.Filter{Limit: -1}, 0, 1)
+	wantKind(t, err, joblet.InvalidArgument, "negative")
+}
+
 func TestList(t *testing.T) {
 	t.Parallel()
 	s := openTest(t)

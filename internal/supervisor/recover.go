@@ -137,6 +137,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
 			l.rec.Reason = err.Error()
 		}
+		l.size = specSize(l.rec.Spec)
 		s.use(rec.Spec.Runtime, 1)
 		if err := s.admit(l); err != nil {
 			return err

@@ -126,12 +126,12 @@ func (s *Supervisor) mayStart(l *live) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closing || !l.rec.Scheduled.IsZero() || l.rec.Spec.IdempotencyKey != "" || len(l.rec.Spec.DependsOn) > 0 ||
-		len(s.ready) > 0 || !s.hasPlace() || s.hasMany(l) {
+		len(s.ready) > 0 || !s.hasPlace() || s.hasMany(l) || s.holdsMuch(l) {
 		return false
 	}
 	s.busy++
 	l.begun = l.rec.Created
-	s.live[l.rec.ID] = l
+	s.keep(l)
 	s.work.Add(1)
 	return true
 }
@@ -362,7 +362,7 @@ func (s *Supervisor) settle(l *live) {
 func (s *Supervisor) finish(l *live, rec store.Record) {
 	s.use(rec.Spec.Runtime, -1)
 	s.mu.Lock()
-	delete(s.live, rec.ID) // who comes from now on to wait for it looks into the database
+	s.drop(l) // who comes from now on to wait for it looks into the database
 	l.settled = true
 	l.tell()
 	s.mu.Unlock()

@@ -262,19 +262,13 @@ func (s *Supervisor) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (d
 			return 0, 0, joblet.Errorf(joblet.InvalidArgument, "prune jobs that are %v: only jobs that have ended can be deleted", st)
 		}
 	}
-	var ids []string // deleted after the listing, which pages by jobs that exist
-	for f.Limit = pruneBatch; ; {
-		jobs, err := s.Jobs(ctx, f)
-		if err != nil {
-			return 0, 0, err
-		}
-		for _, job := range jobs {
-			ids = append(ids, job.ID)
-		}
-		if len(jobs) < f.Limit {
-			break
-		}
-		f.Before = ids[len(ids)-1]
+	var ids []string
+	f.Limit = 0
+	if err := s.EachJob(ctx, f, func(job joblet.Job) error {
+		ids = append(ids, job.ID)
+		return nil
+	}); err != nil {
+		return 0, 0, err
 	}
 	for _, id := range ids {
 		size := dirBytes(s.jobDir(id))

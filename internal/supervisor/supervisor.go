@@ -74,6 +74,8 @@ type Supervisor struct {
 	mu      sync.Mutex // protects what follows
 	closing bool
 	live    map[string]*live
+	held    map[string]int // owner → bytes of the specs of his live jobs
+	maxHeld int            // of one owner
 	using   map[string]int // runtime → jobs that have it, or are about to
 	busy    int            // jobs that hold a place among MaxConcurrent
 	ready   readyHeap      // PENDING jobs that only wait for a place
@@ -89,6 +91,7 @@ type live struct {
 	saving sync.Mutex // held while the record is written; not under Supervisor.mu
 
 	rec      store.Record // its spec has the secrets
+	size     int          // of the spec
 	proc     *engine.Process
 	gauge    *gauge        // of proc
 	over     chan struct{} // closed when the latest run's output is complete
@@ -106,7 +109,7 @@ type live struct {
 }
 
 func newLive(rec store.Record) *live {
-	return &live{rec: rec, over: make(chan struct{}), changed: make(chan struct{})}
+	return &live{rec: rec, size: specSize(rec.Spec), over: make(chan struct{}), changed: make(chan struct{})}
 }
 
 // Open recovers what a former daemon left and returns a Supervisor ready to
@@ -116,7 +119,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Supervisor{
-		cfg: cfg, live: map[string]*live{}, using: map[string]int{}, waiters: map[string][]waiter{},
+		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, using: map[string]int{}, waiters: map[string][]waiter{},
 		wake: make(chan struct{}, 1), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
 		observer: hostinfo.NewObserver(),
 	}
@@ -239,8 +242,24 @@ func (s *Supervisor) admit(l *live) error {
 	if s.closing {
 		return errClosing
 	}
-	s.live[l.rec.ID] = l
+	s.keep(l)
 	return nil
+}
+
+// keep and drop change what is live. Supervisor.mu is held.
+func (s *Supervisor) keep(l *live) {
+	s.live[l.rec.ID] = l
+	s.held[l.rec.Owner] += l.size
+}
+
+func (s *Supervisor) drop(l *live) {
+	if s.live[l.rec.ID] != l { // it was never kept
+		return
+	}
+	delete(s.live, l.rec.ID)
+	if s.held[l.rec.Owner] -= l.size; s.held[l.rec.Owner] == 0 {
+		delete(s.held, l.rec.Owner)
+	}
 }
 
 // admitNew is admit for a job that is submitted.
@@ -252,9 +271,42 @@ func (s *Supervisor) admitNew(l *live) error {
 		return errClosing
 	case s.hasMany(l):
 		return joblet.Errorf(joblet.ResourceExhausted, "%s has %d jobs that have not ended, as many as this daemon allows one owner (max-per-owner)", l.rec.Owner, s.cfg.MaxPerOwner)
+	case s.holdsMuch(l):
+		return joblet.Errorf(joblet.ResourceExhausted, "with this one, the arguments and environments of %s's jobs that have not ended would take more than the %d MiB that one owner has: pass large data in files",
+			l.rec.Owner, s.maxHeld>>20)
 	}
-	s.live[l.rec.ID] = l
+	s.keep(l)
 	return nil
+}
+
+// maxHeld bounds the specs of one owner's jobs that have not ended, in bytes: they
+// are held in memory.
+const maxHeld = 64 << 20
+
+// rootOwner is root on this host, who could do anything else to it as well.
+const rootOwner = "uid:0"
+
+// holdsMuch reports whether the job's owner would hold more than he may. Supervisor.mu
+// is held.
+func (s *Supervisor) holdsMuch(l *live) bool {
+	return l.rec.Owner != rootOwner && l.rec.Parent == "" && s.held[l.rec.Owner]+l.size > s.maxHeld
+}
+
+// specSize returns about how much memory a spec takes.
+func specSize(spec joblet.Spec) int {
+	const each = 32 // for a string itself
+	n := len(spec.Command)
+	for _, list := range [][]string{spec.Args, spec.DependsOn, spec.Uploads} {
+		for _, s := range list {
+			n += len(s) + each
+		}
+	}
+	for _, m := range []map[string]string{spec.Env, spec.SecretEnv, spec.Labels} {
+		for k, v := range m {
+			n += len(k) + len(v) + 2*each
+		}
+	}
+	return n
 }
 
 // hasMany reports whether the job's owner has as many as he may. Supervisor.mu
@@ -278,7 +330,7 @@ func (s *Supervisor) Configure(cfg Config) {
 func (s *Supervisor) forget(l *live) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.live, l.rec.ID)
+	s.drop(l)
 	l.gone = true
 	l.tell()
 }
@@ -457,47 +509,66 @@ func (s *Supervisor) Measured(ctx context.Context, id string) (joblet.Job, error
 	return job, nil
 }
 
-// listBatch is how many jobs are read at a time when only some of them are wanted.
-const listBatch = 500
+// What is read of a list at a time: so many jobs, or their first bytes.
+const (
+	listBatch = 500
+	listBytes = 4 << 20
+)
 
-// Jobs lists jobs, newest first. With a filter by state, those that have not
-// ended as far as the database knows are looked at as well: it may be a moment
-// behind. Parent and Before are ids.
-func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
+// Jobs returns what EachJob passes on.
+func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) (all []joblet.Job, err error) {
+	err = s.EachJob(ctx, f, func(job joblet.Job) error {
+		all = append(all, job)
+		return nil
+	})
+	return all, err
+}
+
+// EachJob calls fn on the jobs that pass the filter, newest first, until it fails.
+// It holds only some of them at a time, however large they are. With a filter by
+// state, those that have not ended as far as the database knows are looked at as
+// well: it may be a moment behind. Parent and Before are ids.
+func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, fn func(joblet.Job) error) error {
+	if f.Limit < 0 {
+		return joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
+	}
 	if f.Parent != "" {
 		parent, err := s.Job(ctx, f.Parent)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if parent.Parent != "" { // a run has its parent's name
 			f.Parent = parent.Parent
 		}
 	}
-	wanted, limit := f.States, f.Limit
+	wanted, left := f.States, f.Limit
 	if len(wanted) > 0 {
 		f.States = slices.DeleteFunc(joblet.States(), func(st joblet.State) bool { return st.Final() && !slices.Contains(wanted, st) })
-		if limit > 0 {
-			f.Limit = max(limit, listBatch)
-		}
 	}
-	var all []joblet.Job
-	for {
-		jobs, err := s.store.List(ctx, f)
+	for from := int64(0); ; {
+		f.Limit = listBatch
+		if left > 0 && len(wanted) == 0 {
+			f.Limit = min(left, listBatch)
+		}
+		jobs, next, err := s.store.ListFrom(ctx, f, from, listBytes)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, job := range jobs {
 			if job = s.current(ctx, job); len(wanted) > 0 && !slices.Contains(wanted, job.State) {
 				continue
 			}
-			if all = append(all, job); len(all) == limit {
-				return all, nil
+			if err := fn(job); err != nil {
+				return err
+			}
+			if left--; left == 0 {
+				return nil
 			}
 		}
-		if limit == 0 || len(jobs) < f.Limit {
-			return all, nil
+		if next == 0 {
+			return nil
 		}
-		f.Before = jobs[len(jobs)-1].ID
+		from = next
 	}
 }
 

@@ -496,3 +496,65 @@ func TestDeleteTwice(t *testing.T) {
 		}
 	}
 }
+
+// TestHeldSpecs: what waits is in memory, so that nobody but root may have any
+// amount of it there.
+func TestHeldSpecs(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := open(t, dir, nil)
+	s.maxHeld = 2 << 20
+	spec := joblet.Spec{
+		Command: "true", Args: []string{strings.Repeat("a", 100_000)}, Schedule: "+1h",
+		Env: map[string]string{"V": strings.Repeat("x", 100_000)}, SecretEnv: map[string]string{"S": strings.Repeat("s", 100_000)},
+	}
+	submit := func(owner string) (joblet.Job, error) { return s.Submit(t.Context(), spec, owner, nil) }
+	full := func(owner string) {
+		t.Helper()
+		if _, err := submit(owner); joblet.KindOf(err) != joblet.ResourceExhausted || !strings.Contains(err.Error(), "2 MiB") {
+			t.Errorf("%s: got %v", owner, err)
+		}
+	}
+	must := func(owner string) joblet.Job {
+		t.Helper()
+		job, err := submit(owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return job
+	}
+	var jobs []joblet.Job
+	for range s.maxHeld / 300_500 {
+		jobs = append(jobs, must("cert:alice"))
+	}
+	full("cert:alice")
+	now := spec
+	now.Schedule = ""
+	if _, err := s.Submit(t.Context(), now, "cert:alice", nil); joblet.KindOf(err) != joblet.ResourceExhausted {
+		t.Errorf("one that can run at once: %v", err)
+	}
+	must("cert:bob")
+	for range len(jobs) + 1 {
+		must(rootOwner)
+	}
+	closing(t, s)
+	s = open(t, dir, nil)
+	defer closing(t, s)
+	s.maxHeld = 2 << 20
+	full("cert:alice")
+	if _, err := s.Cancel(t.Context(), jobs[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	must("cert:alice")
+	full("cert:alice")
+	n := 0
+	if err := s.EachJob(t.Context(), joblet.Filter{}, func(joblet.Job) error { n++; return nil }); err != nil || n != 2*len(jobs)+3 {
+		t.Errorf("%d jobs of %d, %v", n, 2*len(jobs)+3, err)
+	}
+	for _, f := range []joblet.Filter{{Limit: 5}, {Limit: 5, States: []joblet.State{joblet.Scheduled}}, {Owner: "cert:bob", Limit: 5}} {
+		all, err := s.Jobs(t.Context(), f)
+		if want := map[bool]int{false: 5, true: 1}[f.Owner != ""]; err != nil || len(all) != want {
+			t.Errorf("%+v: %d jobs, %v", f, len(all), err)
+		}
+	}
+}

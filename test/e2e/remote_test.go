@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -24,7 +25,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet"
@@ -570,6 +573,65 @@ func TestLogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	mustFail(t, rnx("", "job", "list"), "chmod go-w")
+}
+
+// TestLargeLists: nobody's large jobs keep others from their lists, whose messages
+// even a client takes that has no larger bound than gRPC's.
+func TestLargeLists(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	const large = 10 // of 1.8 MB
+	spec := joblet.Spec{Command: "true", Schedule: "+1h", Env: map[string]string{}}
+	for i := range 15 {
+		spec.Env[fmt.Sprint("V", i)] = strings.Repeat("x", 120_000)
+	}
+	root := r.daemon.dial(t)
+	for range large {
+		if _, err := root.Run(t.Context(), spec); err != nil {
+			t.Fatal(err)
+		}
+	}
+	small, err := root.Run(t.Context(), joblet.Spec{Command: "true", Schedule: "+1h", Env: map[string]string{"A": "b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := grpc.NewClient(r.host(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	jobs := api.NewJobServiceClient(conn)
+	list, err := jobs.ListJobs(t.Context(), &api.EmptyRequest{})
+	if err != nil || len(list.GetJobs()) != large+1 {
+		t.Fatalf("%d jobs, %v", len(list.GetJobs()), err)
+	}
+	if first := list.GetJobs()[0]; first.GetUuid() != small.ID || first.GetEnvironment()["A"] != "b" {
+		t.Errorf("the small one: %v", first)
+	}
+	if e := list.GetJobs()[1].GetEnvironment(); len(e) != 0 {
+		t.Errorf("a large one has %d variables", len(e))
+	}
+	parts, err := jobs.QueryJobs(t.Context(), &api.QueryJobsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	for {
+		part, err := parts.Recv()
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		for _, j := range part.GetJobs() {
+			if n++; len(j.GetEnvironment()) == 0 {
+				t.Errorf("job %d has no environment", n)
+			}
+		}
+	}
+	if n != large+1 {
+		t.Errorf("%d jobs", n)
+	}
 }
 
 // TestRemoteUpload: RunJob carries files as older clients send them, up to what one

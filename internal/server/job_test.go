@@ -1,0 +1,51 @@
+package server
+
+import (
+	"strings"
+	"testing"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+)
+
+// TestJobList: the one message of ListJobs has room for all jobs, however large
+// somebody makes his, and those of others are as they are.
+func TestJobList(t *testing.T) {
+	t.Parallel()
+	large := strings.Repeat("x", joblet.MaxStringLen)
+	ordinary := &api.Job{Uuid: joblet.NewID(), Command: "true", Args: []string{"a"}, Environment: map[string]string{"A": "b"}, Status: "RUNNING", Owner: "uid:1"}
+	var l jobList
+	for i := range maxListed {
+		p := &api.Job{Uuid: joblet.NewID(), Owner: "cert:" + large[:60], Command: "sleep", Args: []string{"1"}, Environment: map[string]string{"A": large}}
+		switch i % 4 {
+		case 1:
+			p.Args = []string{large}
+		case 2:
+			p.Command, p.Labels = large, map[string]string{"a": large[:255]}
+		case 3:
+			p = proto.CloneOf(ordinary)
+		}
+		l.add(p)
+	}
+	if n := proto.Size(&api.Jobs{Jobs: l.jobs}); len(l.jobs) != maxListed || n > maxList+8*maxListed {
+		t.Errorf("%d jobs, %d bytes", len(l.jobs), n)
+	}
+	for i, p := range l.jobs[:8] {
+		switch {
+		case p.Uuid == "" || p.Owner == "":
+			t.Errorf("%d: got %v", i, p)
+		case i%4 == 3 && !proto.Equal(p, ordinary),
+			i%4 == 0 && (p.Environment != nil || len(p.Args) != 1),
+			i%4 == 1 && (p.Args != nil || p.Command != "sleep"),
+			i%4 == 2 && len(p.Command) > 300:
+			t.Errorf("%d: got %.500v", i, p)
+		}
+	}
+	var few jobList
+	few.add(&api.Job{Environment: map[string]string{"A": large}})
+	if few.jobs[0].Environment == nil {
+		t.Error("shortened without need")
+	}
+}
