@@ -235,11 +235,7 @@ func nearestKey(f *pflag.FlagSet, wrong string) string {
 			keys = append(keys, flag.Name)
 		}
 	})
-	best := spelling.Nearest(wrong, slices.Values(keys), max(3, len(wrong)/3))
-	if best == "" {
-		return `; see "joblet config default"`
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
+	return cmp.Or(spelling.Meant(wrong, slices.Values(keys)), `; see "joblet config default"`)
 }
 
 // given returns the flags that the command line has set.
