@@ -518,6 +518,31 @@ func TestLogin(t *testing.T) {
 	if out := mustOK(t, rnx("", "nodes"), "nodes"); strings.Count(out, "\n") != 3 || strings.Count(out, " ok ") != 2 {
 		t.Errorf("nodes: %s", out)
 	}
+	// A bundle of files, which lie beside it.
+	conf, err := client.LoadConfig(r.bundle("alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := filepath.Join(home, "parts")
+	if err := os.Mkdir(parts, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n := conf.Nodes[client.DefaultNode]
+	for name, text := range map[string]string{
+		"ca.pem": n.CA, "alice.crt": n.Cert, "alice.key": n.Key,
+		"alice.yml": fmt.Sprintf("nodes: {parts: {address: %q, ca: ca.pem, cert: ./alice.crt, key: %s/alice.key}}", n.Address, parts),
+	} {
+		if err := os.WriteFile(filepath.Join(parts, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustOK(t, rnx("", "login", "parts/alice.yml"), "login with files")
+	if err := os.RemoveAll(parts); err != nil {
+		t.Fatal(err)
+	}
+	if out := who("--node=parts"); !strings.Contains(out, `"cert:alice"`) {
+		t.Errorf("parts: %s", out)
+	}
 	mustFail(t, rnx("nodes: {}", "login", "-"), "has no nodes")
 	mustFail(t, rnx("x", "login", "-"), "bundle")
 	mustFail(t, rnx("", "login", "--address=127.0.0.1:1", "--force", r.bundle("alice")), "--no-check")
