@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -54,6 +56,10 @@ var accesses = map[string]access{
 	api.JobService_PauseJob_FullMethodName:  controls,
 	api.JobService_ResumeJob_FullMethodName: controls,
 	api.JobService_UpdateJob_FullMethodName: controls,
+}
+
+func (a access) String() string {
+	return map[access]string{reads: "see", controls: "change"}[a]
 }
 
 const jobServicePrefix = "/joblet.JobService/"
@@ -160,18 +166,97 @@ func (s *Server) checkJob(ctx context.Context, c caller, method string, request 
 		find = s.sup.Cancelable
 	}
 	job, err := find(ctx, ref)
+	if err == nil && !all && c.name() != job.Owner {
+		s.ruled.add(ctx, use{access: a, job: job.ID, owner: job.Owner}) // before the rules are asked: they may change just then
+	}
 	switch {
 	case err != nil && all:
 		return nil // the call itself says what is wrong
 	case err != nil:
 		return err
 	case !s.may(c, a, job.Owner):
-		verb := map[access]string{reads: "see", controls: "change"}[a]
 		return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
-			joblet.ShortID(job.ID), job.Owner, c.name(), verb)
+			joblet.ShortID(job.ID), job.Owner, c.name(), a)
 	}
 	set(job.ID)
 	return nil
+}
+
+// ruledCalls are the calls under way that are about jobs of others, which a rule
+// allows: when there is none any more they end.
+type ruledCalls struct {
+	mu   sync.Mutex // protects what follows
+	uses map[*openCall][]use
+}
+
+// openCall is a call under way.
+type openCall struct {
+	caller caller
+	end    context.CancelCauseFunc
+}
+
+type openCallKey struct{}
+
+// use is what a call does with a job.
+type use struct {
+	access     access
+	job, owner string
+}
+
+// withdrawnError is why a call ended that was allowed when it began.
+type withdrawnError struct{ error }
+
+func (e withdrawnError) Unwrap() error { return e.error }
+
+// withdrawn returns why a call has ended that was allowed when it began, or nil.
+func withdrawn(ctx context.Context) error {
+	if ctx.Err() != nil {
+		if err, ok := errors.AsType[withdrawnError](context.Cause(ctx)); ok {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *ruledCalls) add(ctx context.Context, u use) {
+	call, ok := ctx.Value(openCallKey{}).(*openCall)
+	if !ok {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.ContainsFunc(r.uses[call], func(other use) bool { return other.owner == u.owner && other.access == u.access }) {
+		return // what holds for one job of an owner does for all
+	}
+	if r.uses == nil {
+		r.uses = map[*openCall][]use{}
+	}
+	r.uses[call] = append(r.uses[call], u)
+}
+
+func (r *ruledCalls) remove(call *openCall) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.uses, call)
+}
+
+// check ends the calls that are not allowed any more, and returns the reasons.
+func (r *ruledCalls) check(may func(caller, access, string) bool) (ended []error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for call, uses := range r.uses {
+		for _, u := range uses {
+			if may(call.caller, u.access, u.owner) {
+				continue
+			}
+			err := joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it any more (the daemon's configuration has changed)",
+				joblet.ShortID(u.job), u.owner, call.caller.name(), u.access)
+			call.end(withdrawnError{err})
+			ended = append(ended, err)
+			break
+		}
+	}
+	return ended
 }
 
 // jobRef returns the job that a message names, itself or in a message that it

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"io"
 	"math/big"
 	"net"
 	"os"
@@ -24,6 +25,7 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -278,6 +280,122 @@ func TestRemoteOwners(t *testing.T) {
 	}
 	if bytes.Contains(audit, []byte("private")) || !bytes.Contains(audit, []byte(`"target":"sh"`)) {
 		t.Errorf("audit:\n%s", audit)
+	}
+}
+
+// TestRuleWithdrawn: calls under way end with the rule that allowed them, and no
+// others.
+func TestRuleWithdrawn(t *testing.T) {
+	t.Parallel()
+	const both = "allow: [bob control alice, carol read alice]\n"
+	r := newRemoteDaemon(t, both)
+	jobs := map[string]api.JobServiceClient{}
+	for _, name := range []string{"alice", "bob", "carol"} {
+		r.issue(t, name, "developer")
+		conf, err := client.LoadConfig(r.bundle(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs[name] = api.NewJobServiceClient(rawConn(t, conf))
+	}
+	bob := jobs["bob"]
+	ctx := patient(t)
+	id := strings.TrimSpace(mustOK(t, r.as(t, "alice", "job", "run", "-dt", "sh", "-c", `yes | head -c 8M; while read x; do echo "got=$x"; done`), "run"))
+	attach := func(jobs api.JobServiceClient) grpc.BidiStreamingClient[api.JobInput, api.JobEvent] {
+		t.Helper()
+		call, err := jobs.AttachJob(ctx)
+		if err == nil {
+			err = call.Send(&api.JobInput{Input: &api.JobInput_Attach{Attach: &api.AttachJobRequest{Uuid: id}}})
+		}
+		if err == nil {
+			_, err = call.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return call
+	}
+	ends := map[string]chan error{}
+	drain := func(name string, recv func() error) {
+		t.Helper()
+		if err := recv(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		ends[name] = make(chan error, 1)
+		go func() {
+			err := error(nil)
+			for err == nil {
+				err = recv()
+			}
+			ends[name] <- err
+		}()
+	}
+	follow := func(name string) {
+		t.Helper()
+		call, err := jobs[name].FollowJob(ctx, &api.FollowJobRequest{Uuid: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		drain(name, func() error { _, err := call.Recv(); return err })
+	}
+	for _, name := range []string{"alice", "bob", "carol"} {
+		follow(name)
+	}
+	attached := attach(bob)
+	drain("attach", func() error { _, err := attached.Recv(); return err })
+	metrics, err := bob.StreamJobMetrics(ctx, &api.StreamJobMetricsRequest{JobUuid: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drain("metrics", func() error { _, err := metrics.Recv(); return err })
+	process, err := bob.ExecJob(ctx)
+	if err == nil {
+		err = process.Send(&api.ExecInput{Input: &api.ExecInput_Run{Run: &api.ExecJobRequest{Uuid: id, Command: "sleep", Args: []string{"1000"}}}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid atomic.Int64
+	drain("exec", func() error {
+		e, err := process.Recv()
+		if e.GetStarted() != nil {
+			pid.Store(e.GetStarted().GetHostPid())
+		}
+		return err
+	})
+	ends["wait"] = make(chan error, 1)
+	go func() {
+		_, err := bob.WaitJob(ctx, &api.WaitJobRequest{Uuid: id})
+		ends["wait"] <- err
+	}()
+	silent := attach(bob) // reads nothing, so that the daemon waits for it
+
+	r.reload(t, both+"max-per-owner: 9\n") // which ends nothing
+	r.reload(t, "allow: [carol read alice]\n")
+	for _, name := range []string{"bob", "attach", "metrics", "exec", "wait"} {
+		if err := <-ends[name]; status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !eventually(patience, func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d", pid.Load())); return err != nil }) {
+		t.Error("bob's process is still there")
+	}
+	for range 5 {
+		_ = silent.Send(&api.JobInput{Input: &api.JobInput_Stdin{Stdin: []byte("stolen\n")}}) // it may have ended
+		time.Sleep(50 * time.Millisecond)
+	}
+	own := attach(jobs["alice"])
+	drain("own", func() error { _, err := own.Recv(); return err })
+	if err := own.Send(&api.JobInput{Input: &api.JobInput_Stdin{Stdin: []byte("own\n\x04")}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"alice", "carol", "own"} {
+		if err := <-ends[name]; err != io.EOF {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if log := mustOK(t, r.as(t, "alice", "job", "log", id), "log"); strings.Contains(log, "stolen") || !strings.Contains(log, "got=own") {
+		t.Errorf("the log ends with %q", log[max(0, len(log)-200):])
 	}
 }
 
