@@ -175,10 +175,38 @@ func (s *Server) checkJob(ctx context.Context, c caller, method string, request 
 	case err != nil:
 		return err
 	case !s.may(c, a, job.Owner):
-		return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
-			joblet.ShortID(job.ID), job.Owner, c.name(), a)
+		return deniedJob(c, a, job)
 	}
 	set(job.ID)
+	return nil
+}
+
+func deniedJob(c caller, a access, job joblet.Job) error {
+	return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
+		joblet.ShortID(job.ID), job.Owner, c.name(), a)
+}
+
+// checkDependencies reports whether the caller may read the jobs on which a new one
+// depends: it tells how they end. Their names become their ids.
+func (s *Server) checkDependencies(ctx context.Context, spec *joblet.Spec) error {
+	if len(spec.DependsOn) == 0 {
+		return nil
+	}
+	if err := spec.Validate(); err != nil { // there may be too many
+		return err
+	}
+	c := callerOf(ctx)
+	spec.DependsOn = slices.Clone(spec.DependsOn)
+	for i, ref := range spec.DependsOn {
+		job, err := s.sup.Job(ctx, ref)
+		if err == nil && !s.may(c, reads, job.Owner) {
+			err = deniedJob(c, reads, job)
+		}
+		if err != nil {
+			return joblet.Errorf(joblet.KindOf(err), "depends on %.80s: %w", ref, err)
+		}
+		spec.DependsOn[i] = job.ID
+	}
 	return nil
 }
 

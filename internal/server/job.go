@@ -55,6 +55,9 @@ func runJob(srv any, call grpc.ServerStream) error {
 // submit runs the job that r asks for, with what came along with it, if anything.
 func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *supervisor.Staged) (joblet.Job, error) {
 	spec, err := wire.SpecFromProto(r)
+	if err == nil {
+		err = s.srv.checkDependencies(ctx, &spec)
+	}
 	if err != nil {
 		return joblet.Job{}, err
 	}

@@ -283,6 +283,61 @@ func TestRemoteOwners(t *testing.T) {
 	}
 }
 
+// TestForeignDependency: who depends on a job may read it, and does not keep its owner
+// from deleting it.
+func TestForeignDependency(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	for name, role := range map[string]string{"alice": "developer", "bob": "developer", "mona": "maintainer"} {
+		r.issue(t, name, role)
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		return strings.TrimSpace(mustOK(t, r.as(t, name, append([]string{"job", "run", "-d"}, args...)...), "run"))
+	}
+	completed := func() string {
+		t.Helper()
+		id := run("alice", "true")
+		mustOK(t, r.as(t, "alice", "job", "wait", id), "wait")
+		return id
+	}
+	id := completed()
+	denied := "belongs to cert:alice: cert:bob may not see it"
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"-d", "--schedule=+1000h"}, {"-d"}, {}, {"--upload=" + file}} {
+		mustFail(t, r.as(t, "bob", append(append([]string{"job", "run", "--depends-on=" + id}, args...), "true")...), denied)
+	}
+	r.reload(t, "allow: [bob read alice]\n")
+	far := run("bob", "--schedule=+1000h", "--depends-on="+id, "true")
+	mustOK(t, r.as(t, "alice", "job", "delete", id), "alice's delete")
+	mustOK(t, r.as(t, "bob", "job", "cancel", far), "cancel")
+
+	const soon = 15 * time.Second
+	id = completed()
+	begun := time.Now()
+	next := run("bob", fmt.Sprintf("--schedule=+%v", soon), "--depends-on="+id, "true")
+	mustOK(t, r.as(t, "mona", "job", "delete", id), "a maintainer's delete")
+	if took := time.Since(begun); took > soon-time.Second {
+		t.Logf("deleted after %v: too late to see what becomes of its dependent", took)
+	} else if !eventually(patience, func() bool {
+		out := mustOK(t, r.as(t, "bob", "--json", "job", "status", next), "status")
+		return strings.Contains(out, "CANCELED") && strings.Contains(out, "on which it depends, is gone")
+	}) {
+		t.Error("what depends on a job that is gone is not canceled")
+	}
+
+	id = completed()
+	own := run("alice", "--schedule=+1000h", "--depends-on="+id, "true")
+	for _, name := range []string{"alice", "mona", "admin"} {
+		mustFail(t, r.as(t, name, "job", "delete", id), "depends on, which has not run yet")
+	}
+	mustOK(t, r.as(t, "alice", "job", "cancel", own), "cancel")
+	mustOK(t, r.as(t, "alice", "job", "delete", id), "delete")
+}
+
 // TestRuleWithdrawn: calls under way end with the rule that allowed them, and no
 // others.
 func TestRuleWithdrawn(t *testing.T) {
