@@ -319,19 +319,24 @@ func jobRefIn(m protoreflect.Message, deeper bool) (string, func(string), bool) 
 	return "", nil, false
 }
 
-// shown returns the jobs as the caller may see them in a list: those of others,
-// which he may not read, in outline.
-func (s *Server) shown(ctx context.Context, jobs []joblet.Job) []joblet.Job {
+// shown returns the jobs that passed a filter as the caller may see them in a list:
+// those of others, which he may not read, in outline. A filter by what an outline
+// does not show passes none of these: it would tell.
+func (s *Server) shown(ctx context.Context, f joblet.Filter, jobs []joblet.Job) []joblet.Job {
 	c := callerOf(ctx)
 	if mayAll(c, reads) {
 		return jobs
 	}
-	for i, j := range jobs {
-		if !s.may(c, reads, j.Owner) {
-			jobs[i] = outline(j)
+	all := make([]joblet.Job, 0, len(jobs))
+	for _, j := range jobs {
+		switch {
+		case s.may(c, reads, j.Owner):
+			all = append(all, j)
+		case len(f.Labels) == 0:
+			all = append(all, outline(j))
 		}
 	}
-	return jobs
+	return all
 }
 
 // outline is what everybody sees of a job: whose it is and how it does.

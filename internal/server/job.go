@@ -163,7 +163,7 @@ func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jo
 	if err != nil {
 		return nil, err
 	}
-	return jobsToProto(s.srv.shown(ctx, jobs)), nil
+	return jobsToProto(s.srv.shown(ctx, joblet.Filter{}, jobs)), nil
 }
 
 func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer[api.Jobs]) error {
@@ -173,23 +173,27 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 	}
 	for left := f.Limit; ; {
 		f.Limit = batchSize
-		if left > 0 {
+		if left > 0 && len(f.Labels) == 0 { // of those that pass by their labels not all may be shown
 			f.Limit = min(left, batchSize)
 		}
 		jobs, err := s.sup.Jobs(out.Context(), f)
 		if err != nil {
 			return err
 		}
-		if len(jobs) > 0 {
-			if err := out.Send(jobsToProto(s.srv.shown(out.Context(), jobs))); err != nil {
+		shown := s.srv.shown(out.Context(), f, jobs)
+		if left > 0 {
+			shown = shown[:min(left, len(shown))]
+		}
+		if len(shown) > 0 {
+			if err := out.Send(jobsToProto(shown)); err != nil {
 				return err
 			}
 		}
-		if len(jobs) < f.Limit || left == len(jobs) {
+		if len(jobs) < f.Limit || left > 0 && left == len(shown) {
 			return nil
 		}
 		if left > 0 {
-			left -= len(jobs)
+			left -= len(shown)
 		}
 		f.Before = jobs[len(jobs)-1].ID
 	}

@@ -228,6 +228,26 @@ func TestRemoteOwners(t *testing.T) {
 	for _, err := range bob.Jobs(t.Context(), joblet.Filter{Owner: "cert:bob"}) {
 		t.Errorf("bob has a job, or an error: %v", err)
 	}
+	// Labels, which he does not see, do not find it.
+	mustOK(t, r.as(t, "bob", "job", "run", "--label=team=secret", "true"), "a job of bob's")
+	mustOK(t, r.as(t, "alice", "job", "run", "--label=team=secret", "true"), "a newer one of alice's")
+	for _, filter := range []joblet.Filter{{Labels: []joblet.LabelMatch{{Name: "team", Value: "secret"}}}, {Labels: []joblet.LabelMatch{{Name: "team", Any: true}}, Limit: 1}} {
+		found := 0
+		for job, err := range bob.Jobs(t.Context(), filter) {
+			if found++; err != nil || job.Owner != "cert:bob" {
+				t.Errorf("bob finds %+v, %v", job, err)
+			}
+		}
+		if found != 1 {
+			t.Errorf("bob finds %d jobs", found)
+		}
+	}
+	for name, want := range map[string]int{"eye": 2, "alice": 1} {
+		if out := mustOK(t, r.as(t, name, "--json", "job", "list", "--label=team"), "list"); strings.Count(out, `"team"`) != want {
+			t.Errorf("%s finds %s", name, out)
+		}
+	}
+	mustOK(t, r.as(t, "bob", "job", "delete-all"), "delete it again")
 	mustOK(t, r.as(t, "eye", "job", "status", id), "a reader's status")
 	mustFail(t, r.as(t, "eye", "job", "stop", id), "cert:eye is reader, and this call needs developer")
 	mustFail(t, r.as(t, "eye", "job", "run", "true"), "needs developer")
@@ -277,6 +297,9 @@ func TestRemoteOwners(t *testing.T) {
 	}
 	if len(stop) < 3 || stop[0]["result"] != "PermissionDenied" || stop[len(stop)-1]["result"] != "OK" || stop[len(stop)-1]["job"] != id {
 		t.Errorf("audit: %v", stop)
+	}
+	if !regexp.MustCompile(`"cert:mona".*"JobService/DeleteAllJobs","detail":"[1-9] jobs, 0 skipped"`).Match(audit) {
+		t.Errorf("audit: nothing of what a maintainer deleted:\n%s", audit)
 	}
 	if bytes.Contains(audit, []byte("private")) || !bytes.Contains(audit, []byte(`"target":"sh"`)) {
 		t.Errorf("audit:\n%s", audit)
