@@ -55,7 +55,8 @@ func (s Security) IsZero() bool {
 
 // capabilities are those that a job can have, by the kernel's numbers
 // (capabilities(7)). All of them reach no further than the job's user namespace;
-// those that the kernel checks in the initial one only would be empty words.
+// those that the kernel checks in the initial one only would be empty words, and so
+// would lease, as no job can take any.
 var capabilities = []struct {
 	name   string
 	number int
@@ -64,7 +65,7 @@ var capabilities = []struct {
 	{"chown", 0, true}, {"dac_override", 1, true}, {"dac_read_search", 2, false}, {"fowner", 3, true}, {"fsetid", 4, true},
 	{"kill", 5, true}, {"setgid", 6, true}, {"setuid", 7, true}, {"setpcap", 8, true}, {"net_bind_service", 10, true},
 	{"net_admin", 12, false}, {"net_raw", 13, false}, {"ipc_owner", 15, false}, {"sys_chroot", 18, true},
-	{"sys_ptrace", 19, false}, {"lease", 28, false}, {"setfcap", 31, false},
+	{"sys_ptrace", 19, false}, {"setfcap", 31, false},
 }
 
 // CapabilityNames returns what --cap-add and --cap-drop take beside "all".
@@ -211,6 +212,23 @@ func ParseProfile(text string) (s Security, err error) {
 		return s, Errorf(InvalidArgument, "says nothing: want lines of profile NAME, allow CALL…, deny CALL…")
 	}
 	return s, s.Validate()
+}
+
+// AdminCalls are the system calls that only who has the role admin may allow a job:
+// io_uring has operations of its own, such as IORING_OP_SOCKET, that no filter of
+// system calls sees. With it a job gets sockets of all families, to the hypervisor, say.
+func AdminCalls() []string {
+	return []string{"io_uring_enter", "io_uring_register", "io_uring_setup"}
+}
+
+// AdminCall returns the first call that s allows of AdminCalls; empty: none.
+func (s Security) AdminCall() string {
+	for _, c := range s.AllowCalls {
+		if slices.Contains(AdminCalls(), c) {
+			return c
+		}
+	}
+	return ""
 }
 
 // DeniedCall is a kind of system call that a job was refused.

@@ -104,7 +104,9 @@ type JobServiceClient interface {
 	AttachJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error)
 	// ExecJob runs a further process in a running job. The caller sends run, then
 	// stdin, resize and signal as they come, and ends its side where standard input
-	// ends. When the call is cut the process is hung up and killed.
+	// ends. When the call is cut the process is hung up and killed. The header
+	// "joblet-exec-answers" says that an empty stdin, too, ends standard input, and
+	// that an empty output tells that the next signal has been passed on.
 	ExecJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecInput, ExecEvent], error)
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error)
@@ -533,7 +535,9 @@ type JobServiceServer interface {
 	AttachJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error
 	// ExecJob runs a further process in a running job. The caller sends run, then
 	// stdin, resize and signal as they come, and ends its side where standard input
-	// ends. When the call is cut the process is hung up and killed.
+	// ends. When the call is cut the process is hung up and killed. The header
+	// "joblet-exec-answers" says that an empty stdin, too, ends standard input, and
+	// that an empty output tells that the next signal has been passed on.
 	ExecJob(grpc.BidiStreamingServer[ExecInput, ExecEvent]) error
 	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
 	QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error

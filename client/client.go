@@ -6,9 +6,10 @@
 //
 // [Client.Run] submits a job and leaves it alone; [Client.RunAttached] and
 // [Client.Submit] follow it to its end. A job is named by its id, by the first
-// letters of it when no other has them, or by its name. Jobs never depend on who
-// looks at them: to leave a loop over events, to cancel its context or to close the
-// client ends the call and not the job, and [Client.Follow] goes on at any offset.
+// letters of it when no other has them, or by its name, which means the caller's
+// own job first. Jobs never depend on who looks at them: to leave a loop over
+// events, to cancel its context or to close the client ends the call and not the
+// job, and [Client.Follow] goes on at any offset.
 //
 // Errors of the daemon are [*joblet.Error] with the kind that it gave them
 // ([joblet.KindOf]): NotFound, PermissionDenied, Unavailable and so on. Over TLS,
@@ -381,7 +382,7 @@ func events(stream interface{ Recv() (*api.JobEvent, error) }, err error, yield 
 }
 
 // Job returns the job that ref names: an id, an unambiguous prefix of one, or a
-// name.
+// name, of the caller's own job or else of another's.
 func (c *Client) Job(ctx context.Context, ref string) (joblet.Job, error) {
 	out, err := c.jobs.GetJobStatus(ctx, &api.GetJobStatusRequest{Uuid: ref})
 	if err != nil {

@@ -133,8 +133,13 @@ type Exec struct {
 		Recv() (*api.ExecEvent, error)
 		CloseSend() error
 	}
-	cancel context.CancelFunc
-	send   sync.Mutex // gRPC wants one Send at a time
+	cancel  context.CancelFunc
+	ctx     context.Context
+	answers bool       // the daemon knows wire.ExecAnswers
+	send    sync.Mutex // gRPC wants one Send at a time
+
+	mu   sync.Mutex      // protects what follows
+	sent []chan struct{} // for each signal on its way; closed when the process has it
 }
 
 // Exec runs a further process in the job that ref names and returns once its
@@ -145,7 +150,7 @@ func (c *Client) Exec(ctx context.Context, ref string, spec joblet.ExecSpec) (*E
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	x := &Exec{cancel: cancel}
+	x := &Exec{ctx: ctx, cancel: cancel}
 	err = func() error {
 		stream, err := c.jobs.ExecJob(ctx)
 		if err != nil {
@@ -159,6 +164,11 @@ func (c *Client) Exec(ctx context.Context, ref string, spec joblet.ExecSpec) (*E
 		if err == nil && first.GetStarted() == nil {
 			err = joblet.Errorf(joblet.Internal, "the daemon did not say whether the command runs")
 		}
+		if err != nil {
+			return err
+		}
+		header, err := stream.Header() // it is here: it goes before the first message
+		x.answers = len(header.Get(wire.ExecAnswers)) > 0
 		return err
 	}()
 	if err != nil {
@@ -181,6 +191,10 @@ func (x *Exec) Wait(output func(Stream, []byte) error) (joblet.Exit, error) {
 		}
 		switch e := m.GetEvent().(type) {
 		case *api.ExecEvent_Output:
+			if len(e.Output.GetData()) == 0 {
+				x.answered()
+				continue
+			}
 			if err := output(Stream(e.Output.GetStream()), e.Output.GetData()); err != nil {
 				return joblet.Exit{}, err
 			}
@@ -193,6 +207,9 @@ func (x *Exec) Wait(output func(Stream, []byte) error) (joblet.Exit, error) {
 // Write sends input, or what was typed. It waits as long as the process does not
 // read. Why the process has ended is for Wait to tell.
 func (x *Exec) Write(p []byte) (int, error) {
+	if len(p) == 0 { // that would be the end of it
+		return 0, nil
+	}
 	if err := x.put(&api.ExecInput{Input: &api.ExecInput_Stdin{Stdin: p}}); err != nil {
 		return 0, err
 	}
@@ -201,6 +218,9 @@ func (x *Exec) Write(p []byte) (int, error) {
 
 // CloseInput says that the input ends here.
 func (x *Exec) CloseInput() error {
+	if x.answers { // signals may follow
+		return x.put(&api.ExecInput{Input: &api.ExecInput_Stdin{}})
+	}
 	x.send.Lock()
 	defer x.send.Unlock()
 	return x.stream.CloseSend()
@@ -213,7 +233,56 @@ func (x *Exec) Resize(size joblet.WindowSize) error {
 
 // Signal sends a signal, by its Linux number, to the process.
 func (x *Exec) Signal(signal int) error {
-	return x.put(&api.ExecInput{Input: &api.ExecInput_Signal{Signal: int32(signal)}})
+	_, err := x.signal(signal)
+	return err
+}
+
+// Deliver is Signal, and waits until the process has got the signal: input that
+// was sent before and that the process does not read may be in its way. Wait must
+// be running meanwhile.
+func (x *Exec) Deliver(ctx context.Context, signal int) error {
+	done := make(chan error, 1)
+	go func() { // ends with the process, or with Close
+		passed, err := x.signal(signal)
+		if err == nil {
+			select {
+			case <-passed:
+			case <-x.ctx.Done():
+				err = x.ctx.Err()
+			}
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (x *Exec) signal(signal int) (passed chan struct{}, err error) {
+	x.send.Lock()
+	defer x.send.Unlock()
+	passed = make(chan struct{})
+	if x.answers {
+		x.mu.Lock()
+		x.sent = append(x.sent, passed)
+		x.mu.Unlock()
+	} else {
+		close(passed) // nobody will tell
+	}
+	return passed, x.stream.Send(&api.ExecInput{Input: &api.ExecInput_Signal{Signal: int32(signal)}})
+}
+
+// answered notes that the first of the signals on their way has arrived.
+func (x *Exec) answered() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.sent) > 0 {
+		close(x.sent[0])
+		x.sent = x.sent[1:]
+	}
 }
 
 func (x *Exec) put(m *api.ExecInput) error {

@@ -95,14 +95,17 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	defer cancel(nil)
 	// Before the request: from then on a signal must not leave the job alone.
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, endSignals...)
 	catchPipeSignal()
 	if at.term != nil {
 		signal.Notify(signals, terminalSignals...)
 		at.out.stdout, at.out.stderr = at.term, at.term
 		defer at.term.end()
+		defer context.AfterFunc(ctx, at.term.cutOff)()
 		at.term.guard(func() { at.forward(ctx, cancel, signals) })
-		at.term.guard(func() { at.term.typing(ctx, func() { cancel(errDetached) }) })
+		at.term.guard(func() {
+			at.term.typing(ctx, func() { cancel(errDetached) }, func() { cancel(at.endedBy("Ctrl-C", sigint)) })
+		})
 		at.term.guard(func() { at.term.watchWindow(ctx) })
 	} else {
 		go at.forward(ctx, cancel, signals)
@@ -119,10 +122,16 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		at.term.end()
 	}
 	var w *writeError
-	switch {
+	switch cause, _ := errors.AsType[*exitError](context.Cause(ctx)); {
+	case at.term != nil && at.term.isStuck() && cause != nil:
+		return &exitError{status: cause.status}
+	case at.term != nil && at.term.isStuck() && context.Cause(ctx) == errDetached:
+		return nil
 	case context.Cause(ctx) == errDetached:
 		at.app.note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
 		return nil
+	case at.term != nil && cause != nil: // and not that a Write was cut off
+		return cause
 	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.tty != nil): // the window is gone, and the job may be attached to from another
 		return w
 	case errors.As(err, &w):
@@ -342,7 +351,7 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 // sayLost tells the user of a terminal, in which nothing else shows it.
 func (at *attachment) sayLost() {
 	if at.term != nil && at.term.isRaw() {
-		fmt.Fprintf(at.term.out, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
+		fmt.Fprintf(at.term, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
 	}
 }
 
@@ -379,10 +388,7 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 		// While keys are the job's none is a signal, and whoever only looks on has none
 		// to send: it is meant for rnx.
 		if raw := at.term != nil && at.term.isRaw(); raw && !at.term.pressed(sig) || at.guest && !raw {
-			at.mu.Lock()
-			short := joblet.ShortID(at.id)
-			at.mu.Unlock()
-			cancel(&exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", signalName(int(sig)), short)})
+			cancel(at.endedBy(signalName(int(sig)), sig))
 			return
 		}
 		if at.in != nil && at.in.sending.Load() {
@@ -406,6 +412,13 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 			at.app.note("job %s: %v", joblet.ShortID(at.id), err)
 		}
 	}
+}
+
+// endedBy is why rnx ends before its job.
+func (at *attachment) endedBy(what string, sig syscall.Signal) error {
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", what, joblet.ShortID(at.id))}
 }
 
 // nextSignal waits for a signal; not ok: ctx has ended.

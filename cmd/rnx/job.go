@@ -33,7 +33,7 @@ func newJobCommand(a *app) *cobra.Command {
 const jobRefHelp = `
 
 A job is named by its id, by the first letters of it when no other has them, or
-by its name.` + exitStatusHelp
+by its name: that of your own job, or else of another's.` + exitStatusHelp
 
 // maxCompletions bounds how many jobs a shell offers.
 const maxCompletions = 200

@@ -28,12 +28,13 @@ func newAttachCommand(a *app) *cobra.Command {
 		Short: "Connect this terminal to a job's",
 		Long: `Connect this terminal to that of a running job which has one. The screen as it is
 is drawn at first. Any number may be attached at once: all see the same and
-may type; the size is that of the window that was attached or resized last.` + detachHelp + `
+may type; the size is that of the smallest of their windows.` + detachHelp + `
 
 A job is named by its id, by the first letters of it when no other has them, or
-by its name.
+by its name: that of your own job, or else of another's.
 
-Exit status: the job's own when it ends, 0 after the detach keys, 125 when rnx failed.`,
+Exit status: the job's own when it ends, 0 after the detach keys, 128+N when signal
+N ended rnx, 125 when rnx failed.`,
 		Example: `  rnx job run -dt --name=edit vim notes
   rnx job attach edit`,
 		Args:              exactlyOne("job"),
@@ -53,8 +54,8 @@ Exit status: the job's own when it ends, 0 after the detach keys, 125 when rnx f
 			at := a.attach(c)
 			at.guest, at.term = true, a.terminal(detach)
 			return at.run(cmd.Context(), nil, func(ctx context.Context) eventSeq {
-				return at.session(func() (*client.Session, error) {
-					return c.Attach(ctx, args[0], joblet.AttachOptions{Tail: screenTail, Size: at.localWindow(), Redraw: true})
+				return at.session(at.term.window(), func(size joblet.WindowSize) (*client.Session, error) {
+					return c.Attach(ctx, args[0], joblet.AttachOptions{Tail: screenTail, Size: at.visible(size), Redraw: true})
 				}, true)
 			})
 		},
@@ -71,18 +72,18 @@ func addDetachKeys(cmd *cobra.Command, keys *string) {
 	cmd.Flags().StringVar(keys, "detach-keys", deflt, "`KEYS` that leave the job running, such as ctrl-],d")
 }
 
-// localWindow is the size that the job's terminal is to get: that of ours, if there is
-// one.
-func (at *attachment) localWindow() joblet.WindowSize {
+// visible is the size that the job's terminal is to get for our window: none if
+// that is no terminal.
+func (at *attachment) visible(window joblet.WindowSize) joblet.WindowSize {
 	if at.term.tty == nil {
 		return joblet.WindowSize{}
 	}
-	return at.term.window()
+	return window
 }
 
 // runTerminal submits a job that has a terminal and connects ours to it.
 func (at *attachment) runTerminal(ctx context.Context, spec joblet.Spec) eventSeq {
-	return at.session(func() (*client.Session, error) {
+	return at.session(spec.Terminal, func(joblet.WindowSize) (*client.Session, error) {
 		if at.in == nil {
 			return at.conn().RunTerminal(ctx, spec, nil)
 		}
@@ -95,16 +96,17 @@ func (at *attachment) followAgain(ctx context.Context, c *client.Client) eventSe
 	if at.term == nil {
 		return c.Follow(ctx, at.id, joblet.LogOptions{Offset: at.off, Follow: true})
 	}
-	return at.session(func() (*client.Session, error) {
-		return c.Attach(ctx, at.id, joblet.AttachOptions{Offset: at.off, Size: at.localWindow()})
+	return at.session(at.term.window(), func(size joblet.WindowSize) (*client.Session, error) {
+		return c.Attach(ctx, at.id, joblet.AttachOptions{Offset: at.off, Size: at.visible(size)})
 	}, false)
 }
 
-// session opens a session and types into it as long as its events are followed.
-// With paint the output so far becomes a screen that is drawn.
-func (at *attachment) session(open func() (*client.Session, error), paint bool) eventSeq {
+// session opens a session for a window of this size and types into it as long as
+// its events are followed. With paint the output so far becomes a screen that is
+// drawn.
+func (at *attachment) session(size joblet.WindowSize, open func(joblet.WindowSize) (*client.Session, error), paint bool) eventSeq {
 	return func(yield func(client.Event, error) bool) {
-		s, err := open()
+		s, err := open(size)
 		if err != nil {
 			yield(nil, err)
 			return
@@ -113,7 +115,7 @@ func (at *attachment) session(open func() (*client.Session, error), paint bool) 
 		defer at.term.connect(nil)
 		// Until the job runs Ctrl-C is a signal, and what is typed waits in the
 		// terminal.
-		l := &line{typed: s.Type, resize: s.Resize}
+		l := &line{typed: s.Type, resize: s.Resize, size: size}
 		for event, err := range s.Events() {
 			switch e := event.(type) {
 			case client.Attached:

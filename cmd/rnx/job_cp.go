@@ -31,7 +31,8 @@ and [a-z], and ** for any directories. DEST is a directory, or the new name of
 what is copied when there is nothing of that name; "-" writes a tar archive to
 stdout. "JOB:." and "JOB:DIR/." copy what is in a directory, without itself. Of a
 pattern, the directories before its first *, ? or [ are left out. Files that
-exist are replaced; nothing is written outside of DEST.
+exist are replaced; nothing is written outside of DEST. Permission bits are the
+job's without what your umask takes away.
 
 Files go into a job with "rnx job run --upload".` + jobRefHelp,
 		Example: `  rnx job cp 3f2a:out.csv .

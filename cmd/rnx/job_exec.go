@@ -59,7 +59,8 @@ gets none, and with -i our standard input. It ends with the job, and when rnx or
 the daemon goes away: it is hung up (SIGHUP), and killed two seconds later.
 
 Flags stop at the job; all behind it is the process's. Without a terminal Ctrl-C
-sends it SIGINT; a second one within two seconds lets go of it.
+sends it SIGINT; a second one within two seconds lets go of it. So does a signal
+that cannot get to it because it does not read its input.
 
 Exit status: the process's own, 128+N when signal N ended it, 125 when Joblet
 failed, 126 when the command cannot be executed, 127 when there is no such
@@ -93,7 +94,12 @@ func newShellCommand(a *app) *cobra.Command {
 		Use:   "shell JOB",
 		Short: "Open a shell in a running job",
 		Long: `Open a shell in a running job: bash, or sh where there is no bash. It is
-"rnx job exec -it JOB bash".` + jobRefHelp,
+"rnx job exec -it JOB bash".
+
+A job is named by its id, by the first letters of it when no other has them, or
+by its name.
+
+Exit status: the shell's own, 128+N when signal N ended it, 125 when Joblet failed.`,
 		Example:           `  rnx job shell web`,
 		Args:              exactlyOne("job"),
 		ValidArgsFunction: a.completeFirstJob(joblet.Running),
@@ -148,7 +154,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		signals := make(chan os.Signal, 8)
-		signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+		signal.Notify(signals, endSignals...)
 		defer signal.Stop(signals)
 		catchPipeSignal()
 		x, err := c.Exec(ctx, ref, spec)
@@ -159,13 +165,14 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		if wanted {
 			signal.Notify(signals, terminalSignals...)
 			defer t.end()
+			defer context.AfterFunc(ctx, t.cutOff)()
 			if err := t.makeRaw(); err != nil {
 				return err
 			}
-			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize})
+			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize, size: spec.Terminal})
 			t.guard(func() { t.watchWindow(ctx) })
 			if spec.Stdin {
-				t.guard(func() { t.typing(ctx, func() {}) })
+				t.guard(func() { t.typing(ctx, func() {}, func() {}) })
 			}
 		} else if spec.Stdin {
 			go func() { // ends with the process
@@ -176,7 +183,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 				}
 			}()
 		}
-		t.guard(func() { forwardSignals(ctx, cancel, signals, x, wanted) })
+		t.guard(func() { forwardSignals(ctx, cancel, signals, x, wanted, spec.Stdin) })
 		exit, err := x.Wait(func(s client.Stream, p []byte) error {
 			w := a.out
 			switch {
@@ -189,10 +196,15 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 			return err
 		})
 		t.end()
-		switch {
+		switch cause, _ := errors.AsType[*exitError](context.Cause(ctx)); {
+		case t.isStuck() && cause != nil:
+			return &exitError{status: cause.status}
 		case err == nil && exit.Status() == 0:
 			return nil
 		case err == nil:
+			if wanted && t.tty != nil && exit.Status() == 128+sigint { // Ctrl-C, as in attachment.run
+				fmt.Fprintln(t.out)
+			}
 			return &exitError{status: exit.Status()}
 		case ctx.Err() != nil && context.Cause(ctx) != nil:
 			return context.Cause(ctx)
@@ -205,9 +217,12 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	})
 }
 
+// deliverTime is how long a signal may take to get to a process past its input.
+const deliverTime = 3 * time.Second
+
 // forwardSignals hands our signals to the process until ctx ends. With a terminal
 // of its own, keys send none to us: those that come are for rnx.
-func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal bool) {
+func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal, input bool) {
 	var interrupted time.Time
 	for {
 		sig, ok := nextSignal(ctx, signals)
@@ -221,8 +236,17 @@ func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals
 		if sig == syscall.SIGINT {
 			interrupted = time.Now()
 		}
-		// It may have to wait behind input that the process does not read.
-		go func() { _ = x.Signal(int(sig)) }()
+		if !input {
+			go func() { _ = x.Signal(int(sig)) }() // why it fails Wait tells
+			continue
+		}
+		go func() {
+			ctx, stop := context.WithTimeout(ctx, deliverTime)
+			defer stop()
+			if err := x.Deliver(ctx, int(sig)); err != nil {
+				cancel(&exitError{status: 128 + int(sig), err: errors.New("ended by " + signalName(int(sig)) + ", which could not get to the process past its input, and the process with rnx")})
+			}
+		}()
 	}
 }
 

@@ -74,6 +74,10 @@ func (a *app) followLog(ctx context.Context, ref string, opt joblet.LogOptions, 
 				}
 				met = true
 				switch e := event.(type) {
+				case client.Waiting:
+					ref = e.Job.ID // the name may be another job's by then
+				case client.Started:
+					ref = e.Job.ID
 				case client.Output:
 					opt.Offset, opt.Tail = e.Offset+int64(len(e.Data)), 0
 				case client.Gap:

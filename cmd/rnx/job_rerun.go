@@ -23,7 +23,7 @@ the job had. With --follow rnx stays attached to the new job as "rnx job run"
 does, and ends with its status.
 
 A job is named by its id, by the first letters of it when no other has them, or
-by its name.
+by its name: that of your own job, or else of another's.
 
 Exit status: 0, or 1 when something failed; with --follow as "rnx job run" gives
 it.`,

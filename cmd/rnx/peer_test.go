@@ -146,6 +146,13 @@ func (p *peer) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServ
 
 func (p *peer) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
 	p.note("follow %.4s from %d", r.GetUuid(), r.GetOffset())
+	if r.GetUuid() == "cut" && r.GetOffset() == 0 { // a name, and the connection breaks
+		if err := sendAll(out.Send, startedEvent(record(idA, joblet.Running, nil)), outputEvent(client.Stdout, 0, "begun\n")); err != nil {
+			return err
+		}
+		err, _ := wire.ErrorToStatus(joblet.Errorf(joblet.Unavailable, "the daemon is stopping"))
+		return err
+	}
 	return sendAll(out.Send, startedEvent(record(r.GetUuid(), joblet.Running, nil)), outputEvent(client.Stdout, 0, "again\n"),
 		endedEvent(record(r.GetUuid(), joblet.Failed, &joblet.Exit{Code: 5})))
 }
@@ -510,6 +517,17 @@ func TestInterruptedInput(t *testing.T) {
 	}
 	if _, err := io.ReadAll(at.in); err != nil || at.in.sending.Load() || !at.in.ended.Load() {
 		t.Errorf("at its end: %v", err)
+	}
+}
+
+// TestLogAgain: a log that is taken up again is the same job's, whatever has its name
+// by then.
+func TestLogAgain(t *testing.T) {
+	t.Parallel()
+	p := servePeer(t)
+	status, stdout, stderr := p.rnx(t, "", "job", "log", "-f", "cut")
+	if want := "follow cut from 0; follow aaaa from 6"; status != 0 || stdout != "begun\nagain\n" || p.asked() != want {
+		t.Errorf("%d %q %q, asked %.300q, want %q", status, stdout, stderr, p.asked(), want)
 	}
 }
 

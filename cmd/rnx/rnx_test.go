@@ -329,7 +329,8 @@ func TestFormats(t *testing.T) {
 			t.Errorf("%d: got %s, want %s", n, got, want)
 		}
 	}
-	for s, want := range map[string]int{"TERM": 15, "sigint": 2, "9": 9, "64": 64, "0": 0, "65": 0, "NOPE": 0, "": 0} {
+	for s, want := range map[string]int{"TERM": 15, "sigint": 2, "9": 9, "64": 64, "SIGRTMIN": 34, "rtmin+3": 37, "SIGRTMAX-1": 63, "RTMAX": 64,
+		"RTMIN-1": 0, "RTMAX+1": 0, "RTMIN3": 0, "RTMIN+": 0, "RTMIN+99999999999999999999": 0, "0": 0, "65": 0, "NOPE": 0, "": 0} {
 		if got, err := parseSignal(s); got != want || (err == nil) != (want != 0) {
 			t.Errorf("%q: got %d, %v", s, got, err)
 		}

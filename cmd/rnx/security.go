@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -99,6 +100,9 @@ func deniedWords(c joblet.DeniedCall) string {
 	switch c.Remedy {
 	case joblet.RemedyAllow:
 		remedy = fmt.Sprintf(`allowed by "allow %s" in a --security=FILE`, c.Call)
+		if slices.Contains(joblet.AdminCalls(), c.Call) {
+			remedy += ", which takes the role admin"
+		}
 	case joblet.RemedyDeny:
 		remedy = fmt.Sprintf(`its own profile says "deny %s"`, c.Call)
 	case joblet.RemedyNested:

@@ -21,13 +21,33 @@ const (
 	sigkill = 9
 )
 
-// parseSignal reads "TERM", "SIGTERM" or "15".
+// The first and the last signal without a name of their own, as Linux's C library
+// has them: it keeps two for itself.
+const (
+	sigrtmin = 34
+	sigrtmax = 64
+)
+
+// parseSignal reads "TERM", "SIGTERM", "15", "RTMIN+3" or "RTMAX-1".
 func parseSignal(s string) (int, error) {
 	if n, err := strconv.Atoi(s); err == nil && n >= 1 && n <= 64 {
 		return n, nil
 	}
-	if n, ok := signals[strings.TrimPrefix(strings.ToUpper(s), "SIG")]; ok {
+	name := strings.TrimPrefix(strings.ToUpper(s), "SIG")
+	if n, ok := signals[name]; ok {
 		return n, nil
+	}
+	for base, n := range map[string]int{"RTMIN": sigrtmin, "RTMAX": sigrtmax} {
+		rest, ok := strings.CutPrefix(name, base)
+		off := 0
+		if ok && rest != "" {
+			var err error
+			off, err = strconv.Atoi(rest)
+			ok = err == nil && (rest[0] == '+' || rest[0] == '-')
+		}
+		if n += off; ok && n >= sigrtmin && n <= sigrtmax {
+			return n, nil
+		}
 	}
 	return 0, joblet.Errorf(joblet.InvalidArgument, "unknown signal %q: give a name such as TERM or a number from 1 to 64", s)
 }

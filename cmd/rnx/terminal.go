@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"os"
 	"runtime"
@@ -31,9 +32,13 @@ type terminal struct {
 	mute bool     // nothing is typed
 
 	screen io.Writer     // out, and non-blocking if that could be
+	paper  *os.File      // what screen writes to, if it is that
 	ready  chan struct{} // closed at the first connect: before that nothing is read
+	other  chan struct{} // has one at each connect: the window may have changed before
 
 	mu    sync.Mutex // protects what follows
+	cut   bool       // nothing is shown any more
+	stuck bool       // it did not
 	line  *line      // to where what is typed goes; nil: to nowhere just now
 	saved *term.State
 	raw   bool
@@ -45,15 +50,16 @@ type terminal struct {
 type line struct {
 	typed  func([]byte) error
 	resize func(joblet.WindowSize) error
+	size   joblet.WindowSize // that it has been told last
 }
 
 // terminal returns the user's terminal, which may be none.
 func (a *app) terminal(keys []byte) *terminal {
-	t := &terminal{in: a.in, out: a.out, screen: a.out, keys: keys, ready: make(chan struct{})}
+	t := &terminal{in: a.in, out: a.out, screen: a.out, keys: keys, ready: make(chan struct{}), other: make(chan struct{}, 1)}
 	if isTerminal(a.in) && isTerminal(a.out) {
 		t.tty, _ = a.in.(*os.File)
-		if _, w := reopen(a.out, os.O_WRONLY); w != nil {
-			t.screen = w
+		if f, w := reopen(a.out, os.O_WRONLY); w != nil {
+			t.paper, t.screen = f, w
 		}
 	}
 	return t
@@ -99,6 +105,10 @@ func (t *terminal) connect(l *line) {
 	case <-t.ready:
 	default:
 		close(t.ready)
+	}
+	select {
+	case t.other <- struct{}{}:
+	default:
 	}
 }
 
@@ -161,6 +171,10 @@ func (t *terminal) isRaw() bool {
 	return t.raw
 }
 
+// resetTime is how long the terminal may take to be switched back. One that takes
+// no output, as that of a window whose program is stopped, keeps nobody here.
+const resetTime = 500 * time.Millisecond
+
 // end takes the terminal back: its modes, and what the other side has switched
 // on and not off again, such as the alternate screen. It may be called again,
 // and the terminal handed over again.
@@ -170,11 +184,38 @@ func (t *terminal) end() {
 	if t.tty == nil || !t.raw {
 		return
 	}
-	if reset := t.modes.reset(); reset != "" {
-		_, _ = io.WriteString(t.out, reset)
-	}
 	_ = term.Restore(int(t.tty.Fd()), t.saved)
 	t.raw = false
+	reset := t.modes.reset()
+	if reset == "" {
+		return
+	}
+	if t.paper != nil {
+		_ = t.paper.SetWriteDeadline(time.Now().Add(resetTime))
+	}
+	if _, err := io.WriteString(t.screen, reset); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.stuck = true
+	}
+	if t.paper != nil && !t.cut {
+		_ = t.paper.SetWriteDeadline(time.Time{})
+	}
+}
+
+// cutOff has no Write wait any longer for the user's terminal to take output.
+func (t *terminal) cutOff() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.cut = true; t.paper != nil {
+		_ = t.paper.SetWriteDeadline(time.Now().Add(resetTime))
+	}
+}
+
+// isStuck reports whether the user's terminal did not take what it was to show. A
+// message would not get there either, and would wait for ever.
+func (t *terminal) isStuck() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stuck
 }
 
 // again makes the terminal raw again after a shell had it, which has put its own
@@ -192,9 +233,21 @@ func (t *terminal) again() {
 // Write shows what the other side writes.
 func (t *terminal) Write(p []byte) (int, error) {
 	t.mu.Lock()
-	t.modes.write(p)
+	cut := t.cut
+	if !cut {
+		t.modes.write(p)
+	}
 	t.mu.Unlock()
-	return t.screen.Write(p)
+	if cut {
+		return 0, os.ErrDeadlineExceeded
+	}
+	n, err := t.screen.Write(p)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		t.mu.Lock()
+		t.stuck = true
+		t.mu.Unlock()
+	}
+	return n, err
 }
 
 const (
@@ -206,10 +259,10 @@ const (
 )
 
 // typing hands what is typed to the line until ctx ends; detach is called when
-// the detach keys are, or Ctrl-C while there is no line. Where the input is no
-// terminal its end is typed as Ctrl-D. A Read that cannot be ended may outlive
-// ctx: then it ends with the process.
-func (t *terminal) typing(ctx context.Context, detach func()) {
+// the detach keys are, giveUp when Ctrl-C is while there is no line. Where the
+// input is no terminal its end is typed as Ctrl-D. A Read that cannot be ended may
+// outlive ctx: then it ends with the process.
+func (t *terminal) typing(ctx context.Context, detach, giveUp func()) {
 	if t.mute {
 		return
 	}
@@ -228,8 +281,10 @@ func (t *terminal) typing(ctx context.Context, detach func()) {
 	}
 	var mu sync.Mutex // protects match, and keeps what is typed in order
 	match := matcher{keys: t.keys}
+	last := byte('\n') // that was sent
 	send := func(p []byte) {
 		if l := t.connected(); l != nil && len(p) > 0 && ctx.Err() == nil {
+			last = p[len(p)-1]
 			_ = l.typed(p) // the one who follows the job learns why it is cut
 		}
 	}
@@ -240,17 +295,20 @@ func (t *terminal) typing(ctx context.Context, detach func()) {
 	}
 	pause := time.AfterFunc(time.Hour, func() { t.guard(flush) })
 	defer pause.Stop()
-	typed := func(p []byte) (detached bool) {
+	typed := func(p []byte) (leave func()) {
 		mu.Lock()
 		defer mu.Unlock()
 		if t.connected() == nil && t.tty != nil && bytes.IndexByte(p, ctrlC) >= 0 {
-			return true
+			return giveUp
 		}
 		pass, detached := match.next(p)
 		if send(pass); match.held() {
 			pause.Reset(keyPause)
 		}
-		return detached
+		if detached {
+			return detach
+		}
+		return nil
 	}
 	buf := make([]byte, 4096)
 	for {
@@ -258,13 +316,17 @@ func (t *terminal) typing(ctx context.Context, detach func()) {
 		if ctx.Err() != nil {
 			return
 		}
-		if n > 0 && typed(bytes.Clone(buf[:n])) { // a copy, for gRPC may keep it
-			detach()
-			return
+		if n > 0 {
+			if leave := typed(bytes.Clone(buf[:n])); leave != nil { // a copy, for gRPC may keep it
+				leave()
+				return
+			}
 		}
 		if err != nil {
 			if flush(); t.tty == nil {
-				send([]byte{ctrlD})
+				mu.Lock()
+				defer mu.Unlock()
+				send(endOfInput(last))
 			}
 			return
 		}
@@ -276,6 +338,16 @@ func (t *terminal) typing(ctx context.Context, detach func()) {
 			runtime.Gosched()
 		}
 	}
+}
+
+// endOfInput returns what is typed for the end of input whose last byte is given:
+// behind an unfinished line the first Ctrl-D does no more than end that.
+func endOfInput(last byte) []byte {
+	switch last {
+	case '\n', '\r', ctrlD:
+		return []byte{ctrlD}
+	}
+	return []byte{ctrlD, ctrlD}
 }
 
 // reopen returns a terminal opened anew, or nothing. That one may be non-blocking,
@@ -301,15 +373,20 @@ func reopen(stream any, mode int) (*os.File, io.ReadWriter) {
 	return nil, nil
 }
 
-// watchWindow tells the line of changes of the window's size until ctx ends.
+// watchWindow tells the line of changes of the window's size until ctx ends, also
+// of those that came before there was one.
 func (t *terminal) watchWindow(ctx context.Context) {
-	now := t.window()
-	for range windowChanges(ctx, t) {
-		if w := t.window(); w != now {
-			now = w
-			if l := t.connected(); l != nil {
-				_ = l.resize(w)
+	changes := windowChanges(ctx, t)
+	for {
+		select {
+		case <-t.other:
+		case _, ok := <-changes:
+			if !ok {
+				return
 			}
+		}
+		if l, w := t.connected(), t.window(); l != nil && w != l.size && l.resize(w) == nil {
+			l.size = w
 		}
 	}
 }

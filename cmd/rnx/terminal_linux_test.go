@@ -1,17 +1,23 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // panicRaw makes the terminal raw, switches to the other screen, and panics in
@@ -31,30 +37,39 @@ func panicRaw(where string) {
 	time.Sleep(time.Minute)
 }
 
+// newPty returns the two sides of a new terminal, the second of which is like the
+// user's.
+func newPty(t *testing.T) (master, slave *os.File) {
+	t.Helper()
+	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = master.Close() })
+	fd := int(master.Fd())
+	if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slave, err = os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = slave.Close() })
+	return master, slave
+}
+
 // TestPanicRestores: a panic does not leave the terminal raw.
 func TestPanicRestores(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"main", "guard"} {
 		t.Run(where, func(t *testing.T) {
 			t.Parallel()
-			master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer master.Close()
+			master, slave := newPty(t)
 			fd := int(master.Fd())
-			if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
-				t.Fatal(err)
-			}
-			n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
-			if err != nil {
-				t.Fatal(err)
-			}
-			slave, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer slave.Close()
 			before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 			if err != nil {
 				t.Fatal(err)
@@ -93,5 +108,128 @@ func TestPanicRestores(t *testing.T) {
 				t.Errorf("modes %+v %v, were %+v", after, err, before)
 			}
 		})
+	}
+}
+
+// TestStuckTerminal: a terminal that takes no output gets its modes back, and
+// holds up nobody.
+func TestStuckTerminal(t *testing.T) {
+	t.Parallel()
+	master, slave := newPty(t)
+	fd, masterFD := int(slave.Fd()), int(master.Fd()) // from which nobody reads
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &app{in: slave, out: slave, errOut: io.Discard}
+	term := a.terminal(nil)
+	if term.paper == nil {
+		t.Fatal("the terminal is not opened anew")
+	}
+	if err := term.makeRaw(); err != nil {
+		t.Fatal(err)
+	}
+	const screen = "\x1b[?1049h"
+	if _, err := io.WriteString(term, screen); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, err := term.Write(make([]byte, 1<<20))
+		written <- err
+	}()
+	begun := func() bool { // to write more than there is room for
+		n, err := unix.IoctlGetInt(masterFD, unix.TIOCINQ)
+		return n > len(screen) && err == nil
+	}
+	if !testenv.Eventually(time.Minute, begun) {
+		t.Fatal("nothing is written")
+	}
+	ended := make(chan struct{})
+	go func() {
+		term.cutOff()
+		if err := <-written; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("a write ended with %v", err)
+		}
+		term.end()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for the terminal")
+	}
+	if !term.isStuck() {
+		t.Error("not seen to be stuck")
+	}
+	if after, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil || !reflect.DeepEqual(after, before) {
+		t.Errorf("modes %+v %v, were %+v", after, err, before)
+	}
+}
+
+// TestWindowBeforeConnect: the other side is told of a change of the window that
+// came while there was none, and of none that it knows.
+func TestWindowBeforeConnect(t *testing.T) {
+	t.Parallel()
+	_, slave := newPty(t)
+	a := &app{in: slave, out: slave, errOut: io.Discard}
+	term := a.terminal(nil)
+	fd := int(slave.Fd())
+	resize := func(rows uint16) {
+		t.Helper()
+		if err := unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: 80}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	told := make(chan int)
+	var failures atomic.Int32
+	connect := func(size joblet.WindowSize) {
+		term.connect(&line{size: size, resize: func(w joblet.WindowSize) error {
+			if failures.Add(-1) >= 0 {
+				told <- -w.Rows
+				return errors.New("no line")
+			}
+			told <- w.Rows
+			return nil
+		}})
+	}
+	wait := func(want int) {
+		t.Helper()
+		select {
+		case got := <-told:
+			if got != want {
+				t.Errorf("told of %d rows, want %d", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("not told of %d rows", want)
+		}
+	}
+	resize(20)
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait) // before the terminal is closed
+	wg.Go(func() { term.watchWindow(t.Context()) })
+	first := term.window()
+	resize(21) // its signal goes to nobody: no terminal of ours
+	connect(first)
+	wait(21)
+	term.connect(nil)
+	resize(22)
+	failures.Store(1)
+	connect(joblet.WindowSize{Rows: 21, Columns: 80})
+	wait(-22)
+	connect(joblet.WindowSize{Rows: 21, Columns: 80}) // it did not get there
+	wait(22)
+	connect(term.window())
+	resize(23)
+	connect(joblet.WindowSize{Rows: 22, Columns: 80})
+	wait(23) // and nothing in between
+}
+
+func TestEndOfInput(t *testing.T) {
+	t.Parallel()
+	for last, want := range map[byte]string{'\n': "\x04", '\r': "\x04", 4: "\x04", 'c': "\x04\x04"} {
+		if got := string(endOfInput(last)); got != want {
+			t.Errorf("behind %q: %q", last, got)
+		}
 	}
 }

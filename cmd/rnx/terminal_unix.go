@@ -38,8 +38,13 @@ func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
 	return changes
 }
 
-// terminalSignals end rnx while it has a raw terminal, and leave the job.
-var terminalSignals = []os.Signal{syscall.SIGQUIT, syscall.SIGABRT}
+var (
+	// endSignals are passed on, or end rnx. SIGQUIT is one of them: Ctrl-\ is a key
+	// too, and Go would show what all its goroutines do.
+	endSignals = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT}
+	// terminalSignals end rnx while it has a raw terminal, and leave the job.
+	terminalSignals = []os.Signal{syscall.SIGABRT}
+)
 
 // nonblocking opens a terminal so that Go's poller waits for it.
 const nonblocking = syscall.O_NONBLOCK | syscall.O_NOCTTY

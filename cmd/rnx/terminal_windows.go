@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -30,6 +31,9 @@ func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
 	return changes
 }
 
-var terminalSignals []os.Signal
+var (
+	endSignals      = []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP}
+	terminalSignals []os.Signal
+)
 
 const nonblocking = 0

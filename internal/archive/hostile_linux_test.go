@@ -250,3 +250,34 @@ func TestUnpackEscapes(t *testing.T) {
 		diff(t, list(t, filepath.Join(parent, "victim")), before)
 	}
 }
+
+// TestUnpackUmask: modes are the archive's without what the umask takes away, also of
+// directories that the user himself cannot write to, or whose entry comes late.
+func TestUnpackUmask(t *testing.T) { // not parallel: the umask is the process's
+	dirWith := func(name string, mode int64) tar.Header {
+		return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}
+	}
+	fileWith := func(name string, mode int64) tar.Header {
+		return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: mode}
+	}
+	archive := tarOf(t, dirWith("open", 0o2777), fileWith("open/f", 0o6777), fileWith("open/r", 0o444), dirWith("sticky", 0o1777),
+		dirWith("closed", 0o577), fileWith("closed/f", 0o666), dirWith("closed/none", 0), fileWith("closed/none/f", 0o66),
+		fileWith("late/f", 0o600), dirWith("late", 0o775), fileWith("implied/f", 0o600), fileWith("later/f", 0o600), dirWith("later", 0o570))
+	for umask, want := range map[int]map[string]string{
+		0o000: {"open": "drwxrwxrwx", "open/f": "-rwxrwxrwx ", "open/r": "-r--r--r-- ", "sticky": "drwxrwxrwx", "closed": "dr-xrwxrwx", "closed/f": "-rw-rw-rw- ",
+			"closed/none": "d---------", "closed/none/f": "----rw-rw- ", "late": "drwxrwxr-x", "late/f": "-rw------- ", "implied": "drwxr-xr-x", "implied/f": "-rw------- ",
+			"later": "dr-xrwx---", "later/f": "-rw------- "},
+		0o027: {"open": "drwxr-x---", "open/f": "-rwxr-x--- ", "open/r": "-r--r----- ", "sticky": "drwxr-x---", "closed": "dr-xr-x---", "closed/f": "-rw-r----- ",
+			"closed/none": "d---------", "closed/none/f": "----r----- ", "late": "drwxr-x---", "late/f": "-rw------- ", "implied": "drwxr-x---", "implied/f": "-rw------- ",
+			"later": "dr-xr-x---", "later/f": "-rw------- "},
+	} {
+		dir := t.TempDir()
+		old := syscall.Umask(umask)
+		_, err := Unpack(openRoot(t, dir), bytes.NewReader(archive), generous)
+		syscall.Umask(old)
+		if err != nil {
+			t.Errorf("%03o: %v", umask, err)
+		}
+		diff(t, list(t, dir), want)
+	}
+}

@@ -114,9 +114,9 @@ func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error)
 // replaced by a new one, and never written through. What stands in the way
 // otherwise is an error of kind AlreadyExists. It refuses what Check refuses;
 // what came before that in the archive has been unpacked then. New files and
-// directories have the archive's permission bits, whatever the umask is, those
-// that no entry describes 0755; on Windows, which has no such bits, they are
-// left out, and links are skipped where the user may not create any.
+// directories have the archive's permission bits, those that no entry describes
+// 0755, without what the umask takes away; on Windows, which has no such bits,
+// they are left out, and links are skipped where the user may not create any.
 func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
 	u := &unpacker{root: root, source: newSource(r, lim)}
 	for {
@@ -188,14 +188,14 @@ func (u *unpacker) clear(name string) error {
 }
 
 func (u *unpacker) createFile(e entry) error {
-	f, err := u.root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if !hasModes {
+		e.mode = 0o600 // without the bit to write it would be read-only
+	}
+	f, err := u.root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, e.mode)
 	if err != nil {
 		return err
 	}
 	err = u.copy(f, e.size)
-	if err == nil && hasModes {
-		err = f.Chmod(e.mode)
-	}
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
@@ -206,8 +206,9 @@ func (u *unpacker) createFile(e entry) error {
 	return nil
 }
 
-// makeDir makes a directory and those above it. Until all is unpacked, only the
-// user may use it, and may whatever its mode is to be.
+// makeDir makes a directory and those above it. Until all is unpacked, the user may
+// use it whatever its mode is to be; of one whose entry is still to come the umask
+// alone decides, so that setModes can tell what that leaves.
 func (u *unpacker) makeDir(id int32) error {
 	if u.tree.nodes[id].done {
 		return nil
@@ -215,8 +216,11 @@ func (u *unpacker) makeDir(id int32) error {
 	if err := u.makeDir(u.tree.nodes[id].parent); err != nil {
 		return err
 	}
-	name := u.tree.name(id)
-	err := u.root.Mkdir(name, 0o700)
+	name, mode := u.tree.name(id), fs.FileMode(0o777)
+	if n := u.tree.nodes[id]; n.kind == directory {
+		mode = n.mode | 0o700
+	}
+	err := u.root.Mkdir(name, mode)
 	created := err == nil
 	if errors.Is(err, fs.ErrExist) {
 		var fi fs.FileInfo
@@ -231,8 +235,8 @@ func (u *unpacker) makeDir(id int32) error {
 	return nil
 }
 
-// setModes sets the modes of new directories, those below first: they cannot be
-// reached any more when one above is closed.
+// setModes takes from new directories what they have beyond their modes, those
+// below first: they cannot be reached any more when one above is closed.
 func (u *unpacker) setModes() error {
 	if !hasModes {
 		return nil
@@ -241,7 +245,12 @@ func (u *unpacker) setModes() error {
 		if !n.created {
 			continue
 		}
-		if err := u.root.Chmod(u.tree.name(int32(id)), n.mode); err != nil {
+		name := u.tree.name(int32(id))
+		fi, err := u.root.Lstat(name)
+		if err == nil && fi.Mode().Perm()&^n.mode != 0 {
+			err = u.root.Chmod(name, fi.Mode()&(n.mode|^fs.ModePerm))
+		}
+		if err != nil {
 			return fmt.Errorf("unpack: %w", err)
 		}
 	}

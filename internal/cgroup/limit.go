@@ -61,6 +61,9 @@ func (d Dirs) settings(l, old joblet.Limits, devices []Device) (list []setting) 
 			pair = []setting{both, memory} // the first may never be above the second
 		}
 		list = append(list, pair...)
+		// v1 counts the buffers of TCP and UDP sockets apart, and only once they are
+		// limited (cgroup-v1/memory.rst, 2.7.2).
+		add(d.countsSockets(), setting{"max-memory", "memory", false, "memory.kmem.tcp.limit_in_bytes", number(l.MemoryBytes), "-1"})
 	}
 	add(l.MemoryHighBytes > 0, setting{"memory-high", "memory", true, "memory.high", number(l.MemoryHighBytes), "max"})
 	add(l.MaxPIDs > 0, setting{"max-pids", "pids", false, "pids.max", number(l.MaxPIDs), number(joblet.DefaultMaxPIDs)})
@@ -110,6 +113,12 @@ func (d Dirs) countsSwap() bool {
 		return exists(filepath.Join(dir, "memory.swap.max"))
 	}
 	return exists(filepath.Join(dir, "memory.memsw.limit_in_bytes"))
+}
+
+// countsSockets reports whether v1 can limit the buffers of sockets: a kernel may
+// be built without.
+func (d Dirs) countsSockets() bool {
+	return exists(filepath.Join(d.V1["memory"], "memory.kmem.tcp.limit_in_bytes"))
 }
 
 // Check reports whether this host can enforce the limits, and whether what they
@@ -267,6 +276,8 @@ func (g *Group) tooLow(limit int64) error {
 		used, _ = readNumber(filepath.Join(dir, "memory.current"))
 	} else {
 		used, _ = readNumber(filepath.Join(dir, "memory.usage_in_bytes"))
+		sockets, _ := readNumber(filepath.Join(dir, "memory.kmem.tcp.usage_in_bytes"))
+		used += sockets
 	}
 	return joblet.Errorf(joblet.FailedPrecondition, "--max-memory %s: the job has %s MiB in use that cannot be taken from it",
 		joblet.FormatSize(limit), strconv.FormatInt(used>>20, 10))

@@ -88,6 +88,7 @@ func (m *Meter) Sample() joblet.Sample {
 		if both := number(m.file(dir, "memory.memsw.usage_in_bytes")); both > s.Memory {
 			s.Swap = both - s.Memory
 		}
+		s.Memory += number(m.file(dir, "memory.kmem.tcp.usage_in_bytes")) // not in the others; 0 without a limit
 	}
 	s.MemoryPeak = max(s.MemoryPeak, s.Memory)
 	dir, _ := d.where("pids")
@@ -110,7 +111,8 @@ func (m *Meter) Total() joblet.Sample {
 	if dir, v2 := d.where("memory"); v2 {
 		s.MemoryPeak = max(s.MemoryPeak, number(m.file(dir, "memory.peak"))) // since 5.19
 	} else if dir != "" {
-		s.MemoryPeak = max(s.MemoryPeak, number(m.file(dir, "memory.max_usage_in_bytes")))
+		// When both were highest nobody knows: their sum may be more than ever was.
+		s.MemoryPeak = max(s.MemoryPeak, number(m.file(dir, "memory.max_usage_in_bytes")), number(m.file(dir, "memory.kmem.tcp.max_usage_in_bytes")))
 	}
 	dir, _ := d.where("pids")
 	s.PIDsPeak = max(s.PIDsPeak, int(number(m.file(dir, "pids.peak")))) // since 6.6

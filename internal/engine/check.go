@@ -228,6 +228,7 @@ func (c *checker) features() []feature {
 		}},
 		feature{"idmapped mounts of " + c.stateDir, false, "in jobs, the files of runtimes belong to nobody", "keep the state directory on ext4, xfs or btrfs", c.probeIDMap},
 		feature{"seccomp filter", true, "no jobs: each has a filter of system calls", "a kernel with CONFIG_SECCOMP_FILTER", probeSeccomp},
+		feature{"no core dumps outside", false, "a job can have the kernel run, or tell, a program of the host that takes core dumps", "sysctl kernel.core_pattern=core, or one with \"|\"; with that the daemon needs a hard limit on core dumps of at least 1, or CAP_SYS_RESOURCE", probeCore},
 		feature{"pidfd_open", true, "no jobs", "install " + newKernel, probePidfd},
 		feature{"close_range", true, "no jobs: nothing of the daemon's may stay open in them", "install " + newKernel, probeCloseRange},
 		feature{"openat2", false, "programs in jobs that look for it take slower ways", "install " + newKernel, probeOpenat2},
@@ -446,6 +447,19 @@ func probeSeccomp(context.Context) (string, error) {
 	action := uint32(unix.SECCOMP_RET_KILL_PROCESS)
 	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, getActionAvail, 0, uintptr(unsafe.Pointer(&action))); errno != 0 {
 		return "", os.NewSyscallError("seccomp", errno)
+	}
+	return "", nil
+}
+
+// probeCore reports whether noCore holds: not for a socket (Linux 6.16), for which no
+// limit counts.
+func probeCore(context.Context) (string, error) {
+	pattern, piped := corePiped()
+	switch {
+	case strings.HasPrefix(pattern, "@"):
+		return "", fmt.Errorf("kernel.core_pattern is a socket: %.100s", pattern)
+	case piped && coreLimit(joblet.Rlimit{}).Hard < noCore:
+		return "", fmt.Errorf("kernel.core_pattern is %.100s, and the daemon's limit on core dumps is 0", pattern)
 	}
 	return "", nil
 }

@@ -125,7 +125,7 @@ func (r *remedies) run(what string, s joblet.Security, d monitor.DeniedKey) (all
 	for i, a := range d.Args {
 		data.Args[i] = uint64(a)
 	}
-	verdict, looked := monitor.RunFilter(filter, &data)
+	verdict, looked, _ := monitor.RunFilter(filter, &data)
 	return verdict == unix.SECCOMP_RET_ALLOW, looked
 }
 
@@ -154,6 +154,10 @@ func deniedArgument(name string, d monitor.DeniedKey) string {
 		return strings.Join(flags, "|")
 	case "ioctl":
 		return nameOf(deniedIoctls, d.Args[1], "%#x")
+	case "fcntl":
+		return nameOf(deniedFcntls, d.Args[1], "%d")
+	case "prlimit64":
+		return nameOf(deniedRlimits, d.Args[1], "%d")
 	}
 	var words []string
 	for i, a := range d.Args {
@@ -180,6 +184,10 @@ var namespaceFlags = []struct {
 }
 
 var deniedIoctls = map[uint32]string{unix.TIOCSTI: "TIOCSTI", unix.TIOCLINUX: "TIOCLINUX", unix.TIOCSETD: "TIOCSETD"}
+
+var deniedFcntls = map[uint32]string{unix.F_SETLEASE: "F_SETLEASE", unix.F_NOTIFY: "F_NOTIFY", seccompFSetDeleg: "F_SETDELEG"}
+
+var deniedRlimits = map[uint32]string{unix.RLIMIT_CORE: "RLIMIT_CORE"}
 
 var socketTypes = map[uint32]string{
 	unix.SOCK_STREAM: "SOCK_STREAM", unix.SOCK_DGRAM: "SOCK_DGRAM", unix.SOCK_RAW: "SOCK_RAW", unix.SOCK_RDM: "SOCK_RDM",

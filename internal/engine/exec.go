@@ -31,6 +31,9 @@ type Exec struct {
 	end  *monitor.Record // set before done is closed; nil: its monitor died
 }
 
+// ErrPaused says that one more process would not get to run either.
+var ErrPaused = joblet.Errorf(joblet.FailedPrecondition, "the job is paused: nothing can be started in it until it is resumed")
+
 // joinTimeout bounds how long joining a job may take.
 const joinTimeout = time.Minute
 
@@ -38,8 +41,8 @@ const joinTimeout = time.Minute
 // namespaces and cgroups, under its limits. run has what NewRun gives and the
 // command; its StdinStream says that the process has an input.
 func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err error) {
-	if frozen, err := p.group.Frozen(); err == nil && frozen { // one more would not get to run either
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "the job is paused: nothing can be started in it until it is resumed")
+	if frozen, err := p.group.Frozen(); err == nil && frozen {
+		return nil, ErrPaused
 	}
 	x := &Exec{done: make(chan struct{})}
 	var theirs []*os.File
@@ -183,6 +186,10 @@ func (x *Exec) CloseStdin() error {
 // take to come out.
 const terminalLast = time.Second
 
+// hungUpRetry is how often a terminal that nobody has open is looked at again: who
+// has closed it may open it again.
+const hungUpRetry = 100 * time.Millisecond
+
 // Copy hands what the process writes into f, which is Stdout or Stderr, to emit,
 // and returns when all that it wrote before its end is handed on. What children
 // of its write later, to whom it left the other end, is not waited for.
@@ -202,6 +209,12 @@ func (x *Exec) Copy(f *os.File, emit func([]byte) error) error {
 	}()
 	buf := make([]byte, 64<<10)
 	for {
+		ended := false
+		select {
+		case <-x.done:
+			ended = true
+		default:
+		}
 		n, err := f.Read(buf)
 		if n > 0 {
 			if err := emit(buf[:n]); err != nil {
@@ -212,6 +225,11 @@ func (x *Exec) Copy(f *os.File, emit func([]byte) error) error {
 		case err == nil:
 		case errors.Is(err, os.ErrDeadlineExceeded):
 			return x.rest(f, buf, emit)
+		case errors.Is(err, unix.EIO) && !ended:
+			select {
+			case <-x.done:
+			case <-time.After(hungUpRetry):
+			}
 		case errors.Is(err, io.EOF), errors.Is(err, unix.EIO), errors.Is(err, os.ErrClosed):
 			return nil
 		default:

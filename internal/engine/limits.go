@@ -22,11 +22,37 @@ var rlimits = map[string]int{
 	"rss": unix.RLIMIT_RSS, "rttime": unix.RLIMIT_RTTIME, "sigpending": unix.RLIMIT_SIGPENDING, "stack": unix.RLIMIT_STACK,
 }
 
+// noCore is a limit at which there are no core dumps at all. At 0 the kernel writes
+// no file, but runs the program of a core_pattern with "|" all the same, as root and
+// outside of the job; at 1 it does not (cprm.limit == 1 in fs/coredump.c), and writes no
+// file that is shorter than a page either (min_coredump). The filter keeps a job from
+// changing it.
+const noCore = 1
+
+// coreLimit returns what a job gets for a limit on core dumps.
+func coreLimit(l joblet.Rlimit) monitor.Rlimit {
+	var have unix.Rlimit
+	if l.Hard < noCore && unix.Getrlimit(unix.RLIMIT_CORE, &have) == nil && have.Max < noCore && !mayRaise() {
+		return monitor.Rlimit{Resource: unix.RLIMIT_CORE} // see probeCore
+	}
+	return monitor.Rlimit{Resource: unix.RLIMIT_CORE, Soft: max(noCore, l.Soft), Hard: max(noCore, l.Hard)}
+}
+
+// corePattern is where the kernel says what becomes of a core dump.
+var corePattern = "/proc/sys/kernel/core_pattern"
+
+// corePiped reports whether core dumps go to a program of the host, and how.
+func corePiped() (pattern string, piped bool) {
+	data, err := os.ReadFile(corePattern)
+	pattern = strings.TrimSpace(string(data))
+	return pattern, err == nil && (strings.HasPrefix(pattern, "|") || strings.HasPrefix(pattern, "@"))
+}
+
 // defaultRlimits are a job's limits where they differ from the daemon's: no core
 // dumps, and the usual number of descriptors, which the Go runtime has raised
 // for the daemon and its monitors.
 func defaultRlimits() []monitor.Rlimit {
-	limits := []monitor.Rlimit{{Resource: unix.RLIMIT_CORE}}
+	limits := []monitor.Rlimit{coreLimit(joblet.Rlimit{})}
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
 		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, files.Max), Hard: files.Max})
@@ -40,6 +66,9 @@ func (r *Run) SetLimits(l joblet.Limits, devices []cgroup.Device) {
 	r.DiskBytes = l.DiskBytes
 	for name, limit := range l.Rlimits {
 		set := monitor.Rlimit{Resource: rlimits[name], Soft: limit.Soft, Hard: limit.Hard}
+		if name == "core" {
+			set = coreLimit(limit)
+		}
 		replaced := false
 		for i := range r.Rlimits {
 			if r.Rlimits[i].Resource == set.Resource {
@@ -78,6 +107,9 @@ func checkRlimit(name string, limit joblet.Rlimit) error {
 		if most, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64); err == nil && limit.Hard > most {
 			return joblet.Errorf(joblet.InvalidArgument, "--nofile %v: this host allows at most %d (fs.nr_open)", limit, most)
 		}
+	}
+	if pattern, piped := corePiped(); name == "core" && limit.Hard > noCore && piped {
+		return joblet.Errorf(joblet.FailedPrecondition, "--%s %v: this host hands core dumps to a program outside of the job (kernel.core_pattern is %.100q)", name, limit, pattern)
 	}
 	var have unix.Rlimit
 	if err := unix.Getrlimit(rlimits[name], &have); err != nil {

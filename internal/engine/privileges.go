@@ -19,7 +19,7 @@ import (
 // kernel/cgroup/cpuset.c, cap_task_setscheduler in security/commoncap.c).
 //
 // Jobs lose nothing: a new user namespace has a full set of its own
-// (user_namespaces(7)), and every capability that means something in one is here.
+// (user_namespaces(7)), and every capability that a job can have is here.
 //
 // deploy/joblet.service has the same list.
 var needed = []cap.Value{
@@ -27,7 +27,7 @@ var needed = []cap.Value{
 	cap.NET_ADMIN, cap.NET_BIND_SERVICE, cap.NET_RAW,
 	cap.SETUID, cap.SETGID, cap.SETPCAP, cap.SETFCAP,
 	cap.CHOWN, cap.DAC_OVERRIDE, cap.DAC_READ_SEARCH, cap.FOWNER, cap.FSETID,
-	cap.KILL, cap.MKNOD, cap.LEASE, cap.IPC_OWNER,
+	cap.KILL, cap.MKNOD, cap.IPC_OWNER,
 }
 
 // DropPrivileges makes this process, all its threads and whatever it starts from

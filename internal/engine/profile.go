@@ -15,14 +15,12 @@ import (
 // seccompCalls.
 
 // strictCalls leaves out what few programs need and what has a record: debugging
-// others, raw sockets and old ways to do things at once, terminals' oddities,
+// others, raw sockets, terminals' oddities,
 // whatever needs a capability.
 var strictCalls = map[string]seccompVerdict{
 	"ptrace": seccompEPERM, "process_vm_readv": seccompEPERM, "process_vm_writev": seccompEPERM, "pidfd_getfd": seccompEPERM,
 	"process_madvise": seccompEPERM, "process_mrelease": seccompEPERM,
 	"socket": seccompPlainSocket, "personality": seccompEPERM,
-	"io_setup": seccompENOSYS, "io_submit": seccompENOSYS, "io_cancel": seccompENOSYS, "io_destroy": seccompENOSYS,
-	"io_getevents": seccompENOSYS, "io_pgetevents": seccompENOSYS,
 	"mbind": seccompEPERM, "set_mempolicy": seccompEPERM, "set_mempolicy_home_node": seccompENOSYS, "get_mempolicy": seccompEPERM,
 	"adjtimex": seccompEPERM, "clock_adjtime": seccompEPERM,
 	"chroot": seccompEPERM, "mknod": seccompEPERM, "mknodat": seccompEPERM,
@@ -41,12 +39,18 @@ var nestedCalls = map[string]seccompVerdict{
 }
 
 // grantableCalls are those that no profile allows and a user's own may: they are
-// large or loose, but act on nothing beyond the job. What is not here acts on the
+// large or loose, but what they do ends with the job. What is not here acts on the
 // machine as a whole or on what jobs share.
+//
+// Not quite so: io_setup and what goes with it take from a pool of the host, but give
+// it back at the job's end, and some databases want it. migrate_pages and move_pages
+// disturb every CPU while they run, no more than mbind, which is allowed. io_uring is
+// for the role admin alone (joblet.AdminCalls). memfd_secret is not here: what it does
+// to the kernel's memory map stays.
 var grantableCalls = []string{
-	"cachestat", "file_getattr", "file_setattr", "io_uring_enter", "io_uring_register", "io_uring_setup", "kcmp", "listmount",
-	"lsm_get_self_attr", "lsm_list_modules", "memfd_secret", "migrate_pages", "modify_ldt", "move_pages", "name_to_handle_at",
-	"statmount", "userfaultfd",
+	"cachestat", "file_getattr", "file_setattr", "io_cancel", "io_destroy", "io_getevents", "io_pgetevents", "io_setup", "io_submit",
+	"io_uring_enter", "io_uring_register", "io_uring_setup", "kcmp", "listmount", "lsm_get_self_attr", "lsm_list_modules",
+	"migrate_pages", "modify_ldt", "move_pages", "name_to_handle_at", "statmount", "userfaultfd",
 }
 
 var seccompByName = sync.OnceValue(func() map[string]seccompVerdict {

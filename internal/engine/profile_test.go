@@ -78,11 +78,13 @@ func TestSyscallLists(t *testing.T) {
 		want     string // of the error; empty: none
 	}{
 		{joblet.Security{AllowCalls: []string{"io_uring_setup", "read"}, DenyCalls: []string{"ptrace"}}, ""},
-		{joblet.Security{Profile: strict, AllowCalls: []string{"ptrace", "socket"}}, ""},
+		{joblet.Security{Profile: strict, AllowCalls: []string{"ptrace", "socket", "io_setup"}}, ""},
+		{joblet.Security{AllowCalls: []string{"fcntl", "setrlimit", "prlimit64"}}, ""},
 		{joblet.Security{Profile: joblet.ProfileNested, AllowCalls: []string{"mount"}}, ""},
 		{joblet.Security{AllowCalls: []string{"mount"}}, "no profile can allow it"},
 		{joblet.Security{AllowCalls: []string{"bpf"}}, "no profile can allow it"},
 		{joblet.Security{AllowCalls: []string{"clone3"}}, "no profile can allow it"},
+		{joblet.Security{AllowCalls: []string{"memfd_secret"}}, "no profile can allow it"},
 		{joblet.Security{Profile: strict, AllowCalls: []string{"keyctl"}}, "no profile can allow it"},
 		{joblet.Security{AllowCalls: []string{"raed"}}, "no such call"},
 		{joblet.Security{DenyCalls: []string{"raed"}}, "no such call"},
@@ -95,6 +97,47 @@ func TestSyscallLists(t *testing.T) {
 			t.Errorf("%+v: %v", test.security, err)
 		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 			t.Errorf("%+v: %v, want %q", test.security, err, test.want)
+		}
+	}
+}
+
+// No profile, and no list of a user's, lets a job take a lease or change its limit on
+// core dumps.
+func TestAlwaysRefused(t *testing.T) {
+	t.Parallel()
+	all := []string{"fcntl", "setrlimit", "prlimit64"}
+	for _, s := range []joblet.Security{
+		{}, {Profile: joblet.ProfileStrict}, {Profile: joblet.ProfileNested}, {AllowCalls: all},
+		{Profile: joblet.ProfileStrict, AllowCalls: all}, {Profile: joblet.ProfileNested, AllowCalls: all},
+	} {
+		f, err := syscallFilter(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			call string
+			args [6]uint64
+			want uint32
+		}{
+			{"fcntl", [6]uint64{3, unix.F_SETLEASE}, seccompErrno(unix.EINVAL)},
+			{"setrlimit", [6]uint64{unix.RLIMIT_CORE, 1}, seccompErrno(0)},
+			{"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 1}, seccompErrno(0)},
+			{"prlimit64", [6]uint64{0, unix.RLIMIT_CORE, 1, 1}, seccompErrno(unix.EPERM)},
+		} {
+			d := seccompData{Number: seccompCallNumber(t, runtime.GOARCH, c.call), Arch: seccompArchs[runtime.GOARCH].audit, Args: c.args}
+			if got := seccompRun(f, d); got != c.want {
+				t.Errorf("%+v: %s%v: %#x, want %#x", s, c.call, c.args, got, c.want)
+			}
+		}
+	}
+}
+
+// All that the role admin is needed for can be allowed at all, and is no part of a profile.
+func TestAdminCalls(t *testing.T) {
+	t.Parallel()
+	for _, name := range joblet.AdminCalls() {
+		if !slices.Contains(grantableCalls, name) || seccompByName()[name] != seccompENOSYS || strictCalls[name] == seccompAllow || nestedCalls[name] == seccompAllow {
+			t.Errorf("%s: %v", name, seccompByName()[name])
 		}
 	}
 }

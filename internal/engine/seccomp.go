@@ -20,7 +20,9 @@ package engine
 //   - Arguments are compared by their low 32 bits alone, because each of those we
 //     look at is a 32-bit integer to the kernel, which drops the upper half.
 //     Comparing 64 bits would let a call through that differs only there
-//     (CVE-2019-10063).
+//     (CVE-2019-10063). Of pointers it is asked whether they are NULL, in both halves.
+//   - A limit on core dumps stays what it is, but to set one seems to succeed (error 0):
+//     scripts and programs with secrets go on only then.
 //   - No SECCOMP_FILTER_FLAG_LOG or SECCOMP_RET_LOG: a job could flood the audit log of
 //     the host, or have it limit what others log. A job whose denied calls are to be
 //     known asks its monitor instead (monitor.AskMonitor).
@@ -90,6 +92,9 @@ const (
 	seccompIoctl       // all but a few of terminals
 	seccompPersonality // only values that weaken nothing but the caller's own layout
 	seccompPlainSocket // as seccompSocket, and no raw ones
+	seccompFcntl       // no leases, no signals for what others do in a directory
+	seccompSetrlimit   // none on core dumps
+	seccompPrlimit     // as that
 )
 
 // seccompNewNamespace has the CLONE_NEW* flags. CLONE_NEWTIME is of unshare only:
@@ -126,6 +131,15 @@ var seccompPlainProtocols = []uint32{unix.IPPROTO_IP, unix.IPPROTO_TCP, unix.IPP
 // its other readers take for typed (CVE-2017-5226, CVE-2023-1523), TIOCSETD attaches
 // line disciplines, which are kernel modules with a record (CVE-2017-2636).
 var seccompIoctls = []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCSETD}
+
+// seccompFcntls are refused. A lease makes whoever opens the file, another job or the
+// host's root, wait for up to fs.lease-break-time, and a job's root owns the files of its
+// runtime, which jobs share; a delegation (Linux 6.19) does so too. F_NOTIFY tells of
+// directories as inotify does, by signals. The error is that of a file system without
+// leases and of a kernel without the others.
+var seccompFcntls = []uint32{unix.F_SETLEASE, unix.F_NOTIFY, seccompFSetDeleg}
+
+const seccompFSetDeleg = 1024 + 16 // F_SETDELEG, from F_LINUX_SPECIFIC_BASE; x/sys does not have it
 
 // seccompAssemble makes the filter for an architecture by its Go name. Any can be
 // made anywhere, so that tests see all. changes are other verdicts than those of
@@ -185,6 +199,9 @@ const (
 // seccompArg is the offset of the low half of an argument; both architectures are
 // little-endian.
 func seccompArg(i uint32) uint32 { return seccompOffArgs + 8*i }
+
+// seccompArgHigh is that of the high half.
+func seccompArgHigh(i uint32) uint32 { return seccompArg(i) + 4 }
 
 // seccompRange is a run of numbers with one verdict, up to the next range.
 type seccompRange struct {
@@ -254,6 +271,13 @@ func (p *seccompProgram) oneOf(values []uint32, yes, no seccompLabel) seccompLab
 	return no
 }
 
+// null goes on at yes when an argument is a null pointer, else at no. The high half
+// comes first: by it monitor.RunFilter knows that this is a pointer.
+func (p *seccompProgram) null(arg uint32, yes, no seccompLabel) seccompLabel {
+	low := p.load(seccompArg(arg), p.jump(unix.BPF_JEQ, 0, yes, no))
+	return p.load(seccompArgHigh(arg), p.jump(unix.BPF_JEQ, 0, low, no))
+}
+
 // verdicts puts in the end of each way through the program: a return, or the look
 // at the arguments. uses says which of those the program needs.
 func (p *seccompProgram) verdicts(uses func(seccompVerdict) bool) seccompVerdicts {
@@ -270,6 +294,21 @@ func (p *seccompProgram) verdicts(uses func(seccompVerdict) bool) seccompVerdict
 	}
 	if uses(seccompIoctl) {
 		at[seccompIoctl] = p.load(seccompArg(1), p.oneOf(seccompIoctls, perm, allow))
+	}
+	if uses(seccompFcntl) {
+		invalid := p.errno(unix.EINVAL)
+		at[seccompFcntl] = p.load(seccompArg(1), p.oneOf(seccompFcntls, invalid, allow))
+	}
+	if uses(seccompSetrlimit) || uses(seccompPrlimit) {
+		done := p.errno(0)
+		if uses(seccompSetrlimit) {
+			at[seccompSetrlimit] = p.load(seccompArg(0), p.jump(unix.BPF_JEQ, unix.RLIMIT_CORE, done, allow))
+		}
+		if uses(seccompPrlimit) {
+			set := p.null(3, done, perm) // a caller that wants the old limit would take what it finds there for it
+			other := p.null(2, allow, set)
+			at[seccompPrlimit] = p.load(seccompArg(1), p.jump(unix.BPF_JEQ, unix.RLIMIT_CORE, other, allow))
+		}
 	}
 	if uses(seccompPersonality) {
 		other := p.jump(unix.BPF_JSET, ^uint32(seccompPersonalityMask), perm, allow)

@@ -19,6 +19,9 @@ var seccompCalls = [...]seccompCall{
 	{"socketpair", 53, 199, seccompSocketpair},
 	{"ioctl", 16, 29, seccompIoctl},
 	{"personality", 135, 92, seccompPersonality},
+	{"fcntl", 72, 25, seccompFcntl},
+	{"setrlimit", 160, 164, seccompSetrlimit},
+	{"prlimit64", 302, 261, seccompPrlimit},
 
 	// The mounts and the root that confine the job, namespaces beside its own, files by
 	// handle (a way round mounts; without opening them handles are of no use either).
@@ -70,7 +73,8 @@ var seccompCalls = [...]seccompCall{
 	{"iopl", 172, -1, seccompEPERM},
 	{"modify_ldt", 154, -1, seccompEPERM},
 
-	// Moving pages between nodes drains every CPU's page lists, which all jobs feel.
+	// Moving pages between nodes drains every CPU's page lists, which all jobs feel while
+	// it goes on.
 	{"migrate_pages", 256, 238, seccompEPERM},
 	{"move_pages", 279, 239, seccompEPERM},
 
@@ -83,6 +87,16 @@ var seccompCalls = [...]seccompCall{
 	{"io_uring_enter", 426, 426, seccompENOSYS},
 	{"io_uring_register", 427, 427, seccompENOSYS},
 	{"io_uring_setup", 425, 425, seccompENOSYS},
+
+	// The older way to do I/O at once. Its contexts come from a pool of the host
+	// (fs.aio-max-nr), which two calls use up for all; callers do without, as on a kernel
+	// without CONFIG_AIO.
+	{"io_cancel", 210, 3, seccompENOSYS},
+	{"io_destroy", 207, 1, seccompENOSYS},
+	{"io_getevents", 208, 4, seccompENOSYS},
+	{"io_pgetevents", 333, 292, seccompENOSYS},
+	{"io_setup", 206, 0, seccompENOSYS},
+	{"io_submit", 209, 2, seccompENOSYS},
 
 	// Newer ways to mount, which the older call refuses: mount(8) falls back to it and
 	// reports EPERM.
@@ -109,7 +123,7 @@ var seccompCalls = [...]seccompCall{
 	{"statmount", 457, 457, seccompENOSYS},
 
 	// Takes pages out of the kernel's direct map, which splits that map's large pages for
-	// the whole machine.
+	// the whole machine, and they stay so when the job has ended.
 	{"memfd_secret", 447, 447, seccompENOSYS},
 
 	// Removed from Linux, or never there.
@@ -220,7 +234,6 @@ var seccompCalls = [...]seccompCall{
 	{"fchmodat2", 452, 452, seccompAllow},
 	{"fchown", 93, 55, seccompAllow},
 	{"fchownat", 260, 54, seccompAllow},
-	{"fcntl", 72, 25, seccompAllow},
 	{"fdatasync", 75, 83, seccompAllow},
 	{"fgetxattr", 193, 10, seccompAllow},
 	{"flistxattr", 196, 13, seccompAllow},
@@ -271,12 +284,6 @@ var seccompCalls = [...]seccompCall{
 	{"inotify_init", 253, -1, seccompAllow},
 	{"inotify_init1", 294, 26, seccompAllow},
 	{"inotify_rm_watch", 255, 28, seccompAllow},
-	{"io_cancel", 210, 3, seccompAllow},
-	{"io_destroy", 207, 1, seccompAllow},
-	{"io_getevents", 208, 4, seccompAllow},
-	{"io_pgetevents", 333, 292, seccompAllow},
-	{"io_setup", 206, 0, seccompAllow},
-	{"io_submit", 209, 2, seccompAllow},
 	{"ioprio_get", 252, 31, seccompAllow},
 	{"ioprio_set", 251, 30, seccompAllow},
 	{"kill", 62, 129, seccompAllow},
@@ -339,7 +346,6 @@ var seccompCalls = [...]seccompCall{
 	{"pread64", 17, 67, seccompAllow},
 	{"preadv", 295, 69, seccompAllow},
 	{"preadv2", 327, 286, seccompAllow},
-	{"prlimit64", 302, 261, seccompAllow},
 	{"pselect6", 270, 72, seccompAllow},
 	{"pwrite64", 18, 68, seccompAllow},
 	{"pwritev", 296, 70, seccompAllow},
@@ -404,7 +410,6 @@ var seccompCalls = [...]seccompCall{
 	{"setresgid", 119, 149, seccompAllow},
 	{"setresuid", 117, 147, seccompAllow},
 	{"setreuid", 113, 145, seccompAllow},
-	{"setrlimit", 160, 164, seccompAllow},
 	{"setsid", 112, 157, seccompAllow},
 	{"setsockopt", 54, 208, seccompAllow},
 	{"setuid", 105, 146, seccompAllow},

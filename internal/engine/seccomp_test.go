@@ -121,7 +121,7 @@ func TestSeccompShape(t *testing.T) {
 }
 
 func seccompRun(f SyscallFilter, d seccompData) uint32 {
-	verdict, _ := monitor.RunFilter(f, &d)
+	verdict, _, _ := monitor.RunFilter(f, &d)
 	return verdict
 }
 
@@ -163,6 +163,18 @@ func seccompWant(goarch string, d seccompData) uint32 {
 		return allowIf(arg(1) != 0x5412 && arg(1) != 0x541c && arg(1) != 0x5423, unix.EPERM)
 	case seccompPersonality:
 		return allowIf(arg(0) == 0xffffffff || arg(0)&^(0x40000|0x20000|0x8) == 0, unix.EPERM)
+	case seccompFcntl:
+		return allowIf(arg(1) != 1024 && arg(1) != 1026 && arg(1) != 1040, unix.EINVAL)
+	case seccompSetrlimit:
+		return allowIf(arg(0) != 4, 0)
+	case seccompPrlimit:
+		switch {
+		case arg(1) != 4 || d.Args[2] == 0:
+			return seccompAllowed
+		case d.Args[3] == 0:
+			return seccompErrno(0)
+		}
+		return seccompErrno(unix.EPERM)
 	case seccompSocketpair:
 		return allowIf(arg(0) == 1, unix.EAFNOSUPPORT)
 	case seccompSocket:
@@ -189,7 +201,7 @@ func seccompWant(goarch string, d seccompData) uint32 {
 func TestSeccompAgrees(t *testing.T) {
 	t.Parallel()
 	edges := []uint64{
-		0, 1, 2, 3, 4, 5, 6, 8, 10, 16, 17, 33, 38, 58, 132, 255, 256, 262, 0x5401, 0x5412, 0x541c, 0x5423,
+		0, 1, 2, 3, 4, 5, 6, 8, 10, 16, 17, 33, 38, 58, 132, 255, 256, 262, 1024, 1025, 1026, 1030, 1040, 0x5401, 0x5412, 0x541c, 0x5423,
 		0x80801, 0x8000a, 0x20000, 0x20008, 0x40000, 0x60008, 0x400000, 0x10000000, 0x7e020080, 0xffffffff,
 	}
 	for goarch, arch := range seccompArchs {
@@ -241,12 +253,14 @@ func TestSeccompVerdicts(t *testing.T) {
 		perm, nosys      = unix.EPERM, unix.ENOSYS
 		family, protocol = unix.EAFNOSUPPORT, unix.EPROTONOSUPPORT
 		high             = 1 << 32 // beyond what the kernel takes
+		done             = unix.Errno(1 << 16)
+		core             = unix.RLIMIT_CORE
 	)
 	type args = [6]uint64
 	tests := []struct {
 		calls string // several with the same arguments
 		args  args
-		want  unix.Errno // 0: allowed
+		want  unix.Errno // 0: allowed; done: not made, and no error
 	}{
 		{calls: "read write openat close mmap mprotect futex execve execveat exit exit_group rt_sigreturn wait4 sendmsg recvmsg"},
 		{calls: "ptrace process_vm_readv process_vm_writev seccomp prctl prlimit64 setuid setgroups capset chroot mknodat"},
@@ -256,6 +270,7 @@ func TestSeccompVerdicts(t *testing.T) {
 		{calls: "kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl", want: perm},
 		{calls: "settimeofday clock_settime syslog vhangup sethostname setdomainname move_pages migrate_pages", want: perm},
 		{calls: "clone3 io_uring_setup io_uring_enter io_uring_register memfd_secret nfsservctl lookup_dcookie", want: nosys},
+		{calls: "io_setup io_submit io_cancel io_destroy io_getevents io_pgetevents", want: nosys},
 		{calls: "fsopen fsmount fsconfig fspick move_mount open_tree open_tree_attr mount_setattr quotactl_fd", want: nosys},
 
 		{calls: "clone", args: args{unix.CLONE_VM | unix.CLONE_VFORK | uint64(unix.SIGCHLD)}},
@@ -277,6 +292,28 @@ func TestSeccompVerdicts(t *testing.T) {
 		{calls: "ioctl", args: args{0, high | unix.TIOCSTI}, want: perm},
 		{calls: "ioctl", args: args{0, unix.TIOCLINUX}, want: perm},
 		{calls: "ioctl", args: args{0, unix.TIOCSETD}, want: perm},
+
+		{calls: "fcntl", args: args{3, unix.F_GETFL}},
+		{calls: "fcntl", args: args{3, unix.F_OFD_SETLKW}},
+		{calls: "fcntl", args: args{3, unix.F_GETLEASE}},
+		{calls: "fcntl", args: args{3, unix.F_DUPFD_CLOEXEC}},
+		{calls: "fcntl", args: args{3, unix.F_ADD_SEALS}},
+		{calls: "fcntl", args: args{3, unix.F_SETLEASE, unix.F_WRLCK}, want: unix.EINVAL},
+		{calls: "fcntl", args: args{3, unix.F_SETLEASE, unix.F_UNLCK}, want: unix.EINVAL},
+		{calls: "fcntl", args: args{3, high | unix.F_SETLEASE}, want: unix.EINVAL},
+		{calls: "fcntl", args: args{3, unix.F_NOTIFY}, want: unix.EINVAL},
+		{calls: "fcntl", args: args{3, 1040}, want: unix.EINVAL},
+
+		{calls: "setrlimit", args: args{unix.RLIMIT_NOFILE, 1}},
+		{calls: "setrlimit", args: args{core, 1}, want: done},
+		{calls: "setrlimit", args: args{high | core, 1}, want: done},
+		{calls: "prlimit64", args: args{0, unix.RLIMIT_NOFILE, 1, 1}},
+		{calls: "prlimit64", args: args{0, core}},
+		{calls: "prlimit64", args: args{7, core, 0, 1}},
+		{calls: "prlimit64", args: args{0, core, 1}, want: done},
+		{calls: "prlimit64", args: args{7, high | core, high}, want: done},
+		{calls: "prlimit64", args: args{7, core, 1, 1}, want: perm},
+		{calls: "prlimit64", args: args{0, core, high, high}, want: perm},
 
 		{calls: "personality", args: args{0}},
 		{calls: "personality", args: args{0xffffffff}},
@@ -314,7 +351,11 @@ func TestSeccompVerdicts(t *testing.T) {
 		f := seccompAssemble(goarch, nil)
 		for _, tt := range tests {
 			want := uint32(seccompAllowed)
-			if tt.want != 0 {
+			switch tt.want {
+			case 0:
+			case done:
+				want = seccompErrno(0)
+			default:
 				want = seccompErrno(tt.want)
 			}
 			for name := range strings.FieldsSeq(tt.calls) {
@@ -411,6 +452,13 @@ func seccompProbes() []seccompProbe {
 		{"TIOCSTI with a high half", "ioctl", 0, args{^uintptr(0), high | unix.TIOCSTI}, unix.EPERM},
 		{"TIOCLINUX", "ioctl", 0, args{^uintptr(0), unix.TIOCLINUX}, unix.EPERM},
 		{"TCGETS", "ioctl", 0, args{^uintptr(0), unix.TCGETS}, unix.EBADF},
+		{"F_SETLEASE", "fcntl", 0, args{^uintptr(0), unix.F_SETLEASE}, unix.EINVAL},
+		{"F_GETFL", "fcntl", 0, args{^uintptr(0), unix.F_GETFL}, unix.EBADF},
+		{"io_setup", "io_setup", 0, args{}, unix.ENOSYS},
+		{"setrlimit CORE", "setrlimit", 0, args{unix.RLIMIT_CORE}, 0}, // from nowhere
+		{"prlimit64 CORE", "prlimit64", 0, args{0, unix.RLIMIT_CORE, 1}, 0},
+		{"prlimit64 CORE, and the old", "prlimit64", 0, args{0, unix.RLIMIT_CORE, 1, 1}, unix.EPERM},
+		{"prlimit64 NOFILE", "prlimit64", 0, args{0, unix.RLIMIT_NOFILE, 1}, unix.EFAULT},
 		{"personality get", "personality", 0, args{0xffffffff}, 0},
 		{"personality READ_IMPLIES_EXEC", "personality", 0, args{0x400000}, unix.EPERM},
 		{"socketpair", "socketpair", 0, args{unix.AF_UNIX, unix.SOCK_STREAM, 0, uintptr(unsafe.Pointer(&seccompPair))}, 0},

@@ -545,6 +545,7 @@ func FuzzParseStat(f *testing.F) {
 	f.Add(stat(2, "kworker/0:1-ev\xff", 'I', 0, 0, 0, 1, 9, 0))
 	f.Add("1 (x) R")
 	f.Add("1 () 99999999999999999999")
+	f.Add("1 ()\x00 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0")
 	f.Fuzz(func(t *testing.T, line string) {
 		p, ok := parseStat([]byte(line))
 		if ok && (p.pid <= 0 || p.ppid < 0 || p.threads < 0 || p.pages < 0 || !utf8.ValidString(p.name) || p.state == 0) {

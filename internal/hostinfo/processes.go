@@ -165,7 +165,7 @@ func parseStat(line []byte) (p process, ok bool) {
 		ok := true
 		switch field++; field {
 		case 3:
-			p.state = f[0]
+			p.state, ok = f[0], len(f) == 1 && f[0] >= 'A' && f[0] <= 'z'
 		case 4:
 			p.ppid, ok = decimal[int](f)
 		case 14:

@@ -73,9 +73,10 @@ type SeccompData struct {
 }
 
 // RunFilter interprets a filter as the kernel does; looked has bit i set when the
-// verdict depends on argument i. It knows the instructions that engine's assembler
+// verdict depends on argument i, pointers too when it does on no more of it than
+// whether it is NULL: the filter has looked at the high half. It knows the instructions that engine's assembler
 // makes; at any other it refuses. A filter only jumps forwards, so it ends.
-func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked uint8) {
+func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked, pointers uint8) {
 	const refused = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	image := (*[unsafe.Sizeof(*d) / 4]uint32)(unsafe.Pointer(d)) // both architectures are little-endian
 	firstArg := uint32(unsafe.Offsetof(d.Args))
@@ -85,14 +86,17 @@ func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked
 		yes := false
 		switch in.Code {
 		case unix.BPF_RET | unix.BPF_K:
-			return in.K, looked
+			return in.K, looked, pointers
 		case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
 			if in.K%4 != 0 || int(in.K/4) >= len(image) {
-				return refused, looked
+				return refused, looked, pointers
 			}
 			a = image[in.K/4]
 			if in.K >= firstArg {
-				looked |= 1 << ((in.K - firstArg) / 8)
+				arg := uint8(1) << ((in.K - firstArg) / 8)
+				if looked |= arg; (in.K-firstArg)%8 != 0 {
+					pointers |= arg
+				}
 			}
 			continue
 		case unix.BPF_ALU | unix.BPF_AND | unix.BPF_K:
@@ -110,7 +114,7 @@ func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked
 		case unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K:
 			yes = a&in.K != 0
 		default:
-			return refused, looked
+			return refused, looked, pointers
 		}
 		if yes {
 			pc += int(in.Jt)
@@ -118,14 +122,15 @@ func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked
 			pc += int(in.Jf)
 		}
 	}
-	return refused, looked
+	return refused, looked, pointers
 }
 
 // AskMonitor returns a filter that asks the monitor wherever the given one refuses.
+// Error 0, of what seems to succeed, is no refusal.
 func AskMonitor(filter []unix.SockFilter) []unix.SockFilter {
 	asking := slices.Clone(filter)
 	for i := range asking {
-		if in := &asking[i]; in.Code == unix.BPF_RET|unix.BPF_K && in.K&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO {
+		if in := &asking[i]; in.Code == unix.BPF_RET|unix.BPF_K && in.K&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO && in.K&unix.SECCOMP_RET_DATA != 0 {
 			in.K = unix.SECCOMP_RET_USER_NOTIF
 		}
 	}
@@ -206,7 +211,7 @@ func (d *denied) mayAnswer(now time.Time) bool {
 }
 
 func (d *denied) refuse(call *seccompNotif) {
-	verdict, looked := RunFilter(d.filter, &call.data)
+	verdict, looked, pointers := RunFilter(d.filter, &call.data)
 	errno := verdict & unix.SECCOMP_RET_DATA
 	if verdict&unix.SECCOMP_RET_ACTION_FULL != unix.SECCOMP_RET_ERRNO || errno == 0 { // never
 		errno = uint32(unix.EPERM)
@@ -214,6 +219,11 @@ func (d *denied) refuse(call *seccompNotif) {
 	answer := seccompNotifResp{id: call.id, errno: -int32(errno)}
 	if listenerIoctl(d.listener, unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer)) != nil {
 		return // ENOENT: a signal has interrupted the call; if it is made again, it comes again
+	}
+	for i := range call.data.Args { // what a pointer leads to is nobody's business, and would make a kind of each
+		if pointers&(1<<i) != 0 && call.data.Args[i] != 0 {
+			call.data.Args[i] = 1
+		}
 	}
 	d.count(&call.data, errno, looked)
 }

@@ -91,7 +91,7 @@ func TestRunFilterRefuses(t *testing.T) {
 		{{Code: unix.BPF_JMP | unix.BPF_JA, K: 7}, allow},
 		{{Code: unix.BPF_MISC | unix.BPF_TAX}, allow},
 	} {
-		if verdict, _ := RunFilter(filter, &SeccompData{}); verdict != unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM) {
+		if verdict, _, _ := RunFilter(filter, &SeccompData{}); verdict != unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM) {
 			t.Errorf("%+v: %#x", filter, verdict)
 		}
 	}

@@ -163,7 +163,7 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 		return -1, &stepError{"pass the arguments and the environment", unix.E2BIG}
 	}
 
-	a, err := shared.fork(&args, sockets[1])
+	a, err := shared.fork(&args, sockets[1], 0)
 	if err != nil {
 		return -1, err
 	}

@@ -153,6 +153,7 @@ func unpackInto(user, group, where string) error {
 		return err
 	}
 	defer root.Close()
+	unix.Umask(0) // of this process: modes are to be as they were sent
 	// The files must belong to the job's user, and its file system knows no
 	// other ids (EOVERFLOW). setfsuid(2) concerns one thread alone: this
 	// goroutine stays on it.

@@ -51,11 +51,12 @@ func (m *monitor) resizeRoot(bytes int64) error {
 
 // raiseLimits raises the hard limits of the first process where the job's are
 // higher: that takes a privilege that the process itself, in its user namespace,
-// does not have. It sets the limits themselves just before the command.
+// does not have. It sets the limits themselves just before the command. It has the
+// monitor's own ones until then, and to read those takes no privilege.
 func (m *monitor) raiseLimits(limits []Rlimit) error {
 	for _, l := range limits {
 		var have unix.Rlimit
-		if err := unix.Prlimit(m.child, l.Resource, nil, &have); err != nil {
+		if err := unix.Getrlimit(l.Resource, &have); err != nil {
 			return step("read limit "+itoa(int64(l.Resource)), err)
 		}
 		if l.Hard <= have.Max {

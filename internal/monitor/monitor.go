@@ -244,7 +244,7 @@ func (m *monitor) buildBox(box *Box) error {
 	if p.full {
 		return &stepError{"write the set-up program", unix.E2BIG}
 	}
-	if m.child, err = shared.fork(&args, sockets[1]); err != nil {
+	if m.child, err = shared.fork(&args, sockets[1], box.IDBase); err != nil {
 		return err
 	}
 	m.pidfd = int(shared.pidfd)

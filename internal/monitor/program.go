@@ -210,8 +210,8 @@ func (e *stepError) Unwrap() error { return e.errno }
 
 // fork clones the first process with the given arguments and lets it work
 // through the programs. sock is its end of the go socket; a.pidfd stands for it
-// afterwards.
-func (a *arena) fork(args *cloneArgs, sock int) (pid int, err error) {
+// afterwards. A user namespace that the arguments make has the given owner.
+func (a *arena) fork(args *cloneArgs, sock int, owner uint32) (pid int, err error) {
 	// The first process asks for SIGKILL when its parent, which is this thread,
 	// ends (PR_SET_PDEATHSIG, prctl(2)). Go ends a thread only with a goroutine
 	// that is locked to it, and the monitor locks none: its threads live as long
@@ -225,12 +225,51 @@ func (a *arena) fork(args *cloneArgs, sock int) (pid int, err error) {
 	rawSigprocmask(unix.SIG_SETMASK, &all, &old)
 	args.flags |= unix.CLONE_PIDFD
 	args.pidfd = uint64(uintptr(unsafe.Pointer(&a.pidfd))) // not on the stack, which may move
-	r, errno := a.clone(args)
+	r, errno := a.cloneAs(args, uintptr(owner))
 	rawSigprocmask(unix.SIG_SETMASK, &old, nil)
 	if errno != 0 {
 		return 0, &stepError{"clone3", errno}
 	}
 	return int(r), nil
+}
+
+// cloneAs clones with the owner as effective uid, which the kernel takes for the owner
+// of the new user namespace, and counts for it what is limited by user: inotify
+// instances, signals and timers that wait, bytes in message queues, namespaces
+// (inc_ucount and inc_rlimit_ucounts in kernel/ucount.c). All namespaces that root
+// owned would take from root's share together.
+//
+// The thread keeps its capabilities (SECBIT_NO_SETUID_FIXUP, capabilities(7)), and its
+// file system uid, by which the first process finds its way; that process gets
+// capabilities and bits of its own with its namespace. Ids are a thread's in the kernel,
+// and nothing here lets Go change the thread.
+//
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (a *arena) cloneAs(args *cloneArgs, owner uintptr) (uintptr, syscall.Errno) {
+	if owner == 0 {
+		return a.clone(args)
+	}
+	const (
+		same          = ^uintptr(0)
+		noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP of linux/securebits.h
+	)
+	bits, _, errno := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_SECUREBITS, 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	if _, _, errno = syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, bits|noSetuidFixup, 0, 0, 0, 0); errno != 0 {
+		return 0, errno
+	}
+	var r uintptr
+	if _, _, errno = syscall.RawSyscall(unix.SYS_SETRESUID, same, owner, same); errno == 0 {
+		syscall.RawSyscall(unix.SYS_SETFSUID, 0, 0, 0)
+		r, errno = a.clone(args)
+		syscall.RawSyscall(unix.SYS_SETRESUID, same, 0, same) // back to the real uid: this cannot fail
+	}
+	syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, bits, 0, 0, 0, 0)
+	return r, errno
 }
 
 // clone returns in the parent only.

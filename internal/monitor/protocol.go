@@ -270,7 +270,7 @@ type Denied struct {
 }
 
 // DeniedKey is what makes a kind. Args are those on which the verdict depends
-// (RunFilter), 0 the others; when Looked is 0 nevertheless, calls with different
+// (RunFilter), 1 for a pointer, 0 the others; when Looked is 0 nevertheless, calls with different
 // ones are counted together, and Args are the first one's.
 type DeniedKey struct {
 	Number uint32    `json:"nr"` // of the call, or OtherCalls

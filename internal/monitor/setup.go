@@ -32,6 +32,8 @@ const (
 	ttyGroup = 5  // Debian's and everybody's gid of tty, for devpts
 	lastSig  = 64 // _NSIG, signal(7)
 	maxCap   = 63 // capabilities are 64 bits, capget(2)
+
+	maxTerminals = 128 // of the 3072 that all on the host have outside of the first devpts (kernel.pty.max)
 )
 
 // boxProgram is the first half of the set-up, which needs no job: it ends with
@@ -208,7 +210,7 @@ func unmaskProc(p *program) {
 func mountDev(p *program, box *Box) {
 	p.call("attach /dev", unix.SYS_MOVE_MOUNT, slotDev, p.str(""), atFDCWD, p.str("dev"), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
 	p.call("close the tree of /dev", unix.SYS_CLOSE, slotDev).slot(0)
-	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
+	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,max="+itoa(maxTerminals)+",ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
 	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
 		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(inodes(box.ShmBytes)))
 	maskProc(p)

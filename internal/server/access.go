@@ -62,6 +62,14 @@ func (a access) String() string {
 	return map[access]string{reads: "see", controls: "change"}[a]
 }
 
+// commands are the methods that have a job that is there run what the caller says,
+// or run it again: as far shut in as that job is, whoever submitted it.
+var commands = map[string]bool{
+	api.JobService_RerunJob_FullMethodName:  true,
+	api.JobService_AttachJob_FullMethodName: true,
+	api.JobService_ExecJob_FullMethodName:   true,
+}
+
 const jobServicePrefix = "/joblet.JobService/"
 
 func accessOf(method string) access {
@@ -144,38 +152,41 @@ func (s *Server) may(c caller, a access, owner string) bool {
 		slices.ContainsFunc(s.settings.Load().Allow, func(r Rule) bool { return r.grants(c.name(), a, owner) })
 }
 
-// checkJob reports whether the caller may do with the job that a request names
-// what the method does. named: the request has to name one. The name becomes the
-// job's id, so that it is this job with which that is done, and of which the audit
-// log tells.
+// checkJob finds the job that a request names, and reports whether the caller may
+// do with it what the method does. named: the request has to name one. The name
+// becomes the job's id: what it means depends on the caller, and it is this job
+// with which that is done, and of which the audit log tells.
 func (s *Server) checkJob(ctx context.Context, c caller, method string, request any, named bool) error {
 	a := accessOf(method)
+	if a == free {
+		return nil
+	}
 	all := mayAll(c, a)
-	if a == free || all && a == reads {
-		return nil
-	}
 	ref, set, ok := jobRef(request)
-	if !ok {
-		if named && !all {
-			return joblet.Errorf(joblet.InvalidArgument, "the call names no job of which it could be known whose it is")
-		}
+	switch {
+	case !ok && named && !all:
+		return joblet.Errorf(joblet.InvalidArgument, "the call names no job of which it could be known whose it is")
+	case !ok, ref == "" && all: // the call itself says what is wrong
 		return nil
 	}
-	find := s.sup.Job
+	find := s.sup.Find
 	if method == api.JobService_CancelJob_FullMethodName {
 		find = s.sup.Cancelable
 	}
-	job, err := find(ctx, ref)
-	if err == nil && !all && c.name() != job.Owner {
+	job, err := find(ctx, ref, c.name())
+	if err != nil {
+		return err
+	}
+	if !all && c.name() != job.Owner {
 		s.ruled.add(ctx, use{access: a, job: job.ID, owner: job.Owner}) // before the rules are asked: they may change just then
 	}
-	switch {
-	case err != nil && all:
-		return nil // the call itself says what is wrong
-	case err != nil:
-		return err
-	case !s.may(c, a, job.Owner):
+	if !s.may(c, a, job.Owner) {
 		return deniedJob(c, a, job)
+	}
+	if commands[method] {
+		if err := mayHave(c, job.Spec.Security); err != nil {
+			return err
+		}
 	}
 	set(job.ID)
 	return nil
@@ -198,7 +209,7 @@ func (s *Server) checkDependencies(ctx context.Context, spec *joblet.Spec) error
 	c := callerOf(ctx)
 	spec.DependsOn = slices.Clone(spec.DependsOn)
 	for i, ref := range spec.DependsOn {
-		job, err := s.sup.Job(ctx, ref)
+		job, err := s.sup.Find(ctx, ref, c.name())
 		if err == nil && !s.may(c, reads, job.Owner) {
 			err = deniedJob(c, reads, job)
 		}

@@ -42,6 +42,9 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	if err := spec.Validate(); err != nil { // before anything is taken
 		return err
 	}
+	if err := mayHave(callerOf(ctx), spec.Security); err != nil {
+		return err
+	}
 	in := &input{recv: call.Recv}
 	staged, err := s.stage(in, r.GetFiles(), spec.Stdin == joblet.StdinFile)
 	if err != nil {
@@ -54,6 +57,9 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	if r.GetDetach() {
 		return call.Send(jobEvent(job))
 	}
+	if err := mayHave(callerOf(ctx), job.Spec.Security); err != nil { // an idempotency key may stand for another
+		return err
+	}
 	if spec.Stdin == joblet.StdinStream {
 		// It ends with the call: Recv fails when the handler has returned.
 		go s.feed(ctx, job.ID, in)
@@ -65,6 +71,7 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	}
 	if spec.Terminal != (joblet.WindowSize{}) {
 		go s.typing(ctx, job.ID, spec.Terminal, false, nil, in.recv) // as above
+		return s.followTerminal(ctx, job.ID, 1, joblet.LogOptions{Follow: true}, call.Send)
 	}
 	return s.follow(ctx, job.ID, joblet.LogOptions{Follow: true}, call.Send)
 }

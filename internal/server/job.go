@@ -64,6 +64,9 @@ func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *s
 	if spec.Stdin != joblet.StdinNone {
 		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input: only SubmitJob can carry it")
 	}
+	if err := mayHave(callerOf(ctx), spec.Security); err != nil {
+		return joblet.Job{}, err
+	}
 	if len(r.GetUploads()) > 0 {
 		staged = s.sup.Stage()
 		archive := uploads(r.GetUploads())
@@ -100,8 +103,8 @@ func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreaming
 	return s.follow(out.Context(), r.GetUuid(), opt, out.Send)
 }
 
-func (s *jobService) follow(ctx context.Context, ref string, opt joblet.LogOptions, send func(*api.JobEvent) error) error {
-	job, err := s.sup.Follow(ctx, ref, opt, func(e supervisor.Event) error {
+func (s *jobService) follow(ctx context.Context, id string, opt joblet.LogOptions, send func(*api.JobEvent) error) error {
+	job, err := s.sup.Follow(ctx, id, opt, func(e supervisor.Event) error {
 		if e.Job != nil {
 			return send(jobEvent(*e.Job))
 		}
@@ -170,6 +173,16 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 	f, err := wire.FilterFromProto(r)
 	if err != nil {
 		return err
+	}
+	for _, ref := range []*string{&f.Parent, &f.Before} {
+		if *ref == "" {
+			continue
+		}
+		job, err := s.sup.Find(out.Context(), *ref, callerOf(out.Context()).name())
+		if err != nil {
+			return err
+		}
+		*ref = job.ID
 	}
 	for left := f.Limit; ; {
 		f.Limit = batchSize
@@ -303,12 +316,12 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 	if err != nil {
 		return err
 	}
-	id, all, err := s.sup.History(out.Context(), r.GetJobUuid(), from, to, limit)
+	all, err := s.sup.History(out.Context(), r.GetJobUuid(), from, to, limit)
 	if err != nil {
 		return err
 	}
 	for _, sample := range all {
-		if err := out.Send(wire.SampleToProto(id, sample)); err != nil {
+		if err := out.Send(wire.SampleToProto(r.GetJobUuid(), sample)); err != nil {
 			return err
 		}
 	}

@@ -149,6 +149,14 @@ func needs(method string) role {
 	return admin
 }
 
+// mayHave returns nil when the caller may have a job with this security.
+func mayHave(c caller, s joblet.Security) error {
+	if call := s.AdminCall(); call != "" && c.role() < admin {
+		return joblet.Errorf(joblet.PermissionDenied, "system call %s: a job that may make it takes the role admin, as it makes sockets of all families behind the filter's back; %s is %v", call, c.name(), c.role())
+	}
+	return nil
+}
+
 // authorize returns nil when the caller may call the method.
 func authorize(c caller, method string) error {
 	switch has, needs := c.role(), needs(method); {

@@ -70,6 +70,34 @@ func TestAuthorize(t *testing.T) {
 	}
 }
 
+// TestMayHave: io_uring takes the role admin, in whatever profile and beside whatever else.
+func TestMayHave(t *testing.T) {
+	t.Parallel()
+	root, member := caller{known: true}, caller{known: true, uid: 1000, member: true}
+	for _, s := range []joblet.Security{
+		{AllowCalls: []string{"io_uring_setup"}},
+		{AllowCalls: []string{"read", "io_uring_enter"}},
+		{Profile: joblet.ProfileStrict, AllowCalls: []string{"io_uring_register"}},
+	} {
+		if err := mayHave(root, s); err != nil {
+			t.Errorf("root, %+v: %v", s, err)
+		}
+		if err := mayHave(member, s); joblet.KindOf(err) != joblet.PermissionDenied || !strings.Contains(err.Error(), "takes the role admin") {
+			t.Errorf("a member of the group, %+v: %v", s, err)
+		}
+	}
+	for _, s := range []joblet.Security{{}, {Profile: joblet.ProfileNested}, {AllowCalls: []string{"io_setup", "kcmp"}, DenyCalls: []string{"io_uring_setup"}}} {
+		if err := mayHave(member, s); err != nil {
+			t.Errorf("a member of the group, %+v: %v", s, err)
+		}
+	}
+	for method := range commands {
+		if accessOf(method) != controls { // checkJob looks at no others for maintainers
+			t.Errorf("%s controls no job", method)
+		}
+	}
+}
+
 // start serves without a supervisor: a handler that needs one panics.
 func start(t *testing.T) (s *Server, path string, log *bytes.Buffer) {
 	t.Helper()

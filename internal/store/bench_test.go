@@ -186,8 +186,24 @@ func BenchmarkRecords(b *testing.B) {
 				timed(b, func(int) error { _, err := s.Get(b.Context(), page[rand.N(len(page))].ID); return err })
 			})
 			b.Run("resolve", func(b *testing.B) {
-				timed(b, func(int) error { _, err := s.Resolve(b.Context(), page[rand.N(len(page))].ID[:13]); return err })
+				timed(b, func(int) error {
+					_, err := s.Resolve(b.Context(), page[rand.N(len(page))].ID[:13], "uid:0")
+					return err
+				})
 			})
+			// "train" belongs to all twenty owners, "rare" to few.
+			for _, r := range []struct{ name, ref, owner string }{
+				{"name", "train", "uid:1007"}, {"name-of-others", "rare", "uid:0"}, {"name-of-many", "train", "uid:0"}, {"no-such-name", "none", "uid:0"},
+			} {
+				b.Run("resolve/"+r.name, func(b *testing.B) {
+					timed(b, func(int) error {
+						if _, err := s.Resolve(b.Context(), r.ref, r.owner); joblet.KindOf(err) == joblet.Internal && err != nil {
+							return err
+						}
+						return nil
+					})
+				})
+			}
 			b.Run("insert", func(b *testing.B) {
 				timed(b, func(i int) error {
 					job := benchJob(n + i)

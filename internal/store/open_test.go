@@ -372,7 +372,7 @@ func TestFromVersionOne(t *testing.T) {
 					t.Errorf("%+v: jobs %v, %v, want %v", f, numbers(got), err, want)
 				}
 			}
-			if got, err := s.Resolve(t.Context(), "train"); err != nil || got.ID != jobN(3).ID {
+			if got, err := s.Resolve(t.Context(), "train", "cert:bob"); err != nil || got.ID != jobN(3).ID {
 				t.Errorf("train is %s, %v", got.ID, err)
 			}
 			if got, err := s.Unfinished(t.Context()); err != nil || len(got) != 6 || got[0].ID != jobN(0).ID {

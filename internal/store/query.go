@@ -49,6 +49,9 @@ const (
 // Get returns the record of the job with this id. An unknown id is of kind
 // NotFound.
 func (s *Store) Get(ctx context.Context, id string) (Record, error) {
+	if id == "" {
+		return Record{}, errNoRef
+	}
 	return s.one(ctx, id, recordByID, id)
 }
 
@@ -83,85 +86,156 @@ const shortIDLen = 8
 // maxCandidates is how many jobs the error for an ambiguous reference lists.
 const maxCandidates = 5
 
-// Resolve returns the one job that ref means:
+// Resolve returns the one job that ref means when owner says it:
 //
-//  1. the job with that id;
-//  2. the job whose id starts with ref, if ref is as long as the short ids
-//     that tables show (so that nobody can shadow another's job by a name);
-//  3. the job with that name: of several the newest that has not ended, else
-//     the newest;
-//  4. the job whose id starts with ref, however short.
+//  1. the job with that id, or whose id starts with ref, if ref is as long as
+//     the short ids that tables show;
+//  2. the owner's own job with that name: of several the newest that has not
+//     ended, else the newest;
+//  3. the job whose id starts with ref, however short;
+//  4. the job with that name of the one other owner who has any, chosen in the
+//     same way.
 //
-// A prefix of several ids is of kind InvalidArgument and lists some of them;
-// a reference to nothing is of kind NotFound.
-func (s *Store) Resolve(ctx context.Context, ref string) (Record, error) {
+// So nobody gets at what another means by an id or a name of his own, whatever he
+// calls his jobs. For the same reason a whole id is never a name of others: that
+// job may be gone.
+//
+// A prefix of several ids, or a name that several others have, is of kind
+// InvalidArgument and lists some of the jobs; a reference to nothing is of kind
+// NotFound.
+func (s *Store) Resolve(ctx context.Context, ref, owner string) (Record, error) {
 	if ref == "" {
-		return Record{}, joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
+		return Record{}, errNoRef
 	}
 	if len(ref) > joblet.MaxNameLen {
 		return Record{}, notFound(ref)
 	}
 	var rec Record
 	err := s.read(ctx, "look up job", func(c *sqlite.Conn) error {
-		prefix := strings.ToLower(ref)
-		byName := func(states []joblet.State) func() ([]Record, error) {
-			return func() (found []Record, err error) {
-				err = list(ctx, c, joblet.Filter{Name: ref, States: states, Limit: 1}, recordBySeq, appendTo(&found))
-				return found, err
-			}
-		}
-		lookups := []func() ([]Record, error){byName(unfinished), byName(nil)}
-		if strings.Trim(prefix, "0123456789abcdef-") == "" {
-			// Every character of an id sorts before "g".
-			byPrefix := func() (found []Record, err error) {
-				err = records(c, appendTo(&found), recordsByPrefix, prefix, prefix+"g", int64(maxCandidates+1))
-				return found, err
-			}
-			if len(prefix) >= shortIDLen {
-				lookups = slices.Insert(lookups, 0, byPrefix)
-			} else {
-				lookups = append(lookups, byPrefix)
-			}
-		}
-		for _, lookup := range lookups {
-			found, err := lookup()
-			if err != nil {
-				return err
-			}
-			switch len(found) {
-			case 0:
-			case 1:
-				rec = found[0]
-				return nil
-			default:
-				return ambiguous(ref, found)
-			}
-		}
-		return notFound(ref)
+		return snapshot(ctx, c, func() (err error) {
+			rec, err = resolve(c, ref, owner)
+			return err
+		})
 	})
 	return rec, err
 }
+
+func resolve(c *sqlite.Conn, ref, owner string) (Record, error) {
+	prefix := strings.ToLower(ref)
+	byPrefix := func() (found []Record, err error) {
+		// Every character of an id sorts before "g".
+		err = records(c, appendTo(&found), recordsByPrefix, prefix, prefix+"g", int64(maxCandidates+1))
+		if len(found) > 1 {
+			err = severalIDs(ref, owner, found)
+		}
+		return found, err
+	}
+	own := func() ([]Record, error) { return newestOf(c, ref, owner) }
+	others := func() ([]Record, error) {
+		found, err := newestOfEach(c, ref)
+		if len(found) > 1 {
+			err = severalOwners(ref, found)
+		}
+		return found, err
+	}
+	var lookups []func() ([]Record, error)
+	switch isHex := strings.Trim(prefix, "0123456789abcdef-") == ""; {
+	case !isHex:
+		lookups = append(lookups, own, others)
+	case joblet.ValidID(prefix):
+		lookups = append(lookups, byPrefix, own)
+	case len(prefix) >= shortIDLen:
+		lookups = append(lookups, byPrefix, own, others)
+	default:
+		lookups = append(lookups, own, byPrefix, others)
+	}
+	for _, lookup := range lookups {
+		found, err := lookup()
+		if err != nil {
+			return Record{}, err
+		}
+		if len(found) > 0 {
+			return found[0], nil
+		}
+	}
+	return Record{}, notFound(ref)
+}
+
+// newestOf returns the owner's newest job with this name that has not ended, else
+// the newest, or none.
+func newestOf(c *sqlite.Conn, name, owner string) (found []Record, err error) {
+	if owner == "" { // to a filter that is everybody
+		return nil, nil
+	}
+	for _, states := range [][]joblet.State{unfinished, joblet.States()} {
+		seqs, err := merged(c, joblet.Filter{Name: name, Owner: owner, States: states}, seqRange{end: maxSeq, endedBefore: maxSeq, limit: 1})
+		if err != nil {
+			return nil, err
+		}
+		if len(seqs) > 0 {
+			err = records(c, appendTo(&found), recordBySeq, seqs[0])
+			return found, err
+		}
+	}
+	return nil, nil
+}
+
+// newestOfEach returns newestOf each owner, of more than maxCandidates but one
+// more.
+func newestOfEach(c *sqlite.Conn, name string) (found []Record, err error) {
+	owners, err := sources(joblet.Filter{Name: name})[0].owners(c, maxCandidates+1)
+	if err != nil {
+		return nil, err
+	}
+	for _, owner := range owners {
+		one, err := newestOf(c, name, owner)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, one...)
+	}
+	return found, nil
+}
+
+var errNoRef = joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
 
 func notFound(ref string) error {
 	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", printable(ref, 80))
 }
 
-func ambiguous(ref string, found []Record) error {
-	var b strings.Builder
-	for _, job := range found[:min(len(found), maxCandidates)] {
-		id := joblet.ShortID(job.ID)
+// severalIDs shows the commands of the owner's jobs, and of others whose they are:
+// not everybody may see what those do.
+func severalIDs(ref, owner string, found []Record) error {
+	return joblet.Errorf(joblet.InvalidArgument, "several jobs' ids start with %s, give more of it: %s", ref, candidates(found, func(r Record) string {
+		id := joblet.ShortID(r.ID)
 		if len(ref) >= shortIDLen {
-			id = job.ID // the short one would not tell them apart
+			id = r.ID // the short one would not tell them apart
 		}
-		if b.Len() > 0 {
-			b.WriteString(", ")
+		what := printable(r.Owner, 80)
+		if r.Owner == owner {
+			what = printable(r.Spec.CommandLine(), 60)
 		}
-		fmt.Fprintf(&b, "%s (%s, %s)", id, job.State, printable(job.Spec.CommandLine(), 60))
+		return fmt.Sprintf("%s (%s, %s)", id, r.State, what)
+	}))
+}
+
+func severalOwners(ref string, found []Record) error {
+	return joblet.Errorf(joblet.InvalidArgument, "several owners have a job %s, and you have none: name it by its id: %s", printable(ref, 80), candidates(found, func(r Record) string {
+		return fmt.Sprintf("%s (%s, %s)", joblet.ShortID(r.ID), r.State, printable(r.Owner, 80))
+	}))
+}
+
+// candidates lists the first of several jobs.
+func candidates(found []Record, show func(Record) string) string {
+	var all []string
+	for _, r := range found[:min(len(found), maxCandidates)] {
+		all = append(all, show(r))
 	}
+	text := strings.Join(all, ", ")
 	if len(found) > maxCandidates {
-		b.WriteString(" and more")
+		text += " and more"
 	}
-	return joblet.Errorf(joblet.InvalidArgument, "several jobs' ids start with %s, give more of it: %s", ref, b.String())
+	return text
 }
 
 // printable returns s on one line, cut to at most width characters.
@@ -390,15 +464,17 @@ func (s source) seqs() string {
 		AND (? OR ended < ?) ORDER BY seq DESC LIMIT ?`
 }
 
-// owners returns every owner of a job in s by jumping from one to the next.
-func (s source) owners(c *sqlite.Conn) (all []string, err error) {
-	for from := ""; ; from = all[len(all)-1] + "\x00" {
+// owners returns the owners of jobs in s, at most limit of them, by jumping from
+// one to the next.
+func (s source) owners(c *sqlite.Conn, limit int) (all []string, err error) {
+	for from := ""; len(all) < limit; from = all[len(all)-1] + "\x00" {
 		n := len(all)
 		all, err = column(c, all, (*sqlite.Stmt).ColumnText, s.nextOwner(), append(slices.Clone(s.args), from)...)
 		if err != nil || len(all) == n {
-			return all, err
+			break
 		}
 	}
+	return all, err
 }
 
 // read appends the row numbers in r of the jobs in s with this owner and state
@@ -417,7 +493,7 @@ func merged(c *sqlite.Conn, f joblet.Filter, r seqRange) (all []int64, err error
 	from := sources(f)
 	owners := []string{f.Owner}
 	if f.Owner == "" {
-		if owners, err = from[0].owners(c); err != nil {
+		if owners, err = from[0].owners(c, math.MaxInt); err != nil {
 			return nil, err
 		}
 	}

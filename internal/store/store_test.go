@@ -734,7 +734,7 @@ func TestResolve(t *testing.T) {
 		{ref: strings.Repeat("a", 1000), kind: joblet.NotFound, err: []string{"a…"}},
 		{ref: "", kind: joblet.InvalidArgument},
 	} {
-		job, err := s.Resolve(t.Context(), tc.ref)
+		job, err := s.Resolve(t.Context(), tc.ref, "uid:0")
 		switch {
 		case tc.want == "":
 			wantKind(t, err, tc.kind, tc.err...)
@@ -743,6 +743,81 @@ func TestResolve(t *testing.T) {
 			}
 		case err != nil || !strings.HasSuffix(job.ID, tc.want):
 			t.Errorf("%q: %s, %v, want …%s", tc.ref, job.ID, err, tc.want)
+		}
+	}
+}
+
+// What a name means depends on who says it.
+func TestResolveOwners(t *testing.T) {
+	t.Parallel()
+	s := openTest(t)
+	second := 0
+	add := func(n int, id, owner, name string, state joblet.State) {
+		second++
+		job := jobN(second)
+		job.ID = fmt.Sprintf("%s-0000-4000-8000-%012x", id, n)
+		job.Owner, job.Spec.Name, job.State = owner, name, state
+		job.Spec.Args = []string{"--password=x"}
+		mustInsert(t, s, job)
+	}
+	add(1, "10000000", "uid:2001", "nn", joblet.Completed)
+	add(2, "20000000", "uid:2001", "nn", joblet.Running)
+	add(3, "30000000", "uid:2002", "nn", joblet.Running)
+	add(4, "40000000", "uid:2002", "nn", joblet.Completed)
+	add(5, "50000000", "uid:2001", "ended", joblet.Failed)
+	add(6, "60000000", "uid:2002", "ended", joblet.Running)
+	add(7, "70000000", "uid:2002", "alone", joblet.Running)
+	add(8, "80000000", "uid:2002", "alone", joblet.Completed)
+	add(9, "abc00000", "uid:0", "", joblet.Running)
+	add(10, "90000000", "uid:2001", "abc", joblet.Running) // as a prefix of root's
+	add(11, "91000000", "uid:2001", "abc00000", joblet.Running)
+	add(12, "92000000", "uid:2001", "bed", joblet.Running) // of none
+	add(13, "93000000", "uid:2001", "abc00000-0000-4000-8000-000000000009", joblet.Running)
+	add(14, "94000000", "uid:2001", "abc00000-0000-4000-8000-00000000ffff", joblet.Running)
+	for n := range 8 {
+		add(20+n, fmt.Sprintf("a%d000000", n), fmt.Sprintf("cert:user%d", n), "many", joblet.Running)
+	}
+
+	for _, tc := range []struct {
+		owner, ref string
+		want       int // 0: an error, of
+		kind       joblet.Kind
+		err        []string
+	}{
+		{owner: "uid:2001", ref: "nn", want: 2},
+		{owner: "uid:2002", ref: "nn", want: 3},
+		{owner: "uid:2001", ref: "ended", want: 5}, // before another's that runs
+		{owner: "uid:2002", ref: "ended", want: 6},
+		{owner: "uid:0", ref: "alone", want: 7},
+		{owner: "uid:2001", ref: "alone", want: 7},
+		{owner: "", ref: "alone", want: 7},
+		{owner: "uid:0", ref: "nn", kind: joblet.InvalidArgument, err: []string{" nn,", "20000000 (RUNNING, uid:2001), 30000000 (RUNNING, uid:2002)"}},
+		{owner: "", ref: "nn", kind: joblet.InvalidArgument},
+		{owner: "uid:0", ref: "many", kind: joblet.InvalidArgument, err: []string{"a0000000 (RUNNING, cert:user0), ", "cert:user4) and more"}},
+		{owner: "cert:user7", ref: "many", want: 27},
+		{owner: "uid:0", ref: "a", kind: joblet.InvalidArgument, err: []string{"a0000000 (RUNNING, cert:user0), ", " and more"}}, // no commands of others
+
+		{owner: "uid:0", ref: "abc", want: 9},
+		{owner: "uid:0", ref: "ABC", want: 9},
+		{owner: "uid:2001", ref: "abc", want: 10},
+		{owner: "uid:2002", ref: "abc", want: 9},
+		{owner: "uid:2001", ref: "abc00000", want: 9},
+		{owner: "uid:0", ref: "bed", want: 12},
+		{owner: "uid:2001", ref: "bed", want: 12},
+		{owner: "uid:2001", ref: "abc00000-0000-4000-8000-000000000009", want: 9},
+		{owner: "uid:0", ref: "abc00000-0000-4000-8000-00000000ffff", kind: joblet.NotFound}, // a job that is gone
+		{owner: "uid:2001", ref: "abc00000-0000-4000-8000-00000000ffff", want: 14},
+		{owner: "uid:0", ref: "none", kind: joblet.NotFound},
+	} {
+		job, err := s.Resolve(t.Context(), tc.ref, tc.owner)
+		switch {
+		case tc.want == 0:
+			wantKind(t, err, tc.kind, tc.err...)
+			if strings.Contains(err.Error(), "password") {
+				t.Errorf("%s of %s: %v", tc.ref, tc.owner, err)
+			}
+		case err != nil || !strings.HasSuffix(job.ID, fmt.Sprintf("-%012x", tc.want)):
+			t.Errorf("%s of %s: %s, %v, want %x", tc.ref, tc.owner, job.ID, err, tc.want)
 		}
 	}
 }

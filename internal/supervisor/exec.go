@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"syscall"
+	"time"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
@@ -56,12 +57,12 @@ func (s *Supervisor) LogSize(id string) (int64, error) {
 	return info.Size, err
 }
 
-// Exec runs a further process in the job that ref names.
-func (s *Supervisor) Exec(ctx context.Context, ref string, e joblet.ExecSpec) (*engine.Exec, error) {
+// Exec runs a further process in the job with this id.
+func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*engine.Exec, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	l, v, err := s.standing(ctx, ref)
+	l, v, err := s.standing(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -93,16 +94,42 @@ func (s *Supervisor) Exec(ctx context.Context, ref string, e joblet.ExecSpec) (*
 	x, err := s.engine.Exec(ctx, v.proc, run)
 	se, ok := errors.AsType[*engine.StartError](err)
 	switch {
-	case !ok:
-		return x, err
-	case se.Failure.Step == engine.StepJoin && se.Failure.Errno != 0:
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(v.job.ID))
-	case se.Failure.Errno == syscall.EAGAIN:
+	case err == nil:
+		return x, nil
+	case ok && se.Failure.Errno == syscall.EAGAIN:
 		return nil, joblet.Errorf(joblet.ResourceExhausted, "job %s has as many processes as it may have", joblet.ShortID(v.job.ID))
+	case ok && se.Failure.Step == engine.StepJoin && se.Failure.Errno != 0,
+		!errors.Is(err, engine.ErrPaused) && !(ok && ofCommand(se.Failure)) && endsNow(ctx, v.proc):
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(v.job.ID))
+	case !ok:
+		return nil, err
 	}
 	err = startError(spec, se.Failure)
 	if joblet.KindOf(err) == joblet.Internal {
 		err = fmt.Errorf("run %s in job %s: %s", e.Command, joblet.ShortID(v.job.ID), se.Failure.Text)
 	}
 	return nil, err
+}
+
+// ofCommand reports whether a process could not be started because of what it was
+// to be.
+func ofCommand(f engine.Failure) bool {
+	return f.IsExec || f.OutOfMemory || f.Step == engine.StepWorkDir
+}
+
+// endingTime is how long it may take until a job whose end a process has met is
+// seen to have ended.
+const endingTime = time.Second
+
+// endsNow reports whether a run of a job has ended, or does so just now.
+func endsNow(ctx context.Context, proc *engine.Process) bool {
+	late := time.NewTimer(endingTime)
+	defer late.Stop()
+	select {
+	case <-proc.Done():
+		return true
+	case <-late.C:
+	case <-ctx.Done():
+	}
+	return false
 }

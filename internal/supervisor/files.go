@@ -141,12 +141,12 @@ func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*engine.Stdin, e
 // Files writes those files of the job's /work that match the patterns (see
 // archive.NewMatcher) to w, as a tar archive: of a running job as they are, of
 // another as its latest run left them.
-func (s *Supervisor) Files(ctx context.Context, ref string, patterns []string, w io.Writer) error {
+func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w io.Writer) error {
 	match, err := archive.NewMatcher(patterns)
 	if err != nil {
 		return err
 	}
-	job, err := s.Job(ctx, ref)
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return err
 	}

@@ -21,8 +21,8 @@ type Event struct {
 
 // Follow hands the job's output to emit, in order, and returns the job as it
 // is at the end: ended, when opt.Follow is set.
-func (s *Supervisor) Follow(ctx context.Context, ref string, opt joblet.LogOptions, emit func(Event) error) (joblet.Job, error) {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOptions, emit func(Event) error) (joblet.Job, error) {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}

@@ -68,8 +68,8 @@ func (s *Supervisor) countIO() error {
 }
 
 // Pause freezes a running job: none of its processes goes on until Resume.
-func (s *Supervisor) Pause(ctx context.Context, ref string) (joblet.Job, error) {
-	l, v, err := s.standing(ctx, ref)
+func (s *Supervisor) Pause(ctx context.Context, id string) (joblet.Job, error) {
+	l, v, err := s.standing(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -92,8 +92,8 @@ func (s *Supervisor) Pause(ctx context.Context, ref string) (joblet.Job, error) 
 }
 
 // Resume lets a paused job go on.
-func (s *Supervisor) Resume(ctx context.Context, ref string) (joblet.Job, error) {
-	l, v, err := s.standing(ctx, ref)
+func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) {
+	l, v, err := s.standing(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -139,11 +139,11 @@ func (s *Supervisor) turned(l *live) (joblet.Job, error) {
 
 // Update changes those limits of a job that has not ended which l sets. All are
 // changed or none.
-func (s *Supervisor) Update(ctx context.Context, ref string, l joblet.Limits) (joblet.Job, error) {
+func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (joblet.Job, error) {
 	if l.IsZero() {
 		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "no limit to change was given")
 	}
-	live, v, err := s.standing(ctx, ref)
+	live, v, err := s.standing(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}

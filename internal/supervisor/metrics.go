@@ -233,24 +233,23 @@ func (s *Supervisor) measured(l *live, job joblet.Job) joblet.Job {
 
 // History returns the samples that were taken of a job between two moments
 // (zero: no bound), the newest limit of them (0: all), oldest first.
-func (s *Supervisor) History(ctx context.Context, ref string, from, to time.Time, limit int) (id string, all []joblet.Sample, err error) {
-	job, err := s.Job(ctx, ref)
-	if err != nil {
-		return "", nil, err
+func (s *Supervisor) History(ctx context.Context, id string, from, to time.Time, limit int) (all []joblet.Sample, err error) {
+	if _, err := s.Job(ctx, id); err != nil {
+		return nil, err
 	}
-	if l := s.find(job.ID); l != nil {
+	if l := s.find(id); l != nil {
 		s.mu.Lock()
 		g := l.gauge
 		s.mu.Unlock()
 		if g != nil {
 			if err := g.flush(); err != nil {
-				return "", nil, err
+				return nil, err
 			}
 		}
 	}
-	samples, err := history.Read(s.jobDir(job.ID))
+	samples, err := history.Read(s.jobDir(id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", nil, err
+		return nil, err
 	}
 	for _, sample := range samples {
 		if (from.IsZero() || !sample.Time.Before(from)) && (to.IsZero() || !sample.Time.After(to)) {
@@ -260,7 +259,7 @@ func (s *Supervisor) History(ctx context.Context, ref string, from, to time.Time
 	if limit > 0 && len(all) > limit {
 		all = all[len(all)-limit:]
 	}
-	return job.ID, all, nil
+	return all, nil
 }
 
 func (g *gauge) flush() error {
@@ -274,8 +273,8 @@ func (g *gauge) flush() error {
 
 // Watch hands a sample of the job to emit at once and after each interval, until
 // the job has ended. One that waits is waited for.
-func (s *Supervisor) Watch(ctx context.Context, ref string, interval time.Duration, emit func(id string, sample joblet.Sample) error) error {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) Watch(ctx context.Context, id string, interval time.Duration, emit func(id string, sample joblet.Sample) error) error {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return err
 	}

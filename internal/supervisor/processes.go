@@ -18,8 +18,8 @@ const maxProcesses = 5000
 // Processes returns the processes of a running job. It looks at them from
 // outside: nothing is run in the job, and whatever they do they are in its cgroup.
 // Of very many only those with the lowest numbers are looked at.
-func (s *Supervisor) Processes(ctx context.Context, ref string) (joblet.Processes, error) {
-	proc, err := s.process(ctx, ref)
+func (s *Supervisor) Processes(ctx context.Context, id string) (joblet.Processes, error) {
+	proc, err := s.process(ctx, id)
 	if err != nil {
 		return joblet.Processes{}, err
 	}

@@ -109,7 +109,7 @@ func (s *Supervisor) plan(ctx context.Context, rec *store.Record) error {
 	}
 	spec.DependsOn = slices.Clone(spec.DependsOn)
 	for i, ref := range spec.DependsOn {
-		job, err := s.Job(ctx, ref)
+		job, err := s.Find(ctx, ref, rec.Owner)
 		switch {
 		case err != nil:
 			return joblet.Errorf(joblet.KindOf(err), "depends on %.80s: %w", ref, err)

@@ -20,8 +20,8 @@ import (
 
 // standing returns a live job at a moment when it either waits or runs, and not
 // in between. It has not ended.
-func (s *Supervisor) standing(ctx context.Context, ref string) (*live, view, error) {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) standing(ctx context.Context, id string) (*live, view, error) {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return nil, view{}, err
 	}
@@ -37,9 +37,9 @@ func (s *Supervisor) standing(ctx context.Context, ref string) (*live, view, err
 	return nil, view{}, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %s", joblet.ShortID(job.ID), s.current(ctx, job).State)
 }
 
-// process returns the running job that ref names, once it runs.
-func (s *Supervisor) process(ctx context.Context, ref string) (*engine.Process, error) {
-	_, v, err := s.standing(ctx, ref)
+// process returns the running job with this id, once it runs.
+func (s *Supervisor) process(ctx context.Context, id string) (*engine.Process, error) {
+	_, v, err := s.standing(ctx, id)
 	if err == nil && v.proc == nil {
 		err = joblet.Errorf(joblet.FailedPrecondition, "job %s does not run: it is %s", joblet.ShortID(v.job.ID), v.job.State)
 	}
@@ -49,7 +49,7 @@ func (s *Supervisor) process(ctx context.Context, ref string) (*engine.Process, 
 // Stop ends a job and returns it once it has ended. A job that ends by itself
 // after it was asked to is STOPPED whatever its status; one that waits to run
 // for the first time is CANCELED.
-func (s *Supervisor) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (joblet.Job, error) {
+func (s *Supervisor) Stop(ctx context.Context, id string, opt joblet.StopOptions) (joblet.Job, error) {
 	if opt.Signal == 0 {
 		opt.Signal = int(syscall.SIGTERM)
 	}
@@ -60,11 +60,10 @@ func (s *Supervisor) Stop(ctx context.Context, ref string, opt joblet.StopOption
 		return joblet.Job{}, err
 	}
 	for {
-		l, v, err := s.standing(ctx, ref)
+		l, v, err := s.standing(ctx, id)
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		id := v.job.ID
 		if v.proc == nil {
 			if s.cancelWaiting(l, canceledReason) {
 				return s.awaitEnd(ctx, id)
@@ -111,10 +110,10 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 	return err
 }
 
-// Cancelable returns the job that Cancel takes ref for: a name that a repeating job
-// shares with its runs means the repeating one, as long as that goes on.
-func (s *Supervisor) Cancelable(ctx context.Context, ref string) (joblet.Job, error) {
-	job, err := s.Job(ctx, ref)
+// Cancelable is Find for Cancel: a name that a repeating job shares with its runs
+// means the repeating one, as long as that goes on.
+func (s *Supervisor) Cancelable(ctx context.Context, ref, owner string) (joblet.Job, error) {
+	job, err := s.Find(ctx, ref, owner)
 	if err != nil || job.Parent == "" || ref != job.Spec.Name {
 		return job, err
 	}
@@ -125,13 +124,9 @@ func (s *Supervisor) Cancelable(ctx context.Context, ref string) (joblet.Job, er
 }
 
 // Cancel ends a job that waits. One that runs is an error.
-func (s *Supervisor) Cancel(ctx context.Context, ref string) (joblet.Job, error) {
+func (s *Supervisor) Cancel(ctx context.Context, id string) (joblet.Job, error) {
 	for {
-		job, err := s.Cancelable(ctx, ref)
-		if err != nil {
-			return joblet.Job{}, err
-		}
-		l, v, err := s.standing(ctx, job.ID)
+		l, v, err := s.standing(ctx, id)
 		if err != nil {
 			return joblet.Job{}, err
 		}
@@ -145,11 +140,11 @@ func (s *Supervisor) Cancel(ctx context.Context, ref string) (joblet.Job, error)
 }
 
 // Signal sends a signal to the job's PID 1.
-func (s *Supervisor) Signal(ctx context.Context, ref string, sig syscall.Signal) error {
+func (s *Supervisor) Signal(ctx context.Context, id string, sig syscall.Signal) error {
 	if err := validSignal(int(sig)); err != nil {
 		return err
 	}
-	proc, err := s.process(ctx, ref)
+	proc, err := s.process(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -163,10 +158,10 @@ func validSignal(sig int) error {
 	return nil
 }
 
-// Rerun submits a job like the one that ref names, with its files, at once. What
+// Rerun submits a job like the one with this id, with its files, at once. What
 // that had of secrets must be given again: ended jobs have none.
-func (s *Supervisor) Rerun(ctx context.Context, ref, owner string, secrets map[string]string) (joblet.Job, error) {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[string]string) (joblet.Job, error) {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -196,8 +191,8 @@ func (s *Supervisor) Rerun(ctx context.Context, ref, owner string, secrets map[s
 const deletingSuffix = ".deleting"
 
 // Delete removes an ended job: record, log and directory.
-func (s *Supervisor) Delete(ctx context.Context, ref string) error {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) Delete(ctx context.Context, id string) error {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return err
 	}

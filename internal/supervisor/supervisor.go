@@ -419,13 +419,26 @@ func (s *Supervisor) current(ctx context.Context, job joblet.Job) joblet.Job {
 	return job
 }
 
-// Job returns the job that ref names: an id, an unambiguous prefix of one, or a
-// name.
-func (s *Supervisor) Job(ctx context.Context, ref string) (joblet.Job, error) {
+// Find returns the job that ref means when owner says it: an id, the start of one,
+// or a name, of which the owner's own go first. All else here wants the whole id,
+// so that nothing is done with the job of somebody who uses the same name.
+func (s *Supervisor) Find(ctx context.Context, ref, owner string) (joblet.Job, error) {
 	if l := s.find(ref); l != nil {
 		return s.look(l).job, nil
 	}
-	rec, err := s.store.Resolve(ctx, ref)
+	rec, err := s.store.Resolve(ctx, ref, owner)
+	if err != nil {
+		return joblet.Job{}, err
+	}
+	return s.current(ctx, rec.Job), nil
+}
+
+// Job returns the job with this id.
+func (s *Supervisor) Job(ctx context.Context, id string) (joblet.Job, error) {
+	if l := s.find(id); l != nil {
+		return s.look(l).job, nil
+	}
+	rec, err := s.store.Get(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -433,8 +446,8 @@ func (s *Supervisor) Job(ctx context.Context, ref string) (joblet.Job, error) {
 }
 
 // Measured is Job with what a running one has taken up to now.
-func (s *Supervisor) Measured(ctx context.Context, ref string) (joblet.Job, error) {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) Measured(ctx context.Context, id string) (joblet.Job, error) {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return job, err
 	}
@@ -449,23 +462,16 @@ const listBatch = 500
 
 // Jobs lists jobs, newest first. With a filter by state, those that have not
 // ended as far as the database knows are looked at as well: it may be a moment
-// behind.
+// behind. Parent and Before are ids.
 func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
 	if f.Parent != "" {
 		parent, err := s.Job(ctx, f.Parent)
 		if err != nil {
 			return nil, err
 		}
-		if f.Parent = parent.ID; parent.Parent != "" { // a run has its parent's name
+		if parent.Parent != "" { // a run has its parent's name
 			f.Parent = parent.Parent
 		}
-	}
-	if f.Before != "" {
-		before, err := s.Job(ctx, f.Before)
-		if err != nil {
-			return nil, err
-		}
-		f.Before = before.ID
 	}
 	wanted, limit := f.States, f.Limit
 	if len(wanted) > 0 {
@@ -496,8 +502,8 @@ func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) ([]joblet.Job, e
 }
 
 // Wait returns the job once it has ended.
-func (s *Supervisor) Wait(ctx context.Context, ref string) (joblet.Job, error) {
-	job, err := s.Job(ctx, ref)
+func (s *Supervisor) Wait(ctx context.Context, id string) (joblet.Job, error) {
+	job, err := s.Job(ctx, id)
 	if err != nil {
 		return job, err
 	}

@@ -350,6 +350,9 @@ func StopFromProto(r *api.StopJobRequest) (joblet.StopOptions, error) {
 	return o, err
 }
 
+// ExecAnswers is a header of ExecJob: see there.
+const ExecAnswers = "joblet-exec-answers"
+
 const maxSignal = 64 // SIGRTMAX on Linux
 
 // SignalFromProto returns the signal that r names.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -230,6 +231,100 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecSignalsInput: signals get past input that the process does not read, or
+// end rnx, and the process with it.
+func TestExecSignalsInput(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	d.must(t, "-d", "--name=box", "sleep", "600")
+	for _, test := range []struct {
+		input  int64
+		sig    syscall.Signal
+		status int
+	}{
+		{0, syscall.SIGINT, 7}, // at its end
+		{200 << 10, syscall.SIGINT, 7},
+		{200 << 10, syscall.SIGTERM, 7},
+		{200 << 10, syscall.SIGQUIT, 7},
+		{1 << 40, syscall.SIGINT, 130},
+		{1 << 40, syscall.SIGHUP, 129},
+		{1 << 40, syscall.SIGTERM, 143},
+	} {
+		cmd := d.command(patient(t), "job", "exec", "-i", "box", "sh", "-c", "trap 'exit 7' INT TERM HUP QUIT; echo ready; while :; do sleep 0.05; done; : marked")
+		source := &zeros{}
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		copied := make(chan struct{})
+		go func() { _, _ = io.Copy(in, io.LimitReader(source, test.input)); _ = in.Close(); close(copied) }()
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+			t.Fatal(err)
+		}
+		endless := test.input == 1<<40
+		if !endless {
+			<-copied
+		}
+		for before := int64(-1); endless && before != source.n.Load(); time.Sleep(300 * time.Millisecond) {
+			before = source.n.Load() // until it is stuck, or so it seems: then the signal may still get past
+		}
+		_ = cmd.Process.Signal(test.sig)
+		_ = cmd.Wait()
+		if got := cmd.ProcessState.ExitCode(); got != test.status && !(endless && got == 7) {
+			t.Errorf("%d bytes of input, %v: status %d, want %d", test.input, test.sig, got, test.status)
+		}
+		d.goneFromBox(t, ": marked")
+		<-copied
+	}
+}
+
+// zeros reads like /dev/zero, and counts.
+type zeros struct{ n atomic.Int64 }
+
+func (z *zeros) Read(p []byte) (int, error) {
+	clear(p)
+	z.n.Add(int64(len(p)))
+	return len(p), nil
+}
+
+// TestExecEnding: into a job that ends just now there is a sentence, and no fault
+// of the daemon's.
+func TestExecEnding(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	for range 4 {
+		id := strings.TrimSpace(d.must(t, "-d", "sleep", "600"))
+		results := make(chan result, 4)
+		for range cap(results) {
+			go func() {
+				r := result{}
+				for r.status == 0 {
+					r = d.rnx(t.Context(), "job", "exec", id, "true")
+				}
+				for r.status == 137 { // it had begun
+					r = d.rnx(t.Context(), "job", "exec", id, "true")
+				}
+				results <- r
+			}()
+		}
+		if r := d.rnx(t.Context(), "job", "kill", id); r.status != 0 {
+			t.Errorf("kill: %v", r)
+		}
+		for range cap(results) {
+			if r := <-results; r.status != 125 || !strings.Contains(r.stderr, "has ended") {
+				t.Errorf("%v", r)
+			}
+		}
+	}
+}
+
 // TestExecUser: a further process is of the job's user, whose terminal it has and
 // whose processes it may signal, as they may it; and is shut in as they are.
 func TestExecUser(t *testing.T) {
@@ -363,6 +458,14 @@ func TestExecTerminal(t *testing.T) {
 	}
 	// The last bytes arrive.
 	d.must(t, "-d", "--name=again", "sleep", "600")
+	if r := d.rnx(patient(t), "job", "exec", "-t", "again", "sh", "-c", "exec < /dev/null > /dev/null 2>&1; sleep 0.5; exec > /dev/tty; echo back"); r.stdout != "back\r\n" || r.status != 0 {
+		t.Errorf("a terminal that is closed and opened again: %v", r)
+	}
+	cmd := d.command(patient(t), "job", "exec", "-it", "again", "cat")
+	cmd.Stdin = strings.NewReader("no line")
+	if r := finish(cmd); r.status != 0 || !strings.Contains(r.stdout, "no line") {
+		t.Errorf("-it with an unfinished line: %v", r)
+	}
 	for range 20 {
 		if r := d.rnx(t.Context(), "job", "exec", "-t", "again", "sh", "-c", `printf "%050000d" 5`); len(r.stdout) != 50000 {
 			t.Fatalf("%d bytes of 50000: %s", len(r.stdout), r.stderr)
@@ -475,6 +578,28 @@ func TestSignal(t *testing.T) {
 		if r := d.rnx(t.Context(), append([]string{"job", "signal"}, args...)...); r.status != 1 || strings.Count(r.stderr, "\n") != 1 {
 			t.Errorf("%q: %v", args, r)
 		}
+	}
+}
+
+// TestSignalQuit: Ctrl-\ is passed on as other signals are.
+func TestSignalQuit(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	cmd := d.command(patient(t), "job", "run", "-T", "bash", "-c", "trap 'exit 5' QUIT; echo ready; while :; do sleep 0.05; done")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Process.Signal(syscall.SIGQUIT)
+	_ = cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 5 {
+		t.Errorf("status %d", got)
 	}
 }
 

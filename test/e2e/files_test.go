@@ -338,6 +338,33 @@ func TestFilesDownload(t *testing.T) {
 		waits := d.detach(t, "--schedule=+1h", "true")
 		d.says(t, 1, ``, `rnx: job \S+ has not run: it is SCHEDULED\n`, "job", "cp", waits+":x", ".")
 	})
+	t.Run("modes", func(t *testing.T) {
+		const make = "umask 0; mkdir -m 2777 open; echo > open/f; chmod 6777 open/f; mkdir -m 577 closed; echo > closed/f"
+		fetched := func(dir, script string, want string) {
+			t.Helper()
+			out, err := exec.Command("sh", "-c", "cd "+dir+" && umask 027 && "+script+" && find . -mindepth 1 -printf '%P %m\\n' | sort | tr '\\n' ' '").CombinedOutput()
+			if err != nil || string(out) != want {
+				t.Errorf("%s: %v %q, want %q", script, err, out, want)
+			}
+		}
+		rnx := binDir + "/rnx --host=" + d.host() + " job "
+		const want = "closed 550 closed/f 640 open 750 open/f 750 "
+		fetched(t.TempDir(), rnx+"run --download=open --download=closed sh -c '"+make+"'", want)
+		id := d.detach(t, "sh", "-c", make)
+		d.ends(t, id, joblet.Completed)
+		dir := t.TempDir()
+		fetched(dir, rnx+"cp "+id+":. .", want)
+		fetched(t.TempDir(), rnx+"cp "+id+":open/f new", "new 750 ")
+		// What goes into a job has the bits that it has here, whatever umask anybody has.
+		for name, mode := range map[string]fs.FileMode{"open": 0o777, "open/f": 0o666} {
+			if err := os.Chmod(filepath.Join(dir, name), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := d.in(t, dir, "job", "run", "--upload=open", "stat", "-c", "%a", "open", "open/f"); r.stdout != "777\n666\n" {
+			t.Errorf("uploaded: %v", r)
+		}
+	})
 	t.Run("of a running job", func(t *testing.T) {
 		id := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600")
 		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {

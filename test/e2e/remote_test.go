@@ -477,6 +477,51 @@ func TestRuleWithdrawn(t *testing.T) {
 	}
 }
 
+// TestRemoteSecurity: a job with io_uring takes the role admin, and nobody else has
+// one that is there run something: not by a rule, not a maintainer, not again.
+func TestRemoteSecurity(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "allow: [\"bob control *\"]\n")
+	for name, role := range map[string]string{"bob": "developer", "mona": "maintainer"} {
+		r.issue(t, name, role)
+	}
+	profile := filepath.Join(r.dir, "profile")
+	if err := os.WriteFile(profile, []byte("allow io_uring_setup io_uring_enter\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const refused = "system call io_uring_setup: a job that may make it takes the role admin"
+	run := []string{"job", "run", "--security=" + profile}
+	for _, name := range []string{"bob", "mona"} {
+		mustFail(t, r.as(t, name, append(run, "true")...), refused)
+		mustFail(t, r.as(t, name, append(run, "-d", "true")...), refused)
+		mustFail(t, r.as(t, name, append(run, "-d", "--schedule=+1h", "true")...), refused)
+		_, err := r.dial(t, name).Run(t.Context(), joblet.Spec{Command: "true", Security: joblet.Security{AllowCalls: []string{"io_uring_setup"}}})
+		if joblet.KindOf(err) != joblet.PermissionDenied {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	mustOK(t, r.as(t, "admin", append(run, "true")...), "an admin's")
+	ended := strings.TrimSpace(mustOK(t, r.as(t, "admin", append(run, "-d", "true")...), "an admin's"))
+	mustOK(t, r.as(t, "admin", "job", "wait", ended), "its end")
+	id := strings.TrimSpace(mustOK(t, r.as(t, "admin", append(run, "-dt", "--name=ring", "sh", "-c", `while read x; do echo "got=$x"; done`)...), "an admin's"))
+	for _, name := range []string{"bob", "mona"} {
+		for _, ref := range []string{id, "ring"} {
+			mustFail(t, r.as(t, name, "job", "exec", ref, "true"), refused)
+			attach := r.commandAs(patient(t), name, "job", "attach", ref)
+			attach.Stdin = strings.NewReader("stolen\n")
+			mustFail(t, finish(attach), refused)
+		}
+		mustFail(t, r.as(t, name, "job", "rerun", ended), refused)
+		mustFail(t, r.as(t, name, "job", "exec", "none", "true"), "none")
+	}
+	mustOK(t, r.as(t, "admin", "job", "exec", "ring", "true"), "an admin's")
+	mustOK(t, r.as(t, "admin", "job", "rerun", ended), "an admin's")
+	mustOK(t, r.as(t, "bob", "job", "stop", "ring"), "to end it takes no more than before")
+	if log := mustOK(t, r.as(t, "admin", "job", "log", id), "log"); strings.Contains(log, "stolen") {
+		t.Errorf("the log: %q", log)
+	}
+}
+
 // TestRemoteRestart: a daemon that is killed in the middle of a run and starts
 // again is survived: by job run, job log -f and job wait.
 func TestRemoteRestart(t *testing.T) {

@@ -500,7 +500,8 @@ func TestTerminalRestored(t *testing.T) {
 	d.kill(t)
 	s.wait(`(?s)lost the daemon.*still-42.*lost the daemon`)
 	s.keys("C-c")
-	s.wait(`detached`)
+	s.wait(`ended by Ctrl-C; job \S+ goes on`)
+	s.status(130)
 	check("the daemon was killed")
 	if err := d.start(); err != nil {
 		t.Fatal(err)
@@ -618,6 +619,11 @@ func TestTerminalWithoutOne(t *testing.T) {
 	if r := finish(cmd); r.status != 0 || !strings.Contains(r.stdout, "got=typed\r\n") || !strings.HasSuffix(r.stdout, "more\r\n") {
 		t.Errorf("-it with a pipe: %v", r)
 	}
+	cmd = d.command(patient(t), "job", "run", "-it", "cat")
+	cmd.Stdin = strings.NewReader("no line") // its end is one all the same
+	if r := finish(cmd); r.status != 0 || !strings.Contains(r.stdout, "no line") {
+		t.Errorf("-it with an unfinished line: %v", r)
+	}
 	// All that was written last arrives, however fast the job ends.
 	for range 20 {
 		if out := d.must(t, "-t", "sh", "-c", `printf "%060000d" 5`); len(out) != 60000 {
@@ -645,6 +651,53 @@ func TestTerminalWithoutOne(t *testing.T) {
 	if r := d.rnx(t.Context(), "job", "log", id); !strings.Contains(r.stdout, "got=typed\r\n") {
 		t.Errorf("the log: %v", r)
 	}
+}
+
+// TestTerminalSize: the job's terminal follows the window also before the job runs,
+// and in each run of it; whoever is gone leaves no size behind.
+func TestTerminalSize(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	s := newScreen(t, d, 100, 30)
+	first := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "until [ -e /work/go ]; do sleep 0.1; done"))
+	script := `until [ "$(stty size)" = "21 90" ]; do sleep 0.05; done; echo attempt=$JOBLET_ATTEMPT; exit 1`
+	s.line("rnx job run -t --depends-on=" + first + " --retry=1 --retry-delay=1s sh -c '" + script + "'")
+	s.wait(`waits`)
+	s.resize(90, 21)
+	if r := d.rnx(patient(t), "job", "exec", first, "touch", "/work/go"); r.status != 0 {
+		t.Fatalf("%v", r)
+	}
+	s.wait(`attempt=1(?s).*attempt=2`)
+	s.status(1)
+
+	s.clear()
+	s.line("rnx job run --name=sized cat")
+	d.running(t)
+	if !eventually(patience, s.rawMode) {
+		t.Fatal("the terminal does not get raw")
+	}
+	size := func(want string) {
+		t.Helper()
+		got := ""
+		if !eventually(patience, func() bool {
+			got = d.rnx(patient(t), "job", "exec", "sized", "sh", "-c", "stty size < /dev/pts/0").stdout
+			return got == want
+		}) {
+			t.Errorf("size %q, want %q", got, want)
+		}
+	}
+	for range 3 {
+		other := newScreen(t, d, 70, 15)
+		other.line("rnx job attach sized")
+		size("15 70\n")
+		other.resize(60, 10) // and gone at once
+		if err := syscall.Kill(other.child(), syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		size("21 90\n")
+	}
+	s.keys("C-d")
+	s.status(0)
 }
 
 // TestManyAttached: more than a monitor has other connections, all with the same

@@ -78,6 +78,8 @@ func (w *world) attempts() []attempt {
 		{name: "devices that are there", ref: "mem(4), kmsg(4)", args: []string{"any-device"}},
 		{name: "write to the host's /usr", ref: "hier(7)", args: []string{"openw", "/usr/lib/os-release"}},
 		{name: "write to the job's own /etc", ref: "hier(7)", args: []string{"any-openw", "/etc/passwd", "/etc/ld.so.cache"}},
+		{name: "a lease on a file that others open", ref: "fcntl(2), F_SETLEASE", args: []string{"lease"}},
+		{name: "signals for what others do in a directory", ref: "fcntl(2), F_NOTIFY", args: []string{"dnotify", "/usr"}, mayLack: true},
 		{name: "write to a device node's directory", ref: "mount(2)", args: []string{"mknod", "c", "1", "3"}},
 
 		// Namespaces.
@@ -99,7 +101,7 @@ func (w *world) attempts() []attempt {
 		{name: "ambient capabilities", ref: "CVE-2022-24769", args: []string{"ambient"}},
 		{name: "a setuid program of its own", ref: "execve(2)", args: []string{"setuid-gain"}},
 		{name: "a program in a memfd", ref: "memfd_create(2)", args: []string{"memfd-exec"}},
-		{name: "core dumps", ref: "core(5)", args: []string{"core-limit"}, prepare: "[ $(ulimit -Hc) = unlimited ]"},
+		{name: "core dumps", ref: "core(5); cprm.limit in fs/coredump.c", args: []string{"core-limit"}, prepare: "[ $(ulimit -Hc) = unlimited ]"},
 
 		// Kernel settings that have the kernel run a program, or end the machine.
 		{name: "release_agent", ref: "CVE-2022-0492", args: []string{"release-agent"}, control: []string{"release-agent-host"}, mayLack: true},
@@ -136,6 +138,7 @@ func (w *world) attempts() []attempt {
 		{name: "perf_event_open", ref: "CVE-2013-2094", args: []string{"perf"}},
 		{name: "userfaultfd", ref: "userfaultfd(2)", args: []string{"uffd"}, mayLack: true},
 		{name: "io_uring", ref: "CVE-2022-29582", args: []string{"uring"}, mayLack: true},
+		{name: "asynchronous I/O out of the host's pool", ref: "io_setup(2), aio-max-nr", args: []string{"aio"}, mayLack: true},
 		{name: "add_key", ref: "CVE-2016-0728", args: []string{"add-key"}, mayLack: true},
 		{name: "keyctl", ref: "keyctl(2)", args: []string{"keyring"}, mayLack: true},
 		{name: "request_key", ref: "CVE-2015-7872", args: []string{"request-key"}, mayLack: true},

@@ -200,6 +200,19 @@ func TestBornLimited(t *testing.T) {
 	}
 }
 
+// TestPools: what the kernel gives each user of the host so many of is not used up by
+// a job for the host's root and for other jobs.
+func TestPools(t *testing.T) {
+	w := newWorld(t)
+	w.start(t, "holding", "--upload="+probe(), "/work/probe", "pools", "all")
+	if r := w.try(t, nil, "pools", "5"); r.status != through {
+		t.Errorf("another job: %v", r)
+	}
+	if r := finish(exec.Command(probe(), "pools", "5")); r.status != through {
+		t.Errorf("the host: %v", r)
+	}
+}
+
 // TestStopAfterReuse: a job is stopped, not whatever process has its number by now.
 func TestStopAfterReuse(t *testing.T) {
 	w := newWorld(t)

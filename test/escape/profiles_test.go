@@ -29,7 +29,7 @@ var nestedMay = []string{
 // controls are in TestEscapes.
 func TestEscapesByProfile(t *testing.T) {
 	profile := filepath.Join(t.TempDir(), "profile")
-	if err := os.WriteFile(profile, []byte("allow io_uring_setup\ndeny ptrace\n"), 0o644); err != nil {
+	if err := os.WriteFile(profile, []byte("allow io_uring_setup io_setup\ndeny ptrace\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	for _, test := range []struct {
@@ -42,7 +42,7 @@ func TestEscapesByProfile(t *testing.T) {
 		{name: "user", flags: []string{"--user=1000:1000"}},
 		{name: "denied calls logged", flags: []string{"--log-denied"}},
 		{name: "all capabilities", flags: []string{"--cap-add=all"}, may: []string{"raw sockets", "netlink: a new address"}}, // in its own network namespace
-		{name: "a profile of its own", flags: []string{"--security=" + profile}, may: []string{"io_uring"}},
+		{name: "a profile of its own", flags: []string{"--security=" + profile}, may: []string{"io_uring", "asynchronous I/O out of the host's pool"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -67,6 +67,8 @@ func TestProfiles(t *testing.T) {
 	if err := os.WriteFile(profile, []byte("profile strict\nallow ptrace # for strace\ndeny mkdir mkdirat\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	const coreScript = `ulimit -c 0 && ulimit -Sc 0 && ulimit -Hc 0 && ulimit -c unlimited; grep -o "core.*[0-9]" /proc/self/limits | tr -s " "`
+	const coreWant = `^core file size 1 1\n$`
 	const caps = `grep CapEff /proc/self/status | tail -c 9`
 	for _, test := range []struct {
 		name   string
@@ -89,6 +91,16 @@ func TestProfiles(t *testing.T) {
 		{"mounts of a nested job stay as they are", []string{"--security=nested"},
 			`unshare -Urm sh -c 'mount -o remount,bind,rw /usr || umount /usr || mount --bind /usr /mnt && mount -o remount,bind,rw /mnt' 2>/dev/null || echo refused; mount -o remount,bind,rw /usr 2>/dev/null || echo refused`, `^refused\nrefused\n$`},
 		{"oom_score_adj", nil, `cat /proc/self/oom_score_adj`, `^100\n$`},
+		{"core dumps", nil, coreScript, coreWant},
+		{"core dumps of a nested job", []string{"--security=nested"}, "unshare -Ur sh -c '" + coreScript + "'", coreWant},
+		{"core dumps with a limit of 0", []string{"--rlimit=core=0"}, coreScript, coreWant},
+		{"core dumps with --log-denied", []string{"--log-denied"}, coreScript, coreWant},
+		{"core dumps by name", nil, `python3 -c 'import resource as r
+print(r.setrlimit(r.RLIMIT_CORE, (0, 0)), r.getrlimit(r.RLIMIT_CORE), r.prlimit(0, r.RLIMIT_CORE))
+try: r.prlimit(0, r.RLIMIT_CORE, (0, 0))
+except PermissionError as e: print(e.errno)
+print(r.prlimit(0, r.RLIMIT_NOFILE, (99, 99)) and r.getrlimit(r.RLIMIT_NOFILE))'`, `^None \(1, 1\) \(1, 1\)\n1\n\(99, 99\)\n$`},
+		{"a crash", nil, `sh -c 'kill -SEGV $$' 2>/dev/null; echo $?; ls -A`, `^139\n$`},
 		{"files are moved", nil, `mkdir a b; echo x >a/f; mv a/f b/f; ln b/f a/g; cat a/g; mv /work/b/f /tmp/; ls /tmp`, `^x\nf\n$`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -97,6 +109,24 @@ func TestProfiles(t *testing.T) {
 				t.Errorf("%v\nwant %s", r, test.want)
 			}
 		})
+	}
+}
+
+// TestExecLimits: what is started in a job later has the same limits, and no more
+// ways to change them.
+func TestExecLimits(t *testing.T) {
+	w := newWorld(t)
+	id, _ := w.start(t, "up", "sh", "-c", "echo up; sleep infinity")
+	r := w.rnx(t.Context(), "job", "exec", id, "sh", "-c", `ulimit -c 0 && grep -o "core.*[0-9]" /proc/self/limits | tr -s " "`)
+	if r.stdout != "core file size 1 1\n" {
+		t.Error(r)
+	}
+	r = w.rnx(t.Context(), "job", "exec", id, "python3", "-c", `import fcntl
+f = open("/tmp/x", "w"); f.close()
+try: fcntl.fcntl(open("/tmp/x"), fcntl.F_SETLEASE, fcntl.F_WRLCK)
+except OSError as e: print(e.errno)`)
+	if r.stdout != "22\n" {
+		t.Error(r)
 	}
 }
 
@@ -117,6 +147,8 @@ func TestProfilesRefused(t *testing.T) {
 		{"", []string{"--user=1", "--cap-add=kill"}, "only user 0 has capabilities"},
 		{"allow bpf", nil, "system call bpf: no profile can allow it"},
 		{"allow mount", nil, "system call mount: no profile can allow it"},
+		{"allow memfd_secret", nil, "system call memfd_secret: no profile can allow it"},
+		{"", []string{"--cap-add=lease"}, "a job can have all, or chown"},
 		{"deny execve", nil, "execve cannot be denied"},
 		{"deny raed", nil, "system call raed: no such call is known"},
 		{"permit read", nil, "line 1: \"permit read\": want"},

@@ -2,6 +2,8 @@ package escape
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"regexp"
 	"testing"
 	"time"
@@ -12,6 +14,10 @@ import (
 // failure here, as a test that was left out would say nothing.
 func TestPrograms(t *testing.T) {
 	w := newWorld(t)
+	profile := filepath.Join(t.TempDir(), "profile")
+	if err := os.WriteFile(profile, []byte("allow io_setup io_submit io_getevents io_cancel io_destroy\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	const stress = `for s in cpu fork vfork pthread pipe switch futex mmap vm shm shm-sysv sem sem-sysv mq msg sock sockpair udp epoll poll eventfd timer timerfd signal sigq \
 		dentry filename hdd memfd madvise mremap mprotect brk inotify sendfile splice tee vm-splice aio getrandom get prctl rlimit schedpolicy affinity seek sync-file xattr yield zero; do \
 		set -- "$@" --$s 1; done; stress-ng --no-rand-seed --temp-path /tmp --vm-bytes 8m --mmap-bytes 8m --hdd-bytes 4m --shm-bytes 1m --shm-sysv-bytes 1m --memfd-bytes 4m --timeout 2s "$@" 2>&1`
@@ -32,6 +38,7 @@ func TestPrograms(t *testing.T) {
 		{"make -j", `printf 'all: a b c d\na b c d:\n\t@sleep 0.1; echo $@ >$@\n' >Makefile && make -s -j4 && cat a b c d`, `^a\nb\nc\nd\n$`, []string{"default", "strict"}},
 		{"sh, sed, awk, find, xargs, sort", `seq 100 | sed s/1/x/ | awk 'NR%2' | xargs -n1 -P4 echo | sort | wc -l; find / -xdev -name work`, `^50\n/work\n$`, []string{"default", "strict"}},
 		{"stress-ng", stress, `successful run completed`, []string{"default"}},
+		{"stress-ng with libaio", `stress-ng --no-rand-seed --temp-path /tmp --aiol 1 --timeout 1s 2>&1`, `successful run completed`, []string{profile}},
 	} {
 		for _, profile := range test.profiles {
 			t.Run(test.name+" "+profile, func(t *testing.T) {

@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/klog.h>
 #include <sys/mman.h>
@@ -45,6 +46,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef __x86_64__
 #include <sys/io.h>
@@ -130,6 +132,22 @@ static int readable(char **arg)
 		return no("read: empty");
 	}
 	return through("%s has something", arg[0]);
+}
+
+// lease takes one on a file of its own, as root in a job has the files of a runtime:
+// whoever opens the file has to wait until it is given back.
+static int lease(char **arg)
+{
+	(void)arg;
+	close(open("leased", O_CREAT | O_WRONLY, 0644));
+	return made("F_SETLEASE", fcntl(open("leased", O_RDONLY), F_SETLEASE, F_WRLCK));
+}
+
+static int dnotify(char **arg)
+{
+	if (access("/proc/sys/fs/dir-notify-enable", F_OK))
+		return no("F_NOTIFY");
+	return made("F_NOTIFY", fcntl(open(arg[0], O_RDONLY | O_DIRECTORY), F_NOTIFY, DN_CREATE));
 }
 
 // any_openw tries each argument.
@@ -595,11 +613,31 @@ static int ambient(char **arg)
 	return made("ambient", prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, 21, 0, 0));
 }
 
+// core_limit tries each way to another limit on core dumps than 1, the only one at
+// which the kernel does not run the program of a core_pattern with "|".
 static int core_limit(char **arg)
 {
+	static const struct rlimit none = {0, 0}, soft = {0, 1}, page = {4096, 4096};
+	static const struct rlimit *const limits[] = {&none, &soft, &page};
 	(void)arg;
-	struct rlimit l = {4096, 4096};
-	return made("setrlimit", setrlimit(RLIMIT_CORE, &l));
+	for (int i = 0; i < 9; i++) {
+		pid_t pid = fork();
+		if (pid == 0) {
+			const struct rlimit *l = limits[i % 3];
+			struct rlimit now;
+			if (i < 3)
+				syscall(SYS_setrlimit, RLIMIT_CORE, l);
+			else
+				syscall(SYS_prlimit64, i < 6 ? 0 : getpid(), RLIMIT_CORE, l, i < 6 ? 0 : &now);
+			_exit(getrlimit(RLIMIT_CORE, &now) || now.rlim_cur == 1);
+		}
+		int status;
+		waitpid(pid, &status, 0);
+		if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+			return through("way %d", i);
+	}
+	errno = EPERM;
+	return no("setrlimit, prlimit64");
 }
 
 static int fork_(char **arg)
@@ -724,6 +762,13 @@ static int uring(char **arg)
 	(void)arg;
 	char params[120] = {0};
 	return made("io_uring_setup", syscall(425, 1, params));
+}
+
+static int aio(char **arg)
+{
+	unsigned long context = 0;
+	(void)arg;
+	return made("io_setup", syscall(SYS_io_setup, 1, &context));
 }
 
 static int add_key(char **arg) { (void)arg; return made("add_key", syscall(SYS_add_key, "user", "joblet-escape", "x", 1, -2)); }
@@ -881,6 +926,60 @@ static int swap_names(char **arg)
 	}
 }
 
+static int next_inotify(int i)
+{
+	(void)i;
+	return inotify_init1(0);
+}
+
+static int next_timer(int i)
+{
+	(void)i;
+	timer_t t;
+	return timer_create(CLOCK_MONOTONIC, NULL, &t);
+}
+
+static int next_queue(int i)
+{
+	char name[64];
+	snprintf(name, sizeof name, "/joblet-escape-%d-%d", getpid(), i);
+	int q = mq_open(name, O_CREAT | O_EXCL | O_RDWR, 0600, NULL);
+	if (q >= 0)
+		mq_unlink(name); // it stays as long as it is open
+	return q;
+}
+
+static int next_terminal(int i)
+{
+	(void)i;
+	return open("/dev/ptmx", O_RDWR | O_NOCTTY);
+}
+
+// pools takes things of which the kernel gives each user of the host so many: as many as
+// the argument says, or all and then it waits.
+static int pools(char **arg)
+{
+	static const struct {
+		const char *name;
+		int (*next)(int);
+	} pool[] = {{"inotify", next_inotify}, {"timers", next_timer}, {"queues", next_queue}, {"terminals", next_terminal}};
+	int all = !strcmp(arg[0], "all");
+	for (size_t p = 0; p < sizeof pool / sizeof *pool; p++) {
+		int n = 0;
+		while (n < (all ? 1 << 20 : atoi(arg[0])) && pool[p].next(n) >= 0)
+			n++;
+		printf("%d %s", n, pool[p].name);
+		if (all ? n == 0 || n == 1 << 20 : n != atoi(arg[0]))
+			return broken(pool[p].name);
+		printf("\n");
+	}
+	printf(all ? "holding\n" : "enough\n");
+	fflush(stdout);
+	while (all)
+		pause();
+	return THROUGH;
+}
+
 static const struct {
 	const char *name;
 	int args;
@@ -897,7 +996,7 @@ static const struct {
 	{"signal", 1, signal_}, {"pidfd", 1, pidfd}, {"priority", 1, priority}, {"affinity", 1, affinity}, {"limits-of", 1, limits_of},
 	{"vm-read", 1, vm_read}, {"getfd", 1, getfd}, {"proc-mem", 1, proc_mem}, {"oom-adj", 2, oom_adj}, {"setns", 1, setns_},
 	{"unshare", 1, unshare_}, {"clone", 1, clone_}, {"clone3", 1, clone3_}, {"regain", 0, regain}, {"ambient", 0, ambient},
-	{"core-limit", 0, core_limit}, {"fork", 0, fork_},
+	{"core-limit", 0, core_limit}, {"lease", 0, lease}, {"dnotify", 1, dnotify}, {"aio", 0, aio}, {"fork", 0, fork_},
 #ifdef __x86_64__
 	{"int80", 0, int80}, {"x32", 0, x32}, {"swap-call", 0, swap_call}, {"ioperm", 0, ioperm_}, {"iopl", 0, iopl_}, {"ldt", 0, ldt},
 #endif
@@ -907,7 +1006,8 @@ static const struct {
 	{"unload", 0, unload}, {"set-time", 0, set_time}, {"adjust-time", 0, adjust_time}, {"acct", 0, acct_}, {"quota", 0, quota},
 	{"hostname", 0, hostname}, {"terminal", 1, terminal}, {"abstract", 1, abstract}, {"socket", 3, socket_},
 	{"odd-sockets", 0, odd_sockets}, {"netlink-address", 0, netlink_address}, {"sysv-shm", 1, sysv_shm}, {"sysv-sem", 1, sysv_sem},
-	{"shm", 1, shm}, {"mq", 1, mq}, {"hold", 2, hold}, {"swap-names", 2, swap_names}, {0, 0, 0}};
+	{"shm", 1, shm}, {"mq", 1, mq}, {"hold", 2, hold}, {"swap-names", 2, swap_names},
+	{"pools", 1, pools}, {0, 0, 0}};
 
 int main(int argc, char **argv)
 {
