@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/spelling"
 )
 
 // ConfigName is the name of the file that says where daemons are.
@@ -115,10 +117,25 @@ func readConfig(path string) (Config, error) {
 	return c, nil
 }
 
-// ParseConfig reads a configuration.
+// The keys of a configuration and of a node. Those behind ours are of other
+// programs that read the same file: here they mean nothing.
+var (
+	configKeys = []string{"version", "nodes", "default_node", "global", "preferences"}
+	nodeKeys   = []string{"address", "nodeId", "serverName", "ca", "cert", "key", "isDefault", "timeout", "keepalive", "retry"}
+)
+
+// ParseConfig reads a configuration. A key that it does not know is an error: with
+// "nodez" there would be no nodes, and this machine would be meant.
 func ParseConfig(text []byte) (Config, error) {
 	var c Config
-	if err := yaml.Unmarshal(text, &c); err != nil {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return c, joblet.Errorf(joblet.InvalidArgument, "%w", err)
+	}
+	if err := knownKeys(&doc); err != nil {
+		return c, err
+	}
+	if err := doc.Decode(&c); err != nil {
 		return c, joblet.Errorf(joblet.InvalidArgument, "%w", err)
 	}
 	for name, n := range c.Nodes {
@@ -136,6 +153,51 @@ func ParseConfig(text []byte) (Config, error) {
 		}
 	}
 	return c, nil
+}
+
+// knownKeys reports the first key in a configuration that nobody knows.
+func knownKeys(doc *yaml.Node) error {
+	if len(doc.Content) == 0 {
+		return nil
+	}
+	top := doc.Content[0]
+	if err := oneOf(top, "", configKeys); err != nil {
+		return err
+	}
+	for key, nodes := range pairs(top) {
+		if key.Value != "nodes" {
+			continue
+		}
+		for name, n := range pairs(nodes) {
+			if err := oneOf(n, fmt.Sprintf(" of node %.100q", name.Value), nodeKeys); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func oneOf(mapping *yaml.Node, of string, keys []string) error {
+	for key := range pairs(mapping) {
+		if !slices.Contains(keys, key.Value) && key.Tag != "!!merge" { // what is merged is checked where it stands
+			return joblet.Errorf(joblet.InvalidArgument, "line %d: unknown key %.100q%s%s", key.Line, key.Value, of, spelling.Meant(key.Value, slices.Values(keys)))
+		}
+	}
+	return nil
+}
+
+// pairs are the keys and values of a mapping, or of the one that an alias stands for.
+func pairs(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
+	return func(yield func(key, value *yaml.Node) bool) {
+		if n.Kind == yaml.AliasNode {
+			n = n.Alias
+		}
+		if n.Kind != yaml.MappingNode {
+			return
+		}
+		for i := 0; i+1 < len(n.Content) && yield(n.Content[i], n.Content[i+1]); i += 2 {
+		}
+	}
 }
 
 func validNode(name string) error {
@@ -238,6 +300,30 @@ func (n Node) KeyFile() string {
 		return n.config
 	}
 	return n.path(n.Key)
+}
+
+// Embed returns the node with the contents of the files that it names, so that it
+// can be written elsewhere. Relative paths are relative to dir.
+func (n Node) Embed(dir string) (Node, error) {
+	if n.local() {
+		return n, nil
+	}
+	from := n
+	from.config = filepath.Join(dir, ConfigName)
+	for _, f := range []struct {
+		key   string
+		value *string
+	}{{"ca", &n.CA}, {"cert", &n.Cert}, {"key", &n.Key}} {
+		text, err := from.pem(f.key, *f.value)
+		if err != nil {
+			return n, err
+		}
+		if !inline(string(text)) {
+			return n, joblet.Errorf(joblet.InvalidArgument, "node at %s: %s: %.200s holds no PEM", n.Address, f.key, *f.value)
+		}
+		*f.value = string(text)
+	}
+	return n, nil
 }
 
 // Identity returns by which name and role the node's daemon knows us, and until

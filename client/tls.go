@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"reflect"
 	"strings"
 	"syscall"
@@ -78,7 +79,8 @@ func hostPort(address string) (string, error) {
 	if err != nil {
 		host, port = strings.TrimSuffix(strings.TrimPrefix(address, "["), "]"), DefaultPort
 	}
-	if host == "" || port == "" || strings.ContainsAny(host, "/[] \x00") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
+	_, notIP := netip.ParseAddr(host)
+	if host == "" || port == "" || strings.ContainsAny(host, "/[] \x00") || strings.Contains(host, ":") && notIP != nil {
 		return "", joblet.Errorf(joblet.InvalidArgument, "address %.200q: must be HOST:PORT or HOST", address)
 	}
 	return net.JoinHostPort(host, port), nil

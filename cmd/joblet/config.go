@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"maps"
 	"os"
 	"slices"
@@ -39,9 +40,50 @@ const fromDefault, fromFlag origin = "default", "flag"
 // origins are those of all values, by name.
 type origins map[string]origin
 
+const envPrefix = "JOBLET_"
+
 // envName is the environment's name for a flag.
 func envName(flag string) string {
-	return "JOBLET_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
+}
+
+// Variables of the environment, behind their prefix, that are no flags': where the
+// file is, and what a job is told or tests set.
+var (
+	configVariables = []string{"CONFIG", "CONFIG_PATH"}
+	otherVariables  = []string{"JOB_ID", "ATTEMPT", "FAULT"}
+)
+
+const testVariables = "TEST_"
+
+// unknownVariables are those of the environment that look like ours and are not,
+// each with the one that was perhaps meant, or "". Other programs may read them.
+func unknownVariables() iter.Seq2[string, string] {
+	known := slices.Clone(configVariables)
+	o := builtinServeOptions()
+	f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	o.flags(f)
+	f.VisitAll(func(flag *pflag.Flag) {
+		if !slices.Contains(notConfigured, flag.Name) {
+			known = append(known, strings.TrimPrefix(envName(flag.Name), envPrefix))
+		}
+	})
+	return func(yield func(string, string) bool) {
+		for _, variable := range slices.Sorted(slices.Values(os.Environ())) {
+			name, _, _ := strings.Cut(variable, "=")
+			wrong, ours := strings.CutPrefix(name, envPrefix)
+			if !ours || strings.HasPrefix(wrong, testVariables) || slices.Contains(known, wrong) || slices.Contains(otherVariables, wrong) {
+				continue
+			}
+			nearest := spelling.Nearest(wrong, slices.Values(known), max(3, len(wrong)/3))
+			if nearest != "" {
+				nearest = envPrefix + nearest
+			}
+			if !yield(name, nearest) {
+				return
+			}
+		}
+	}
 }
 
 // load returns the options with what the environment and the file say. given are
@@ -213,9 +255,15 @@ func configValues(flag *pflag.Flag, n *yaml.Node) ([]string, error) {
 		return all, nil
 	case n.Kind == yaml.MappingNode && limits:
 		var all []string
+		seen := map[string]int{}
 		for i := 0; i+1 < len(n.Content); i += 2 {
+			name := n.Content[i]
+			if first, again := seen[name.Value]; again {
+				return nil, fmt.Errorf("%.40q in line %d is there already, in line %d", name.Value, name.Line, first)
+			}
+			seen[name.Value] = name.Line
 			if n.Content[i+1].Kind != yaml.ScalarNode {
-				return nil, fmt.Errorf("%s: must be one value", n.Content[i].Value)
+				return nil, fmt.Errorf("%s: must be one value", name.Value)
 			}
 			all = append(all, n.Content[i].Value+"="+n.Content[i+1].Value)
 		}
@@ -235,11 +283,7 @@ func nearestKey(f *pflag.FlagSet, wrong string) string {
 			keys = append(keys, flag.Name)
 		}
 	})
-	best := spelling.Nearest(wrong, slices.Values(keys), max(3, len(wrong)/3))
-	if best == "" {
-		return `; see "joblet config default"`
-	}
-	return fmt.Sprintf("; did you mean %q?", best)
+	return cmp.Or(spelling.Meant(wrong, slices.Values(keys)), `; see "joblet config default"`)
 }
 
 // given returns the flags that the command line has set.
@@ -278,6 +322,13 @@ before the file. On SIGHUP the daemon reads the file again.`,
 			opt := defaultServeOptions()
 			if len(args) == 1 {
 				opt.Config = args[0]
+			}
+			for name, nearest := range unknownVariables() {
+				text := fmt.Sprintf("warning: the environment's %.100s is unknown and passed over", name)
+				if nearest != "" {
+					text += fmt.Sprintf("; did you mean %s?", nearest)
+				}
+				fmt.Fprintln(cmd.ErrOrStderr(), text)
 			}
 			opt, _, err := opt.load(nil)
 			if err == nil {

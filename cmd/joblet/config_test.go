@@ -64,17 +64,26 @@ audit-max: 1M
 func TestBadConfig(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"max-concurent: 3":                `:1: unknown key "max-concurent"; did you mean "max-concurrent"?`,
-		"a: 1":                            `:1: unknown key "a"; see "joblet config default"`,
-		"ready-fd: 3":                     `unknown key "ready-fd"`,
-		"log_level: warn":                 `did you mean "log-level"?`,
-		"log-level: warn\nlog-level: x":   `:2: key "log-level" is there already, in line 1`,
-		"max-concurrent: many":            `:1: max-concurrent: `,
-		"max-concurrent: [1]":             "must be one value",
-		"max-concurrent:":                 "has no value",
-		"default: max-memory=1G":          "must be lines of LIMIT: VALUE",
-		"default: {max-memory: [1]}":      "max-memory: must be one value",
-		"default: {max-memorie: 1G}":      "no limit is called",
+		"max-concurent: 3":              `:1: unknown key "max-concurent"; did you mean "max-concurrent"?`,
+		"a: 1":                          `:1: unknown key "a"; see "joblet config default"`,
+		"ready-fd: 3":                   `unknown key "ready-fd"`,
+		"log_level: warn":               `did you mean "log-level"?`,
+		"log-level: warn\nlog-level: x": `:2: key "log-level" is there already, in line 1`,
+		"max-concurrent: many":          `:1: max-concurrent: `,
+		"max-concurrent: [1]":           "must be one value",
+		"max-concurrent:":               "has no value",
+		"default: max-memory=1G":        "must be lines of LIMIT: VALUE",
+		"default: {max-memory: [1]}":    "max-memory: must be one value",
+		"default: {max-memorie: 1G}":    `no limit is called "max-memorie"; did you mean "max-memory"?`,
+		"ceiling: {nofil: 1}":           `did you mean "nofile"?`,
+		"ceiling: {zzzzzz: 1}":          `no limit is called "zzzzzz"`,
+		"default:\n  max-pids: 10\n  max-cpu: 1\n  max-pids: 20": `default: "max-pids" in line 4 is there already, in line 2`,
+		"listen: 50051":                   "--listen \"50051\": must be HOST:PORT, such as :50051 or 0.0.0.0:50051",
+		"listen: true":                    "--listen \"true\": must be HOST:PORT",
+		"listen: 50051:50051":             "--listen",
+		"listen: 1.2.3":                   "--listen",
+		"listen: a b":                     "--listen",
+		"group: no-such-group":            "groupadd --system no-such-group",
 		"allow: [[x]]":                    "must be a list of words",
 		"- x":                             "KEY: VALUE",
 		"state-dir: /x\n---\nrun-dir: /y": "more than one document",
@@ -165,10 +174,35 @@ func TestConfigShow(t *testing.T) {
 	}
 }
 
+// TestUnknownVariables: a variable that looks like ours is spoken of, and changes
+// nothing.
+func TestUnknownVariables(t *testing.T) {
+	for _, variable := range os.Environ() { // of whoever runs the tests
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, envPrefix) {
+			t.Setenv(name, "") // is restored
+			os.Unsetenv(name)
+		}
+	}
+	for _, name := range []string{"JOBLET_LOG_LEVEL", "JOBLET_CONFIG", "JOBLET_JOB_ID", "JOBLET_FAULT", "JOBLET_TEST_SLOW", "OTHER"} {
+		t.Setenv(name, "")
+	}
+	path := writeFile(t, "log-level: warn")
+	if out, err := cli(t, "config", "check", path); err != nil || out != "ok\n" {
+		t.Errorf("got %q, %v", out, err)
+	}
+	t.Setenv("JOBLET_MAX_CONCURENT", "secret")
+	t.Setenv("JOBLET_QQQQ", "secret")
+	out, err := cli(t, "config", "check", path)
+	if want := "warning: the environment's JOBLET_MAX_CONCURENT is unknown and passed over; did you mean JOBLET_MAX_CONCURRENT?\n" +
+		"warning: the environment's JOBLET_QQQQ is unknown and passed over\nok\n"; err != nil || out != want {
+		t.Errorf("got %q, %v", out, err)
+	}
+}
+
 func TestListenAddress(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
-		"": "", ":1": ":1", "127.0.0.1": "127.0.0.1:50051", "::1": "[::1]:50051", "[::1]": "[::1]:50051", "[::1]:7": "[::1]:7", "host:": "host:50051", "0.0.0.0:50052": "0.0.0.0:50052",
+		"": "", ":1": ":1", "127.0.0.1": "127.0.0.1:50051", "::1": "[::1]:50051", "[fe80::1%eth0]:50051": "[fe80::1%eth0]:50051", "fe80::1%eth0": "[fe80::1%eth0]:50051", "[::1]": "[::1]:50051", "[::1]:7": "[::1]:7", "host:": "host:50051", "0.0.0.0:50052": "0.0.0.0:50052",
 	} {
 		if got, err := (serveOptions{Listen: in}).listenAddress(); got != want || err != nil {
 			t.Errorf("%q: got %q, %v", in, got, err)

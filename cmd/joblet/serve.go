@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"os/signal"
 	"os/user"
@@ -28,6 +29,7 @@ import (
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server"
+	"github.com/joblet/joblet/internal/spelling"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -235,6 +237,9 @@ func (o serveOptions) validate() error {
 	if _, err := o.listenAddress(); err != nil {
 		return err
 	}
+	if _, err := o.group(); err != nil {
+		return err
+	}
 	if _, err := o.metricsAddr(); err != nil {
 		return err
 	}
@@ -262,10 +267,25 @@ func (o serveOptions) listenAddress() (string, error) {
 		host, port = strings.Trim(o.Listen, "[]"), ""
 	}
 	port = cmp.Or(port, client.DefaultPort)
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || strings.ContainsAny(host, "/[] ") || strings.Contains(host, ":") && net.ParseIP(host) == nil {
-		return "", fmt.Errorf("--listen %q: must be HOST:PORT, such as :50051 (port %d)", o.Listen, n)
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil || !isHost(host) {
+		return "", fmt.Errorf("--listen %q: must be HOST:PORT, such as :%s or 0.0.0.0:%[2]s", o.Listen, client.DefaultPort)
 	}
 	return net.JoinHostPort(host, port), nil
+}
+
+// isHost reports whether s can be where to listen: nothing for everywhere, an
+// address, or a name. A number alone is a port, and true what YAML makes of yes.
+func isHost(s string) bool {
+	if _, err := netip.ParseAddr(s); err == nil || s == "" {
+		return true
+	}
+	labels := strings.Split(strings.TrimSuffix(s, "."), ".")
+	if slices.Contains(labels, "") || strings.Trim(labels[len(labels)-1], "0123456789") == "" || slices.Contains([]string{"true", "false", "yes", "no", "on", "off"}, strings.ToLower(s)) {
+		return false
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool {
+		return r != '.' && r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
+	})
 }
 
 // settings returns what of the options the server can change while it serves.
@@ -301,7 +321,18 @@ func (f limitsFlag) Set(s string) error {
 	if !ok {
 		return fmt.Errorf("%q: give a limit and its value, such as max-memory=1G", s)
 	}
+	if names := limitNames(); !slices.Contains(names, name) {
+		return fmt.Errorf("no limit is called %.40q%s", name, spelling.Meant(name, slices.Values(names)))
+	}
 	return f.limits.Set(name, value)
+}
+
+func limitNames() []string {
+	names := joblet.RlimitNames()
+	for _, doc := range joblet.LimitDocs() {
+		names = append(names, doc.Name)
+	}
+	return names
 }
 
 func (o serveOptions) socket() string { return filepath.Join(o.RunDir, socketName) }
@@ -370,6 +401,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		log = slog.New(counts.LogHandler(log.Handler()))
 	}
 	slog.SetDefault(log)
+	for name, nearest := range unknownVariables() {
+		log.Warn("a variable of the environment is unknown and passed over", "variable", name, "nearest", nearest)
+	}
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
 	}

@@ -41,9 +41,9 @@ func (a *app) target() (target, error) {
 	case host == "" && node == localNode:
 		return a.here(), nil
 	}
-	conf, err := client.LoadConfig(a.config)
+	conf, err := a.loadConfig()
 	switch {
-	case errors.Is(err, fs.ErrNotExist) && a.config == "" && os.Getenv("RNX_CONFIG") == "" && host == "" && node == "":
+	case errors.Is(err, fs.ErrNotExist) && a.configName() == "" && host == "" && node == "":
 		return a.here(), nil
 	case errors.Is(err, fs.ErrNotExist):
 		if host != "" {
@@ -75,6 +75,19 @@ func (a *app) warnOfKey(path string) {
 		a.warned = true
 		a.note("others may read %s, which holds your key: chmod go-rwx", path)
 	}
+}
+
+// configName is the configuration that the user named, if he did.
+func (a *app) configName() string { return cmp.Or(a.config, os.Getenv("RNX_CONFIG")) }
+
+// loadConfig reads the configuration. One that was named and has no nodes is not
+// what the user means: this machine would be meant then.
+func (a *app) loadConfig() (client.Config, error) {
+	conf, err := client.LoadConfig(a.config)
+	if err == nil && len(conf.Nodes) == 0 && a.configName() != "" {
+		err = joblet.Errorf(joblet.InvalidArgument, "%s: has no nodes (this machine's daemon is --node=local)", conf.Path)
+	}
+	return conf, err
 }
 
 func (a *app) here() target {

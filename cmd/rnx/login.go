@@ -81,6 +81,10 @@ func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
 		if name == localNode {
 			return joblet.Errorf(joblet.InvalidArgument, "node %q: this is the name of this machine's daemon", name)
 		}
+		n, err := n.Embed(filepath.Dir(file)) // of "-" here
+		if err != nil {
+			return err
+		}
 		who, role, until, err := n.Identity()
 		if err != nil {
 			return err
@@ -114,10 +118,7 @@ func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
 
 // configPath returns the file that login writes.
 func (a *app) configPath() (string, error) {
-	if a.config != "" {
-		return a.config, nil
-	}
-	if path := os.Getenv("RNX_CONFIG"); path != "" {
+	if path := a.configName(); path != "" {
 		return path, nil
 	}
 	home, err := os.UserHomeDir()

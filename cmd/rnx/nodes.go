@@ -49,8 +49,8 @@ each line is an object.` + exitStatusHelp,
 }
 
 func (a *app) nodes(ctx context.Context) error {
-	conf, err := client.LoadConfig(a.config)
-	if errors.Is(err, fs.ErrNotExist) && a.config == "" {
+	conf, err := a.loadConfig()
+	if errors.Is(err, fs.ErrNotExist) && a.configName() == "" {
 		conf, err = client.Config{Nodes: map[string]client.Node{localNode: a.here().Node}}, nil
 	}
 	if err != nil {

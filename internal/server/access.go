@@ -2,8 +2,10 @@ package server
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
+	"sync"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -54,6 +56,10 @@ var accesses = map[string]access{
 	api.JobService_PauseJob_FullMethodName:  controls,
 	api.JobService_ResumeJob_FullMethodName: controls,
 	api.JobService_UpdateJob_FullMethodName: controls,
+}
+
+func (a access) String() string {
+	return map[access]string{reads: "see", controls: "change"}[a]
 }
 
 // commands are the methods that have a job that is there run what the caller says,
@@ -171,10 +177,11 @@ func (s *Server) checkJob(ctx context.Context, c caller, method string, request 
 	if err != nil {
 		return err
 	}
+	if !all && c.name() != job.Owner {
+		s.ruled.add(ctx, use{access: a, job: job.ID, owner: job.Owner}) // before the rules are asked: they may change just then
+	}
 	if !s.may(c, a, job.Owner) {
-		verb := map[access]string{reads: "see", controls: "change"}[a]
-		return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
-			joblet.ShortID(job.ID), job.Owner, c.name(), verb)
+		return deniedJob(c, a, job)
 	}
 	if commands[method] {
 		if err := mayHave(c, job.Spec.Security); err != nil {
@@ -183,6 +190,112 @@ func (s *Server) checkJob(ctx context.Context, c caller, method string, request 
 	}
 	set(job.ID)
 	return nil
+}
+
+func deniedJob(c caller, a access, job joblet.Job) error {
+	return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
+		joblet.ShortID(job.ID), job.Owner, c.name(), a)
+}
+
+// checkDependencies reports whether the caller may read the jobs on which a new one
+// depends: it tells how they end. Their names become their ids.
+func (s *Server) checkDependencies(ctx context.Context, spec *joblet.Spec) error {
+	if len(spec.DependsOn) == 0 {
+		return nil
+	}
+	if err := spec.Validate(); err != nil { // there may be too many
+		return err
+	}
+	c := callerOf(ctx)
+	spec.DependsOn = slices.Clone(spec.DependsOn)
+	for i, ref := range spec.DependsOn {
+		job, err := s.sup.Find(ctx, ref, c.name())
+		if err == nil && !s.may(c, reads, job.Owner) {
+			err = deniedJob(c, reads, job)
+		}
+		if err != nil {
+			return joblet.Errorf(joblet.KindOf(err), "depends on %.80s: %w", ref, err)
+		}
+		spec.DependsOn[i] = job.ID
+	}
+	return nil
+}
+
+// ruledCalls are the calls under way that are about jobs of others, which a rule
+// allows: when there is none any more they end.
+type ruledCalls struct {
+	mu   sync.Mutex // protects what follows
+	uses map[*openCall][]use
+}
+
+// openCall is a call under way.
+type openCall struct {
+	caller caller
+	end    context.CancelCauseFunc
+}
+
+type openCallKey struct{}
+
+// use is what a call does with a job.
+type use struct {
+	access     access
+	job, owner string
+}
+
+// withdrawnError is why a call ended that was allowed when it began.
+type withdrawnError struct{ error }
+
+func (e withdrawnError) Unwrap() error { return e.error }
+
+// withdrawn returns why a call has ended that was allowed when it began, or nil.
+func withdrawn(ctx context.Context) error {
+	if ctx.Err() != nil {
+		if err, ok := errors.AsType[withdrawnError](context.Cause(ctx)); ok {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *ruledCalls) add(ctx context.Context, u use) {
+	call, ok := ctx.Value(openCallKey{}).(*openCall)
+	if !ok {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if slices.ContainsFunc(r.uses[call], func(other use) bool { return other.owner == u.owner && other.access == u.access }) {
+		return // what holds for one job of an owner does for all
+	}
+	if r.uses == nil {
+		r.uses = map[*openCall][]use{}
+	}
+	r.uses[call] = append(r.uses[call], u)
+}
+
+func (r *ruledCalls) remove(call *openCall) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.uses, call)
+}
+
+// check ends the calls that are not allowed any more, and returns the reasons.
+func (r *ruledCalls) check(may func(caller, access, string) bool) (ended []error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for call, uses := range r.uses {
+		for _, u := range uses {
+			if may(call.caller, u.access, u.owner) {
+				continue
+			}
+			err := joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it any more (the daemon's configuration has changed)",
+				joblet.ShortID(u.job), u.owner, call.caller.name(), u.access)
+			call.end(withdrawnError{err})
+			ended = append(ended, err)
+			break
+		}
+	}
+	return ended
 }
 
 // jobRef returns the job that a message names, itself or in a message that it
@@ -217,13 +330,14 @@ func jobRefIn(m protoreflect.Message, deeper bool) (string, func(string), bool) 
 	return "", nil, false
 }
 
-// shown returns the job as the caller may see it in a list: somebody else's, which
-// he may not read, in outline.
-func (s *Server) shown(ctx context.Context, job joblet.Job) joblet.Job {
+// shown returns a job that passed a filter as the caller may see it in a list:
+// somebody else's, which he may not read, in outline. A filter by what an outline
+// does not show passes none of these (ok is false): it would tell.
+func (s *Server) shown(ctx context.Context, f joblet.Filter, job joblet.Job) (_ joblet.Job, ok bool) {
 	if c := callerOf(ctx); mayAll(c, reads) || s.may(c, reads, job.Owner) {
-		return job
+		return job, true
 	}
-	return outline(job)
+	return outline(job), len(f.Labels) == 0
 }
 
 // outline is what everybody sees of a job: whose it is and how it does.

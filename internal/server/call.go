@@ -87,6 +87,9 @@ func (s *callStream) Context() context.Context { return s.ctx }
 func (s *callStream) RecvMsg(m any) error {
 	s.arrival.release() // whoever wants the next message has done with the one before
 	err := s.arrival.receive(s.ServerStream, m)
+	if err == nil {
+		err = withdrawn(s.ctx) // the handler perhaps waits for a caller who does not read, and takes what he types
+	}
 	if err != nil {
 		return err
 	}
@@ -102,6 +105,9 @@ func (s *callStream) RecvMsg(m any) error {
 // SendMsg notes a call that goes on once it is known which job it is about: that
 // of its request, or the one that it has made.
 func (s *callStream) SendMsg(m any) error {
+	if err := withdrawn(s.ctx); err != nil {
+		return err
+	}
 	if s.server.audit != nil && !s.told.Load() && changes(s.method) {
 		if answer := about(m); answer.job != "" || accessOf(s.method) == controls {
 			s.noted(answer, nil)
@@ -139,6 +145,9 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 		}
 	}()
 	caller := callerOf(ctx)
+	open := &openCall{caller: caller, end: cancel}
+	defer s.ruled.remove(open)
+	ctx = context.WithValue(ctx, openCallKey{}, open)
 	if err = s.stillGood(caller); err == nil {
 		err = authorize(caller, method)
 	}
@@ -150,6 +159,8 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 	}
 	if ctx.Err() != nil && context.Cause(ctx) == errStopping {
 		err = errStopping
+	} else if reason := withdrawn(ctx); reason != nil {
+		err = reason
 	}
 	sent, forLog := wire.ErrorToStatus(err)
 	if forLog {

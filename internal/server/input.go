@@ -27,6 +27,9 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 		return joblet.Errorf(joblet.InvalidArgument, "the first message must hold the job")
 	}
 	spec, err := wire.SpecFromProto(r)
+	if err == nil {
+		err = s.srv.checkDependencies(ctx, &spec)
+	}
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path"
 	"slices"
@@ -60,6 +61,9 @@ func runJob(srv any, call grpc.ServerStream) error {
 // submit runs the job that r asks for, with what came along with it, if anything.
 func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *supervisor.Staged) (joblet.Job, error) {
 	spec, err := wire.SpecFromProto(r)
+	if err == nil {
+		err = s.srv.checkDependencies(ctx, &spec)
+	}
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -166,7 +170,8 @@ func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusReques
 func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jobs, error) {
 	var l jobList
 	if err := s.sup.EachJob(ctx, joblet.Filter{Limit: maxListed}, func(job joblet.Job) error {
-		l.add(wire.JobToProto(s.srv.shown(ctx, job)))
+		job, _ = s.srv.shown(ctx, joblet.Filter{}, job)
+		l.add(wire.JobToProto(job))
 		return nil
 	}); err != nil {
 		return nil, err
@@ -221,6 +226,9 @@ func shorten(p *api.Job) *api.Job {
 	}
 }
 
+// errEnough ends a list that has as many jobs as were wanted.
+var errEnough = errors.New("enough")
+
 func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer[api.Jobs]) error {
 	f, err := wire.FilterFromProto(r)
 	if err != nil {
@@ -236,6 +244,10 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		}
 		*ref = job.ID
 	}
+	left := f.Limit
+	if len(f.Labels) > 0 {
+		f.Limit = 0 // of those that pass by their labels not all may be shown
+	}
 	batch, size := &api.Jobs{}, 0
 	send := func() error {
 		if len(batch.Jobs) == 0 {
@@ -246,7 +258,11 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		return err
 	}
 	if err := s.sup.EachJob(out.Context(), f, func(job joblet.Job) error {
-		p := wire.JobToProto(s.srv.shown(out.Context(), job))
+		job, ok := s.srv.shown(out.Context(), f, job)
+		if !ok {
+			return nil
+		}
+		p := wire.JobToProto(job)
 		n := proto.Size(p)
 		if len(batch.Jobs) == batchSize || size+n > batchBytes {
 			if err := send(); err != nil {
@@ -254,8 +270,11 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 			}
 		}
 		batch.Jobs, size = append(batch.Jobs, p), size+n
+		if left--; left == 0 {
+			return errEnough
+		}
 		return nil
-	}); err != nil {
+	}); err != nil && !errors.Is(err, errEnough) {
 		return err
 	}
 	return send()

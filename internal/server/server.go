@@ -87,6 +87,7 @@ type Server struct {
 	audit    *Audit
 	metrics  *metrics.Metrics
 	settings atomic.Pointer[Settings]
+	ruled    ruledCalls
 	grpc     *grpc.Server
 	methods  map[string]grpc.MethodInfo // by their full names
 	health   *health.Server
@@ -163,8 +164,14 @@ func (s *Server) ServeTLS(l net.Listener) error {
 	return s.Serve(gateListener{l, s.gate})
 }
 
-// Configure changes the settings.
-func (s *Server) Configure(set Settings) { s.settings.Store(&set) }
+// Configure changes the settings. Calls under way that they do not allow any more
+// end.
+func (s *Server) Configure(set Settings) {
+	s.settings.Store(&set)
+	for _, err := range s.ruled.check(s.may) {
+		s.log.Info("call ended", "error", err)
+	}
+}
 
 // Shutdown takes no more calls, ends those that follow or wait, and returns
 // when all are gone: within five seconds.

@@ -2,6 +2,7 @@
 package spelling
 
 import (
+	"fmt"
 	"iter"
 	"strings"
 )
@@ -22,6 +23,16 @@ func Nearest(wrong string, names iter.Seq[string], bound int) (best string) {
 		}
 	}
 	return best
+}
+
+// Meant is the end of an error about a wrong name: whether the nearest one was meant.
+// Empty: none is near.
+func Meant(wrong string, names iter.Seq[string]) string {
+	best := Nearest(wrong, names, max(3, len(wrong)/3))
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf("; did you mean %q?", best)
 }
 
 func distance(a, b string) int {

@@ -205,7 +205,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	if other := s.dependent(job.ID); other != "" {
+	if other := s.dependent(job); other != "" {
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
 	}
 	// One of two at once: the other would put back the directory that this one is removing.
@@ -236,12 +236,14 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	return nil
 }
 
-// dependent returns a job that waits and depends on the one with this id, or "".
-func (s *Supervisor) dependent(id string) string {
+// dependent returns a job of the same owner that waits and depends on this one, or
+// "". Those of others do not hold it, whoever deletes it: they are canceled when
+// they look for it.
+func (s *Supervisor) dependent(job joblet.Job) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.live {
-		if l.rec.Attempt == 0 && slices.Contains(l.rec.Spec.DependsOn, id) && !l.rec.State.Final() {
+		if l.rec.Attempt == 0 && l.rec.Owner == job.Owner && slices.Contains(l.rec.Spec.DependsOn, job.ID) && !l.rec.State.Final() {
 			return l.rec.ID
 		}
 	}

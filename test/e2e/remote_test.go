@@ -229,6 +229,26 @@ func TestRemoteOwners(t *testing.T) {
 	for _, err := range bob.Jobs(t.Context(), joblet.Filter{Owner: "cert:bob"}) {
 		t.Errorf("bob has a job, or an error: %v", err)
 	}
+	// Labels, which he does not see, do not find it.
+	mustOK(t, r.as(t, "bob", "job", "run", "--label=team=secret", "true"), "a job of bob's")
+	mustOK(t, r.as(t, "alice", "job", "run", "--label=team=secret", "true"), "a newer one of alice's")
+	for _, filter := range []joblet.Filter{{Labels: []joblet.LabelMatch{{Name: "team", Value: "secret"}}}, {Labels: []joblet.LabelMatch{{Name: "team", Any: true}}, Limit: 1}} {
+		found := 0
+		for job, err := range bob.Jobs(t.Context(), filter) {
+			if found++; err != nil || job.Owner != "cert:bob" {
+				t.Errorf("bob finds %+v, %v", job, err)
+			}
+		}
+		if found != 1 {
+			t.Errorf("bob finds %d jobs", found)
+		}
+	}
+	for name, want := range map[string]int{"eye": 2, "alice": 1} {
+		if out := mustOK(t, r.as(t, name, "--json", "job", "list", "--label=team"), "list"); strings.Count(out, `"team"`) != want {
+			t.Errorf("%s finds %s", name, out)
+		}
+	}
+	mustOK(t, r.as(t, "bob", "job", "delete-all"), "delete it again")
 	mustOK(t, r.as(t, "eye", "job", "status", id), "a reader's status")
 	mustFail(t, r.as(t, "eye", "job", "stop", id), "cert:eye is reader, and this call needs developer")
 	mustFail(t, r.as(t, "eye", "job", "run", "true"), "needs developer")
@@ -279,8 +299,182 @@ func TestRemoteOwners(t *testing.T) {
 	if len(stop) < 3 || stop[0]["result"] != "PermissionDenied" || stop[len(stop)-1]["result"] != "OK" || stop[len(stop)-1]["job"] != id {
 		t.Errorf("audit: %v", stop)
 	}
+	if !regexp.MustCompile(`"cert:mona".*"JobService/DeleteAllJobs","detail":"[1-9] jobs, 0 skipped"`).Match(audit) {
+		t.Errorf("audit: nothing of what a maintainer deleted:\n%s", audit)
+	}
 	if bytes.Contains(audit, []byte("private")) || !bytes.Contains(audit, []byte(`"target":"sh"`)) {
 		t.Errorf("audit:\n%s", audit)
+	}
+}
+
+// TestForeignDependency: who depends on a job may read it, and does not keep its owner
+// from deleting it.
+func TestForeignDependency(t *testing.T) {
+	t.Parallel()
+	r := newRemoteDaemon(t, "")
+	for name, role := range map[string]string{"alice": "developer", "bob": "developer", "mona": "maintainer"} {
+		r.issue(t, name, role)
+	}
+	run := func(name string, args ...string) string {
+		t.Helper()
+		return strings.TrimSpace(mustOK(t, r.as(t, name, append([]string{"job", "run", "-d"}, args...)...), "run"))
+	}
+	completed := func() string {
+		t.Helper()
+		id := run("alice", "true")
+		mustOK(t, r.as(t, "alice", "job", "wait", id), "wait")
+		return id
+	}
+	id := completed()
+	denied := "belongs to cert:alice: cert:bob may not see it"
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"-d", "--schedule=+1000h"}, {"-d"}, {}, {"--upload=" + file}} {
+		mustFail(t, r.as(t, "bob", append(append([]string{"job", "run", "--depends-on=" + id}, args...), "true")...), denied)
+	}
+	r.reload(t, "allow: [bob read alice]\n")
+	far := run("bob", "--schedule=+1000h", "--depends-on="+id, "true")
+	mustOK(t, r.as(t, "alice", "job", "delete", id), "alice's delete")
+	mustOK(t, r.as(t, "bob", "job", "cancel", far), "cancel")
+
+	const soon = 15 * time.Second
+	id = completed()
+	begun := time.Now()
+	next := run("bob", fmt.Sprintf("--schedule=+%v", soon), "--depends-on="+id, "true")
+	mustOK(t, r.as(t, "mona", "job", "delete", id), "a maintainer's delete")
+	if took := time.Since(begun); took > soon-time.Second {
+		t.Logf("deleted after %v: too late to see what becomes of its dependent", took)
+	} else if !eventually(patience, func() bool {
+		out := mustOK(t, r.as(t, "bob", "--json", "job", "status", next), "status")
+		return strings.Contains(out, "CANCELED") && strings.Contains(out, "on which it depends, is gone")
+	}) {
+		t.Error("what depends on a job that is gone is not canceled")
+	}
+
+	id = completed()
+	own := run("alice", "--schedule=+1000h", "--depends-on="+id, "true")
+	for _, name := range []string{"alice", "mona", "admin"} {
+		mustFail(t, r.as(t, name, "job", "delete", id), "depends on, which has not run yet")
+	}
+	mustOK(t, r.as(t, "alice", "job", "cancel", own), "cancel")
+	mustOK(t, r.as(t, "alice", "job", "delete", id), "delete")
+}
+
+// TestRuleWithdrawn: calls under way end with the rule that allowed them, and no
+// others.
+func TestRuleWithdrawn(t *testing.T) {
+	t.Parallel()
+	const both = "allow: [bob control alice, carol read alice]\n"
+	r := newRemoteDaemon(t, both)
+	jobs := map[string]api.JobServiceClient{}
+	for _, name := range []string{"alice", "bob", "carol"} {
+		r.issue(t, name, "developer")
+		conf, err := client.LoadConfig(r.bundle(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		jobs[name] = api.NewJobServiceClient(rawConn(t, conf))
+	}
+	bob := jobs["bob"]
+	ctx := patient(t)
+	id := strings.TrimSpace(mustOK(t, r.as(t, "alice", "job", "run", "-dt", "sh", "-c", `yes | head -c 8M; while read x; do echo "got=$x"; done`), "run"))
+	attach := func(jobs api.JobServiceClient) grpc.BidiStreamingClient[api.JobInput, api.JobEvent] {
+		t.Helper()
+		call, err := jobs.AttachJob(ctx)
+		if err == nil {
+			err = call.Send(&api.JobInput{Input: &api.JobInput_Attach{Attach: &api.AttachJobRequest{Uuid: id}}})
+		}
+		if err == nil {
+			_, err = call.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return call
+	}
+	ends := map[string]chan error{}
+	drain := func(name string, recv func() error) {
+		t.Helper()
+		if err := recv(); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		ends[name] = make(chan error, 1)
+		go func() {
+			err := error(nil)
+			for err == nil {
+				err = recv()
+			}
+			ends[name] <- err
+		}()
+	}
+	follow := func(name string) {
+		t.Helper()
+		call, err := jobs[name].FollowJob(ctx, &api.FollowJobRequest{Uuid: id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		drain(name, func() error { _, err := call.Recv(); return err })
+	}
+	for _, name := range []string{"alice", "bob", "carol"} {
+		follow(name)
+	}
+	attached := attach(bob)
+	drain("attach", func() error { _, err := attached.Recv(); return err })
+	metrics, err := bob.StreamJobMetrics(ctx, &api.StreamJobMetricsRequest{JobUuid: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drain("metrics", func() error { _, err := metrics.Recv(); return err })
+	process, err := bob.ExecJob(ctx)
+	if err == nil {
+		err = process.Send(&api.ExecInput{Input: &api.ExecInput_Run{Run: &api.ExecJobRequest{Uuid: id, Command: "sleep", Args: []string{"1000"}}}})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid atomic.Int64
+	drain("exec", func() error {
+		e, err := process.Recv()
+		if e.GetStarted() != nil {
+			pid.Store(e.GetStarted().GetHostPid())
+		}
+		return err
+	})
+	ends["wait"] = make(chan error, 1)
+	go func() {
+		_, err := bob.WaitJob(ctx, &api.WaitJobRequest{Uuid: id})
+		ends["wait"] <- err
+	}()
+	silent := attach(bob) // reads nothing, so that the daemon waits for it
+
+	r.reload(t, both+"max-per-owner: 9\n") // which ends nothing
+	r.reload(t, "allow: [carol read alice]\n")
+	for _, name := range []string{"bob", "attach", "metrics", "exec", "wait"} {
+		if err := <-ends[name]; status.Code(err) != codes.PermissionDenied {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !eventually(patience, func() bool { _, err := os.Stat(fmt.Sprintf("/proc/%d", pid.Load())); return err != nil }) {
+		t.Error("bob's process is still there")
+	}
+	for range 5 {
+		_ = silent.Send(&api.JobInput{Input: &api.JobInput_Stdin{Stdin: []byte("stolen\n")}}) // it may have ended
+		time.Sleep(50 * time.Millisecond)
+	}
+	own := attach(jobs["alice"])
+	drain("own", func() error { _, err := own.Recv(); return err })
+	if err := own.Send(&api.JobInput{Input: &api.JobInput_Stdin{Stdin: []byte("own\n\x04")}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"alice", "carol", "own"} {
+		if err := <-ends[name]; err != io.EOF {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if log := mustOK(t, r.as(t, "alice", "job", "log", id), "log"); strings.Contains(log, "stolen") || !strings.Contains(log, "got=own") {
+		t.Errorf("the log ends with %q", log[max(0, len(log)-200):])
 	}
 }
 
@@ -565,6 +759,31 @@ func TestLogin(t *testing.T) {
 	}
 	if out := mustOK(t, rnx("", "nodes"), "nodes"); strings.Count(out, "\n") != 3 || strings.Count(out, " ok ") != 2 {
 		t.Errorf("nodes: %s", out)
+	}
+	// A bundle of files, which lie beside it.
+	conf, err := client.LoadConfig(r.bundle("alice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	parts := filepath.Join(home, "parts")
+	if err := os.Mkdir(parts, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	n := conf.Nodes[client.DefaultNode]
+	for name, text := range map[string]string{
+		"ca.pem": n.CA, "alice.crt": n.Cert, "alice.key": n.Key,
+		"alice.yml": fmt.Sprintf("nodes: {parts: {address: %q, ca: ca.pem, cert: ./alice.crt, key: %s/alice.key}}", n.Address, parts),
+	} {
+		if err := os.WriteFile(filepath.Join(parts, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustOK(t, rnx("", "login", "parts/alice.yml"), "login with files")
+	if err := os.RemoveAll(parts); err != nil {
+		t.Fatal(err)
+	}
+	if out := who("--node=parts"); !strings.Contains(out, `"cert:alice"`) {
+		t.Errorf("parts: %s", out)
 	}
 	mustFail(t, rnx("nodes: {}", "login", "-"), "has no nodes")
 	mustFail(t, rnx("x", "login", "-"), "bundle")
