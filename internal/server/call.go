@@ -19,7 +19,8 @@ import (
 // unary is what every call without a stream passes through.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
 	arrival := arrivalOf(ctx)
-	defer arrival.handled(nil)()
+	arrival.handled(nil)
+	defer arrival.done()
 	start := time.Now()
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
 		if arrival.isRefused() {
@@ -49,7 +50,8 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
 		cs.ctx = ctx
-		defer cs.arrival.handled(end)()
+		cs.arrival.handled(end)
+		defer cs.arrival.done()
 		err := handler(srv, cs)
 		if err != nil && cs.arrival.isRefused() {
 			return errIntake

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -64,14 +65,14 @@ type intake struct {
 	unpacking sync.Mutex // held while a large message is
 	collector collector
 
-	mu      sync.Mutex // protects what follows, and what is of clients, connections and calls
-	total   taken
-	begun   int64                    // calls
-	clients map[string]*clientIntake // that have calls, by name
+	mu    sync.Mutex // protects what follows, and what is of connections and calls
+	total taken
+	begun int64 // calls
+	calls map[*arrival]struct{}
 }
 
 func newIntake(limit func() int64) *intake {
-	return &intake{limit: limit, clients: map[string]*clientIntake{}}
+	return &intake{limit: limit, calls: map[*arrival]struct{}{}}
 }
 
 // taken is a number of bytes.
@@ -83,17 +84,10 @@ type taken struct {
 // stays is what will be there when these have ended.
 func (t taken) stays() int64 { return t.all - t.leaving }
 
-// clientIntake is a client that has calls.
-type clientIntake struct {
-	taken
-	calls map[*arrival]struct{}
-}
-
 // arrival is a call.
 type arrival struct {
 	intake *intake
-	name   string // the client's
-	client *clientIntake
+	client string // its name
 	conn   *sender
 	stream uint32
 	cancel context.CancelFunc
@@ -127,18 +121,14 @@ func arrivalOf(ctx context.Context) *arrival {
 
 // begin notes a call that the connection begins just now, and gives its request so
 // long to arrive.
-func (in *intake) begin(ctx context.Context, conn *sender, name string, limit time.Duration) context.Context {
+func (in *intake) begin(ctx context.Context, conn *sender, client string, limit time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(ctx) // ends with its parent, as each call does
-	a := &arrival{intake: in, name: name, conn: conn, stream: conn.stream, cancel: cancel, refused: make(chan struct{})}
+	a := &arrival{intake: in, client: client, conn: conn, stream: conn.stream, cancel: cancel, refused: make(chan struct{})}
 	a.timer = time.AfterFunc(limit, cancel)
 	in.mu.Lock()
-	if a.client = in.clients[name]; a.client == nil {
-		a.client = &clientIntake{calls: map[*arrival]struct{}{}}
-		in.clients[name] = a.client
-	}
 	in.begun++
 	a.number = in.begun
-	a.client.calls[a] = struct{}{}
+	in.calls[a] = struct{}{}
 	conn.calls[a.stream] = a
 	in.mu.Unlock()
 	context.AfterFunc(ctx, func() {
@@ -154,10 +144,8 @@ func (in *intake) begin(ctx context.Context, conn *sender, name string, limit ti
 // add counts bytes. in.mu is held.
 func (in *intake) add(a *arrival, n int64) {
 	a.taken += n
-	for _, t := range []*taken{&a.client.taken, &in.total} {
-		if t.all += n; a.leaving {
-			t.leaving += n
-		}
+	if in.total.all += n; a.leaving {
+		in.total.leaving += n
 	}
 }
 
@@ -171,9 +159,7 @@ func (in *intake) remove(a *arrival) {
 	in.collector.freed(a.taken)
 	in.add(a, -a.taken)
 	delete(a.conn.calls, a.stream)
-	if delete(a.client.calls, a); len(a.client.calls) == 0 {
-		delete(in.clients, a.name)
-	}
+	delete(in.calls, a)
 }
 
 // took counts what a frame brings.
@@ -202,27 +188,28 @@ func (in *intake) tooMany() (ending []*arrival) {
 	if in.total.stays() <= limit {
 		return nil
 	}
-	for in.total.stays() > limit-limit/roomShare {
-		var most *clientIntake
-		for _, c := range in.clients {
-			if most == nil || c.stays() > most.stays() {
-				most = c
+	sums := map[string]int64{}
+	var newest []*arrival
+	for a := range in.calls {
+		if !a.leaving && a.taken > 0 {
+			sums[a.client] += a.taken
+			newest = append(newest, a)
+		}
+	}
+	slices.SortFunc(newest, func(a, b *arrival) int { return cmp.Compare(b.number, a.number) })
+	for in.total.stays() > limit-limit/roomShare && len(newest) > 0 {
+		most := newest[0].client
+		for client, sum := range sums {
+			if sum > sums[most] {
+				most = client
 			}
 		}
-		if most == nil {
-			break
-		}
-		var newest *arrival
-		for a := range most.calls {
-			if !a.leaving && a.taken > 0 && (newest == nil || a.number > newest.number) {
-				newest = a
-			}
-		}
-		if newest == nil {
-			break
-		}
-		in.leave(newest)
-		ending = append(ending, newest)
+		i := slices.IndexFunc(newest, func(a *arrival) bool { return a.client == most })
+		a := newest[i]
+		newest = slices.Delete(newest, i, i+1)
+		sums[most] -= a.taken
+		in.leave(a)
+		ending = append(ending, a)
 	}
 	return ending
 }
@@ -230,7 +217,6 @@ func (in *intake) tooMany() (ending []*arrival) {
 // leave says that a call has to end. in.mu is held.
 func (in *intake) leave(a *arrival) {
 	a.leaving = true
-	a.client.leaving += a.taken
 	in.total.leaving += a.taken
 }
 
@@ -263,20 +249,24 @@ func (a *arrival) isRefused() bool {
 
 // handled says that the call has a handler, which end ends if it is a stream's, until
 // done is called.
-func (a *arrival) handled(end context.CancelCauseFunc) (done func()) {
+func (a *arrival) handled(end context.CancelCauseFunc) {
 	if a == nil {
-		return func() {}
+		return
 	}
 	a.intake.mu.Lock()
 	defer a.intake.mu.Unlock()
 	a.running, a.end = true, end
-	return func() {
-		a.intake.mu.Lock()
-		defer a.intake.mu.Unlock()
-		a.running = false
-		a.drop()
-		a.intake.remove(a)
+}
+
+func (a *arrival) done() {
+	if a == nil {
+		return
 	}
+	a.intake.mu.Lock()
+	defer a.intake.mu.Unlock()
+	a.running = false
+	a.drop()
+	a.intake.remove(a)
 }
 
 // release says that the call has done with the messages that it has got.
@@ -420,7 +410,7 @@ func (a *arrival) unpack(size, weight int64) bool {
 		n += weight
 		a.held += weight
 	}
-	fits := weight == size || in.total.stays()+n <= in.limit()
+	fits := n <= 0 || in.total.stays()+n <= in.limit()
 	if !fits {
 		n -= a.held
 		a.held = 0

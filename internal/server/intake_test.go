@@ -43,18 +43,18 @@ func eventually(t *testing.T, what string, true func() bool) {
 	}
 }
 
-func (r *remote) counted() (total taken, clients int) {
+func (r *remote) counted() (total taken, calls int) {
 	r.intake.mu.Lock()
 	defer r.intake.mu.Unlock()
-	return r.intake.total, len(r.intake.clients)
+	return r.intake.total, len(r.intake.calls)
 }
 
 // nothingCounted waits until all calls have ended.
 func (r *remote) nothingCounted(t *testing.T) {
 	t.Helper()
 	eventually(t, "nothing is counted", func() bool {
-		total, clients := r.counted()
-		return total == taken{} && clients == 0
+		total, calls := r.counted()
+		return total == taken{} && calls == 0
 	})
 }
 
@@ -338,8 +338,8 @@ func TestBusyCalls(t *testing.T) {
 func (r *remote) callsOf(client string) (calls []*arrival) {
 	r.intake.mu.Lock()
 	defer r.intake.mu.Unlock()
-	if c := r.intake.clients[client]; c != nil {
-		for a := range c.calls {
+	for a := range r.intake.calls {
+		if a.client == client {
 			calls = append(calls, a)
 		}
 	}
@@ -392,11 +392,11 @@ func TestCounts(t *testing.T) {
 		in.mu.Lock()
 		defer in.mu.Unlock()
 		sum := int64(0)
-		for _, c := range in.clients {
-			sum += c.all
+		for a := range in.calls {
+			sum += a.taken
 		}
 		if in.total.all != want || sum != want {
-			t.Errorf("counted %d, %d of clients, want %d", in.total.all, sum, want)
+			t.Errorf("counted %d, %d of calls, want %d", in.total.all, sum, want)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -408,7 +408,7 @@ func TestCounts(t *testing.T) {
 	data(3, 70<<10+5, 1, 1, 1)
 	data(5, 1000) // of no call
 	counted(2005 + 3*frameCost + 70<<10 + 8 + 4*frameCost)
-	done := b.handled(nil)
+	b.handled(nil)
 	b.unpack(70<<10, 70<<10) // what came behind it costs as much as before
 	counted(2005 + 3*frameCost + 70<<10 + 3 + 4*frameCost)
 	a.unpack(2000, 2000)
@@ -422,10 +422,10 @@ func TestCounts(t *testing.T) {
 	cancel()
 	eventually(t, "the stream is gone", func() bool { in.mu.Lock(); defer in.mu.Unlock(); return a.removed && b.gone })
 	counted(16 + frameCost) // its handler is not
-	done()
+	b.done()
 	counted(0)
-	if len(in.clients)+len(from.calls) != 0 {
-		t.Errorf("%d clients and %d calls stay", len(in.clients), len(from.calls))
+	if len(in.calls)+len(from.calls) != 0 {
+		t.Errorf("%d and %d calls stay", len(in.calls), len(from.calls))
 	}
 	late, _ := begin(t.Context(), 7, time.Millisecond)
 	<-late.Done() // a request that does not come
