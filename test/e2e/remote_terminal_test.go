@@ -56,6 +56,7 @@ func TestRemoteTerminal(t *testing.T) {
 	}
 	s.line("sleep 60")
 	s.wait(`^in# sleep 60\z`)
+	r.foreground(t, "sh", "sleep 60")
 	s.keys("C-c")
 	s.wait(`\^C\s+in#\z`)
 
