@@ -47,23 +47,30 @@ func readAudit(t *testing.T, path string) (lines []auditLine) {
 	return lines
 }
 
-// TestAuditCalls: what changes something and what is refused is in the record, what
-// only looks is not.
-func TestAuditCalls(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "audit.log")
+// newAudit opens an audit log of the test's own.
+func newAudit(t *testing.T) (a *Audit, path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "audit.log")
 	a, err := OpenAudit(path, 1<<20, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer a.Close()
+	t.Cleanup(func() { _ = a.Close() })
+	return a, path
+}
+
+// TestAuditCalls: what changes something and what is refused is in the record, what
+// only looks is not.
+func TestAuditCalls(t *testing.T) {
+	t.Parallel()
+	a, path := newAudit(t)
 	r := startRemote(t, Options{Audit: a})
 	dev := api.NewJobServiceClient(r.dial(t, r.issue(t, "dev", "developer")))
 	eye := r.dial(t, r.issue(t, "eye", "reader"))
 	if err := ask(t.Context(), eye, "/grpc.health.v1.Health/Check"); err != nil {
 		t.Fatal(err)
 	}
-	_, err = dev.RunJob(t.Context(), &api.RunJobRequest{Command: "make", Args: []string{"token=hunter2"}, GpuCount: 1, Environment: map[string]string{"A": "hunter2"}})
+	_, err := dev.RunJob(t.Context(), &api.RunJobRequest{Command: "make", Args: []string{"token=hunter2"}, GpuCount: 1, Environment: map[string]string{"A": "hunter2"}})
 	if status.Code(err) != codes.Unimplemented {
 		t.Fatal(err)
 	}
@@ -89,12 +96,7 @@ func TestAuditCalls(t *testing.T) {
 // TestAuditDetails: the record says what a call asks for, and what was done.
 func TestAuditDetails(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "audit.log")
-	a, err := OpenAudit(path, 1<<20, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer a.Close()
+	a, path := newAudit(t)
 	grace := int64(0)
 	many := &api.PruneJobsRequest{States: slices.Repeat([]string{strings.Repeat("ä", 200)}, 100)}
 	rlimits := map[string]*api.JobRlimit{}

@@ -515,15 +515,6 @@ const (
 	listBytes = 4 << 20
 )
 
-// Jobs returns what EachJob passes on.
-func (s *Supervisor) Jobs(ctx context.Context, f joblet.Filter) (all []joblet.Job, err error) {
-	err = s.EachJob(ctx, f, func(job joblet.Job) error {
-		all = append(all, job)
-		return nil
-	})
-	return all, err
-}
-
 // EachJob calls fn on the jobs that pass the filter, newest first, until it fails.
 // It holds only some of them at a time, however large they are. With a filter by
 // state, those that have not ended as far as the database knows are looked at as

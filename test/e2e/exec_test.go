@@ -150,17 +150,7 @@ func TestExec(t *testing.T) {
 
 	t.Run("signals", func(t *testing.T) {
 		cmd := d.command(patient(t), "job", "exec", "box", "bash", "-c", "trap 'echo got it; exit 3' INT; echo ready; while :; do sleep 0.05; done")
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line := make([]byte, 6)
-		if _, err := io.ReadFull(out, line); err != nil {
-			t.Fatal(err)
-		}
+		out := startReady(t, cmd)
 		_ = cmd.Process.Signal(syscall.SIGINT)
 		rest, _ := io.ReadAll(out)
 		_ = cmd.Wait()
@@ -258,16 +248,7 @@ func TestExecSignalsInput(t *testing.T) {
 		}
 		copied := make(chan struct{})
 		go func() { _, _ = io.Copy(in, io.LimitReader(source, test.input)); _ = in.Close(); close(copied) }()
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
-			t.Fatal(err)
-		}
+		startReady(t, cmd)
 		endless := test.input == 1<<40
 		if !endless {
 			<-copied
@@ -283,6 +264,23 @@ func TestExecSignalsInput(t *testing.T) {
 		d.goneFromBox(t, ": marked")
 		<-copied
 	}
+}
+
+// startReady starts a command that says "ready" once it is, and returns what it
+// writes after that.
+func startReady(t *testing.T, cmd *exec.Cmd) io.Reader {
+	t.Helper()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // zeros reads like /dev/zero, and counts.
@@ -586,16 +584,7 @@ func TestSignalQuit(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	cmd := d.command(patient(t), "job", "run", "-T", "bash", "-c", "trap 'exit 5' QUIT; echo ready; while :; do sleep 0.05; done")
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
-		t.Fatal(err)
-	}
+	startReady(t, cmd)
 	_ = cmd.Process.Signal(syscall.SIGQUIT)
 	_ = cmd.Wait()
 	if got := cmd.ProcessState.ExitCode(); got != 5 {
