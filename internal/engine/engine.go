@@ -53,6 +53,7 @@ type Engine struct {
 	ids     idRanges
 	newRoot string
 	devDir  string
+	frozen  []string // in a job's /proc
 	etc     hostEtcCopy
 
 	spares  chan *Box
@@ -86,6 +87,14 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 	}
 	if err := e.makeDev(); err != nil {
 		return nil, err
+	}
+	writable, err := worldWritable("/proc")
+	if err != nil {
+		return nil, err
+	}
+	e.frozen = freezeProc("/proc", writable)
+	if ok, err := raiseFileMax(fileMaxPath); !ok {
+		cfg.Log.Warn("one job can use up the open files of this host: raise fs.file-max", "error", err)
 	}
 	defer func() {
 		if err != nil {
@@ -187,6 +196,11 @@ func loadMonitor() (*os.File, error) {
 	f := os.NewFile(uintptr(high), "joblet-monitor")
 	if _, err := io.Copy(f, program); err != nil { // and not through one large piece of memory
 		return nil, errors.Join(fmt.Errorf("fill the monitor's memfd: %w", err), f.Close())
+	}
+	// Root's alone: to the process that sets a job up this is /proc/self/exe, which the
+	// kernel would execute as the interpreter of a script.
+	if err := f.Chmod(0o500); err != nil {
+		return nil, errors.Join(fmt.Errorf("restrict the monitor's memfd: %w", err), f.Close())
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	for until := time.Now().Add(sealTime); ; time.Sleep(10 * time.Millisecond) {
@@ -371,7 +385,7 @@ func (e *Engine) build() (_ *Box, err error) {
 	box := monitor.Box{
 		IDBase: b.IDBase, IDCount: IDCount,
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: DefaultShmBytes,
-		Cgroup: b.group.Dirs,
+		Cgroup: b.group.Dirs, ProcReadOnly: e.frozen,
 	}
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Box: &box}); err != nil {
 		_ = b.conn.Close()
@@ -480,6 +494,11 @@ func (e *StartError) Unwrap() error {
 // Start runs a job in the box and returns once its command runs. An error means
 // that nothing of it is left but the box's cgroups, which Discard removes.
 func (b *Box) Start(run *Run) (*Process, error) {
+	if run.Nested {
+		if err := b.engine.closeProc(); err != nil {
+			return nil, errors.Join(err, b.conn.Close())
+		}
+	}
 	// Before the monitor hears of the job: none of its code runs without limits.
 	if err := b.group.Limit(run.Limits, run.Devices); err != nil {
 		return nil, errors.Join(err, b.conn.Close())

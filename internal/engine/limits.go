@@ -55,7 +55,11 @@ func defaultRlimits() []monitor.Rlimit {
 	limits := []monitor.Rlimit{coreLimit(joblet.Rlimit{})}
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
-		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, files.Max), Hard: files.Max})
+		hard := files.Max
+		if most, err := readNumber(fileMaxPath); err == nil {
+			hard = fileLimit(files.Max, most)
+		}
+		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, hard), Hard: hard})
 	}
 	return limits
 }

@@ -16,14 +16,17 @@ import (
 // table of a program, as a job's first process does:
 //
 //	monitor ──clone3──► A: in the job's cgroup
+//	                    closes what it has of the host, takes the user's ids
 //	                    setns: all namespaces of PID 1, which the pidfd stands for
 //	                    clone, CLONE_PARENT ──► B: child of the monitor, in the PID namespace
-//	                    exit                    root of the user namespace
+//	                    exit
 //	reaps A, knows B ──────── go ─────────────► streams, limits, capabilities, filter
 //	                                            execve
 //
 // Until execve B has more capabilities in the job's user namespace than the job,
-// whose processes see it. They can't touch it: it is not dumpable (ptrace(2)).
+// whose processes see it. They can't touch it: it is not dumpable (ptrace(2)). A takes
+// the ids, while it is out of the job's sight, because a change of ids undoes that
+// where fs.suid_dumpable is not 0: B changes none.
 
 // Descriptors that the monitor of a further process inherits, beside ControlFD.
 const (
@@ -157,8 +160,12 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	shared.iov = unix.Iovec{Base: &shared.goByte, Len: 1}
 	shared.msg = unix.Msghdr{Iov: &shared.iov, Iovlen: 1, Control: &shared.control[0]}
 	p := programs[0]
-	p.call("close the monitor's end", unix.SYS_CLOSE, uintptr(sockets[0]))
-	execProgram(p, x, target)
+	keep := []int{target, sockets[1], status[1], ExecStdinFD, ExecStdoutFD, ExecStderrFD}
+	for i := range tasks {
+		keep = append(keep, int(shared.slots[slotTask+i]))
+	}
+	p.closeAllBut(keep...)
+	execProgram(p, x, target, status[1])
 	if p.full {
 		return -1, &stepError{"pass the arguments and the environment", unix.E2BIG}
 	}
@@ -207,24 +214,54 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	return pidfd, nil
 }
 
-// execProgram is the set-up of a further process.
-func execProgram(p *program, x *Exec, target int) {
+// execProgram is the set-up of a further process. status is the write end of the
+// status pipe.
+func execProgram(p *program, x *Exec, target, status int) {
 	run := x.Run
 	enterTasks(p, x.Cgroup.TaskFiles())
-	p.call("prctl PR_SET_DUMPABLE", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
+	takeStreams(p, run, status)
+	becomeUser(p, x)
 	p.call(StepJoin, unix.SYS_SETNS, uintptr(target), joinNamespaces)
+	p.call("close the pidfd", unix.SYS_CLOSE, uintptr(target))
+	hideMemory(p)
 	p.add("start a process in the job", op{kind: opSibling})
-	becomeRoot(p)
+	guardProcess(p)
 	p.add("wait for the monitor", op{kind: opReceive})
-	p.shared.slots[slotTree] = ExecStdinFD // where connectInput finds a stream of a job without trees
-	makeWorkDir(p, run)
+	if run.Terminal != nil {
+		openTerminal(p, run)
+	} else if !run.StdinStream {
+		connectNull(p)
+	}
+	leadSession(p, run)
 	enterWorkDir(p, run)
-	connectInput(p, run)
-	connectOutput(p, run, ExecStdoutFD, ExecStderrFD)
 	resetSignals(p)
 	limitResources(p, run)
 	dropPrivileges(p, run)
+	checkPaths(p)
+	filterCalls(p, run)
 	executeCommand(p, run)
+}
+
+// takeStreams puts the process's pipes in the places of its standard streams, while it
+// is outside of the job, and, until it has a terminal, the status pipe.
+func takeStreams(p *program, run *Run, status int) {
+	for i, fd := range []int{ExecStdinFD, ExecStdoutFD, ExecStderrFD} {
+		from := fd
+		if run.Terminal != nil {
+			from = status
+		}
+		p.call("connect the standard streams", unix.SYS_DUP3, uintptr(from), uintptr(i), 0)
+		p.call("close the stream", unix.SYS_CLOSE, uintptr(fd))
+	}
+}
+
+// becomeUser gives the process the ids of the command as the host numbers them. It keeps
+// its capabilities, by which it joins the job, and then has those of the job's user
+// namespace until dropPrivileges (setns(2)).
+func becomeUser(p *program, x *Exec) {
+	hideMemory(p)
+	p.call("keep the capabilities", unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, noSetuidFixup)
+	setIDs(p, x.IDBase+x.Run.UID, x.IDBase+x.Run.GID)
 }
 
 // sibling makes a child of the caller's parent, which goes on in the caller's

@@ -51,10 +51,10 @@ func makeRuleset(p *program) {
 	p.call("close the root", unix.SYS_CLOSE, slotRule+1).slot(0)
 }
 
-// confine puts the process under Landlock where there is a ruleset; its
-// descriptor closes at execve.
+// confine puts the process under Landlock where there is a ruleset.
 func confine(p *program) {
 	if p.shared.slots[slotRuleset] != 0 {
 		p.call("restrict by Landlock", unix.SYS_LANDLOCK_RESTRICT_SELF, slotRuleset, 0).slot(0)
+		p.call("close the Landlock ruleset", unix.SYS_CLOSE, slotRuleset).slot(0)
 	}
 }

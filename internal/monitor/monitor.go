@@ -45,6 +45,7 @@ type monitor struct {
 
 	shared      *arena
 	programs    [2]*program
+	box         *Box // nil: of a further process
 	idBase      uint32
 	cgroup      cgroup.Dirs
 	oomEvents   int // readable when memory is used up; -1: the kernel ends the job by itself
@@ -172,6 +173,7 @@ func (m *monitor) buildBox(box *Box) error {
 		return err
 	}
 	m.shared, m.programs = shared, programs
+	m.box = box
 	m.idBase = box.IDBase
 	m.cgroup = box.Cgroup
 	tasks := box.Cgroup.TaskFiles()
@@ -236,10 +238,17 @@ func (m *monitor) buildBox(box *Box) error {
 	shared.iov = unix.Iovec{Base: &shared.goByte, Len: 1}
 	shared.msg = unix.Msghdr{Iov: &shared.iov, Iovlen: 1, Control: &shared.control[0]}
 	p := programs[0]
-	p.call("close the monitor's end", unix.SYS_CLOSE, uintptr(sockets[0]))
-	// So that these are closed as soon as the monitor is dead: a daemon takes a box whose connection is open.
-	p.call("close the daemon's connection", unix.SYS_CLOSE, ControlFD)
-	p.call("close the listening socket", unix.SYS_CLOSE, ListenFD)
+	// What the first process has of the monitor's it closes before anything else. (A
+	// daemon also takes a box whose connection is open for one whose monitor lives.)
+	keep := []int{dev, m.writeEnds[0], m.writeEnds[1], sockets[1], status[1]}
+	for i := range tasks {
+		keep = append(keep, int(shared.slots[slotTask+i]))
+	}
+	p.closeAllBut(keep...)
+	connectOutput(p, m.writeEnds[0], m.writeEnds[1])
+	for _, fd := range m.writeEnds {
+		p.call("close the pipe", unix.SYS_CLOSE, uintptr(fd))
+	}
 	boxProgram(p, box)
 	if p.full {
 		return &stepError{"write the set-up program", unix.E2BIG}
@@ -414,7 +423,7 @@ func (m *monitor) startJob(run *Run) error {
 	} else if fd >= 0 {
 		trees = append(trees, fd)
 	}
-	jobProgram(m.programs[1], run, m.writeEnds[0], m.writeEnds[1])
+	jobProgram(m.programs[1], m.box, run)
 	if m.programs[1].full {
 		return &stepError{"pass the arguments and the environment", unix.E2BIG}
 	}

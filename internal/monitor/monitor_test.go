@@ -123,11 +123,12 @@ func TestProgramIsBounded(t *testing.T) {
 	if got := unix.BytePtrToString((*byte)(pointer(second))); got != "two" || *(*uintptr)(pointer(list + 16)) != 0 {
 		t.Errorf("got %q", got)
 	}
-	boxProgram(p, &Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20})
-	jobProgram(programs[1], &Run{
+	box := &Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20}
+	boxProgram(p, box)
+	jobProgram(programs[1], box, &Run{
 		Hostname: "x", StdinStream: true, Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
 		Trees: slices.Repeat([]Tree{{Source: "/usr", Target: "/a/b/c"}}, maxTrees), Filter: make([]byte, 8*4096), LogDenied: true,
-	}, 3, 4)
+	})
 	if p.full || programs[1].full {
 		t.Errorf("2 MiB of arguments and %d trees do not fit: %d and %d steps", maxTrees, a.nops[0], a.nops[1])
 	}

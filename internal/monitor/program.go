@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -32,12 +33,15 @@ type op struct {
 type opKind uint8
 
 const (
-	opCall    opKind = iota // a system call
-	opReceive               // recvmsg on the go socket: one byte and descriptors, into slots from save on
-	opExec                  // execve the first of the candidates that exists
-	opReaper                // clone; the child goes on, the parent reaps until the child has ended
-	opSend                  // sendmsg on the go socket: one byte and the descriptor in slot save
-	opSibling               // clone; the child, a sibling of the process, goes on, and the process ends
+	opCall       opKind = iota // a system call
+	opReceive                  // recvmsg on the go socket: one byte and descriptors, into slots from save on
+	opExec                     // execve the first of the candidates that exists
+	opReaper                   // clone; the child goes on, the parent reaps until the child has ended
+	opSend                     // sendmsg on the go socket: one byte and the descriptor in slot save
+	opSibling                  // clone; the child, a sibling of the process, goes on, and the process ends
+	opWalk                     // open a directory of the job, made where it is missing, into slot save
+	opInRoot                   // fail unless the working directory lies in the root
+	opCandidates               // note which of the candidates lead through a magic link
 )
 
 const (
@@ -71,6 +75,8 @@ type arena struct {
 	nops  [2]int
 	slots [maxSlots]uintptr
 
+	how   unix.OpenHow // of jobPath
+	cwd   [4096]byte   // getcwd(2) gives no more (PATH_MAX)
 	exec  [64]candidate
 	nexec int
 	argv  uintptr // **byte; the first pointer is overwritten by each candidate
@@ -93,7 +99,10 @@ type arena struct {
 	siginfo [128]byte
 }
 
-type candidate struct{ path uintptr }
+type candidate struct {
+	path  uintptr
+	magic bool // it leads through a magic link
+}
 
 // program builds one table in the arena.
 type program struct {
@@ -191,6 +200,22 @@ func (p *program) call(name string, nr uintptr, args ...uintptr) *op {
 	return p.add(name, o)
 }
 
+// closeAllBut closes all descriptors from 3 on but those in keep. What is marked
+// close-on-exec is open until then, and the kernel looks up the interpreter of a script
+// before (CVE-2024-21626).
+func (p *program) closeAllBut(keep ...int) {
+	keep = slices.Sorted(slices.Values(keep))
+	from := 3
+	for _, fd := range append(keep, maxFD+1) {
+		if fd > from {
+			p.call("close inherited descriptors", unix.SYS_CLOSE_RANGE, uintptr(from), uintptr(fd-1), 0)
+		}
+		from = max(from, fd+1)
+	}
+}
+
+const maxFD = 1<<31 - 1
+
 // slot marks argument i as the number of a slot, whose value is taken.
 func (o *op) slot(i int) *op { o.slots |= 1 << i; return o }
 
@@ -233,6 +258,8 @@ func (a *arena) fork(args *cloneArgs, sock int, owner uint32) (pid int, err erro
 	return int(r), nil
 }
 
+const noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP of linux/securebits.h
+
 // cloneAs clones with the owner as effective uid, which the kernel takes for the owner
 // of the new user namespace, and counts for it what is limited by user: inotify
 // instances, signals and timers that wait, bytes in message queues, namespaces
@@ -251,10 +278,7 @@ func (a *arena) cloneAs(args *cloneArgs, owner uintptr) (uintptr, syscall.Errno)
 	if owner == 0 {
 		return a.clone(args)
 	}
-	const (
-		same          = ^uintptr(0)
-		noSetuidFixup = 1 << 2 // SECBIT_NO_SETUID_FIXUP of linux/securebits.h
-	)
+	const same = ^uintptr(0)
 	bits, _, errno := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_GET_SECUREBITS, 0, 0, 0, 0, 0)
 	if errno != 0 {
 		return 0, errno
@@ -326,6 +350,12 @@ func (a *arena) child() {
 				errno = a.send(uintptr(o.save))
 			case opSibling:
 				errno = a.sibling()
+			case opWalk:
+				errno = a.walk(o)
+			case opInRoot:
+				errno = a.inRoot()
+			case opCandidates:
+				a.lookUpCandidates()
 			}
 			if errno != 0 && o.allow != allowAll && (o.allow != allowExist || errno != syscall.EEXIST) {
 				a.errno = uintptr(errno)
@@ -381,9 +411,12 @@ func (a *arena) receive(first uintptr) syscall.Errno {
 func (a *arena) execute() syscall.Errno {
 	result := syscall.ENOENT
 	for i := 0; i < a.nexec; i++ {
+		a.execBegan = 1
+		if a.exec[i].magic {
+			return syscall.ELOOP
+		}
 		path := a.exec[i].path
 		*(*uintptr)(pointer(a.argv)) = path // argv[0] is the resolved path
-		a.execBegan = 1
 		_, _, errno := syscall.RawSyscall(unix.SYS_EXECVE, path, a.argv, a.envp)
 		switch errno {
 		case syscall.ENOENT, syscall.ENOTDIR:

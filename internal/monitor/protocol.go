@@ -84,6 +84,10 @@ type Box struct {
 	DevDir    string `json:"dev_dir"`  // a directory with the device nodes of every job
 	DiskBytes int64  `json:"disk_bytes"`
 	ShmBytes  int64  `json:"shm_bytes"`
+
+	// ProcReadOnly are the names in /proc that the job cannot write to, beside those
+	// that it does not see.
+	ProcReadOnly []string `json:"proc_read_only"`
 }
 
 // Run is one job for a Box.

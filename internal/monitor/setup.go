@@ -3,6 +3,7 @@ package monitor
 import (
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -22,6 +23,7 @@ const (
 	slotMaster        // the job's terminal, two ends
 	slotTerminal      //
 	slotListener      // of the system call filter
+	slotPath          // a directory of the job's
 	slotTask     = 12 // the tasks files of the v1 hierarchies
 	slotTree     = 20 // the job's trees
 	maxTasks     = slotTree - slotTask
@@ -53,23 +55,23 @@ func boxProgram(p *program, box *Box) {
 	p.add("wait for the job", op{kind: opReceive, save: slotTree})
 }
 
-// jobProgram is the second half: it ends in execve. out and err are the write
-// ends of the job's pipes; its standard input, if it has one, comes behind the
-// trees.
-func jobProgram(p *program, run *Run, out, err int) {
+// jobProgram is the second half: it ends in execve. The job's standard input, if it
+// has one, comes behind the trees. Before the first look-up of a path that the caller
+// chose, all descriptors of the host are closed (path.go).
+func jobProgram(p *program, box *Box, run *Run) {
 	nameHost(p, run.Hostname)
 	if run.Nested {
-		unmaskProc(p)
+		unmaskProc(p, box)
 	}
 	attachTrees(p, run)
-	makeWorkDir(p, run)
-	giveWorkDir(p, run)
-	enterWorkDir(p, run)
 	connectInput(p, run)
-	connectOutput(p, run, out, err)
+	leadSession(p, run)
+	enterWorkDir(p, run)
 	resetSignals(p)
 	limitResources(p, run)
 	dropPrivileges(p, run)
+	checkPaths(p)
+	filterCalls(p, run)
 	executeCommand(p, run)
 }
 
@@ -109,16 +111,29 @@ func inodes(bytes int64) int64 { return max(bytes/4096, 4096) }
 // becomeRoot makes the process uid and gid 0 of its user namespace, now that
 // the monitor has written the maps.
 func becomeRoot(p *program) {
-	p.call("setgroups", unix.SYS_SETGROUPS, 0, 0)
-	p.call("setresgid", unix.SYS_SETRESGID, 0, 0, 0)
-	p.call("setresuid", unix.SYS_SETRESUID, 0, 0, 0)
-	dieWithMonitor(p)
+	setIDs(p, 0, 0)
+	guardProcess(p)
 }
 
-// dieWithMonitor has the kernel kill the process when the monitor ends. A
-// change of ids clears it (prctl(2)), so it is set after each.
-func dieWithMonitor(p *program) {
+// setIDs gives the process these ids and no supplementary groups.
+func setIDs(p *program, uid, gid uint32) {
+	p.call("setgroups", unix.SYS_SETGROUPS, 0, 0)
+	p.call("setresgid", unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid))
+	p.call("setresuid", unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid))
+}
+
+// guardProcess has the kernel kill the process when the monitor ends, and keeps the
+// job's other processes from tracing it and from looking into its memory, which is a
+// copy of the monitor's. A change of ids takes both back: the signal always, and the
+// other where fs.suid_dumpable is not 0 (commit_creds in kernel/cred.c). So this
+// follows each change.
+func guardProcess(p *program) {
 	p.call("prctl PR_SET_PDEATHSIG", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGKILL))
+	hideMemory(p)
+}
+
+func hideMemory(p *program) {
+	p.call("prctl PR_SET_DUMPABLE", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0)
 }
 
 func nameHost(p *program, name string) {
@@ -171,8 +186,6 @@ func buildRoot(p *program) {
 // the OCI runtime specification.)
 var procMasked = []string{"kcore", "keys", "key-users", "timer_list", "sched_debug", "kallsyms", "sysrq-trigger"}
 
-var procReadOnly = []string{"sys", "irq", "bus", "fs"}
-
 // mountProc mounts the proc of the new PID namespace, while the host's is
 // still there: the kernel grants a user namespace a new one only if it sees a
 // whole one (mount_too_revealing in fs/namespace.c).
@@ -182,12 +195,12 @@ func mountProc(p *program) {
 
 // maskProc hides or freezes the places above. It needs /dev/null, so it comes
 // after mountDev.
-func maskProc(p *program) {
+func maskProc(p *program, box *Box) {
 	null := p.str("dev/null")
 	for _, name := range procMasked {
 		p.call("mask /proc/"+name, unix.SYS_MOUNT, null, p.str("proc/"+name), 0, unix.MS_BIND).may(allowAll) // absent: nothing to hide
 	}
-	for _, name := range procReadOnly {
+	for _, name := range box.ProcReadOnly {
 		dir := p.str("proc/" + name)
 		p.call("bind /proc/"+name, unix.SYS_MOUNT, dir, dir, 0, unix.MS_BIND|unix.MS_REC).may(allowAll)
 		p.call("freeze /proc/"+name, unix.SYS_MOUNT, 0, dir, 0,
@@ -198,8 +211,8 @@ func maskProc(p *program) {
 // unmaskProc takes maskProc back: a user namespace that sees a part of proc only
 // may not mount it (mount_too_revealing). What is dangerous there belongs to the
 // host's root.
-func unmaskProc(p *program) {
-	for _, name := range append(procMasked, procReadOnly...) {
+func unmaskProc(p *program, box *Box) {
+	for _, name := range slices.Concat(procMasked, box.ProcReadOnly) {
 		p.call("unmask /proc/"+name, unix.SYS_UMOUNT2, p.str("proc/"+name), unix.MNT_DETACH).may(allowAll) // EINVAL: it was not masked
 	}
 }
@@ -213,7 +226,7 @@ func mountDev(p *program, box *Box) {
 	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,max="+itoa(maxTerminals)+",ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
 	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
 		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(inodes(box.ShmBytes)))
-	maskProc(p)
+	maskProc(p, box)
 }
 
 // leaveHost makes the new root the root and lets go of the host's file
@@ -231,72 +244,63 @@ func leaveHost(p *program) {
 // slotTree on, in order.
 func attachTrees(p *program, run *Run) {
 	for i, t := range run.Trees {
-		target := relative(t.Target)
-		p.parents(target)
+		tree := uintptr(slotTree + i)
 		if t.File {
-			p.file(target, "")
+			p.file(t.Target, "")
 		} else {
-			p.mkdir(target, 0o755).may(allowExist)
+			p.walk("make "+t.Target, t.Target, slotPath, 0, 0)
 		}
-		p.call("attach "+t.Target, unix.SYS_MOVE_MOUNT, uintptr(slotTree+i), p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
+		p.call("attach "+t.Target, unix.SYS_MOVE_MOUNT, tree, p.str(""), slotPath, p.str(""),
+			unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH).slot(0).slot(2)
+		p.call("close "+t.Target, unix.SYS_CLOSE, slotPath).slot(0)
+		p.call("close the tree of "+t.Target, unix.SYS_CLOSE, tree).slot(0)
 	}
 	for _, l := range run.Links {
-		p.parents(relative(l.Path))
-		p.call("symlink "+l.Path, unix.SYS_SYMLINKAT, p.str(l.Target), atFDCWD, p.str(relative(l.Path)))
+		dir, name := path.Split(path.Clean(l.Path))
+		p.walk("make "+dir, dir, slotPath, 0, 0)
+		p.call("symlink "+l.Path, unix.SYS_SYMLINKAT, p.str(l.Target), slotPath, p.str(name)).slot(1)
+		p.call("close "+dir, unix.SYS_CLOSE, slotPath).slot(0)
 	}
 	for _, f := range run.Files {
-		p.parents(relative(f.Path))
-		p.file(relative(f.Path), f.Text)
+		p.file(f.Path, f.Text)
+		p.call("close "+f.Path, unix.SYS_CLOSE, slotPath).slot(0)
 	}
 }
 
-// relative returns an absolute path of the job as seen from its root, which is
-// the working directory of the set-up.
-func relative(target string) string { return strings.TrimPrefix(path.Clean(target), "/") }
-
-func (p *program) parents(target string) {
-	for i, c := range target {
-		if c == '/' {
-			p.mkdir(target[:i], 0o755).may(allowExist)
-		}
-	}
-}
-
+// file makes a file in the job's root, with the directories above it, and leaves it
+// open in slotPath.
 func (p *program) file(name, text string) {
-	p.call("create /"+name, unix.SYS_OPENAT, atFDCWD, p.str(name), unix.O_CREAT|unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o644).into(slotStdin)
+	dir, base := path.Split(path.Clean(name))
+	p.walk("make "+dir, dir, slotStdin, 0, 0)
+	const flags = unix.O_CREAT | unix.O_WRONLY | unix.O_CLOEXEC | unix.O_NOFOLLOW
+	p.call("create "+name, unix.SYS_OPENAT, slotStdin, p.str(base), flags, 0o644).slot(0).into(slotPath)
+	p.call("close "+dir, unix.SYS_CLOSE, slotStdin).slot(0)
 	if text != "" {
-		p.call("write /"+name, unix.SYS_WRITE, slotStdin, p.str(text), uintptr(len(text))).slot(0)
-	}
-	p.call("close /"+name, unix.SYS_CLOSE, slotStdin).slot(0)
-}
-
-// makeWorkDir makes the working directory where it can.
-func makeWorkDir(p *program, run *Run) {
-	dir := path.Clean(run.WorkDir)
-	for i, c := range dir {
-		if c == '/' && i > 0 {
-			p.mkdir(dir[:i], 0o755).may(allowAll)
-		}
-	}
-	p.mkdir(dir, 0o755).may(allowAll) // chdir reports what is wrong with it
-}
-
-// giveWorkDir makes a working directory that not every job has the user's.
-func giveWorkDir(p *program, run *Run) {
-	dir := path.Clean(run.WorkDir)
-	for _, d := range rootDirs {
-		if dir == "/" || dir == "/"+d.name {
-			return
-		}
-	}
-	if run.UID|run.GID != 0 {
-		p.call("give the user the working directory", unix.SYS_FCHOWNAT, atFDCWD, p.str(dir), uintptr(run.UID), uintptr(run.GID), 0).may(allowAll) // EROFS: it stays as it is
+		p.call("write "+name, unix.SYS_WRITE, slotPath, p.str(text), uintptr(len(text))).slot(0)
 	}
 }
 
+// enterWorkDir enters the working directory, made where it is missing. One that not
+// every job has becomes the user's.
 func enterWorkDir(p *program, run *Run) {
-	p.call(StepWorkDir, unix.SYS_CHDIR, p.str(path.Clean(run.WorkDir)))
+	uid, gid := run.UID, run.GID
+	for _, d := range rootDirs {
+		if dir := path.Clean(run.WorkDir); dir == "/" || dir == "/"+d.name {
+			uid, gid = 0, 0
+		}
+	}
+	p.walk(StepWorkDir, run.WorkDir, slotPath, uid, gid)
+	p.call(StepWorkDir, unix.SYS_FCHDIR, slotPath).slot(0)
+	p.call("close the working directory", unix.SYS_CLOSE, slotPath).slot(0)
 	p.call("umask", unix.SYS_UMASK, 0o022)
+}
+
+// connectOutput puts the write ends of the job's pipes in the places of all three
+// standard streams: nothing of the host stays there until connectInput has the input.
+func connectOutput(p *program, out, err int) {
+	p.call("connect standard input", unix.SYS_DUP3, uintptr(out), 0, 0)
+	p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
+	p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
 }
 
 func connectInput(p *program, run *Run) {
@@ -304,20 +308,29 @@ func connectInput(p *program, run *Run) {
 		openTerminal(p, run)
 		return
 	}
-	slot := uintptr(slotTree + len(run.Trees))
 	if run.StdinPath == "" && !run.StdinStream {
-		slot = slotStdin
-		p.call("open /dev/null", unix.SYS_OPENAT, atFDCWD, p.str("/dev/null"), unix.O_RDONLY|unix.O_CLOEXEC, 0).into(slotStdin)
+		connectNull(p)
+		return
 	}
+	slot := uintptr(slotTree + len(run.Trees))
 	p.call("connect standard input", unix.SYS_DUP3, slot, 0, 0).slot(0)
+	p.call("close the input", unix.SYS_CLOSE, slot).slot(0)
 }
 
-func connectOutput(p *program, run *Run, out, err int) {
-	if run.Terminal == nil {
-		p.call("connect standard output", unix.SYS_DUP3, uintptr(out), 1, 0)
-		p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
-	}
-	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, ^uintptr(0)>>32, unix.CLOSE_RANGE_CLOEXEC)
+// connectNull makes the job's /dev/null standard input. A job with mounts of its own
+// may have put a FIFO there, which must not make us wait.
+func connectNull(p *program) {
+	const flags = unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK
+	p.openIn("open /dev/null", "/dev/null", flags, jobPath|unix.RESOLVE_NO_SYMLINKS).into(slotStdin)
+	p.call("fcntl F_SETFL", unix.SYS_FCNTL, slotStdin, unix.F_SETFL, 0).slot(0)
+	p.call("connect standard input", unix.SYS_DUP3, slotStdin, 0, 0).slot(0)
+	p.call("close /dev/null", unix.SYS_CLOSE, slotStdin).slot(0)
+}
+
+// leadSession makes the process the leader of a session, of the job's terminal if it
+// has one.
+func leadSession(p *program, run *Run) {
+	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, maxFD, unix.CLOSE_RANGE_CLOEXEC)
 	p.call("setsid", unix.SYS_SETSID)
 	if run.Terminal != nil && !run.Init { // the reaper is no process for a terminal
 		controlTerminal(p)
@@ -366,10 +379,21 @@ func dropPrivileges(p *program, run *Run) {
 	data := put(p, [2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}})
 	p.call("capset", unix.SYS_CAPSET, header, data)
 	p.call("prctl PR_SET_NO_NEW_PRIVS", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-	dieWithMonitor(p)
+	guardProcess(p)
 	if run.Landlock {
 		confine(p)
 	}
+}
+
+// checkPaths makes sure that the working directory lies in the job's root, and notes
+// which paths of the command lead through magic links. The filter may forbid the calls
+// that this takes.
+func checkPaths(p *program) {
+	p.add(StepWorkDir, op{kind: opInRoot})
+	p.add("look the command up", op{kind: opCandidates})
+}
+
+func filterCalls(p *program, run *Run) {
 	if len(run.Filter) > 0 {
 		filter, flags := filterOf(run), uintptr(run.FilterFlags)
 		if run.LogDenied {

@@ -37,7 +37,7 @@ const (
 // process before.
 func openTerminal(p *program, run *Run) {
 	const flags = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
-	p.call("open /dev/pts/ptmx", unix.SYS_OPENAT, atFDCWD, p.str("/dev/pts/ptmx"), flags).into(slotMaster)
+	p.openIn("open /dev/pts/ptmx", "/dev/pts/ptmx", flags, jobPath|unix.RESOLVE_NO_SYMLINKS).into(slotMaster)
 	p.call("unlock the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSPTLCK, p.alloc(4)).slot(0)
 	p.call("open the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCGPTPEER, flags).slot(0).into(slotTerminal)
 	p.call("set the size of the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSWINSZ, put(p, unix.Winsize{Row: run.Terminal.Rows, Col: run.Terminal.Columns})).slot(0)
@@ -48,6 +48,9 @@ func openTerminal(p *program, run *Run) {
 	p.add("send the terminal to the monitor", op{kind: opSend, save: slotMaster})
 	for fd := range uintptr(3) {
 		p.call("connect the terminal", unix.SYS_DUP3, slotTerminal, fd, 0).slot(0)
+	}
+	for _, slot := range []uintptr{slotMaster, slotTerminal} {
+		p.call("close the terminal", unix.SYS_CLOSE, slot).slot(0)
 	}
 }
 

@@ -256,10 +256,14 @@ func startError(spec joblet.Spec, f engine.Failure) error {
 			return joblet.Errorf(joblet.NotExecutable, "%s: permission denied: it is a directory or not marked executable", spec.Command)
 		case syscall.ENOEXEC:
 			return joblet.Errorf(joblet.NotExecutable, "%s: not a program for this machine, nor a script that begins with #!", spec.Command)
+		case syscall.ELOOP:
+			return joblet.Errorf(joblet.NotExecutable, "cannot execute %s: it leads through a link such as /proc/self/fd/3 or /proc/self/exe, or through too many: name the program itself", spec.Command)
 		case syscall.E2BIG:
 			return joblet.Errorf(joblet.InvalidArgument, "%s: arguments and environment are too large: pass large data in a file", spec.Command)
 		}
 		return joblet.Errorf(joblet.NotExecutable, "%s: %w", spec.Command, errno)
+	case f.Step == engine.StepWorkDir && (errno == syscall.ELOOP || errno == syscall.EXDEV):
+		return joblet.Errorf(joblet.InvalidArgument, "cannot use working directory %s: it leads through a link such as /proc/self/fd/3 or /proc/self/cwd, or through too many: name the directory itself", spec.WorkDir)
 	case f.Step == engine.StepWorkDir:
 		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
 	case f.OutOfMemory:

@@ -123,6 +123,8 @@ func (w *world) attempts() []attempt {
 		{name: "set the clock", ref: "settimeofday(2)", args: []string{"set-time"}},
 		{name: "adjust the clock", ref: "adjtimex(2)", args: []string{"adjust-time"}},
 		{name: "quotactl", ref: "quotactl(2)", args: []string{"quota"}},
+		{name: "write to any file of the kernel's", ref: "psi(7); proc(5)", args: []string{"open-kernel", ""}},
+		{name: "write to the kernel's files that are everybody's", ref: "Documentation/accounting/psi.rst", args: []string{"open-kernel", "/proc/sys"}},
 		{name: "rename the machine", ref: "sethostname(2)", args: []string{"hostname"}, namespaces: unix.CLONE_NEWUTS},
 
 		// What the kernel tells.

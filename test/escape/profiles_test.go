@@ -22,7 +22,8 @@ var nestedMay = []string{
 	// Not hidden, so that a proc may be mounted; they tell of the job's own keys, and
 	// of the kernel what every user of a host may read.
 	"/proc/keys",
-	"the last process number", // its own PID namespace's, and a write wants a privilege that it lacks
+	"write to any file of the kernel's", // of /proc/sys, for its own namespaces
+	"the last process number",           // its own PID namespace's, and a write wants a privilege that it lacks
 }
 
 // TestEscapesByProfile runs all attempts in jobs that were asked for otherwise. The
