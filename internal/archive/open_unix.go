@@ -2,7 +2,21 @@
 
 package archive
 
-import "syscall"
+import (
+	"io/fs"
+	"syscall"
+)
 
 // nonblock lets open(2) return from a fifo that nobody writes to.
 const nonblock = syscall.O_NONBLOCK
+
+// device returns the number of the file system that has the file, or nil if that is not
+// known.
+func device(fi fs.FileInfo) *uint64 {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	if !ok {
+		return nil
+	}
+	dev := uint64(st.Dev) //nolint:unconvert // of another type on other systems
+	return &dev
+}

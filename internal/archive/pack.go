@@ -24,8 +24,9 @@ type packer struct {
 	tar    *tar.Writer
 	tree   *tree
 	match  func(string) bool
-	strict bool // for a user's own files: what cannot go into the archive is an error
-	visits int  // names that may still be looked at
+	strict bool    // for a user's own files: what cannot go into the archive is an error
+	visits int     // names that may still be looked at
+	device *uint64 // of the tree, which is not left for what is mounted in it; nil: it may be
 	above  []above
 }
 
@@ -59,7 +60,8 @@ func newPacker(w io.Writer, lim Limits) *packer {
 
 // PackTree writes all below root that match passes (nil: all), with the
 // directories that lead there. It expects anything of the tree, which may
-// change meanwhile: it never follows a link, and never waits for a file.
+// change meanwhile: it never follows a link, never waits for a file, and stays out of
+// what is mounted in the tree, as a job with a mount namespace of its own may do.
 // What an archive cannot hold, and what goes beyond lim, is left out and
 // counted; Check takes what it writes. A file that several names lead to comes
 // once for each; one that is being written has the length that it had at
@@ -68,6 +70,11 @@ func newPacker(w io.Writer, lim Limits) *packer {
 func PackTree(w io.Writer, root *os.Root, match func(name string) bool, lim Limits) (Stats, error) {
 	p := newPacker(w, lim)
 	p.match, p.visits = match, maxVisits(lim)
+	fi, err := root.Stat(".")
+	if err != nil {
+		return Stats{}, err
+	}
+	p.device = device(fi)
 	if err := p.dir(root, "."); err != nil {
 		return Stats{}, err
 	}
@@ -182,6 +189,9 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	fi, err := root.Lstat(elem)
 	if err != nil {
 		return p.skip(local, err)
+	}
+	if p.device != nil && *device(fi) != *p.device {
+		return p.skip(local, errors.New("is on another file system"))
 	}
 	wanted := p.match == nil || p.match(name)
 	switch {

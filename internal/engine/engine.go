@@ -578,31 +578,6 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // monitor died without a word.
 func (p *Process) End() *monitor.Record { return p.end }
 
-// OpenWork opens the running job's /work. What is in it is the job's: names may
-// change at any time and lead anywhere but, through an os.Root, out of it.
-func (p *Process) OpenWork() (*os.Root, error) {
-	root, err := unix.Open("/proc/"+strconv.Itoa(p.PID)+"/root", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's root: %w", err)
-	}
-	defer unix.Close(root)
-	work, err := unix.Openat(root, "work", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's /work: %w", err)
-	}
-	defer unix.Close(work)
-	// The process may have ended, and its number be another's by now. But no
-	// directory of anybody else's belongs to this job's ids.
-	var st unix.Stat_t
-	if err := unix.Fstat(work, &st); err != nil {
-		return nil, fmt.Errorf("look at the job's /work: %w", err)
-	}
-	if st.Uid < p.IDBase || st.Uid-p.IDBase >= IDCount {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's /work: the job has ended, or /work is not its own")
-	}
-	return os.OpenRoot("/proc/self/fd/" + strconv.Itoa(work))
-}
-
 // Signal sends a signal to PID 1.
 func (p *Process) Signal(sig syscall.Signal) error {
 	return p.request(monitor.Request{Signal: int(sig)})

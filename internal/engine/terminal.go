@@ -132,6 +132,16 @@ func (k *Keyboard) Close() error {
 
 // receiveTerminal takes the master that a monitor sends. conn is not blocking.
 func receiveTerminal(conn *os.File) (*os.File, error) {
+	master, err := receiveDescriptor(conn, "terminal")
+	if err != nil {
+		return nil, fmt.Errorf("receive the terminal: %w", err)
+	}
+	return master, nil
+}
+
+// receiveDescriptor takes one descriptor from a monitor, and gives it this name. conn is
+// not blocking.
+func receiveDescriptor(conn *os.File, name string) (*os.File, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -146,12 +156,15 @@ func receiveTerminal(conn *os.File) (*os.File, error) {
 		return failed != unix.EAGAIN
 	})
 	if err = errors.Join(err, failed); err != nil {
-		return nil, fmt.Errorf("receive the terminal: %w", err)
+		return nil, err
 	}
 	fd, err := monitor.OneDescriptor(oob[:n])
 	if err != nil {
-		return nil, fmt.Errorf("receive the terminal: unexpected message: %w", err)
+		return nil, fmt.Errorf("unexpected message: %w", err)
 	}
-	_ = unix.SetNonblock(fd, true) // so that os.File waits in the poller
-	return os.NewFile(uintptr(fd), "terminal"), nil
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+		_ = unix.SetNonblock(fd, true) // so that os.File waits in the poller
+	}
+	return os.NewFile(uintptr(fd), name), nil
 }

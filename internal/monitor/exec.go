@@ -289,7 +289,7 @@ func (m *monitor) handOverTerminal() error {
 		return err
 	}
 	defer unix.Close(fd)
-	return sendMaster(ExecTerminalFD, fd)
+	return sendDescriptor(ExecTerminalFD, fd)
 }
 
 // watchExec passes signals on until the process has ended. When the daemon is

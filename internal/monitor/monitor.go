@@ -804,9 +804,13 @@ func (m *monitor) serve(fds []unix.PollFd) {
 				m.stdin.take(c.fd)
 				continue
 			}
-			if req.Terminal {
-				if m.terminal.master >= 0 {
-					_ = sendMaster(c.fd, m.terminal.master) // or the end tells the daemon
+			if req.Terminal || req.Work {
+				fd := m.work
+				if req.Terminal {
+					fd = m.terminal.master
+				}
+				if fd >= 0 {
+					_ = sendDescriptor(c.fd, fd) // or the end tells the daemon
 				}
 				unix.Close(c.fd)
 				continue

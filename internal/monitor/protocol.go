@@ -188,6 +188,8 @@ type Request struct {
 	// Terminal asks for the master of the job's terminal, which comes with one byte
 	// (SCM_RIGHTS); then the connection ends. What the daemon types it writes there.
 	Terminal bool `json:"terminal,omitempty"`
+	// Work asks in the same way for the job's /work, as it was before the command ran.
+	Work bool `json:"work,omitempty"`
 	// Interrupt says that a key was typed that sends this signal to the terminal's
 	// foreground processes.
 	Interrupt int     `json:"interrupt,omitempty"`

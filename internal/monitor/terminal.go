@@ -140,10 +140,10 @@ func receiveMaster(socket int) (int, error) {
 	return fd, unix.SetNonblock(fd, true)
 }
 
-// sendMaster sends a master to the daemon.
-func sendMaster(socket, master int) error {
-	if _, err := unix.SendmsgN(socket, []byte{1}, unix.UnixRights(master), nil, unix.MSG_NOSIGNAL); err != nil {
-		return step("hand the terminal over", err)
+// sendDescriptor sends a descriptor to the daemon.
+func sendDescriptor(socket, fd int) error {
+	if _, err := unix.SendmsgN(socket, []byte{1}, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL); err != nil {
+		return step("hand a descriptor over", err)
 	}
 	return nil
 }

@@ -91,6 +91,41 @@ func TestLinksLeftBehind(t *testing.T) {
 	}
 }
 
+// TestMountsInWork: what a job has mounted over its /work, or in it, is not read by the
+// daemon, which may read more of a file system than the job may.
+func TestMountsInWork(t *testing.T) {
+	w := newWorld(t)
+	for name, script := range map[string]string{
+		"over /work": "mount -t tmpfs x /work && mkdir /work/p && echo hidden > /work/p/inner",
+		"in /work":   "mkdir /work/p && mount -t tmpfs x /work/p && echo hidden > /work/p/inner",
+		"of /proc":   "mkdir /work/p && mount --rbind /proc /work/p && ln -s /work /work/q",
+	} {
+		t.Run(name, func(t *testing.T) {
+			id, pid := w.start(t, "ready", "--security=nested", "sh", "-c", "echo real > /work/real; exec unshare -Urm sh -ec '"+script+"; echo ready; exec sleep 1000'")
+			below := map[bool]string{true: "p/version", false: "p/inner"}[name == "of /proc"]
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d/root/work/%s", pid, below)); err != nil {
+				t.Fatalf("the control: the job has mounted nothing: %v", err)
+			}
+			to := t.TempDir()
+			if r := w.rnx(t.Context(), "job", "cp", id+":real", to); r.status != 0 {
+				t.Errorf("the control: %v", r)
+			}
+			for _, path := range []string{below, "p", "."} {
+				w.rnx(t.Context(), "job", "cp", id+":"+path, to)
+			}
+			w.rnx(t.Context(), "job", "kill", id)
+			w.rnx(t.Context(), "job", "wait", id)
+			w.rnx(t.Context(), "job", "cp", id+":.", to)
+			_ = filepath.WalkDir(to, func(path string, entry os.DirEntry, err error) error {
+				if err == nil && !entry.IsDir() && entry.Name() != "real" && entry.Type().IsRegular() {
+					t.Errorf("%s was fetched", path)
+				}
+				return nil
+			})
+		})
+	}
+}
+
 // TestUploadThroughLink: an upload is unpacked beside a program of the job's at no
 // time, and a name in it that is a link is no way out (CVE-2018-15664).
 func TestUploadThroughLink(t *testing.T) {
