@@ -49,26 +49,24 @@ func TestMain(m *testing.M) {
 // build builds the daemon with the race detector where there is one, and the
 // runtime that the specification uses, unless they are there already:
 // JOBLET_TEST_BIN names a directory with joblet and rnx, JOBLET_TEST_RUNTIMES one
-// of runtimes. With programs and without runtimes, as in test/vm, only tests that
-// need no runtime can run.
+// of runtimes, or "none" to run only tests that need no runtime.
 func build(dir string) error {
 	top, err := filepath.Abs("../..")
 	if err != nil {
 		return err
 	}
-	runtimes = os.Getenv("JOBLET_TEST_RUNTIMES")
-	if binDir = os.Getenv("JOBLET_TEST_BIN"); binDir != "" {
-		if runtimes != "" {
-			return nil
+	if binDir = os.Getenv("JOBLET_TEST_BIN"); binDir == "" {
+		binDir = filepath.Join(dir, "bin")
+		if err := testenv.Build(top, binDir, os.Getenv("JOBLET_TEST_NORACE") == ""); err != nil {
+			return err
 		}
+	}
+	switch runtimes = os.Getenv("JOBLET_TEST_RUNTIMES"); runtimes {
+	case "":
+	case "none":
 		runtimes = filepath.Join(dir, "no-runtimes")
 		return os.Mkdir(runtimes, 0o755)
-	}
-	binDir = filepath.Join(dir, "bin")
-	if err := testenv.Build(top, binDir, os.Getenv("JOBLET_TEST_NORACE") == ""); err != nil {
-		return err
-	}
-	if runtimes != "" {
+	default:
 		return nil
 	}
 	d := &daemon{state: filepath.Join(dir, "build-state"), run: filepath.Join(dir, "build-run")}
