@@ -9,7 +9,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -181,48 +180,50 @@ func TestWindowBeforeConnect(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	told := make(chan int)
-	var failures atomic.Int32
-	connect := func(size joblet.WindowSize) {
+	type told struct {
+		line string
+		rows int
+	}
+	tells := make(chan told)
+	connect := func(name string, size joblet.WindowSize, result error) {
 		term.connect(&line{size: size, resize: func(w joblet.WindowSize) error {
-			if failures.Add(-1) >= 0 {
-				told <- -w.Rows
-				return errors.New("no line")
+			select {
+			case tells <- told{name, w.Rows}:
+				return result
+			case <-t.Context().Done(): // a test that has failed reads no more
+				return t.Context().Err()
 			}
-			told <- w.Rows
-			return nil
 		}})
 	}
-	wait := func(want int) {
+	wait := func(want told) {
 		t.Helper()
 		select {
-		case got := <-told:
+		case got := <-tells:
 			if got != want {
-				t.Errorf("told of %d rows, want %d", got, want)
+				t.Fatalf("told %+v, want %+v", got, want)
 			}
 		case <-time.After(time.Minute):
-			t.Fatalf("not told of %d rows", want)
+			t.Fatalf("not told %+v", want)
 		}
 	}
 	resize(20)
 	var wg sync.WaitGroup
 	t.Cleanup(wg.Wait) // before the terminal is closed
 	wg.Go(func() { term.watchWindow(t.Context()) })
-	first := term.window()
+	before := term.window()
 	resize(21) // its signal goes to nobody: no terminal of ours
-	connect(first)
-	wait(21)
+	connect("first", before, nil)
+	wait(told{"first", 21})
 	term.connect(nil)
 	resize(22)
-	failures.Store(1)
-	connect(joblet.WindowSize{Rows: 21, Columns: 80})
-	wait(-22)
-	connect(joblet.WindowSize{Rows: 21, Columns: 80}) // it did not get there
-	wait(22)
-	connect(term.window())
-	resize(23)
-	connect(joblet.WindowSize{Rows: 22, Columns: 80})
-	wait(23) // and nothing in between
+	before.Rows = 21
+	connect("broken", before, errors.New("no line"))
+	wait(told{"broken", 22})
+	connect("repaired", before, nil) // the broken one did not pass it on
+	wait(told{"repaired", 22})
+	connect("current", term.window(), nil)
+	connect("last", before, nil)
+	wait(told{"last", 22}) // and the current one nothing
 }
 
 func TestEndOfInput(t *testing.T) {

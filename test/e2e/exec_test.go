@@ -530,7 +530,7 @@ time.sleep(600)`))
 		t.Errorf("%v", d.rnx(t.Context(), "job", "exec", "-t", jail, "sh", "-c", "tty; ls -d /usr"))
 	}
 	// At the limit of processes the answer is a sentence.
-	full := strings.TrimSpace(d.must(t, "-d", runtime, "python3", "-c", `
+	full := strings.TrimSpace(d.must(t, "-d", "--max-pids=32", runtime, "python3", "-c", `
 import os, time
 n = 0
 try:

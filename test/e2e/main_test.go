@@ -38,15 +38,6 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		if binDir = os.Getenv("JOBLET_TEST_BIN"); binDir != "" {
-			runtimes = filepath.Join(dir, "no-runtimes")
-			if err := os.Mkdir(runtimes, 0o755); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
-			return m.Run()
-		}
-		binDir = filepath.Join(dir, "bin")
 		if err := build(dir); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
@@ -56,26 +47,26 @@ func TestMain(m *testing.M) {
 }
 
 // build builds the daemon with the race detector where there is one, and the
-// runtime that the specification uses. JOBLET_TEST_RUNTIMES names a directory of
-// runtimes to use instead of building one. (With JOBLET_TEST_BIN, a directory that
-// has joblet and rnx, nothing is built: tests that need no runtime can do so.)
+// runtime that the specification uses, unless they are there already:
+// JOBLET_TEST_BIN names a directory with joblet and rnx, JOBLET_TEST_RUNTIMES one
+// of runtimes, or "none" to run only tests that need no runtime.
 func build(dir string) error {
 	top, err := filepath.Abs("../..")
 	if err != nil {
 		return err
 	}
-	run := func(name string, args ...string) error {
-		cmd := exec.Command(name, args...)
-		cmd.Dir = top
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	if binDir = os.Getenv("JOBLET_TEST_BIN"); binDir == "" {
+		binDir = filepath.Join(dir, "bin")
+		if err := testenv.Build(top, binDir, os.Getenv("JOBLET_TEST_NORACE") == ""); err != nil {
+			return err
 		}
-		return nil
 	}
-	if err := testenv.Build(top, binDir, os.Getenv("JOBLET_TEST_NORACE") == ""); err != nil {
-		return err
-	}
-	if runtimes = os.Getenv("JOBLET_TEST_RUNTIMES"); runtimes != "" {
+	switch runtimes = os.Getenv("JOBLET_TEST_RUNTIMES"); runtimes {
+	case "":
+	case "none":
+		runtimes = filepath.Join(dir, "no-runtimes")
+		return os.Mkdir(runtimes, 0o755)
+	default:
 		return nil
 	}
 	d := &daemon{state: filepath.Join(dir, "build-state"), run: filepath.Join(dir, "build-run")}
@@ -83,8 +74,10 @@ func build(dir string) error {
 		return err
 	}
 	defer d.stop()
-	if err := run(binDir+"/rnx", "--host", d.host(), "runtime", "build", "recipes/python-3.11-ml.yaml"); err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	if r := d.rnx(ctx, "runtime", "build", filepath.Join(top, "recipes/python-3.11-ml.yaml")); r.status != 0 {
+		return fmt.Errorf("build the runtime: %v", r)
 	}
 	runtimes = filepath.Join(d.state, "runtimes")
 	return nil

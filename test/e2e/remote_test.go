@@ -899,14 +899,26 @@ func TestRemoteMemory(t *testing.T) {
 		return status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "request-memory")
 	}
 	content := make([]byte, 100<<20)
+	all, cancelAll := context.WithTimeout(t.Context(), 4*patience)
+	defer cancelAll()
 	run := func(jobs api.JobServiceClient) error {
-		_, err := jobs.RunJob(t.Context(), &api.RunJobRequest{Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: content}}})
+		_, err := jobs.RunJob(all, &api.RunJobRequest{Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: content}}})
 		return err
 	}
 	const many = 6
-	results := make(chan error, many)
+	var clients []api.JobServiceClient
 	for range many {
-		go func() { results <- run(api.NewJobServiceClient(rawConn(t, conf))) }()
+		// A host that is busy may take longer for a handshake than the daemon allows.
+		c := rawConn(t, conf)
+		jobs := api.NewJobServiceClient(c)
+		if _, err := jobs.ListJobs(all, &api.EmptyRequest{}, grpc.WaitForReady(true)); err != nil {
+			t.Fatal(err)
+		}
+		clients = append(clients, jobs)
+	}
+	results := make(chan error, many)
+	for _, jobs := range clients {
+		go func() { results <- run(jobs) }()
 	}
 	taken := 0
 	for range many {
@@ -919,13 +931,13 @@ func TestRemoteMemory(t *testing.T) {
 	if taken == 0 || taken == many {
 		t.Errorf("%d of %d were taken", taken, many)
 	}
-	jobs := api.NewJobServiceClient(rawConn(t, conf))
+	jobs := clients[0]
 	if err := run(jobs); err != nil {
 		t.Errorf("one after them: %v", err)
 	}
 
 	// Jobs that do not read what is sent to them: the newest has to go.
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(all)
 	defer cancel()
 	for range 3 {
 		go func() {

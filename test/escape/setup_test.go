@@ -350,12 +350,12 @@ func (w *world) waits(name string) int {
 	if err != nil {
 		return 0
 	}
-	pid, ppid, nspid := field(data, "Pid:"), field(data, "PPid:"), field(data, "NSpid:")
+	pid, ppid, nspid := statusField(data, "Pid:"), statusField(data, "PPid:"), statusField(data, "NSpid:")
 	if len(pid) != 1 || len(ppid) != 1 || len(nspid) != 2 || nspid[1] != "1" {
 		return 0
 	}
 	parent, err := os.ReadFile("/proc/" + ppid[0] + "/status")
-	if of := field(parent, "PPid:"); err != nil || len(of) != 1 || of[0] != strconv.Itoa(w.daemon.Process.Pid) {
+	if of := statusField(parent, "PPid:"); err != nil || len(of) != 1 || of[0] != strconv.Itoa(w.daemon.Process.Pid) {
 		return 0
 	}
 	n, err := strconv.Atoi(pid[0])
@@ -373,7 +373,7 @@ func (w *world) waits(name string) int {
 	return n
 }
 
-func field(status []byte, name string) []string {
+func statusField(status []byte, name string) []string {
 	_, rest, ok := strings.Cut("\n"+string(status), "\n"+name)
 	if !ok {
 		return nil
