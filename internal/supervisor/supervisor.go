@@ -47,6 +47,8 @@ type Config struct {
 	RetainBytes   int64         // what ended jobs may take on disk before the oldest go; 0: any size
 	Defaults      joblet.Limits // of jobs that do not say otherwise
 	Ceiling       joblet.Limits // what a job may ask for at most
+	Mirrors       []string      // where runtimes may be built from (runtimes.ValidMirror)
+	BuildTimeout  time.Duration // how long the build of a runtime may take
 	LogShrinks    bool          // on a full disk a job's log gives up its older half, instead of the job waiting
 }
 
@@ -189,6 +191,22 @@ func (s *Supervisor) jobDir(id string) string { return filepath.Join(s.jobsDir()
 // Runtimes returns the installed runtimes.
 func (s *Supervisor) Runtimes() *runtimes.Store { return s.runtimes }
 
+// buildMemory is what the build of a runtime may have, page cache included.
+const buildMemory = 4 << 30
+
+// BuildRuntime builds a runtime as this daemon is configured to: from the mirrors
+// that it allows, with limits on time, memory and processes.
+func (s *Supervisor) BuildRuntime(ctx context.Context, recipe runtimes.Recipe, opt runtimes.BuildOptions) (runtimes.Runtime, error) {
+	opt.InUse = s.RuntimeInUse
+	opt.Contain = func(pid int) (func() error, error) {
+		return s.engine.Contain(pid, joblet.Limits{MemoryBytes: buildMemory})
+	}
+	s.mu.Lock()
+	opt.Mirrors, opt.Timeout = s.cfg.Mirrors, s.cfg.BuildTimeout
+	s.mu.Unlock()
+	return s.runtimes.Build(ctx, recipe, opt)
+}
+
 // RuntimeInUse reports whether a job that has not ended uses the runtime. It is
 // what the runtimes' store asks before it takes a tree away.
 func (s *Supervisor) RuntimeInUse(name string) bool {
@@ -316,12 +334,13 @@ func (s *Supervisor) hasMany(l *live) bool {
 }
 
 // Configure changes those settings that can be changed while jobs run:
-// MaxConcurrent, MaxPerOwner, Defaults and Ceiling. Jobs that there are keep what
+// MaxConcurrent, MaxPerOwner, Defaults, Ceiling, Mirrors and BuildTimeout. Jobs that there are keep what
 // they got.
 func (s *Supervisor) Configure(cfg Config) {
 	s.mu.Lock()
 	s.cfg.MaxConcurrent, s.cfg.MaxPerOwner = cfg.MaxConcurrent, cfg.MaxPerOwner
 	s.cfg.Defaults, s.cfg.Ceiling = cfg.Defaults, cfg.Ceiling
+	s.cfg.Mirrors, s.cfg.BuildTimeout = cfg.Mirrors, cfg.BuildTimeout
 	s.mu.Unlock()
 	s.nudge()
 }
