@@ -1,7 +1,6 @@
 package runtimes
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,11 +30,12 @@ import (
 //     the first script runs (mirror.go).
 //
 // The daemon starts its own program for it, which recognises its name
-// ([SandboxInit]), builds the root and is replaced by mmdebstrap.
+// ([SandboxInit]), builds the root, starts mmdebstrap and reaps.
 
 const (
-	sandboxName = "joblet-build" // argv[0] of the sandbox's first process
-	sandboxDir  = "/build"       // where the sandbox sees the build directory
+	sandboxName = "joblet-build"       // argv[0] of the sandbox's first process
+	innerName   = "joblet-build-inner" // and of that which becomes the program
+	sandboxDir  = "/build"             // where the sandbox sees the build directory
 
 	// Descriptors of the sandbox's first process.
 	sandboxConfigFD = 3 // a pipe with the sandboxConfig
@@ -273,29 +273,44 @@ func ownProgram() (*os.File, error) {
 	return os.NewFile(uintptr(high), sandboxName), nil
 }
 
-// SandboxInit is the life of a sandbox's first process. It returns at once in any
-// other process; main calls it before all else.
+// SandboxInit is the life of a sandbox's first two processes. It returns at once
+// in any other process; main calls it before all else.
 func SandboxInit() {
-	if len(os.Args) != 1 || os.Args[0] != sandboxName || os.Getpid() != 1 {
+	if len(os.Args) != 1 {
 		return
 	}
-	err := becomeProgram()
+	var err error
+	switch {
+	case os.Args[0] == sandboxName && os.Getpid() == 1:
+		var status int
+		if status, err = beSandboxInit(); err == nil {
+			os.Exit(status)
+		}
+	case os.Args[0] == innerName && os.Getppid() == 1:
+		err = becomeProgram()
+	default:
+		return
+	}
 	fmt.Fprintf(os.Stderr, "E: sandbox: %v\n", err)
 	os.Exit(1)
 }
 
-func becomeProgram() error {
-	runtime.LockOSThread() // capabilities, keyrings and no_new_privs are a thread's
+// beSandboxInit builds the sandbox's root and starts the program, in a user and a
+// mount namespace inside the sandbox's: there the flags of mounts are locked, and
+// the network and the first process are out of reach. It reaps until the program
+// ends and returns that one's status.
+func beSandboxInit() (int, error) {
+	runtime.LockOSThread() // capabilities are a thread's
 	data, err := io.ReadAll(os.NewFile(sandboxConfigFD, "configuration"))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if len(data) == 0 {
-		return errors.New("the daemon has given up")
+		return 0, errors.New("the daemon has given up")
 	}
 	var c sandboxConfig
-	if err := json.NewDecoder(bytes.NewReader(data)).Decode(&c); err != nil {
-		return err
+	if err := json.Unmarshal(data, &c); err != nil {
+		return 0, err
 	}
 	for _, step := range []struct {
 		what string
@@ -304,15 +319,67 @@ func becomeProgram() error {
 		{"build the root", func() error { return sandboxRoot(c) }},
 		{"mask /proc", maskProc},
 		{"set limits", limitSandbox},
-		{"drop privileges", dropSandboxPrivileges},
 	} {
 		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.what, err)
+			return 0, fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return 0, err
+	}
+	same := []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: sandboxIDs}}
+	inner, err := os.StartProcess("/proc/self/exe", []string{innerName}, &os.ProcAttr{
+		Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{os.Stdin, os.Stdout, os.Stderr, r},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS,
+			UidMappings: same, GidMappings: same, GidMappingsEnableSetgroups: true,
+			Credential: &syscall.Credential{Uid: 0, Gid: 0},
+		},
+	})
+	if err != nil {
+		return 0, err
+	}
+	// Scripts run with the same ids, but not in this user namespace.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return 0, os.NewSyscallError("prctl PR_SET_DUMPABLE", err)
+	}
+	if err := dropSandboxPrivileges(0); err != nil {
+		return 0, err
+	}
+	_ = r.Close()
+	_, err = w.Write(data)
+	if err = errors.Join(err, w.Close()); err != nil {
+		return 0, err
+	}
+	for {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return 0, os.NewSyscallError("wait4", err)
+		case pid != inner.Pid:
+		case status.Signaled():
+			return 128 + int(status.Signal()), nil
+		default:
+			return status.ExitStatus(), nil
+		}
+	}
+}
+
+func becomeProgram() error {
+	runtime.LockOSThread()
+	var c sandboxConfig
+	if err := json.NewDecoder(os.NewFile(sandboxConfigFD, "configuration")).Decode(&c); err != nil {
+		return err
+	}
+	if err := dropSandboxPrivileges(sandboxCaps); err != nil {
+		return fmt.Errorf("drop privileges: %w", err)
+	}
 	unix.Umask(0o022)
-	// Nothing of the host stays open; 0 is /dev/null, 1 and 2 are the log's pipe.
-	if err := unix.CloseRange(3, ^uint(0)>>33, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	// Nothing else stays open; 0 is /dev/null, 1 and 2 are the log's pipe.
+	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
 	return os.NewSyscallError("execve "+c.Path, unix.Exec(c.Path, append([]string{c.Path}, c.Args...), c.Env))
@@ -419,7 +486,7 @@ func attach(fd int, target string) error {
 	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return &os.PathError{Op: "move_mount", Path: target, Err: err}
 	}
-	return nil
+	return unix.Close(fd)
 }
 
 func mount(source, target, fstype string, flags uintptr, data string) error {
@@ -468,9 +535,9 @@ func sameInRoot(source, target string) error {
 }
 
 // maskProc takes away what is writable in /proc without privileges on the host,
-// or tells of it, and the sandbox's right to make user namespaces.
+// or tells of it, and the right to make user namespaces, but for one.
 func maskProc() error {
-	err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("0"), 0)
+	err := os.WriteFile("/proc/sys/user/max_user_namespaces", []byte("1"), 0)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
@@ -517,10 +584,11 @@ func limitSandbox() error {
 const sandboxCaps = 1<<unix.CAP_CHOWN | 1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH | 1<<unix.CAP_FOWNER | 1<<unix.CAP_FSETID |
 	1<<unix.CAP_KILL | 1<<unix.CAP_SETGID | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETFCAP | 1<<unix.CAP_SYS_CHROOT | 1<<unix.CAP_SYS_ADMIN
 
-func dropSandboxPrivileges() error {
+// dropSandboxPrivileges leaves the thread, and what it executes, these capabilities.
+func dropSandboxPrivileges(keep uint64) error {
 	_, _ = unix.KeyctlJoinSessionKeyring("") // ENOSYS where the kernel has no keys
 	for c := range uintptr(64) {
-		if sandboxCaps&(1<<c) != 0 {
+		if keep&(1<<c) != 0 {
 			continue
 		}
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // beyond the kernel's last
@@ -528,7 +596,8 @@ func dropSandboxPrivileges() error {
 		}
 	}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	set := [2]unix.CapUserData{{Effective: sandboxCaps & 0xffffffff, Permitted: sandboxCaps & 0xffffffff}}
+	low, high := uint32(keep), uint32(keep>>32)
+	set := [2]unix.CapUserData{{Effective: low, Permitted: low}, {Effective: high, Permitted: high}}
 	if err := unix.Capset(&header, &set[0]); err != nil {
 		return os.NewSyscallError("capset", err)
 	}
