@@ -79,6 +79,7 @@ type serveOptions struct {
 	AuditMax       byteSize
 	Allow          []string
 	MaxPerOwner    int
+	MaxOwnerSize   byteSize
 	ClientRate     int
 	ClientCalls    int
 	MaxConnections int
@@ -166,6 +167,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.ReadyFD, "ready-fd", o.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
 	f.IntVar(&o.MaxConcurrent, "max-concurrent", o.MaxConcurrent, "jobs that run at once, the others wait in a queue; 0: any number")
 	f.IntVar(&o.MaxPerOwner, "max-per-owner", o.MaxPerOwner, "jobs of one owner that have not ended, more are refused; 0: any number")
+	f.Var(&o.MaxOwnerSize, "max-owner-size", "disk space for the jobs of one owner: uploads, inputs, logs and results, such as 50G; with more, new jobs are refused; 0: any size")
 	f.DurationVar(&o.RetainAge, "retain-age", o.RetainAge, "delete jobs that ended so long ago, such as 720h; 0: never")
 	f.Var(&o.RetainSize, "retain-size", "delete the oldest ended jobs when all take more on disk, such as 20G; 0: never")
 	f.StringVar(&o.LogFull, "log-full", o.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
@@ -322,7 +324,7 @@ func (o serveOptions) supervisor(log *slog.Logger) supervisor.Config {
 		MaxConcurrent: o.MaxConcurrent, MaxPerOwner: o.MaxPerOwner,
 		RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
 		Defaults: o.Defaults, Ceiling: o.Ceiling,
-		Mirrors: o.Mirrors, BuildTimeout: o.BuildTimeout,
+		Mirrors: o.Mirrors, BuildTimeout: o.BuildTimeout, MaxOwnerBytes: int64(o.MaxOwnerSize),
 	}
 }
 

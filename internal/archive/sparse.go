@@ -266,7 +266,9 @@ type showHoles struct {
 	content int64
 }
 
-func newShowHoles(w io.Writer) *showHoles { return &showHoles{w: w, f: framing{size: -1}, want: tarBlock} }
+func newShowHoles(w io.Writer) *showHoles {
+	return &showHoles{w: w, f: framing{size: -1}, want: tarBlock}
+}
 
 func (out *showHoles) Write(p []byte) (written int, err error) {
 	for len(p) > 0 {
