@@ -222,6 +222,12 @@ func applyConfig(f *pflag.FlagSet, path string, text []byte, from origins) error
 			continue
 		}
 		from[key.Value] = origin(at)
+		if list, ok := flag.Value.(pflag.SliceValue); ok { // also an empty one, in place of a default
+			if err := list.Replace(values); err != nil {
+				return fmt.Errorf("%s: %s: %w", at, key.Value, err)
+			}
+			continue
+		}
 		for _, v := range values {
 			if err := flag.Value.Set(v); err != nil {
 				return fmt.Errorf("%s: %s: %w", at, key.Value, err)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/joblet/joblet/internal/runtimes"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -95,6 +97,12 @@ func TestBadConfig(t *testing.T) {
 		"client-rate: 0":                  "--client-rate 0",
 		"audit-log: x":                    "--audit-log",
 		"pki-dir: x":                      "--pki-dir",
+		"mirror: ftp://x/":                "--mirror",
+		"mirror: [deb.debian.org, 'a b']": "--mirror",
+		"mirror: ['http://u:p@x/']":       "--mirror",
+		"mirror: [host/path]":             "--mirror",
+		"build-timeout: 0s":               "--build-timeout",
+		"build-timeout: 10":               "build-timeout: ",
 		"audit-max: 1":                    "--audit-max",
 		"max-per-owner: -1":               "--max-per-owner",
 		"request-memory: 128M":            "--request-memory",
@@ -119,6 +127,33 @@ func TestBadConfig(t *testing.T) {
 	}
 }
 
+// TestMirrors: a list in the file replaces the default, also by nothing.
+func TestMirrors(t *testing.T) {
+	for text, want := range map[string][]string{
+		"":            runtimes.DefaultMirrors(),
+		"mirror: []":  {},
+		"mirror: [x]": {"x"},
+		"mirror: [host, 'http://x/y']\nbuild-timeout: 5m": {"host", "http://x/y"},
+	} {
+		opt := builtinServeOptions()
+		opt.Config = writeFile(t, text)
+		got, _, err := opt.load(nil)
+		if err != nil || !slices.Equal(got.Mirrors, want) {
+			t.Errorf("%q: %q, %v, want %q", text, got.Mirrors, err, want)
+		}
+	}
+}
+
+// TestNoGroup: no group may use the socket unless one is named, whatever groups
+// the host has.
+func TestNoGroup(t *testing.T) {
+	t.Parallel()
+	opt := builtinServeOptions()
+	if gid, err := opt.group(); opt.Group != "" || gid != 0 || err != nil {
+		t.Errorf("group %q, %d, %v", opt.Group, gid, err)
+	}
+}
+
 // TestConfigDefault: the printed defaults are a configuration that says what the
 // program does without one, and has every key.
 func TestConfigDefault(t *testing.T) {
@@ -129,7 +164,7 @@ func TestConfigDefault(t *testing.T) {
 	}
 	var lines []string
 	for line := range strings.Lines(text) {
-		if s, ok := strings.CutPrefix(line, "#"); ok && !strings.HasPrefix(s, " ") {
+		if s, ok := strings.CutPrefix(line, "#"); ok && (!strings.HasPrefix(s, " ") || strings.HasPrefix(s, "  ")) {
 			lines = append(lines, s)
 		}
 	}

@@ -9,9 +9,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/runtimes"
 )
 
 func main() {
+	runtimes.SandboxInit() // the daemon starts its own program to build runtimes
 	if err := newCommand().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "joblet:", err)
 		os.Exit(1)

@@ -28,6 +28,7 @@ import (
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
+	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/spelling"
 	"github.com/joblet/joblet/internal/supervisor"
@@ -65,6 +66,9 @@ type serveOptions struct {
 	Defaults      joblet.Limits
 	Ceiling       joblet.Limits
 
+	Mirrors      []string
+	BuildTimeout time.Duration
+
 	MetricsAddr   string
 	MetricsRemote bool
 
@@ -75,6 +79,7 @@ type serveOptions struct {
 	AuditMax       byteSize
 	Allow          []string
 	MaxPerOwner    int
+	MaxOwnerSize   byteSize
 	ClientRate     int
 	ClientCalls    int
 	MaxConnections int
@@ -98,11 +103,12 @@ func builtinServeOptions() serveOptions {
 	return serveOptions{
 		StateDir:       "/var/lib/joblet",
 		RunDir:         "/run/joblet",
-		Group:          defaultGroup,
 		ReadyFD:        -1,
 		LogLevel:       "info",
 		LogFormat:      "text",
 		LogFull:        logFullWait,
+		Mirrors:        runtimes.DefaultMirrors(),
+		BuildTimeout:   runtimes.DefaultBuildTimeout,
 		AuditMax:       64 << 20,
 		ClientRate:     set.ClientRate,
 		ClientCalls:    set.ClientCalls,
@@ -124,8 +130,8 @@ func newServeCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Run the daemon",
 		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root,
-and as developers the members of the group joblet, if there is one; with --listen
-also clients with certificates (joblet pki).
+and as developers the members of the group that --group names; with --listen also
+clients with certificates (joblet pki).
 
 On SIGTERM and SIGINT it stops within five seconds. Jobs go on without it, and
 the next daemon finds them. On SIGHUP it reads its configuration again.
@@ -156,16 +162,19 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.Config, "config", o.Config, "configuration `FILE` (default $JOBLET_CONFIG, then "+configPath+" if it is there)")
 	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
 	f.StringVar(&o.RunDir, "run-dir", o.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
-	f.StringVar(&o.Group, "group", o.Group, "group of this host whose members may use the socket as developers do, if there is such a group; empty: root alone")
+	f.StringVar(&o.Group, "group", o.Group, "group of this host whose members may use the socket as developers, such as joblet; empty: root alone")
 	f.DurationVar(&o.IdleExit, "idle-exit", o.IdleExit, "exit when for so long no job was alive and no call came; 0: never")
 	f.IntVar(&o.ReadyFD, "ready-fd", o.ReadyFD, `descriptor that gets "ok" and a newline once calls are answered, or the error`)
 	f.IntVar(&o.MaxConcurrent, "max-concurrent", o.MaxConcurrent, "jobs that run at once, the others wait in a queue; 0: any number")
 	f.IntVar(&o.MaxPerOwner, "max-per-owner", o.MaxPerOwner, "jobs of one owner that have not ended, more are refused; 0: any number")
+	f.Var(&o.MaxOwnerSize, "max-owner-size", "disk space for the jobs of one owner: uploads, inputs, logs and results, such as 50G; with more, new jobs are refused; 0: any size")
 	f.DurationVar(&o.RetainAge, "retain-age", o.RetainAge, "delete jobs that ended so long ago, such as 720h; 0: never")
 	f.Var(&o.RetainSize, "retain-size", "delete the oldest ended jobs when all take more on disk, such as 20G; 0: never")
 	f.StringVar(&o.LogFull, "log-full", o.LogFull, "on a full disk, a job's output waits (and the job with it), or its log gives up the older half: wait or shrink")
 	f.Var(limitsFlag{&o.Defaults}, "default", "a limit for jobs that do not say otherwise, by the name that \"rnx job run\" has for it, such as max-memory=1G; may be given again")
 	f.Var(limitsFlag{&o.Ceiling}, "ceiling", "what a job may ask for at most, and gets if it asks for nothing, such as max-memory=8G; may be given again")
+	f.StringArrayVar(&o.Mirrors, "mirror", o.Mirrors, "mirror that recipes of runtimes may name: HOST, HOST:PORT, a URL with all below it, or host for those of this host's apt; repeatable")
+	f.DurationVar(&o.BuildTimeout, "build-timeout", o.BuildTimeout, "time limit for building a runtime")
 	f.StringVar(&o.MetricsAddr, "metrics-addr", o.MetricsAddr, "serve /metrics for Prometheus here: an address of this host alone, such as 127.0.0.1:9090, or unix:PATH, a socket for root; empty: nowhere")
 	f.BoolVar(&o.MetricsRemote, "metrics-remote", o.MetricsRemote, "--metrics-addr may be one that other machines reach; nobody is asked who he is")
 	f.StringVar(&o.LogLevel, "log-level", o.LogLevel, "debug, info, warn or error")
@@ -182,7 +191,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 }
 
 // reloadable are the options that SIGHUP can change.
-var reloadable = []string{"allow", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner", "request-memory"}
+var reloadable = []string{"allow", "build-timeout", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner", "mirror", "request-memory"}
 
 // validate reports the first option that can't work, before anything starts.
 func (o serveOptions) validate() error {
@@ -217,6 +226,14 @@ func (o serveOptions) validate() error {
 	}
 	if o.MaxPerOwner < 0 {
 		return fmt.Errorf("--max-per-owner %d: must not be negative", o.MaxPerOwner)
+	}
+	for _, m := range o.Mirrors {
+		if err := runtimes.ValidMirror(m); err != nil {
+			return fmt.Errorf("--mirror %w", err)
+		}
+	}
+	if o.BuildTimeout <= 0 {
+		return fmt.Errorf("--build-timeout %v: must be more than 0", o.BuildTimeout)
 	}
 	for name, n := range map[string]int{"client-rate": o.ClientRate, "client-calls": o.ClientCalls, "max-connections": o.MaxConnections} {
 		if n < 1 || n > 1_000_000 {
@@ -307,6 +324,7 @@ func (o serveOptions) supervisor(log *slog.Logger) supervisor.Config {
 		MaxConcurrent: o.MaxConcurrent, MaxPerOwner: o.MaxPerOwner,
 		RetainAge: o.RetainAge, RetainBytes: int64(o.RetainSize), LogShrinks: o.LogFull == logFullShrink,
 		Defaults: o.Defaults, Ceiling: o.Ceiling,
+		Mirrors: o.Mirrors, BuildTimeout: o.BuildTimeout, MaxOwnerBytes: int64(o.MaxOwnerSize),
 	}
 }
 
@@ -415,6 +433,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	syscall.Umask(0o022)
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		return fmt.Errorf("create run directory: %w", err)
+	}
+	if err := keepStatePrivate(o.StateDir); err != nil {
+		return fmt.Errorf("state directory: %w", err)
 	}
 	lock, err := o.lock(ctx)
 	if err != nil {
@@ -541,6 +562,7 @@ func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv
 	held.Allow, held.Ceiling, held.Defaults, held.LogLevel = next.Allow, next.Ceiling, next.Defaults, next.LogLevel
 	held.ClientCalls, held.ClientRate, held.MaxConnections = next.ClientCalls, next.ClientRate, next.MaxConnections
 	held.MaxConcurrent, held.MaxPerOwner, held.RequestMemory = next.MaxConcurrent, next.MaxPerOwner, next.RequestMemory
+	held.Mirrors, held.BuildTimeout = next.Mirrors, next.BuildTimeout
 	slog.Info("configuration read again", "changed", slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(reloadable, name) }))
 	*next = held
 	return nil
@@ -695,19 +717,14 @@ func listen(path string, group int) (net.Listener, error) {
 	return l, nil
 }
 
-// defaultGroup is the group whose members may use the socket, if it is there.
-const defaultGroup = "joblet"
-
 // group returns the number of the group whose members may use the socket, 0 for
-// root's.
+// root's. There is no default: a group of any name may have members who know
+// nothing of this daemon, so the administrator names it.
 func (o serveOptions) group() (int, error) {
 	if o.Group == "" {
 		return 0, nil
 	}
 	g, err := user.LookupGroup(o.Group)
-	if _, unknown := errors.AsType[user.UnknownGroupError](err); unknown && o.Group == defaultGroup {
-		return 0, nil
-	}
 	if err != nil {
 		return 0, fmt.Errorf("--group %q: %w; make it: groupadd --system %s", o.Group, err, o.Group)
 	}

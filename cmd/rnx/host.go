@@ -106,7 +106,7 @@ func (a *app) connect(ctx context.Context) (*client.Client, error) {
 	case err == nil:
 		return c, nil
 	case joblet.KindOf(err) == joblet.PermissionDenied && strings.HasPrefix(t.Address, "unix://"):
-		return nil, joblet.Errorf(joblet.PermissionDenied, "%w: only root may use the daemon, and members of the group joblet: try sudo, or usermod -aG joblet USER", err)
+		return nil, joblet.Errorf(joblet.PermissionDenied, "%w: only root may use the daemon, and members of the group that its configuration names (group): try sudo", err)
 	case !silent(err):
 		return nil, err
 	case !t.local:

@@ -159,7 +159,7 @@ func (a *app) copy(ctx context.Context, c *client.Client, from copySource, to st
 // unpackAs unpacks an archive of from to where a copy belongs: into the
 // directory to, or as it.
 func unpackAs(r io.Reader, from copySource, to string) (archive.Stats, error) {
-	archived := tar.NewReader(r)
+	archived := archive.NewReader(r)
 	h, err := archived.Next()
 	dest := placement{dir: to, strip: from.above()}
 	info, statErr := os.Stat(to)
@@ -221,7 +221,7 @@ func (p placement) place(name string) (string, bool) {
 // unpack creates what archived holds, from the entry h on, below root. The
 // entries get their new names on the way to archive.Unpack, which trusts none of
 // them.
-func (p placement) unpack(root *os.Root, archived *tar.Reader, h *tar.Header) (archive.Stats, error) {
+func (p placement) unpack(root *os.Root, archived archive.Reader, h *tar.Header) (archive.Stats, error) {
 	in, out := io.Pipe()
 	skipped := make(chan int, 1)
 	go func() {
@@ -239,7 +239,7 @@ func (p placement) unpack(root *os.Root, archived *tar.Reader, h *tar.Header) (a
 
 // rename copies entries and returns how many links it left out, because with
 // their new names they would lead outside.
-func (p placement) rename(w *tar.Writer, archived *tar.Reader, h *tar.Header) (skipped int, err error) {
+func (p placement) rename(w *tar.Writer, archived archive.Reader, h *tar.Header) (skipped int, err error) {
 	for ; h != nil && err == nil; h, err = archived.Next() {
 		clean := path.Clean(h.Name)
 		if p.file == "" && p.strip == clean && h.Typeflag != tar.TypeDir {
@@ -253,7 +253,7 @@ func (p placement) rename(w *tar.Writer, archived *tar.Reader, h *tar.Header) (s
 			skipped++
 			continue
 		}
-		renamed := tar.Header{Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode}
+		renamed := tar.Header{Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, PAXRecords: h.PAXRecords}
 		if err := w.WriteHeader(&renamed); err != nil {
 			return skipped, err
 		}

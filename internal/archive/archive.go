@@ -26,7 +26,7 @@ import (
 
 // Limits bounds an archive.
 type Limits struct {
-	Bytes   int64 // of file content; holes in files count
+	Bytes   int64 // of file content; holes in files count nothing
 	Entries int   // of files, directories (also those that only names imply) and links
 }
 
@@ -303,7 +303,7 @@ func (in *input) Read(p []byte) (int, error) {
 
 func newSource(r io.Reader, lim Limits) *source {
 	s := &source{in: input{r: r}, tree: newTree(lim)}
-	s.tar = tar.NewReader(&s.in)
+	s.tar = tar.NewReader(newHideHoles(&s.in))
 	return s
 }
 
@@ -313,8 +313,11 @@ type entry struct {
 	name   string
 	kind   kind
 	mode   fs.FileMode
-	size   int64
+	size   int64 // of its content in the archive
 	target string
+
+	extents []extent // where the content belongs, in a file with holes; nil: there are none
+	length  int64    // of that file
 }
 
 // next returns the next entry, or io.EOF after a complete archive.
@@ -329,6 +332,9 @@ func (s *source) next() (entry, error) {
 			return entry{}, s.damaged(err)
 		}
 		e := entry{mode: fs.FileMode(h.Mode) & 0o777}
+		if e.length, e.extents, err = readSparse(h); err != nil {
+			return entry{}, refuse(h.Name, "%w", err)
+		}
 		if e.name, err = cleanName(h.Name); err != nil {
 			return entry{}, err
 		}

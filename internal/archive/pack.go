@@ -54,7 +54,7 @@ func (o *output) Write(p []byte) (int, error) {
 
 func newPacker(w io.Writer, lim Limits) *packer {
 	p := &packer{out: output{w: w}, tree: newTree(lim)}
-	p.tar = tar.NewWriter(&p.out)
+	p.tar = tar.NewWriter(newShowHoles(&p.out))
 	return p
 }
 
@@ -65,7 +65,8 @@ func newPacker(w io.Writer, lim Limits) *packer {
 // What an archive cannot hold, and what goes beyond lim, is left out and
 // counted; Check takes what it writes. A file that several names lead to comes
 // once for each; one that is being written has the length that it had at
-// first, with zeros for what has vanished. It looks at no more than ten times
+// first, with zeros for what has vanished. Holes stay holes, and take and count
+// nothing. It looks at no more than ten times
 // lim.Entries names.
 func PackTree(w io.Writer, root *os.Root, match func(name string) bool, lim Limits) (Stats, error) {
 	p := newPacker(w, lim)
@@ -318,27 +319,39 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
 	}
 	size := fi.Size()
+	h := header(name, file, fi.Mode())
+	extents := dataOf(f, size)
+	if extents != nil {
+		h.PAXRecords = sparseRecords(size, extents)
+		size = 0
+		for _, e := range extents {
+			size += e.length
+		}
+	} else {
+		extents = []extent{{0, size}}
+	}
 	if err := p.tree.grow(name, size); err != nil {
 		return p.skip(local, err)
 	}
-	h := header(name, file, fi.Mode())
 	h.Size = size
 	if err := p.entry(h); err != nil {
 		p.tree.stats.Bytes -= size
 		return p.skip(local, err)
 	}
-	n, err := io.CopyN(p.tar, f, size)
-	if err == io.EOF && p.out.err == nil { // it is shorter now
-		if p.strict {
-			return joblet.Errorf(joblet.FailedPrecondition, "%s: has become shorter while it was read", local)
+	for _, e := range extents {
+		n, err := io.Copy(p.tar, io.NewSectionReader(f, e.offset, e.length))
+		if err == nil && n < e.length { // it is shorter now
+			if p.strict {
+				return joblet.Errorf(joblet.FailedPrecondition, "%s: has become shorter while it was read", local)
+			}
+			_, err = io.CopyN(p.tar, zeros{}, e.length-n)
 		}
-		_, err = io.CopyN(p.tar, zeros{}, size-n)
-	}
-	switch {
-	case p.out.err != nil:
-		return fmt.Errorf("write archive: %w", p.out.err)
-	case err != nil:
-		return fmt.Errorf("%s: %w", local, cause(err))
+		switch {
+		case p.out.err != nil:
+			return fmt.Errorf("write archive: %w", p.out.err)
+		case err != nil:
+			return fmt.Errorf("%s: %w", local, cause(err))
+		}
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func Select(w io.Writer, r io.Reader, match func(name string) bool) (Stats, erro
 
 func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) (Stats, error) {
 	s := newSource(r, lim)
-	out := tar.NewWriter(w)
+	out := tar.NewWriter(newShowHoles(w))
 	var stats Stats
 	for {
 		e, err := s.next()
@@ -59,6 +59,9 @@ func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) 
 		}
 		s.tree.nodes[e.id].done = true
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Mode: int64(e.mode), Size: e.size, Linkname: e.target}
+		if e.extents != nil {
+			h.PAXRecords = sparseRecords(e.length, e.extents)
+		}
 		switch e.kind {
 		case directory:
 			h.Typeflag, h.Name = tar.TypeDir, e.name+"/"
@@ -195,7 +198,7 @@ func (u *unpacker) createFile(e entry) error {
 	if err != nil {
 		return err
 	}
-	err = u.copy(f, e.size)
+	err = u.fill(f, e)
 	if closeErr := f.Close(); err == nil {
 		err = closeErr
 	}
@@ -204,6 +207,19 @@ func (u *unpacker) createFile(e entry) error {
 		return err
 	}
 	return nil
+}
+
+// fill writes a file's content, and no holes.
+func (u *unpacker) fill(f *os.File, e entry) error {
+	if e.extents == nil {
+		return u.copy(f, e.size)
+	}
+	for _, piece := range e.extents {
+		if err := u.copy(io.NewOffsetWriter(f, piece.offset), piece.length); err != nil {
+			return err
+		}
+	}
+	return f.Truncate(e.length)
 }
 
 // makeDir makes a directory and those above it. Until all is unpacked, the user may

@@ -501,6 +501,23 @@ func (d Dirs) EnterV1() error {
 	return nil
 }
 
+// Enter moves another process into all of the job's groups.
+func (d Dirs) Enter(pid int) error {
+	dirs := make([]string, 0, 8)
+	if d.V2 != "" {
+		dirs = append(dirs, d.V2)
+	}
+	for _, file := range d.TaskFiles() {
+		dirs = append(dirs, filepath.Dir(file))
+	}
+	for _, dir := range dirs {
+		if err := write(dir, "cgroup.procs", strconv.Itoa(pid)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // LiftPIDs takes the limit on processes away, for something of ours that has to
 // run beside the first process, until restore is called.
 func (d Dirs) LiftPIDs() (restore func() error, err error) {

@@ -695,6 +695,25 @@ func (in *Stdin) CloseWrite() error {
 // input.
 func (in *Stdin) Close() error { return in.conn.Close() }
 
+// Contain moves a process of the daemon's, which is no job, into a cgroup with
+// limits of its own. release ends what is in there and removes it. After a crash
+// recovery does, as for any box without a job.
+func (e *Engine) Contain(pid int, limits joblet.Limits) (release func() error, err error) {
+	id := joblet.NewID()
+	group, err := e.groups.Create(id)
+	if err != nil {
+		return nil, err
+	}
+	release = func() error { return e.Release(id, 0) }
+	if err = group.Limit(limits, nil); err == nil {
+		err = group.Enter(pid)
+	}
+	if err != nil {
+		return nil, errors.Join(err, release())
+	}
+	return release, nil
+}
+
 // releaseTimeout bounds how long processes that were killed may take to go.
 const releaseTimeout = 10 * time.Second
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -38,7 +37,19 @@ type BuildOptions struct {
 	// Log, when not nil, gets the output of apt and dpkg line by line, from
 	// Build's goroutine.
 	Log func(line string)
+
+	// Mirrors are those that a recipe may name: entries as ValidMirror takes them.
+	Mirrors []string
+	// Timeout ends a build that takes longer; 0: DefaultBuildTimeout.
+	Timeout time.Duration
+	// Contain, when not nil, puts a process that is about to become the build
+	// into a cgroup with limits, for all it will start. release removes that
+	// again, with whatever is still in it.
+	Contain func(pid int) (release func() error, err error)
 }
+
+// DefaultBuildTimeout is how long a build may take.
+const DefaultBuildTimeout = time.Hour
 
 // Phase is a part of a build.
 type Phase uint8
@@ -46,14 +57,14 @@ type Phase uint8
 // The phases of a build in their order.
 const (
 	PhasePrepare  Phase = iota + 1 // package lists
+	PhaseDownload                  // all packages, before any of their scripts runs
 	PhaseBase                      // packages that every system needs
-	PhaseDownload                  // the recipe's packages
-	PhaseInstall
+	PhaseInstall                   // the recipe's packages
 	PhaseFinish
 	Phases = PhaseFinish // how many there are
 )
 
-var phaseNames = [...]string{"", "prepare", "base system", "download", "install", "finish"}
+var phaseNames = [...]string{"", "prepare", "download", "base system", "install", "finish"}
 
 // String returns the phase in words.
 func (p Phase) String() string {
@@ -97,6 +108,7 @@ var bootstrapOptions = []string{
 	"--dpkgopt=path-include=/usr/share/doc/*/copyright",
 	`--aptopt=Acquire::Languages "none"`,
 	`--aptopt=Acquire::Retries "5"`,
+	`--aptopt=Acquire::http::Proxy "http://127.0.0.1:` + fetchAddrPort + `"`,
 }
 
 const howToInstall = "apt-get install mmdebstrap debian-archive-keyring"
@@ -106,13 +118,23 @@ const howToInstall = "apt-get install mmdebstrap debian-archive-keyring"
 // is complete; when ctx ends, Build fails or its process is killed, nothing of
 // it stays (after a kill: once the Store is opened again).
 //
-// mmdebstrap with all it starts runs in PID and mount namespaces of its own,
-// and dies with the calling process.
+// mmdebstrap and all it starts run in a sandbox (sandbox.go) that dies with the
+// calling process. What is under construction lies in a directory that is root's
+// alone, and belongs to subordinate ids, until finishTree has made it harmless.
 //
 // Errors: AlreadyExists without Force, FailedPrecondition when the runtime is
-// used or being built, when the host can't build, and when packages can't be
-// installed, ResourceExhausted for a full disk.
+// used or being built, when the host can't build, when the mirror is not allowed
+// and when packages can't be installed, ResourceExhausted for a full disk
+// and when it takes too long.
 func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ Runtime, err error) {
+	if opt.Timeout <= 0 {
+		opt.Timeout = DefaultBuildTimeout
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, opt.Timeout,
+		joblet.Errorf(joblet.ResourceExhausted, "it took longer than %v (build-timeout in the daemon's configuration)", opt.Timeout))
+	defer cancel()
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
 	defer func() {
 		if err != nil {
 			if ctx.Err() != nil {
@@ -133,6 +155,9 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 	if err != nil {
 		return Runtime{}, err
 	}
+	if err := checkMirror(recipe, opt.Mirrors); err != nil {
+		return Runtime{}, err
+	}
 	final := filepath.Join(s.dir, recipe.Name)
 	if err := replaceable(final, recipe.Name, opt); err != nil {
 		return Runtime{}, err
@@ -148,15 +173,26 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 		}
 		_ = lock.Close()
 	}()
+	base, giveBack, ok := s.ids.take()
+	if !ok {
+		return Runtime{}, joblet.Errorf(joblet.ResourceExhausted, "%d runtimes are being built already: wait for one of them", maxBuilds)
+	}
+	defer giveBack()
 
 	p := progress{report: opt.Progress}
 	p.at(PhasePrepare, 0, "prepare")
-	rootfs := filepath.Join(dir, rootFSName)
-	if err := bootstrap(ctx, mmdebstrap, dir, recipe, &p, opt.Log); err != nil {
+	stopWatch := watchDisk(ctx, lock, abort)
+	err = bootstrap(ctx, mmdebstrap, dir, base, recipe, &p, opt)
+	stopWatch()
+	if err != nil {
 		return Runtime{}, err
 	}
 	p.at(PhaseFinish, 96, "finish the tree")
-	if err := finishTree(rootfs, recipe); err != nil {
+	rootfs := filepath.Join(dir, rootFSName)
+	if err := os.Rename(filepath.Join(dir, boxName, rootFSName), rootfs); err != nil {
+		return Runtime{}, fmt.Errorf("finish the tree: %w", err)
+	}
+	if err := finishTree(rootfs, base, recipe); err != nil {
 		return Runtime{}, fmt.Errorf("finish the tree: %w", err)
 	}
 	rt := Runtime{
@@ -186,6 +222,9 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 	if err := ctx.Err(); err != nil {
 		return Runtime{}, err
 	}
+	if err := lock.Chmod(0o755); err != nil { // jobs may see it now
+		return Runtime{}, err
+	}
 	old, err := s.publish(dir, final, recipe.Name, opt)
 	if err != nil {
 		return Runtime{}, err
@@ -199,6 +238,35 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 	p.at(PhaseFinish, 100, "done")
 	return s.Get(recipe.Name)
 }
+
+// watchDisk ends a build before it fills the disk that the records of jobs are on.
+func watchDisk(ctx context.Context, dir *os.File, abort context.CancelCauseFunc) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			var st unix.Statfs_t
+			if err := unix.Fstatfs(int(dir.Fd()), &st); err == nil {
+				size, free := st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
+				if free < min(size/20, diskReserve) {
+					abort(joblet.Errorf(joblet.ResourceExhausted, "%d MiB are left on the disk of the runtimes, which is the least that a build leaves", free>>20))
+					return
+				}
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	return func() { cancel(); watch.Wait() }
+}
+
+// diskReserve is what a build leaves of a disk, or a twentieth of a small one.
+const diskReserve = 512 << 20
 
 func checkHost(ctx context.Context, recipe Recipe) (mmdebstrap, version, arch string, err error) {
 	arch = debianArch(runtime.GOARCH)
@@ -317,53 +385,70 @@ func (s *Store) writeMeta(dir string, rt Runtime) error {
 	return nil
 }
 
-// bootstrap runs mmdebstrap until dir/rootfs holds the installed packages.
-func bootstrap(ctx context.Context, mmdebstrap, dir string, recipe Recipe, p *progress, log func(string)) error {
+// boxName is the part of a build directory that the sandbox gets.
+const boxName = "box"
+
+// bootstrap runs mmdebstrap in a sandbox until dir/box/rootfs holds the installed
+// packages.
+func bootstrap(ctx context.Context, mmdebstrap, dir string, base uint32, recipe Recipe, p *progress, opt BuildOptions) (err error) {
+	box := filepath.Join(dir, boxName)
 	sources := sourcesFor(recipe, "/")
-	include := append([]string{"usr-is-merged"}, recipe.Packages...)
-	if len(recipe.Omit) > 0 {
-		repo := filepath.Join(dir, "omitted")
-		if err := writeOmitted(ctx, repo, recipe.Omit); err != nil {
-			return err
-		}
-		sources += "\nTypes: deb\nURIs: copy:" + repo + "\nSuites: ./\nTrusted: yes\n"
-		include = append([]string{omitPackage}, include...)
+	fetch, err := newFetcher(sources, opt.Mirrors, hostProxy(ctx))
+	if err != nil {
+		return err
 	}
-	sourcesFile := filepath.Join(dir, "debian.sources")
-	tmp := filepath.Join(dir, "tmp")
-	if err := errors.Join(os.WriteFile(sourcesFile, []byte(sources), 0o644), os.Mkdir(tmp, 0o755)); err != nil {
+	defer fetch.close()
+	args, err := fillBox(ctx, box, base, recipe, insideSources(sources))
+	if err != nil {
 		return err
 	}
 
-	args := append(slices.Clone(bootstrapOptions), "--include="+strings.Join(include, ","), "--", recipe.Suite, filepath.Join(dir, rootFSName), sourcesFile)
-	cmd := exec.CommandContext(ctx, mmdebstrap, args...)
-	cmd.Dir = "/"
-	cmd.Env = append(proxyEnv(ctx),
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-		"HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "TMPDIR="+tmp)
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		// As PID 1 of a PID namespace mmdebstrap takes apt, dpkg and the
-		// packages' scripts with it, and its mounts vanish with the mount
-		// namespace. Unshareflags, other than Cloneflags, makes that private.
-		Cloneflags:   syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS,
-		Unshareflags: syscall.CLONE_NEWNS,
-		Pdeathsig:    syscall.SIGKILL,
-	}
-	// Pdeathsig fires when the thread that forked ends (go.dev/issue/27505).
+	// The sandbox dies with the thread that started it.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-
 	r, w, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = r.Close() }()
-	cmd.Stdout, cmd.Stderr = w, w
-	err = cmd.Start()
+	toolDir := toolDirOf(mmdebstrap)
+	sb, err := startSandbox(box, toolDir, base, w)
 	_ = w.Close()
 	if err != nil {
-		return fmt.Errorf("start mmdebstrap: %w", err)
+		return err
 	}
+	stopKill := context.AfterFunc(ctx, sb.kill)
+	defer stopKill()
+	waited := false
+	defer func() {
+		if !waited {
+			sb.kill()
+			_ = sb.cmd.Wait()
+		}
+	}()
+	if opt.Contain != nil {
+		release, containErr := opt.Contain(sb.cmd.Process.Pid)
+		if containErr != nil {
+			return fmt.Errorf("limit the build: %w", containErr)
+		}
+		defer func() { err = errors.Join(err, release()) }()
+		defer sb.kill()
+	}
+	l, err := sb.listen()
+	if err != nil {
+		return err
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = fetch.server.Serve(l) }) // until close
+	defer serving.Wait()
+	defer fetch.close()
+	if err := sb.release(sandboxConfig{ToolDir: toolDir, Path: mmdebstrap, Args: args, Env: []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root", "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive", "TMPDIR=" + sandboxDir + "/tmp",
+	}}); err != nil {
+		return err
+	}
+
 	var failure failureLines
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
@@ -371,12 +456,14 @@ func bootstrap(ctx context.Context, mmdebstrap, dir string, recipe Recipe, p *pr
 		line := strings.ToValidUTF8(lines.Text(), "\uFFFD")
 		p.line(line)
 		failure.line(line)
-		if log != nil {
-			log(line)
+		if opt.Log != nil {
+			opt.Log(line)
 		}
 	}
 	_, _ = io.Copy(io.Discard, r) // behind a line that is too long
-	if err := cmd.Wait(); err != nil {
+	err = sb.cmd.Wait()
+	waited = true
+	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -388,9 +475,51 @@ func bootstrap(ctx context.Context, mmdebstrap, dir string, recipe Recipe, p *pr
 	return nil
 }
 
-// sourcesFor returns the apt sources of a recipe in deb822 form (see
-// sources.list(5)). root is where the host's own configuration is.
-func sourcesFor(r Recipe, root string) string {
+// fillBox makes the directory that the sandbox gets, for its own ids, and returns
+// mmdebstrap's arguments.
+func fillBox(ctx context.Context, box string, base uint32, recipe Recipe, sources []aptSource) ([]string, error) {
+	if err := errors.Join(os.Mkdir(box, 0o755), os.Chmod(box, 0o755)); err != nil {
+		return nil, err
+	}
+	text := sourcesText(sources, recipe.Components)
+	include := append([]string{"usr-is-merged"}, recipe.Packages...)
+	if len(recipe.Omit) > 0 {
+		if err := writeOmitted(ctx, filepath.Join(box, "omitted"), recipe.Omit); err != nil {
+			return nil, err
+		}
+		text += "\nTypes: deb\nURIs: copy:" + sandboxDir + "/omitted\nSuites: ./\nTrusted: yes\n"
+		include = append([]string{omitPackage}, include...)
+	}
+	tmp := filepath.Join(box, "tmp")
+	download := fmt.Sprintf(downloadScript, strings.Join(include, " "), sealURL)
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(box, "debian.sources"), []byte(text), 0o644),
+		os.WriteFile(filepath.Join(box, "download"), []byte(download), 0o755),
+		os.Mkdir(tmp, 0o755),
+	); err != nil {
+		return nil, err
+	}
+	for _, p := range []string{box, tmp} {
+		if err := os.Lchown(p, int(base), int(base)); err != nil {
+			return nil, err
+		}
+	}
+	return append(slices.Clone(bootstrapOptions), "--extract-hook="+sandboxDir+"/download", "--include="+strings.Join(include, ","),
+		"--", recipe.Suite, sandboxDir+"/"+rootFSName, sandboxDir+"/debian.sources"), nil
+}
+
+// downloadScript gets all packages while none of their scripts has run, and has the
+// fetcher sealed then. Names of packages hold nothing that a shell would change.
+const downloadScript = `#!/bin/sh
+set -e
+export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+apt-get --yes --download-only install %s
+/usr/lib/apt/apt-helper download-file %s /tmp/sealed >/dev/null
+`
+
+// sourcesFor returns where a recipe's packages come from. root is where the host's
+// own configuration is.
+func sourcesFor(r Recipe, root string) []aptSource {
 	var list []aptSource
 	switch {
 	case r.Mirror != "":
@@ -404,9 +533,14 @@ func sourcesFor(r Recipe, root string) string {
 			list = append(list, aptSource{debianMirror, r.Suite + "-updates"}, aptSource{securityMirror, r.Suite + "-security"})
 		}
 	}
+	return list
+}
+
+// sourcesText returns sources in deb822 form (see sources.list(5)).
+func sourcesText(list []aptSource, components []string) string {
 	var b strings.Builder
 	for _, s := range list {
-		fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\nComponents: %s\nSigned-By: %s\n\n", s.uri, s.suite, strings.Join(r.Components, " "), debianKeyring)
+		fmt.Fprintf(&b, "Types: deb\nURIs: %s\nSuites: %s\nComponents: %s\nSigned-By: %s\n\n", s.uri, s.suite, strings.Join(components, " "), debianKeyring)
 	}
 	return b.String()
 }
@@ -494,30 +628,6 @@ func deb822(stanza string) map[string]string {
 		}
 	}
 	return fields
-}
-
-// proxyEnv returns the proxy settings of the environment or, without any, of
-// the host's apt, which mmdebstrap does not look at.
-func proxyEnv(ctx context.Context) []string {
-	var env []string
-	for _, name := range []string{"http_proxy", "https_proxy", "no_proxy"} {
-		if v := os.Getenv(name); v != "" {
-			env = append(env, name+"="+v)
-		}
-	}
-	if len(env) > 0 {
-		return env
-	}
-	out, err := exec.CommandContext(ctx, "apt-config", "dump", "--format", "%v%n", "Acquire::http::Proxy").Output()
-	if err != nil {
-		return nil
-	}
-	first, _, _ := strings.Cut(string(out), "\n")
-	proxy := strings.TrimSpace(first)
-	if u, err := url.Parse(proxy); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return nil
-	}
-	return []string{"http_proxy=" + proxy}
 }
 
 // writeOmitted writes a package repository with the one package that stands
@@ -617,13 +727,16 @@ func (p *progress) line(l string) {
 		case strings.HasPrefix(msg, "running apt-get update"):
 			p.at(PhasePrepare, 1, "update package lists")
 		case strings.HasPrefix(msg, "downloading packages"):
-			p.at(PhaseBase, 4, "download base system")
+			p.at(PhaseDownload, 4, "download base system")
 		case strings.HasPrefix(msg, "extracting archives"):
-			p.at(PhaseBase, 8, "extract base system")
+			p.at(PhaseDownload, 12, "extract base system")
+		case strings.HasPrefix(msg, "running --extract-hook"):
+			p.total = 0
+			p.at(PhaseDownload, 16, "resolve dependencies")
 		case strings.HasPrefix(msg, "installing essential"):
-			p.at(PhaseBase, 16, "install base system")
+			p.at(PhaseBase, 25, "install base system")
 		case strings.HasPrefix(msg, "installing remaining"):
-			p.at(PhaseDownload, 26, "resolve dependencies")
+			p.at(PhaseInstall, 35, "install packages")
 		case strings.HasPrefix(msg, "cleaning package lists"):
 			p.at(PhaseFinish, 95, "clean up")
 		}
@@ -634,14 +747,18 @@ func (p *progress) line(l string) {
 		p.done = 0
 		return
 	}
-	if p.total == 0 || p.phase < PhaseDownload {
+	if p.total == 0 || p.phase != PhaseDownload && p.phase != PhaseInstall {
 		return
 	}
 	if m := getPackage.FindStringSubmatch(l); m != nil && p.phase == PhaseDownload {
 		n, _ := strconv.Atoi(m[1])
 		n = min(n, p.total)
-		p.at(PhaseDownload, 27+8*n/p.total, fmt.Sprintf("download %s (%d of %d)", m[2], n, p.total))
-	} else if m := packageStep.FindStringSubmatch(l); m != nil {
+		from := 4 // the base system
+		if p.last >= 16 {
+			from = 17
+		}
+		p.at(PhaseDownload, from+8*n/p.total, fmt.Sprintf("download %s (%d of %d)", m[2], n, p.total))
+	} else if m := packageStep.FindStringSubmatch(l); m != nil && p.phase == PhaseInstall {
 		p.done = min(p.done+1, 2*p.total)
 		verb := "unpack"
 		if m[1] != "Unpacking" {

@@ -24,7 +24,7 @@ import (
 const fakeMmdebstrap = `#!/bin/bash
 set -eu
 if [ "$1" = --version ]; then echo mmdebstrap 0.0-fake; exit; fi
-printf '%s\n' "$@" > "@ARGS@"
+printf 'argument %s\n' "$@"
 sources="${@: -1}"; target="${@: -2:1}"
 mkdir -p "$target"/usr/{bin,lib/py/numpy/tests} "$target"/etc/apt "$target"/var/lib/dpkg "$target"/var/log "$target"/dev "$target"/proc "$target"/tmp
 ln -s usr/bin "$target/bin"
@@ -35,36 +35,45 @@ echo x > "$target/usr/bin/su"; chmod 4700 "$target/usr/bin/su"
 echo x > "$target/usr/lib/py/numpy/tests/t.py"
 echo x > "$target/usr/lib/private"; chmod 600 "$target/usr/lib/private"
 echo x > "$target/var/log/dpkg.log"
-mknod "$target/dev/null" c 1 3
+mknod "$target/usr/lib/disk" b 8 0 2>/dev/null || true
 mkfifo "$target/usr/lib/pipe"
 printf 'Package: bash\nStatus: install ok installed\nVersion: 5.2\n\nPackage: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nPackage: dash\nStatus: install ok installed\nVersion: 0.5\n' > "$target/var/lib/dpkg/status"
 echo "I: extracting archives..."
-echo "I: installing remaining packages inside the chroot..."
+echo "I: running --extract-hook directly: /build/download /build/rootfs"
 echo "0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded."
 echo "Get:1 http://deb.debian.org/debian bookworm/main amd64 bash amd64 5.2 [1 kB]"
+echo "I: installing remaining packages inside the chroot..."
 @STEP@
 echo "Setting up bash (5.2) ..."
 `
 
-// fake puts the script into the PATH and returns where it writes its
-// arguments.
-func fake(t *testing.T, step string) (args string) {
+// fake puts the script into the PATH and returns its directory, which is the one
+// of the test's that the sandbox sees.
+func fake(t *testing.T, step string) (dir string) {
 	t.Helper()
 	requireRoot(t)
-	dir := t.TempDir()
-	args = filepath.Join(dir, "args")
-	script := strings.NewReplacer("@ARGS@", args, "@STEP@", step).Replace(fakeMmdebstrap)
+	dir = t.TempDir()
+	fakeIn(t, dir, step)
+	return dir
+}
+
+func fakeIn(t *testing.T, dir, step string) {
+	t.Helper()
+	script := strings.ReplaceAll(fakeMmdebstrap, "@STEP@", step)
 	if err := os.WriteFile(filepath.Join(dir, "mmdebstrap"), []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	return args
 }
 
-func fifo(t *testing.T) string {
+// fifo makes a pipe that the sandbox can open.
+func fifo(t *testing.T, dir, name string) string {
 	t.Helper()
-	p := filepath.Join(t.TempDir(), "fifo")
-	if err := unix.Mkfifo(p, 0o600); err != nil {
+	p := filepath.Join(dir, name)
+	if err := unix.Mkfifo(p, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(p, 0o666); err != nil {
 		t.Fatal(err)
 	}
 	return p
@@ -89,7 +98,7 @@ test: ["true"]
 `
 
 func TestBuild(t *testing.T) {
-	args := fake(t, "")
+	fake(t, "")
 	s := openStore(t)
 	r := parse(t, fakeRecipe)
 	var steps []Progress
@@ -108,12 +117,9 @@ func TestBuild(t *testing.T) {
 		t.Errorf("left in the runtime: %v, %v", entries, err)
 	}
 
-	given, err := os.ReadFile(args)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"--mode=root\n", "--include=usr-is-merged,bash=5.2\n--\nbookworm\n"} {
-		if !strings.Contains(string(given), want) {
+	given := strings.Join(log, "\n")
+	for _, want := range []string{"argument --mode=root\n", "argument --include=usr-is-merged,bash=5.2\nargument --\nargument bookworm\n"} {
+		if !strings.Contains(given, want) {
 			t.Errorf("arguments %q lack %q", given, want)
 		}
 	}
@@ -133,7 +139,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("read back: %+v, %v", again, err)
 	}
 
-	for _, gone := range []string{"etc/shadow", "etc/apt", "dev/null", "var/log/dpkg.log", "usr/lib/py/numpy/tests", "usr/lib/pipe"} {
+	for _, gone := range []string{"etc/shadow", "etc/apt", "usr/lib/disk", "var/log/dpkg.log", "usr/lib/py/numpy/tests", "usr/lib/pipe"} {
 		if _, err := os.Lstat(filepath.Join(rt.RootFS, gone)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", gone, err)
 		}
@@ -277,8 +283,10 @@ func TestBuildReplaces(t *testing.T) {
 }
 
 func TestBuildCanceled(t *testing.T) {
-	alive := fifo(t)
-	fake(t, "exec 9> "+alive+"; sleep 1000 & sleep 1000")
+	dir := t.TempDir()
+	alive := fifo(t, dir, "alive")
+	requireRoot(t)
+	fakeIn(t, dir, "exec 9> "+alive+"; sleep 1000 & sleep 1000")
 	s := openStore(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	gone := make(chan error, 1)
@@ -304,8 +312,10 @@ func TestBuildCanceled(t *testing.T) {
 }
 
 func TestBuildsOfOneName(t *testing.T) {
-	started, release := fifo(t), fifo(t)
-	fake(t, "echo > "+started+"; read -r _ < "+release)
+	dir := t.TempDir()
+	started, release := fifo(t, dir, "started"), fifo(t, dir, "release")
+	requireRoot(t)
+	fakeIn(t, dir, "echo > "+started+"; read -r _ < "+release)
 	s := openStore(t)
 	r := parse(t, fakeRecipe)
 	first := make(chan error, 1)
@@ -344,6 +354,7 @@ func TestBuildsOfOneName(t *testing.T) {
 const builderEnv = "RUNTIMES_TEST_BUILDER"
 
 func TestMain(m *testing.M) {
+	SandboxInit()
 	dir := os.Getenv(builderEnv)
 	if dir == "" {
 		os.Exit(m.Run())
@@ -362,8 +373,10 @@ func TestMain(m *testing.M) {
 // A builder that is killed takes mmdebstrap with it, and what it leaves goes
 // when the store is next opened.
 func TestBuilderKilled(t *testing.T) {
-	alive := fifo(t)
-	fake(t, "exec 9> "+alive+"; echo at the step; sleep 1000 & sleep 1000")
+	dir := t.TempDir()
+	alive := fifo(t, dir, "alive")
+	requireRoot(t)
+	fakeIn(t, dir, "exec 9> "+alive+"; echo at the step; sleep 1000 & sleep 1000")
 	s := openStore(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -407,17 +420,20 @@ func TestBuilderKilled(t *testing.T) {
 }
 
 func TestBuildOmits(t *testing.T) {
-	args := fake(t, `cp -r "$(dirname "$target")/omitted" "$target/opt-omitted"; cp "$sources" "$target/sources"`)
+	fake(t, `cp -r "$(dirname "$target")/omitted" "$target/opt-omitted"; cp "$sources" "$target/sources"`)
 	s := openStore(t)
-	rt, err := s.Build(t.Context(), parse(t, fakeRecipe+"omit: [g++, python3-sympy]\n"), BuildOptions{})
+	var log []string
+	rt, err := s.Build(t.Context(), parse(t, fakeRecipe+"omit: [g++, python3-sympy]\n"), BuildOptions{Log: func(l string) { log = append(log, l) }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	if want := "argument --include=joblet-omitted,usr-is-merged,bash=5.2"; !slices.Contains(log, want) {
+		t.Errorf("log %q lacks %q", log, want)
+	}
 	for file, wants := range map[string][]string{
-		args: {"--include=joblet-omitted,usr-is-merged,bash=5.2\n"},
 		filepath.Join(rt.RootFS, "opt-omitted/Packages"): {
 			"Provides: g++ (= 9999:1), python3-sympy (= 9999:1)\n", "Conflicts: g++, python3-sympy\n", "Filename: ./joblet-omitted.deb\n"},
-		filepath.Join(rt.RootFS, "sources"): {"URIs: copy:" + s.dir + "/.build-fake/omitted\nSuites: ./\nTrusted: yes\n"},
+		filepath.Join(rt.RootFS, "sources"): {"URIs: copy:/build/omitted\nSuites: ./\nTrusted: yes\n"},
 	} {
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -486,7 +502,7 @@ func TestSources(t *testing.T) {
 			}
 			tail := "Components: main\nSigned-By: " + debianKeyring + "\n\n"
 			want := strings.ReplaceAll(tt.want, "|", tail) + tail
-			if got := sourcesFor(r, root); got != want {
+			if got := sourcesText(sourcesFor(r, root), r.Components); got != want {
 				t.Errorf("got\n%s\nwant\n%s", got, want)
 			}
 		})
@@ -504,12 +520,14 @@ I: downloading packages with apt...
 0 upgraded, 60 newly installed, 0 to remove and 1 not upgraded.
 Get:1 http://deb.debian.org/debian bookworm/main amd64 gcc-12-base amd64 12.2.0 [37.6 kB]
 I: extracting archives...
+I: running --extract-hook directly: /build/download /build/rootfs
+0 upgraded, 4 newly installed, 0 to remove and 0 not upgraded.
+Get:1 copy:/build/omitted ./ joblet-omitted 1 [680 B]
+Get:4 http://deb.debian.org/debian bookworm/main amd64 procps amd64 2:4.0.2-3 [709 kB]
 I: installing essential packages...
 Setting up gcc-12-base:amd64 (12.2.0) ...
 I: installing remaining packages inside the chroot...
 0 upgraded, 2 newly installed, 0 to remove and 0 not upgraded.
-Get:1 copy:/x/omitted ./ joblet-omitted 1 [680 B]
-Get:2 http://deb.debian.org/debian bookworm/main amd64 procps amd64 2:4.0.2-3 [709 kB]
 Unpacking libproc2-0:amd64 (2:4.0.2-3) ...
 Unpacking procps (2:4.0.2-3) ...
 Setting up libproc2-0:amd64 (2:4.0.2-3) ...
@@ -520,8 +538,8 @@ I: cleaning package lists and apt cache...
 		p.line(strings.TrimSuffix(line, "\n"))
 	}
 	want := []string{
-		"1 prepare: update package lists", "4 base system: download base system", "8 base system: extract base system",
-		"16 base system: install base system", "26 download: resolve dependencies", "35 download: download procps (2 of 2)",
+		"1 prepare: update package lists", "4 download: download base system", "4 download: download gcc-12-base (1 of 60)", "12 download: extract base system",
+		"16 download: resolve dependencies", "25 download: download procps (4 of 4)", "25 base system: install base system", "35 install: install packages",
 		"50 install: unpack libproc2-0", "65 install: unpack procps", "80 install: set up libproc2-0", "95 install: set up procps",
 		"95 install: set up more", "95 finish: clean up",
 	}

@@ -165,7 +165,7 @@ func FuzzRecipe(f *testing.F) {
 				t.Errorf("word %q", p)
 			}
 		}
-		sources := sourcesFor(r, t.TempDir())
+		sources := sourcesText(sourcesFor(r, t.TempDir()), r.Components)
 		for line := range strings.Lines(sources) {
 			if key, _, _ := strings.Cut(line, ":"); !strings.Contains("\n Types URIs Suites Components Signed-By", key) {
 				t.Errorf("apt source line %q", line)

@@ -3,7 +3,7 @@
 //
 //	NAME/rootfs/       the tree, ready to be a job's read-only root
 //	NAME/runtime.yaml  what was built, when and from which recipe
-//	.build-NAME/       a build under way; its builder holds a flock on it
+//	.build-NAME/       a build under way, for root alone; its builder holds a flock on it
 //	.trash-RANDOM/     a tree on its way out
 //
 // A runtime appears and disappears by one rename, so a name stands for a whole
@@ -77,6 +77,7 @@ type Runtime struct {
 // goroutines at once.
 type Store struct {
 	dir string
+	ids buildIDs
 
 	// mu is held for writing while a name comes to stand for another tree, from
 	// the question whether the old one is in use to the rename.
@@ -346,16 +347,11 @@ func (s *Store) forget(name string) {
 func (s *Store) claim(name string) (dir string, lock *os.File, err error) {
 	dir = filepath.Join(s.dir, buildPrefix+name)
 	for range 10 {
-		err := os.Mkdir(dir, 0o755)
+		// Nobody but root sees what is under construction.
+		err := os.Mkdir(dir, 0o700)
 		leftover := errors.Is(err, fs.ErrExist)
 		if err != nil && !leftover {
 			return "", nil, err
-		}
-		if !leftover {
-			// Whatever the umask is, apt's own user must get in, and later jobs.
-			if err := os.Chmod(dir, 0o755); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return "", nil, err
-			}
 		}
 		lock, err := lockDir(dir)
 		switch {

@@ -57,9 +57,10 @@ var essentialFiles = map[string]string{
 }
 
 // finishTree turns an installed system into a tree that jobs can share
-// read-only. Changes of names go through os.Root: a link inside the tree leads
+// read-only. It belongs to the ids of a sandbox from base on, or to the host's
+// already. Changes of names go through os.Root: a link inside the tree leads
 // nowhere out of it.
-func finishTree(dir string, r Recipe) error {
+func finishTree(dir string, base uint32, r Recipe) error {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
@@ -99,7 +100,7 @@ func finishTree(dir string, r Recipe) error {
 			return fmt.Errorf("link %s: %w", link, err)
 		}
 	}
-	return sanitize(dir)
+	return sanitize(dir, base)
 }
 
 // emptyDir makes p an empty directory. A link there, such as /var/run, stays
@@ -157,44 +158,134 @@ func exclude(root *os.Root, dir string, patterns []string) error {
 	})
 }
 
-// sanitize makes everything below dir readable by all, for the tree may be
-// seen through another user namespace, and takes away what could lift a
-// process above its job: setuid and setgid bits, file capabilities, device
-// nodes. Nothing runs in the tree meanwhile, so that paths are safe to use.
-func sanitize(dir string) error {
-	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
+// sanitize gives everything below dir the owners that it has in the sandbox, makes
+// it readable by all, for the tree may be seen through another user namespace, and
+// takes away what could lift a process above its job: setuid and setgid bits, file
+// capabilities, access control lists, device nodes. It follows no link.
+func sanitize(dir string, base uint32) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	return sanitizeDir(os.NewFile(uintptr(fd), dir), base, 0)
+}
+
+// maxTreeDepth bounds how deep a tree may be: a descriptor is open for each level.
+const maxTreeDepth = 200
+
+// sanitizeDir sanitizes an open directory and what is in it, and closes it.
+func sanitizeDir(d *os.File, base uint32, depth int) error {
+	defer func() { _ = d.Close() }()
+	if depth > maxTreeDepth {
+		return fmt.Errorf("%.300s: a tree may be %d directories deep", d.Name(), maxTreeDepth)
+	}
+	if err := sanitizeFile(d, base); err != nil {
+		return err
+	}
+	names, err := d.Readdirnames(-1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := sanitizeEntry(d, name, base, depth); err != nil {
 			return err
 		}
-		switch d.Type() {
-		case fs.ModeSymlink:
-			return nil
-		case fs.ModeDir, 0:
-		default: // device node, named pipe or socket
-			return os.Remove(p)
+	}
+	return nil
+}
+
+func sanitizeEntry(d *os.File, name string, base uint32, depth int) error {
+	p := filepath.Join(d.Name(), name)
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(d.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "stat", Path: p, Err: err}
+	}
+	flags := unix.O_RDONLY | unix.O_NONBLOCK | unix.O_CLOEXEC
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFLNK:
+		uid, gid, err := ownerIn(st, base)
+		if err == nil {
+			err = unix.Fchownat(int(d.Fd()), name, uid, gid, unix.AT_SYMLINK_NOFOLLOW)
 		}
-		var st unix.Stat_t
-		if err := unix.Lstat(p, &st); err != nil {
-			return &fs.PathError{Op: "stat", Path: p, Err: err}
-		}
-		mode := st.Mode & 0o7777
-		want := mode&^(unix.S_ISUID|unix.S_ISGID) | 0o444
-		if d.IsDir() || mode&0o111 != 0 {
-			want |= 0o111
-		}
-		if want != mode {
-			if err := unix.Chmod(p, want); err != nil {
-				return &fs.PathError{Op: "chmod", Path: p, Err: err}
-			}
-		}
-		if !d.IsDir() {
-			err := unix.Lremovexattr(p, "security.capability")
-			if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) {
-				return &fs.PathError{Op: "removexattr", Path: p, Err: err}
-			}
+		if err != nil {
+			return &fs.PathError{Op: "chown", Path: p, Err: err}
 		}
 		return nil
-	})
+	case unix.S_IFDIR:
+		flags |= unix.O_DIRECTORY
+	case unix.S_IFREG:
+	default: // device node, named pipe or socket
+		if err := unix.Unlinkat(int(d.Fd()), name, 0); err != nil {
+			return &fs.PathError{Op: "remove", Path: p, Err: err}
+		}
+		return nil
+	}
+	fd, err := unix.Openat2(int(d.Fd()), name, &unix.OpenHow{Flags: uint64(flags), Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_XDEV})
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: p, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), p)
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return sanitizeDir(f, base, depth+1)
+	}
+	defer func() { _ = f.Close() }()
+	return sanitizeFile(f, base)
+}
+
+// ownerIn returns the owner that a file has in the sandbox. A file that other
+// names have led to already has it on the host as well.
+func ownerIn(st unix.Stat_t, base uint32) (uid, gid int, err error) {
+	inside := func(id uint32) (int, error) {
+		switch {
+		case id < sandboxIDs:
+			return int(id), nil
+		case id >= base && id-base < sandboxIDs:
+			return int(id - base), nil
+		}
+		return 0, fmt.Errorf("it belongs to %d, which is no id of the build's", id)
+	}
+	uid, err = inside(st.Uid)
+	if err == nil {
+		gid, err = inside(st.Gid)
+	}
+	return uid, gid, err
+}
+
+// harmfulAttributes give a process more than its job has, or name ids of the
+// sandbox.
+var harmfulAttributes = []string{"security.capability", "system.posix_acl_access", "system.posix_acl_default"}
+
+func sanitizeFile(f *os.File, base uint32) error {
+	fd := int(f.Fd())
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: f.Name(), Err: err}
+	}
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	for _, name := range harmfulAttributes {
+		err := unix.Fremovexattr(fd, name)
+		if err != nil && !errors.Is(err, unix.ENODATA) && !errors.Is(err, unix.EOPNOTSUPP) && !(errors.Is(err, unix.EACCES) && !dir) { // files have no default list
+			return &fs.PathError{Op: "removexattr " + name, Path: f.Name(), Err: err}
+		}
+	}
+	mode := st.Mode & 0o7777
+	want := mode&^(unix.S_ISUID|unix.S_ISGID) | 0o444
+	if dir || mode&0o111 != 0 {
+		want |= 0o111
+	}
+	if want != mode { // before the owner: it must never be root's with these bits
+		if err := unix.Fchmod(fd, want); err != nil {
+			return &fs.PathError{Op: "chmod", Path: f.Name(), Err: err}
+		}
+	}
+	uid, gid, err := ownerIn(st, base)
+	if err == nil && (uint32(uid) != st.Uid || uint32(gid) != st.Gid) {
+		err = unix.Fchown(fd, uid, gid)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "chown", Path: f.Name(), Err: err}
+	}
+	return nil
 }
 
 // installedPackages reads dpkg's database in the tree and returns version by

@@ -46,7 +46,7 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 		return err
 	}
 	in := &input{recv: call.Recv}
-	staged, err := s.stage(in, r.GetFiles(), spec.Stdin == joblet.StdinFile)
+	staged, err := s.stage(in, callerOf(ctx).name(), r.GetFiles(), spec.Stdin == joblet.StdinFile)
 	if err != nil {
 		return err
 	}
@@ -78,11 +78,11 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 
 // stage takes what comes along with a job before it is accepted; nil for
 // nothing.
-func (s *jobService) stage(in *input, files, stdin bool) (_ *supervisor.Staged, err error) {
+func (s *jobService) stage(in *input, owner string, files, stdin bool) (_ *supervisor.Staged, err error) {
 	if !files && !stdin {
 		return nil, nil
 	}
-	staged := s.sup.Stage()
+	staged := s.sup.Stage(owner)
 	defer func() {
 		if err != nil {
 			err = joinDiscard(err, staged)

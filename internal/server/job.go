@@ -74,7 +74,7 @@ func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *s
 		return joblet.Job{}, err
 	}
 	if len(r.GetUploads()) > 0 {
-		staged = s.sup.Stage()
+		staged = s.sup.Stage(callerOf(ctx).name())
 		archive := uploads(r.GetUploads())
 		defer archive.Close()
 		if err := staged.Files(archive); err != nil {

@@ -101,13 +101,12 @@ func (s *runtimeService) BuildRuntime(r *api.BuildRuntimeRequest, out grpc.Serve
 	}
 	opt := runtimes.BuildOptions{
 		Force:    r.GetForceRebuild(),
-		InUse:    s.sup.RuntimeInUse,
 		Progress: func(p runtimes.Progress) { send(phaseToProto(p)) },
 	}
 	if r.GetVerbose() {
 		opt.Log = func(line string) { send(logLineToProto(line)) }
 	}
-	rt, err := s.sup.Runtimes().Build(ctx, recipe, opt)
+	rt, err := s.sup.BuildRuntime(ctx, recipe, opt)
 	if err != nil {
 		return err
 	}

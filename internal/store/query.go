@@ -42,6 +42,7 @@ const (
 	// As the partial index job_ended has it, letter by letter.
 	isFinal     = `state IN ('COMPLETED', 'FAILED', 'STOPPED', 'CANCELED', 'TIMEOUT', 'LOST')`
 	oldestEnded = selectJob + `INDEXED BY job_ended WHERE ` + isFinal + ` ORDER BY ended LIMIT ?`
+	ownerBytes  = `SELECT owner, sum(disk_bytes) FROM job WHERE ` + isFinal + ` GROUP BY owner`
 	diskBytes   = `SELECT coalesce(sum(disk_bytes), 0) FROM job INDEXED BY job_ended WHERE ` + isFinal
 
 	lastBackwards = `SELECT coalesce(max(seq), 0) FROM job INDEXED BY job_backwards WHERE ended < created AND ended < ?`
@@ -348,6 +349,25 @@ func (s *Store) DiskBytes(ctx context.Context) (int64, error) {
 		return err
 	})
 	return sum, err
+}
+
+// OwnerBytes returns what the directories of each owner's ended jobs take on disk.
+// It reads all records.
+func (s *Store) OwnerBytes(ctx context.Context) (map[string]int64, error) {
+	all := map[string]int64{}
+	err := s.read(ctx, "add up job records", func(c *sqlite.Conn) error {
+		c.SetInterrupt(ctx.Done())
+		defer c.SetInterrupt(nil)
+		stmt, err := c.Prepare(ownerBytes)
+		if err != nil {
+			return err
+		}
+		return query(stmt, func(row *sqlite.Stmt) error {
+			all[row.ColumnText(0)] = row.ColumnInt64(1)
+			return nil
+		})
+	})
+	return all, err
 }
 
 // sqlLimit is a limit as SQL has it: there a negative one is none.

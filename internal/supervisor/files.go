@@ -27,13 +27,16 @@ const (
 type Staged struct {
 	sup   *Supervisor
 	id    string
+	owner string
 	tops  []string
 	stdin bool
 }
 
-// Stage begins to take what comes along with a job. It ends with Submit or with
-// Discard. What a crash leaves of it, the next daemon removes.
-func (s *Supervisor) Stage() *Staged { return &Staged{sup: s, id: joblet.NewID()} }
+// Stage begins to take what comes along with a job of an owner. It ends with Submit
+// or with Discard. What a crash leaves of it, the next daemon removes.
+func (s *Supervisor) Stage(owner string) *Staged {
+	return &Staged{sup: s, id: joblet.NewID(), owner: owner}
+}
 
 // check reports whether what came along is what the spec speaks of.
 func (st *Staged) check(spec joblet.Spec) error {
@@ -55,7 +58,11 @@ func (st *Staged) Files(r io.Reader) error {
 // Stdin takes the job's standard input.
 func (st *Staged) Stdin(r io.Reader) error {
 	return st.take(stdinName, "the job's standard input", func(w io.Writer) error {
-		_, err := io.Copy(w, r)
+		most := st.sup.maxStdin
+		n, err := io.Copy(w, io.LimitReader(r, most+1))
+		if err == nil && n > most {
+			err = joblet.Errorf(joblet.ResourceExhausted, "standard input as a file is limited to %s, and this is more: pipe it to a job that is not detached", joblet.FormatSize(most))
+		}
 		st.stdin = true
 		return err
 	})
@@ -70,7 +77,7 @@ func (st *Staged) take(name, what string, fill func(io.Writer) error) error {
 	if err != nil {
 		return fmt.Errorf("take %s: %w", what, err)
 	}
-	err = fill(f)
+	err = fill(&charged{f, st})
 	if err == nil {
 		err = f.Sync()
 	}
@@ -87,6 +94,19 @@ func (st *Staged) take(name, what string, fill func(io.Writer) error) error {
 	return err
 }
 
+// charged writes what is staged, as long as its owner may have more.
+type charged struct {
+	w  io.Writer
+	st *Staged
+}
+
+func (c *charged) Write(p []byte) (int, error) {
+	if err := c.st.sup.quota.reserve(c.st.owner, c.st.id, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return c.w.Write(p)
+}
+
 // Discard removes what was taken.
 func (st *Staged) Discard() error {
 	if st == nil {
@@ -95,11 +115,13 @@ func (st *Staged) Discard() error {
 	if err := os.RemoveAll(st.sup.jobDir(st.id)); err != nil {
 		return fmt.Errorf("remove what came along with a job: %w", err)
 	}
+	st.sup.quota.release(st.id)
 	return nil
 }
 
 // linkInput gives one job what came along with another.
-func (s *Supervisor) linkInput(from, to string, spec joblet.Spec) error {
+// It counts for the other's owner as well: each of the two names keeps it on disk.
+func (s *Supervisor) linkInput(from, to, owner string, spec joblet.Spec) error {
 	var names []string
 	if len(spec.Uploads) > 0 {
 		names = append(names, filesName)
@@ -114,6 +136,11 @@ func (s *Supervisor) linkInput(from, to string, spec joblet.Spec) error {
 		return err
 	}
 	for _, name := range names {
+		if fi, err := os.Stat(filepath.Join(s.jobDir(from), name)); err == nil {
+			if err := s.quota.reserve(owner, to, fi.Size()); err != nil {
+				return err
+			}
+		}
 		if err := os.Link(filepath.Join(s.jobDir(from), name), filepath.Join(s.jobDir(to), name)); err != nil {
 			return fmt.Errorf("pass on what came along with job %s: %w", joblet.ShortID(from), err)
 		}
@@ -136,6 +163,16 @@ func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*engine.Stdin, e
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v", joblet.ShortID(id), v.job.State)
 	}
 	return v.proc.OpenStdin()
+}
+
+// inputBytes is what came along with a job.
+func inputBytes(dir string) (n int64) {
+	for _, name := range []string{filesName, stdinName} {
+		if fi, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			n += fi.Size()
+		}
+	}
+	return n
 }
 
 // Files writes those files of the job's /work that match the patterns (see

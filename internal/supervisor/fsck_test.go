@@ -604,7 +604,7 @@ func TestFsckHealthy(t *testing.T) {
 
 	later := sh("true")
 	later.Schedule, later.SecretEnv, later.Stdin = "+1h", map[string]string{"TOKEN": "hunter2"}, joblet.StdinFile
-	input := sup.Stage()
+	input := sup.Stage("uid:0")
 	s.check(input.Files(strings.NewReader(tarOf(t, "src"))))
 	s.check(input.Stdin(strings.NewReader("input")))
 	first := submit(later, input).ID

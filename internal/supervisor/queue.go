@@ -315,6 +315,7 @@ func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
 			*r = end
 			l.starting, l.onDisk = false, true
 			l.endRun()
+			s.quota.ended(end.Owner, end.ID, end.DiskBytes)
 		})
 	}
 	if s.persist(l, func() error { return s.saveEnd(l, end, become) }) {
@@ -473,8 +474,8 @@ func (s *Supervisor) makeRun(parent store.Record) error {
 	case joblet.KindOf(err) != joblet.NotFound:
 		return err
 	}
-	if err := s.linkInput(parent.ID, rec.ID, spec); err != nil {
-		return err
+	if err := s.linkInput(parent.ID, rec.ID, rec.Owner, spec); err != nil {
+		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
 	}
 	fault.Point("fire.linked")
 	if _, err := s.accept(s.ctx, rec); err != nil {

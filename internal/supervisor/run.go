@@ -41,6 +41,9 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 	if err := input.check(spec); err != nil {
 		return joblet.Job{}, err
 	}
+	if err := s.quota.reserve(owner, id, 0); err != nil {
+		return joblet.Job{}, err
+	}
 	if err := spec.Validate(); err != nil {
 		return joblet.Job{}, err
 	}
@@ -327,6 +330,7 @@ func (s *Supervisor) settle(l *live) {
 		retry(&rec.Job)
 	} else {
 		rec.Sealed, rec.DiskBytes = nil, diskBytes
+		s.quota.ended(rec.Owner, rec.ID, diskBytes)
 	}
 	rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
 		*r = rec

@@ -178,9 +178,9 @@ func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[st
 	spec.Schedule, spec.Overlap, spec.DependsOn, spec.IdempotencyKey = "", "", nil, ""
 	var input *Staged
 	if len(spec.Uploads) > 0 || spec.Stdin != joblet.StdinNone {
-		input = s.Stage()
+		input = s.Stage(owner)
 		input.tops, input.stdin = spec.Uploads, spec.Stdin == joblet.StdinFile
-		if err := s.linkInput(job.ID, input.id, spec); err != nil {
+		if err := s.linkInput(job.ID, input.id, owner, spec); err != nil {
 			return joblet.Job{}, joinKind(err, input.Discard())
 		}
 	}
@@ -215,6 +215,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	fault.Point("delete.begin")
+	rec, recErr := s.store.Get(ctx, job.ID)
 	// A name that says what is going on, so that the next daemon knows what to do
 	// with a directory without a record.
 	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+deletingSuffix
@@ -227,6 +228,9 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 			err = joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, back)
 		}
 		return err
+	}
+	if recErr == nil {
+		s.quota.deleted(rec.Owner, rec.DiskBytes)
 	}
 	fault.Point("delete.record")
 	if err := os.RemoveAll(going); err != nil {

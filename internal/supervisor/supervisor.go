@@ -47,6 +47,9 @@ type Config struct {
 	RetainBytes   int64         // what ended jobs may take on disk before the oldest go; 0: any size
 	Defaults      joblet.Limits // of jobs that do not say otherwise
 	Ceiling       joblet.Limits // what a job may ask for at most
+	MaxOwnerBytes int64         // what the directories of one owner's jobs may take on disk; 0: any size
+	Mirrors       []string      // where runtimes may be built from (runtimes.ValidMirror)
+	BuildTimeout  time.Duration // how long the build of a runtime may take
 	LogShrinks    bool          // on a full disk a job's log gives up its older half, instead of the job waiting
 }
 
@@ -63,6 +66,7 @@ type Supervisor struct {
 	watcher  *follow.Watcher
 	secrets  sealer
 	observer *hostinfo.Observer
+	quota    *quota
 	created  bool // the database is new
 
 	ctx    context.Context // ends with Close
@@ -71,16 +75,17 @@ type Supervisor struct {
 	wake   chan struct{}  // the queue has something to look at
 	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
 
-	mu      sync.Mutex // protects what follows
-	closing bool
-	live    map[string]*live
-	held    map[string]int // owner → bytes of the specs of his live jobs
-	maxHeld int            // of one owner
-	using   map[string]int // runtime → jobs that have it, or are about to
-	busy    int            // jobs that hold a place among MaxConcurrent
-	ready   readyHeap      // PENDING jobs that only wait for a place
-	timers  timerHeap      // SCHEDULED jobs
-	waiters map[string][]waiter
+	mu       sync.Mutex // protects what follows
+	closing  bool
+	live     map[string]*live
+	held     map[string]int // owner → bytes of the specs of his live jobs
+	maxHeld  int            // of one owner
+	maxStdin int64          // of one job, as a file
+	using    map[string]int // runtime → jobs that have it, or are about to
+	busy     int            // jobs that hold a place among MaxConcurrent
+	ready    readyHeap      // PENDING jobs that only wait for a place
+	timers   timerHeap      // SCHEDULED jobs
+	waiters  map[string][]waiter
 
 	onChange func(id string, from, to joblet.State) // for tests; called under mu
 }
@@ -119,7 +124,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Supervisor{
-		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, using: map[string]int{}, waiters: map[string][]waiter{},
+		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, maxStdin: maxStdin, using: map[string]int{}, waiters: map[string][]waiter{},
 		wake: make(chan struct{}, 1), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
 		observer: hostinfo.NewObserver(),
 	}
@@ -138,6 +143,9 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if s.store, err = store.Open(ctx, db); err != nil {
 		return nil, err
 	}
+	if s.quota, err = openQuota(ctx, cfg.MaxOwnerBytes, s.store); err != nil {
+		return nil, err
+	}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
 		return nil, err
 	}
@@ -153,6 +161,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
+	s.countInput()
 	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
 		s.sampleAll(true)
 	}
@@ -161,6 +170,21 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	s.work.Go(s.retain)
 	s.work.Go(s.collect)
 	return s, nil
+}
+
+// countInput has the quota know what came along with jobs that a former daemon
+// accepted.
+func (s *Supervisor) countInput() {
+	if s.quota == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, l := range s.live {
+		if !l.rec.State.Final() {
+			s.quota.found(l.rec.Owner, id, inputBytes(s.jobDir(id)))
+		}
+	}
 }
 
 // Close stops taking jobs and leaves the running ones running.
@@ -188,6 +212,22 @@ func (s *Supervisor) jobDir(id string) string { return filepath.Join(s.jobsDir()
 
 // Runtimes returns the installed runtimes.
 func (s *Supervisor) Runtimes() *runtimes.Store { return s.runtimes }
+
+// buildMemory is what the build of a runtime may have, page cache included.
+const buildMemory = 4 << 30
+
+// BuildRuntime builds a runtime as this daemon is configured to: from the mirrors
+// that it allows, with limits on time, memory and processes.
+func (s *Supervisor) BuildRuntime(ctx context.Context, recipe runtimes.Recipe, opt runtimes.BuildOptions) (runtimes.Runtime, error) {
+	opt.InUse = s.RuntimeInUse
+	opt.Contain = func(pid int) (func() error, error) {
+		return s.engine.Contain(pid, joblet.Limits{MemoryBytes: buildMemory})
+	}
+	s.mu.Lock()
+	opt.Mirrors, opt.Timeout = s.cfg.Mirrors, s.cfg.BuildTimeout
+	s.mu.Unlock()
+	return s.runtimes.Build(ctx, recipe, opt)
+}
 
 // RuntimeInUse reports whether a job that has not ended uses the runtime. It is
 // what the runtimes' store asks before it takes a tree away.
@@ -316,12 +356,13 @@ func (s *Supervisor) hasMany(l *live) bool {
 }
 
 // Configure changes those settings that can be changed while jobs run:
-// MaxConcurrent, MaxPerOwner, Defaults and Ceiling. Jobs that there are keep what
+// MaxConcurrent, MaxPerOwner, Defaults, Ceiling, Mirrors and BuildTimeout. Jobs that there are keep what
 // they got.
 func (s *Supervisor) Configure(cfg Config) {
 	s.mu.Lock()
 	s.cfg.MaxConcurrent, s.cfg.MaxPerOwner = cfg.MaxConcurrent, cfg.MaxPerOwner
 	s.cfg.Defaults, s.cfg.Ceiling = cfg.Defaults, cfg.Ceiling
+	s.cfg.Mirrors, s.cfg.BuildTimeout = cfg.Mirrors, cfg.BuildTimeout
 	s.mu.Unlock()
 	s.nudge()
 }

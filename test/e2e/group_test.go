@@ -105,6 +105,51 @@ func TestGroupUnknown(t *testing.T) {
 	}
 }
 
+// TestGroupNotNamed: members of a group that only happens to be called joblet are
+// nobody to a daemon whose configuration names none, and see nothing of its state.
+func TestGroupNotNamed(t *testing.T) {
+	t.Parallel()
+	const gid = 61999
+	dir := t.TempDir()
+	groups, err := os.ReadFile("/etc/group")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var other []byte
+	for line := range strings.Lines(string(groups)) {
+		if !strings.HasPrefix(line, "joblet:") {
+			other = append(other, line...)
+		}
+	}
+	own := filepath.Join(dir, "group")
+	if err := os.WriteFile(own, append(other, "joblet:x:61999:alice\n"...), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	start := filepath.Join(dir, "joblet")
+	script := "#!/bin/sh\nexec unshare -m --propagation slave sh -c 'mount --bind " + own + " /etc/group; exec " + binDir + "/joblet \"$@\"' joblet \"$@\"\n"
+	if err := os.WriteFile(start, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d := withState(t)
+	d.bin = start
+	d.serve(t)
+	for dir := filepath.Dir(d.run); dir != os.TempDir(); dir = filepath.Dir(dir) { // which t.TempDir keeps to root
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if fi, err := os.Stat(d.state); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("state directory: %v, %v", fi.Mode(), err)
+	}
+	cmd := exec.CommandContext(patient(t), binDir+"/rnx", "job", "run", "id")
+	cmd.Env = []string{"RNX_HOST=" + d.host(), "PATH=" + os.Getenv("PATH"), "HOME=/nonexistent"}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 61001, Gid: 61001, Groups: []uint32{gid}}}
+	if r := finish(cmd); r.status == 0 || !strings.Contains(r.stderr, "only root may use the daemon") {
+		t.Errorf("a member of the host's group: %v", r)
+	}
+}
+
 // TestGroupNames: a name means the caller's own job, whoever else uses it.
 func TestGroupNames(t *testing.T) {
 	t.Parallel()
