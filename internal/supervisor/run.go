@@ -316,6 +316,9 @@ func (s *Supervisor) settle(l *live) {
 	rec = l.rec // whether it was asked to stop counts up to this moment
 	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
+	if record == nil && l.apart != "" {
+		rec.Reason = l.apart
+	}
 	rec.Usage = rec.Usage.Max(seen)
 	run := rec.Job
 	again := retries(rec.Job) && !asked // whatever it was that ended it
@@ -333,7 +336,7 @@ func (s *Supervisor) settle(l *live) {
 	s.mu.Unlock()
 	s.countEnd(run, g, again)
 	fault.Point("end.concluded")
-	if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
+	if err := s.release(l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
 	}
 	fault.Point("end.released")
