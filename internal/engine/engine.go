@@ -262,6 +262,10 @@ const (
 	StepWorkDir = monitor.StepWorkDir
 	StepFiles   = monitor.StepFiles
 	StepJoin    = monitor.StepJoin // the job has ended
+
+	StepArguments = monitor.StepArguments
+	StepReaper    = monitor.StepReaper
+	StepKilled    = monitor.StepKilled
 )
 
 // NewRun returns a Run with a view and the limits on privileges that every job

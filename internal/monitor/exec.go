@@ -160,7 +160,7 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	p.call("close the monitor's end", unix.SYS_CLOSE, uintptr(sockets[0]))
 	execProgram(p, x, target)
 	if p.full {
-		return -1, &stepError{"pass the arguments and the environment", unix.E2BIG}
+		return -1, &stepError{StepArguments, unix.E2BIG}
 	}
 
 	a, err := shared.fork(&args, sockets[1], 0)

@@ -650,7 +650,7 @@ func (f *fsck) passLog(r *logstore.Reader) error {
 func (f *fsck) checkLeftovers(id string, entries []fs.DirEntry) {
 	for _, e := range entries {
 		name := e.Name()
-		if of, ok := strings.CutSuffix(name, ".tmp"); !ok || of != monitor.WorkName && !isExitName(of) {
+		if !leftOver(name) {
 			continue
 		}
 		f.found(id, fmt.Sprintf("%q is left in its directory", name), func() error { return os.Remove(filepath.Join(f.jobDir(id), name)) })

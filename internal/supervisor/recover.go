@@ -359,7 +359,10 @@ func (s *Supervisor) sweep() error {
 			if !joblet.ValidID(id) || s.find(id) != nil {
 				continue
 			}
-			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
+			if rec, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
+				if err == nil && rec.State.Final() { // a daemon may have died just before it did that
+					s.tidy(id)
+				}
 				continue
 			}
 			if err := s.sweepOne(id, s.created); err != nil {

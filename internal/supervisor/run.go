@@ -338,6 +338,16 @@ func startError(spec joblet.Spec, f engine.Failure) error {
 		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
 	case f.OutOfMemory:
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: out of memory before the command ran: --max-memory %s is too little for it", spec.Command, joblet.FormatSize(spec.Limits.MemoryBytes))
+	case f.Step == engine.StepArguments && errno == syscall.E2BIG:
+		return joblet.Errorf(joblet.InvalidArgument, "%s: arguments, environment and working directory are too large together: pass large data in a file", spec.Command)
+	case f.Step == engine.StepReaper && errno == syscall.EAGAIN:
+		return joblet.Errorf(joblet.ResourceExhausted, "%s: the job may not have the second process that --init needs: allow at least two (--max-pids, --rlimit nproc)", spec.Command)
+	case f.Step == engine.StepKilled && spec.Limits.Rlimits["cpu"] != (joblet.Rlimit{}):
+		return joblet.Errorf(joblet.ResourceExhausted, "%s: killed before the command ran: --rlimit cpu=%v may be too little for it", spec.Command, spec.Limits.Rlimits["cpu"])
+	case errno == syscall.EAGAIN:
+		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s: this host, or the job, has as many processes as it may have", f.Text)
+	case errno == syscall.EMFILE || errno == syscall.ENFILE:
+		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
 	case f.Step == engine.StepFiles && errno == syscall.ENOSPC:
 		return joblet.Errorf(joblet.ResourceExhausted, "the files that came along do not fit into the job's /work")
 	case errno == syscall.ENOSPC || errno == syscall.EDQUOT:
@@ -427,10 +437,32 @@ func (s *Supervisor) settle(l *live) {
 		return // the daemon stops first: recover does it
 	}
 	fault.Point("end.recorded")
-	if record == nil { // it is LOST: what was reserved for its end
-		_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.ExitName(rec.Attempt)+".tmp"))
-	}
+	s.tidy(rec.ID)
 	s.finish(l, rec)
+}
+
+// tidy removes from the directory of a job that has ended what monitors that were
+// killed were writing, and what was reserved for the ends of attempts.
+func (s *Supervisor) tidy(id string) {
+	entries, err := os.ReadDir(s.jobDir(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.cfg.Log.Warn("look for what is left of a job's shims", "job", id, "error", err)
+	}
+	for _, e := range entries {
+		if !leftOver(e.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.jobDir(id), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.cfg.Log.Warn("remove what is left of a job's shim", "job", id, "error", err)
+		}
+	}
+}
+
+// leftOver reports whether a file in the directory of a job that has ended is one
+// that a monitor did not finish.
+func leftOver(name string) bool {
+	of, ok := strings.CutSuffix(name, ".tmp")
+	return ok && (of == monitor.WorkName || isExitName(of))
 }
 
 // finish is the last of a job, once its end is durable: jobs that wait for it go
