@@ -259,6 +259,9 @@ func (l Limits) Validate() error {
 		if err := r.validate("--" + name); err != nil {
 			return err
 		}
+		if name == "cpu" && (r.Soft == 0 || r.Hard == 0) {
+			return Errorf(InvalidArgument, "--rlimit cpu=%v: must be at least 1 second: with none the job is killed before its command runs", r)
+		}
 	}
 	return nil
 }

@@ -260,6 +260,10 @@ func sendable(request proto.Message) error {
 	return nil
 }
 
+// ErrLost is in the chain of errors of calls that got no answer, because the daemon
+// or the way to it went away: whether the daemon did what was asked is not known.
+var ErrLost = wire.ErrLost
+
 // Run submits a job and returns once it is accepted: its command runs, or it is
 // PENDING or SCHEDULED. A job that gets files or standard input is for Submit.
 func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) {

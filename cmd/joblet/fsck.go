@@ -123,6 +123,11 @@ func (o fsckOptions) check(ctx context.Context, report func(supervisor.Problem))
 		return sum, fmt.Errorf("it needs that no daemon runs, stop it first: %w", err)
 	}
 	defer lock.Close()
+	stateLock, err := o.lockState(ctx)
+	if err != nil {
+		return sum, fmt.Errorf("it needs that no daemon runs, stop it first: %w", err)
+	}
+	defer stateLock.Close()
 	return supervisor.Fsck(ctx, supervisor.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: slog.New(slog.DiscardHandler)}, o.FsckOptions, report)
 }
 

@@ -38,6 +38,10 @@ const (
 	socketName = "joblet.sock"
 	lockName   = "joblet.lock"
 
+	// stateLockName says who serves the state directory; another name than
+	// lockName, for one directory may be both.
+	stateLockName = "daemon.lock"
+
 	// newSuffix is behind a socket's name until it has its place.
 	newSuffix = ".new"
 
@@ -442,6 +446,14 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		return err
 	}
 	defer lock.Close()
+	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
+		return fmt.Errorf("make the state directory: %w", err)
+	}
+	stateLock, err := o.lockState(ctx)
+	if err != nil {
+		return err
+	}
+	defer stateLock.Close()
 
 	var scrapes net.Listener
 	if counts != nil { // before anything is recovered: the port may be taken
@@ -625,6 +637,61 @@ func (o serveOptions) idle(ctx context.Context, srv *server.Server, sup *supervi
 	return idle
 }
 
+// holder is the process that has a directory locked, as its lock file says. The
+// file is for error messages: what counts is the lock.
+type holder struct {
+	pid    string
+	runDir string
+	pidNS  string // its PID namespace: elsewhere its number means nothing
+}
+
+func readHolder(f *os.File) (h holder) {
+	text := make([]byte, 2*unix.PathMax)
+	n, _ := f.ReadAt(text, 0)
+	lines := strings.Split(string(text[:n]), "\n")
+	for i, field := range []*string{&h.pid, &h.runDir, &h.pidNS} {
+		if i < len(lines) {
+			*field = strings.TrimSpace(lines[i])
+		}
+	}
+	return h
+}
+
+func (h holder) String() string {
+	text := "process " + cmp.Or(h.pid, "unknown")
+	if h.pidNS != "" && h.pidNS != ownPIDNS() {
+		text += " of another PID namespace"
+	}
+	return text
+}
+
+// serves reports whether the holder answers on its socket.
+func (h holder) serves(socket string) bool {
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return !h.died()
+}
+
+// died reports whether the daemon that wrote its number into the lock is gone. A
+// daemon that is killed while it starts a monitor leaves a child that, until its
+// execve, still has the lock and the socket.
+func (h holder) died() bool {
+	if h.pidNS != "" && h.pidNS != ownPIDNS() {
+		return false
+	}
+	pid, err := strconv.Atoi(h.pid)
+	return err == nil && pid > 0 && unix.Kill(pid, 0) == unix.ESRCH
+}
+
+// ownPIDNS names the PID namespace of this process, or is empty.
+func ownPIDNS() string {
+	name, _ := os.Readlink("/proc/self/ns/pid")
+	return name
+}
+
 // lock makes this the only daemon of the run directory for as long as the file
 // is open. A daemon that is stopping is waited for, one that serves is not.
 func (o serveOptions) lock(ctx context.Context) (*os.File, error) {
@@ -633,44 +700,77 @@ func (o serveOptions) lock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock: %w", err)
 	}
-	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	err = lockFile(ctx, f, func() bool { return readHolder(f).serves(o.socket()) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
-		conn, dialErr := net.Dial("unix", o.socket())
-		if dialErr == nil {
-			conn.Close()
-		}
-		if dialErr != nil || holderDied(f) {
-			err = waitLock(ctx, f)
-		}
-	}
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		holder := make([]byte, 20)
-		n, _ := f.ReadAt(holder, 0)
+		by := readHolder(f)
 		f.Close()
-		return nil, fmt.Errorf("another daemon (process %s) uses %s", cmp.Or(strings.TrimSpace(string(holder[:n])), "unknown"), o.RunDir)
+		return nil, fmt.Errorf("another daemon (%v) uses %s", by, o.RunDir)
 	}
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", name, err)
 	}
-	if err = f.Truncate(0); err == nil {
-		_, err = fmt.Fprintln(f, os.Getpid())
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("write lock: %w", err)
-	}
+	o.writeHolder(f)
 	return f, nil
 }
 
-// holderDied reports whether the daemon that wrote its number into the lock is
-// gone. A daemon that is killed while it starts a monitor leaves a child that,
-// until its execve, still has the lock and the socket.
-func holderDied(f *os.File) bool {
-	holder := make([]byte, 20)
-	n, _ := f.ReadAt(holder, 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(holder[:n])))
-	return err == nil && pid > 0 && unix.Kill(pid, 0) == unix.ESRCH
+// lockState makes this the only process that changes the state directory, for as
+// long as the returned file is open: whatever its run directory, its mount and PID
+// namespaces, and the name by which it reaches the directory. What is locked is
+// the directory itself, so that nobody ends the lock by removing a file.
+func (o serveOptions) lockState(ctx context.Context) (_ *os.File, err error) {
+	dir, err := os.Open(o.StateDir)
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	info, err := os.OpenFile(filepath.Join(o.StateDir, stateLockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	lock, other := dir, info
+	defer func() {
+		if other.Close(); err != nil {
+			lock.Close()
+		}
+	}()
+	serves := func() bool {
+		h := readHolder(info)
+		return h.runDir != "" && h.serves(filepath.Join(h.runDir, socketName))
+	}
+	err = lockFile(ctx, lock, serves)
+	if errors.Is(err, unix.EBADF) { // NFS locks only what is open for writing
+		lock, other = info, dir
+		err = lockFile(ctx, lock, serves)
+	}
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		h := readHolder(info)
+		return nil, fmt.Errorf("another daemon (%v, run directory %s) uses the state directory %s: stop it first, or choose another --state-dir",
+			h, cmp.Or(h.runDir, "unknown"), o.StateDir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock the state directory: %w", err)
+	}
+	o.writeHolder(info)
+	return lock, nil
+}
+
+// lockFile locks f. As long as another has the lock, it waits, unless that serves.
+func lockFile(ctx context.Context, f *os.File, serves func() bool) error {
+	err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) && !serves() {
+		err = waitLock(ctx, f)
+	}
+	return err
+}
+
+// writeHolder says who has the lock. That it cannot be said, on a full disk, does
+// not end the lock.
+func (o serveOptions) writeHolder(f *os.File) {
+	text := fmt.Sprintf("%d\n%s\n%s\n", os.Getpid(), o.RunDir, ownPIDNS())
+	if _, err := f.WriteAt([]byte(text), 0); err == nil {
+		_ = f.Truncate(int64(len(text)))
+	}
 }
 
 // waitLock waits for the lock for lockWait and then returns EWOULDBLOCK; the

@@ -138,6 +138,10 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		return at.abandon(ctx, w.err)
 	case ctx.Err() != nil && context.Cause(ctx) != nil:
 		return context.Cause(ctx)
+	case err != nil && at.id != "" && joblet.KindOf(err) == joblet.FailedPrecondition && at.hasEnded(ctx):
+		return fmt.Errorf("%w; the job itself has ended: see \"rnx job status %s\"", err, joblet.ShortID(at.id))
+	case err != nil && at.id == "" && !at.guest:
+		return unanswered(err)
 	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
 		again := "log -f"
 		if at.term != nil {
@@ -169,6 +173,21 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		e.err = nil
 	}
 	return err
+}
+
+// hasEnded reports whether the daemon says that the job has ended.
+func (at *attachment) hasEnded(ctx context.Context) bool {
+	job, err := at.conn().Job(ctx, at.id)
+	return err == nil && job.State.Final()
+}
+
+// unanswered says what to do when the daemon went away and a submission got no
+// answer: only the daemon's records tell whether there is a job.
+func unanswered(err error) error {
+	if !errors.Is(err, client.ErrLost) {
+		return err
+	}
+	return joblet.Errorf(joblet.Unavailable, "cannot tell whether the job was accepted: %w: look for it with \"rnx job list\" before you submit it again; with an --idempotency-key the same command never makes a second job", err)
 }
 
 // verdict turns the job's end into rnx's.

@@ -157,7 +157,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		signal.Notify(signals, endSignals...)
 		defer signal.Stop(signals)
 		catchPipeSignal()
-		x, err := c.Exec(ctx, ref, spec)
+		x, err := startExec(ctx, cancel, signals, func() (*client.Exec, error) { return c.Exec(ctx, ref, spec) })
 		if err != nil {
 			return err
 		}
@@ -215,6 +215,33 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		}
 		return err
 	})
+}
+
+// startExec starts a process. A signal meanwhile is for rnx: a job that stops or
+// refuses new processes may keep it waiting.
+func startExec(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, start func() (*client.Exec, error)) (*client.Exec, error) {
+	started, watched := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case s := <-signals:
+			sig, _ := s.(syscall.Signal)
+			cancel(&exitError{status: 128 + int(sig), err: errors.New("interrupted before the process ran")})
+		case <-started:
+		case <-ctx.Done():
+		}
+	}()
+	x, err := start()
+	close(started)
+	<-watched
+	cause := context.Cause(ctx)
+	switch {
+	case cause == nil:
+		return x, err
+	case err == nil:
+		x.Close()
+	}
+	return nil, cause
 }
 
 // deliverTime is how long a signal may take to get to a process past its input.

@@ -41,7 +41,7 @@ it.`,
 					return a.each(args, func(ref string) error {
 						j, err := c.Rerun(cmd.Context(), ref, env)
 						if err != nil {
-							return err
+							return unanswered(err)
 						}
 						return a.show(j)
 					})

@@ -384,7 +384,7 @@ func (a *app) runDetached(ctx context.Context, spec joblet.Spec, in *input) erro
 	return a.with(ctx, func(c *client.Client) error {
 		j, err := accepted(ctx, c, spec, in)
 		if err != nil {
-			return err
+			return unanswered(err)
 		}
 		if j.State == joblet.Scheduled && terminalWidth(a.errOut) > 0 {
 			a.note("%s", scheduledNote(j, time.Now()))

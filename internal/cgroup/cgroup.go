@@ -368,7 +368,7 @@ func (h *Hierarchy) Boxes() ([]string, error) {
 	ids := map[string]bool{}
 	for _, dir := range h.Dirs() {
 		entries, err := os.ReadDir(dir)
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
 		}
 		for _, entry := range entries {
@@ -551,6 +551,24 @@ func (h *Hierarchy) Group(id string) *Group {
 		g.V1[controller] = filepath.Join(dir, id)
 	}
 	return g
+}
+
+// Beside returns the hierarchy of another name in the same places. It makes
+// nothing there, and is only for boxes that exist.
+func (h *Hierarchy) Beside(name string) *Hierarchy {
+	other := &Hierarchy{controllers: h.controllers, v1: map[string]string{}, parent: h.parent}
+	if h.v2 != "" {
+		other.v2 = filepath.Join(filepath.Dir(h.v2), name)
+	}
+	for controller, dir := range h.v1 {
+		other.v1[controller] = filepath.Join(filepath.Dir(dir), name)
+	}
+	return other
+}
+
+// Exists reports whether any of the cgroups does.
+func (g *Group) Exists() bool {
+	return g.top != "" && exists(g.top) || slices.ContainsFunc(g.v1Dirs(), exists)
 }
 
 // v1Dirs returns the job's v1 directories, each once, in a fixed order.

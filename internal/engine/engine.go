@@ -15,6 +15,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -38,6 +39,13 @@ type Config struct {
 	// build and a new job gets a ready one.
 	Spares int
 	Log    *slog.Logger
+
+	// Tag, of twelve hexadecimal digits, marks the boxes that are built for one
+	// state directory. Boxes with another tag are not touched.
+	Tag string
+	// FormerRunDirs are other run directories below whose cgroups there may be
+	// boxes with the tag.
+	FormerRunDirs []string
 }
 
 // DefaultShmBytes is the size of a job's /dev/shm; it counts as its memory.
@@ -50,6 +58,7 @@ type Engine struct {
 	null    *os.File
 	log     *os.File // what monitors say when they fail; not the daemon's own stderr, which they outlive
 	groups  *cgroup.Hierarchy
+	former  []*cgroup.Hierarchy // of FormerRunDirs
 	ids     idRanges
 	newRoot string
 	devDir  string
@@ -104,6 +113,9 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 	if e.groups, err = groups(); err != nil {
 		return nil, err
 	}
+	for _, dir := range cfg.FormerRunDirs {
+		e.former = append(e.former, e.groups.Beside(cgroup.Name(dir)))
+	}
 	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
 	if err := e.clearEtc(); err != nil {
 		return nil, err
@@ -155,6 +167,9 @@ func (e *Engine) Close() error {
 func (e *Engine) closeAll() error {
 	if e.groups != nil {
 		e.groups.RemoveEmpty()
+	}
+	for _, h := range e.former {
+		h.RemoveEmpty()
 	}
 	var errs []error
 	for _, f := range []*os.File{e.monitor, e.null, e.log} {
@@ -261,6 +276,10 @@ const (
 	StepWorkDir = monitor.StepWorkDir
 	StepFiles   = monitor.StepFiles
 	StepJoin    = monitor.StepJoin // the job has ended
+
+	StepArguments = monitor.StepArguments
+	StepReaper    = monitor.StepReaper
+	StepKilled    = monitor.StepKilled
 )
 
 // NewRun returns a Run with a view and the limits on privileges that every job
@@ -280,7 +299,7 @@ func NewRun(v View) *Run {
 // clearEtc removes the copies of /etc of former daemons, unless jobs of theirs
 // may still use them.
 func (e *Engine) clearEtc() error {
-	boxes, err := e.Boxes()
+	boxes, err := e.groups.Boxes() // of whatever state directory
 	if err != nil {
 		return err
 	}
@@ -365,7 +384,7 @@ func (e *Engine) keepSpares(ctx context.Context) {
 
 // build makes a box: its id, id range, cgroups and monitor.
 func (e *Engine) build() (_ *Box, err error) {
-	b := &Box{ID: joblet.NewID(), engine: e}
+	b := &Box{ID: e.newBoxID(), engine: e}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("build a box: %w", err), e.Release(b.ID, b.IDBase))
@@ -597,9 +616,75 @@ func (p *Process) request(req monitor.Request) error {
 	return nil
 }
 
-// Boxes returns the ids of all boxes that have a cgroup: those of this daemon,
-// and what former ones with the same run directory left.
-func (e *Engine) Boxes() ([]string, error) { return e.groups.Boxes() }
+// newBoxID returns the id of a new box: a random UUID, of version 8 (RFC 9562) if
+// it has the tag at its end.
+func (e *Engine) newBoxID() string {
+	id := joblet.NewID()
+	if e.cfg.Tag == "" {
+		return id
+	}
+	return id[:14] + "8" + id[15:24] + e.cfg.Tag
+}
+
+// foreign reports whether a box was built for another state directory. Of those
+// without a tag nobody knows: they are of versions that had none.
+func (e *Engine) foreign(id string) bool {
+	return id[14] == '8' && id[24:] != e.cfg.Tag
+}
+
+// Boxes returns the ids of the boxes that have a cgroup: those of this daemon,
+// and what former ones with the same state directory left, or, of versions without
+// tags, with the same run directory. foreign is how many there are of other state
+// directories.
+func (e *Engine) Boxes() (ids []string, foreign int, err error) {
+	for i, h := range append([]*cgroup.Hierarchy{e.groups}, e.former...) {
+		found, err := h.Boxes()
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, id := range found {
+			switch {
+			case e.foreign(id):
+				foreign++
+			case i == 0 || id[14] == '8':
+				ids = append(ids, id)
+			}
+		}
+	}
+	return ids, foreign, nil
+}
+
+// UsedRunDirs returns those of FormerRunDirs below whose cgroups there are still
+// boxes of ours.
+func (e *Engine) UsedRunDirs() (dirs []string) {
+	for i, h := range e.former {
+		found, err := h.Boxes()
+		if err != nil || slices.ContainsFunc(found, func(id string) bool { return !e.foreign(id) }) {
+			dirs = append(dirs, e.cfg.FormerRunDirs[i])
+		}
+	}
+	return dirs
+}
+
+// group returns the cgroups of a box, which a daemon with another run directory
+// may have made.
+func (e *Engine) group(id string) *cgroup.Group {
+	group := e.groups.Group(id)
+	for _, h := range e.former {
+		if other := h.Group(id); !group.Exists() && other.Exists() {
+			return other
+		}
+	}
+	return group
+}
+
+// Claim keeps a range of ids from new boxes: a job may have them that was not
+// found, or that is not ours.
+func (e *Engine) Claim(base uint32) {
+	if base != 0 {
+		e.ids.claim(base)
+	}
+}
 
 // greetTimeout bounds how long a monitor of a former daemon may take to answer.
 const greetTimeout = 2 * time.Second
@@ -612,7 +697,7 @@ func (e *Engine) Adopt(id string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.group = e.groups.Group(id)
+	p.group = e.group(id)
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil
@@ -727,7 +812,7 @@ func (e *Engine) Release(id string, base uint32) error {
 	if base != 0 {
 		e.ids.claim(base)
 	}
-	group := e.groups.Group(id)
+	group := e.group(id)
 	err := errors.Join(group.Kill(), group.Remove(ctx))
 	if err != nil {
 		return fmt.Errorf("release what is left of box %s: %w", id, err)

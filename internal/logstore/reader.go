@@ -650,6 +650,9 @@ type Info struct {
 	Start int64     // the first byte still kept
 	Ended bool      // the log was closed: Size is final, unless another Writer appends
 	Last  time.Time // of the newest record; zero without one
+	// Published is where the output of the newest record ends: Size is less when
+	// the log was truncated by others than its writer.
+	Published int64
 }
 
 // Stat looks at the log in a job's directory without reading it.
@@ -670,7 +673,11 @@ func Stat(dir string) (Info, error) {
 		if err != nil {
 			return Info{}, &opError{"read log index", err}
 		}
-		if rec, ok := decodeRecord(b[:k]); ok && fits(&rec, size) {
+		rec, ok := decodeRecord(b[:k])
+		if ok {
+			info.Published = rec.end()
+		}
+		if ok && fits(&rec, size) {
 			info.Ended, info.Last = rec.kind == kindEnd && rec.offset == size, time.Unix(0, rec.time)
 		}
 	}

@@ -167,7 +167,7 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	p.closeAllBut(keep...)
 	execProgram(p, x, target, status[1])
 	if p.full {
-		return -1, &stepError{"pass the arguments and the environment", unix.E2BIG}
+		return -1, &stepError{StepArguments, unix.E2BIG}
 	}
 
 	a, err := shared.fork(&args, sockets[1], 0)

@@ -425,7 +425,7 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	jobProgram(m.programs[1], m.box, run)
 	if m.programs[1].full {
-		return &stepError{"pass the arguments and the environment", unix.E2BIG}
+		return &stepError{StepArguments, unix.E2BIG}
 	}
 	if err := m.letGo(trees); err != nil {
 		return err
@@ -513,7 +513,7 @@ func (m *monitor) setupError() error {
 		return &stepError{m.programs[a.failedIn].names[o.name], syscall.Errno(a.errno)}
 	}
 	if a.execBegan == 0 {
-		return &stepError{"set the job up: its first process was killed", unix.ECHILD}
+		return &stepError{StepKilled, unix.ECHILD}
 	}
 	return nil
 }

@@ -235,6 +235,13 @@ const StepWorkDir = "enter the working directory"
 // /work.
 const StepFiles = "unpack the files into /work"
 
+// Steps of a Failure that the job's own arguments and limits may cause.
+const (
+	StepArguments = "pass the arguments and the environment"
+	StepReaper    = "start the reaper"
+	StepKilled    = "set the job up: its first process was killed"
+)
+
 // Failure says that the command could not be started, and at which step.
 type Failure struct {
 	Step   string        `json:"step"`

@@ -428,7 +428,7 @@ func executeCommand(p *program, run *Run) {
 			}
 			a.argsLen += uintptr(len(arg) + 1)
 		}
-		p.add("start the reaper", op{kind: opReaper})
+		p.add(StepReaper, op{kind: opReaper})
 		p.call("setsid", unix.SYS_SETSID)
 		if run.Terminal != nil {
 			controlTerminal(p)

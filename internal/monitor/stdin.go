@@ -20,7 +20,7 @@ var noStdin = stdin{pipe: -1, conn: -1, end: -1}
 func (m *monitor) openStdin(run *Run) (int, error) {
 	switch {
 	case run.StdinPath != "":
-		fd, err := unix.Open(run.StdinPath, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err := openApart(run.StdinPath)
 		if err != nil {
 			return -1, step("open the standard input "+run.StdinPath, err)
 		}
@@ -40,6 +40,29 @@ func (m *monitor) openStdin(run *Run) (int, error) {
 		return pipe[0], nil
 	}
 	return -1, nil
+}
+
+// openApart opens a file of the host for reading, on a mount that consists of that
+// file alone: in /proc/PID/fd a job sees "/" for it, and not where on the host it is.
+func openApart(path string) (int, error) {
+	file, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(file)
+	var st unix.Stat_t
+	if err := unix.Fstat(file, &st); err != nil {
+		return -1, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return -1, unix.EINVAL
+	}
+	mount, err := unix.OpenTree(file, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(mount) // the open file keeps the mount
+	return unix.Open("/proc/self/fd/"+itoa(int64(mount)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
 // take makes a connection the source of the input, in place of an earlier one.

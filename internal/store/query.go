@@ -96,11 +96,11 @@ const maxCandidates = 5
 //     ended, else the newest;
 //  3. the job whose id starts with ref, however short;
 //  4. the job with that name of the one other owner who has any, chosen in the
-//     same way.
+//     same way, unless ref has the form of an id and at least the length of a
+//     short one.
 //
 // So nobody gets at what another means by an id or a name of his own, whatever he
-// calls his jobs. For the same reason a whole id is never a name of others: that
-// job may be gone.
+// calls his jobs; not even when the job with that id is gone.
 //
 // A prefix of several ids, or a name that several others have, is of kind
 // InvalidArgument and lists some of the jobs; a reference to nothing is of kind
@@ -144,10 +144,11 @@ func resolve(c *sqlite.Conn, ref, owner string) (Record, error) {
 	switch isHex := strings.Trim(prefix, "0123456789abcdef-") == ""; {
 	case !isHex:
 		lookups = append(lookups, own, others)
-	case joblet.ValidID(prefix):
-		lookups = append(lookups, byPrefix, own)
 	case len(prefix) >= shortIDLen:
-		lookups = append(lookups, byPrefix, own, others)
+		lookups = append(lookups, byPrefix, own)
+		if !idForm(prefix) {
+			lookups = append(lookups, others)
+		}
 	default:
 		lookups = append(lookups, own, byPrefix, others)
 	}
@@ -161,6 +162,17 @@ func resolve(c *sqlite.Conn, ref, owner string) (Record, error) {
 		}
 	}
 	return Record{}, notFound(ref)
+}
+
+// idForm reports whether ref, of hexadecimal digits and hyphens, is what somebody
+// may have copied of an id: with its hyphens, or with none.
+func idForm(ref string) bool {
+	for i, c := range ref {
+		if hyphen := i == 8 || i == 13 || i == 18 || i == 23; hyphen != (c == '-') {
+			return !strings.Contains(ref, "-")
+		}
+	}
+	return true
 }
 
 // newestOf returns the owner's newest job with this name that has not ended, else

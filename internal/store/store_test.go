@@ -828,6 +828,10 @@ func TestResolveOwners(t *testing.T) {
 	add(11, "91000000", "uid:2001", "abc00000", joblet.Running)
 	add(12, "92000000", "uid:2001", "bed", joblet.Running) // of none
 	add(13, "93000000", "uid:2001", "abc00000-0000-4000-8000-000000000009", joblet.Running)
+	add(15, "95000000", "uid:2001", "fff00000", joblet.Running) // as the short id of a job that is gone
+	add(16, "96000000", "uid:2001", "fff0000000004000", joblet.Running)
+	add(17, "97000000", "uid:2001", "fff00000-0000", joblet.Running)
+	add(18, "98000000", "uid:2001", "2026-03-01", joblet.Running) // digits and hyphens, but not as in an id
 	add(14, "94000000", "uid:2001", "abc00000-0000-4000-8000-00000000ffff", joblet.Running)
 	for n := range 8 {
 		add(20+n, fmt.Sprintf("a%d000000", n), fmt.Sprintf("cert:user%d", n), "many", joblet.Running)
@@ -862,6 +866,14 @@ func TestResolveOwners(t *testing.T) {
 		{owner: "uid:2001", ref: "abc00000-0000-4000-8000-000000000009", want: 9},
 		{owner: "uid:0", ref: "abc00000-0000-4000-8000-00000000ffff", kind: joblet.NotFound}, // a job that is gone
 		{owner: "uid:2001", ref: "abc00000-0000-4000-8000-00000000ffff", want: 14},
+		{owner: "uid:0", ref: "fff00000", kind: joblet.NotFound},
+		{owner: "uid:0", ref: "FFF00000", kind: joblet.NotFound},
+		{owner: "uid:2002", ref: "fff0000000004000", kind: joblet.NotFound},
+		{owner: "uid:2002", ref: "fff00000-0000", kind: joblet.NotFound},
+		{owner: "uid:2001", ref: "fff00000", want: 15},
+		{owner: "uid:2001", ref: "fff0000000004000", want: 16},
+		{owner: "uid:2001", ref: "fff00000-0000", want: 17},
+		{owner: "uid:2002", ref: "2026-03-01", want: 18},
 		{owner: "uid:0", ref: "none", kind: joblet.NotFound},
 	} {
 		job, err := s.Resolve(t.Context(), tc.ref, tc.owner)

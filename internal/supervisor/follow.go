@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,7 +37,33 @@ func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOption
 	if job.Attempt == 0 && !job.State.Final() {
 		return job, nil // it has not run yet
 	}
-	return job, f.rest(ctx, job.State.Final())
+	if err := f.rest(ctx, job.State.Final()); err != nil {
+		return job, err
+	}
+	return job, f.whole(job)
+}
+
+// whole reports whether the log of a job has all that was written to it: of one
+// that has ended its record says how much that is, and of any job the log's index.
+// (What --log-max has given up counts as written, and is told as a gap.)
+func (f *follower) whole(job joblet.Job) error {
+	info, err := logstore.Stat(f.s.jobDir(job.ID))
+	missing := errors.Is(err, fs.ErrNotExist)
+	if err != nil && !missing {
+		return fmt.Errorf("look at the log of job %s: %w", joblet.ShortID(job.ID), err)
+	}
+	written := info.Published
+	if job.State.Final() {
+		written = max(written, job.LogBytes)
+	}
+	switch {
+	case info.Size < written:
+		return joblet.Errorf(joblet.FailedPrecondition, "the log of job %s is incomplete: it has %d of the %d bytes that were written: it was truncated or removed in the daemon's state directory",
+			joblet.ShortID(job.ID), info.Size, written)
+	case missing && !job.State.Final() && job.State.Alive() && job.State != joblet.Initializing:
+		return joblet.Errorf(joblet.FailedPrecondition, "the log of job %s is incomplete: it was removed in the daemon's state directory while the job runs", joblet.ShortID(job.ID))
+	}
+	return nil
 }
 
 // follower is one reader of a job's log.
@@ -129,7 +156,10 @@ func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 		job := v.job
 		switch {
 		case job.State.Final():
-			return job, f.rest(ctx, true)
+			if err := f.rest(ctx, true); err != nil {
+				return job, err
+			}
+			return job, f.whole(job)
 		case job.State == joblet.Pending || job.State == joblet.Scheduled:
 			if now := job.State.String() + job.Scheduled.String() + job.Reason; now != told {
 				told = now
@@ -153,7 +183,9 @@ func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 			if f.reader != nil {
 				f.reader.Resume()
 			}
-			if err := f.open(ctx); err != nil {
+			if err := f.open(ctx); errors.Is(err, fs.ErrNotExist) {
+				return joblet.Job{}, cmp.Or(f.whole(job), err)
+			} else if err != nil {
 				return joblet.Job{}, err
 			}
 			if err := f.s.watcher.Follow(ctx, f.reader, v.over, f.chunk); err != nil {

@@ -107,6 +107,7 @@ type fsck struct {
 	store   *store.Store // nil: the records cannot be used
 	secrets sealer
 	noKey   string // why no secret can be opened; empty: there is a key
+	where   whereabouts
 
 	boxes map[string]bool // that belong to a job that has not ended
 	// keepDirs says why no directory without a record may go; empty: it may.
@@ -152,6 +153,9 @@ func (f *fsck) run() (err error) {
 	if _, err := os.Stat(f.cfg.StateDir); err != nil {
 		return joblet.Errorf(joblet.FailedPrecondition, "open the state directory: %w", err)
 	}
+	if f.where, err = locate(f.cfg.StateDir, f.cfg.RunDir, f.cfg.Log); err != nil {
+		return err
+	}
 	for _, check := range []func() error{f.checkModes, f.checkKey, f.openStore} {
 		if err := check(); err != nil {
 			return err
@@ -181,7 +185,7 @@ func (f *fsck) checkModes() error {
 		mode fs.FileMode
 	}{
 		{f.cfg.StateDir, 0o700}, {f.jobsDir(), 0o700}, {f.lostFound(), 0o700},
-		{f.database(), 0o600}, {f.database() + "-wal", 0o600}, {f.database() + "-shm", 0o600},
+		{f.where.path, 0o600}, {f.database(), 0o600}, {f.database() + "-wal", 0o600}, {f.database() + "-shm", 0o600},
 	} {
 		info, err := os.Stat(p.path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -341,6 +345,8 @@ func (f *fsck) noteAlive(rec store.Record) {
 	}
 	f.boxes[box] = true
 	switch {
+	case f.where.elsewhere != "":
+		f.note(rec.ID, f.where.elsewhere+"; the next daemon concludes it, or starts it if it never began")
 	case engine.HasMonitor(box):
 		f.note(rec.ID, "it runs")
 	case rec.State == joblet.Initializing && !begun(f.jobDir(rec.ID), rec.Attempt):
@@ -644,7 +650,7 @@ func (f *fsck) passLog(r *logstore.Reader) error {
 func (f *fsck) checkLeftovers(id string, entries []fs.DirEntry) {
 	for _, e := range entries {
 		name := e.Name()
-		if of, ok := strings.CutSuffix(name, ".tmp"); !ok || of != monitor.WorkName && !isExitName(of) {
+		if !leftOver(name) {
 			continue
 		}
 		f.found(id, fmt.Sprintf("%q is left in its directory", name), func() error { return os.Remove(filepath.Join(f.jobDir(id), name)) })
@@ -659,14 +665,20 @@ func isExitName(name string) bool {
 
 // checkHost looks for boxes that belong to no job.
 func (f *fsck) checkHost() (err error) {
-	e, err := engine.Open(engine.Config{RunDir: f.cfg.RunDir, Log: f.cfg.Log})
+	e, err := engine.Open(engine.Config{
+		RunDir: f.cfg.RunDir, Log: f.cfg.Log,
+		Tag: f.where.now.Tag, FormerRunDirs: f.where.now.RunDirs[1:],
+	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	boxes, err := e.Boxes()
+	boxes, foreign, err := e.Boxes()
 	if err != nil {
 		return err
+	}
+	if foreign > 0 {
+		f.note("", fmt.Sprintf("boxes of another state directory are in the cgroups of %s: %d", f.cfg.RunDir, foreign))
 	}
 	for _, id := range boxes {
 		switch {

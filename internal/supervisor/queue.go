@@ -319,6 +319,7 @@ func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
 		})
 	}
 	if s.persist(l, func() error { return s.saveEnd(l, end, become) }) {
+		s.tidy(end.ID)
 		s.finish(l, end)
 	} // else the daemon stops, and the next one has the job as it was
 }

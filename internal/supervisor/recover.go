@@ -121,9 +121,15 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	boxes, err := s.engine.Boxes()
+	boxes, foreign, err := s.engine.Boxes()
 	if err != nil {
 		return err
+	}
+	if foreign > 0 {
+		s.cfg.Log.Warn("boxes of another state directory are left alone", "boxes", foreign, "run", s.cfg.RunDir)
+	}
+	if s.where.elsewhere != "" && len(unfinished) > 0 {
+		s.cfg.Log.Warn("no recorded job is taken for a running one", "because", s.where.elsewhere)
 	}
 	known := map[string]bool{}
 	var waiting, over []*live
@@ -194,7 +200,10 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 	s.mu.Lock()
 	s.busy++
 	s.mu.Unlock()
-	proc, err := s.engine.Adopt(rec.Box)
+	// Its processes may be there, found or not: no other job gets its ids meanwhile.
+	s.engine.Claim(rec.IDBase)
+	l.apart = s.where.elsewhere
+	proc, err := s.adopt(rec.Box)
 	if err == nil {
 		s.adopted(l, proc)
 		fault.Point("recover.adopted")
@@ -211,7 +220,7 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 	}
 	if rec.State == joblet.Initializing && !begun(dir, rec.Attempt) {
 		s.cfg.Log.Info("a job's start was cut short before it ran", "job", rec.ID)
-		if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
+		if err := s.release(l); err != nil {
 			s.cfg.Log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
 		}
 		s.mu.Lock()
@@ -228,6 +237,27 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 	}
 	fault.Point("recover.over")
 	return recoveredOver, nil
+}
+
+// adopt is engine.Adopt for a job that may run here and be ours.
+func (s *Supervisor) adopt(box string) (*engine.Process, error) {
+	if s.where.elsewhere != "" {
+		return nil, errors.New(s.where.elsewhere)
+	}
+	return s.engine.Adopt(box)
+}
+
+// release is engine.Release of the job's latest box, unless that is the box of the
+// job of which this one is a copy.
+func (s *Supervisor) release(l *live) error {
+	s.mu.Lock()
+	box, base, apart := l.rec.Box, l.rec.IDBase, l.apart
+	l.apart = "" // its next box is ours
+	s.mu.Unlock()
+	if apart != "" && s.where.copied {
+		return nil
+	}
+	return s.engine.Release(box, base)
 }
 
 // adopted notes that a former daemon's job runs.
@@ -329,7 +359,10 @@ func (s *Supervisor) sweep() error {
 			if !joblet.ValidID(id) || s.find(id) != nil {
 				continue
 			}
-			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
+			if rec, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
+				if err == nil && rec.State.Final() { // a daemon may have died just before it did that
+					s.tidy(id)
+				}
 				continue
 			}
 			if err := s.sweepOne(id, s.created); err != nil {

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -170,20 +171,20 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 	insertErr := <-inserted
 	fault.Point("start.accepted")
 	if err != nil || insertErr != nil {
-		// The record goes first: a crash in between leaves a directory of no
-		// job, and never a job with half of its directory.
 		undo := []error{box.Discard()}
-		if insertErr == nil {
-			undo = append(undo, s.store.Delete(ctx, record.ID))
-		}
-		fault.Point("start.undone")
-		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)))
 		if err == nil {
 			err = insertErr
 		}
+		deleteErr := s.unrecord(ctx, record.ID, insertErr)
+		fault.Point("start.undone")
+		s.engine.Refill()
+		if deleteErr != nil {
+			s.keepFailed(l, err)
+			return joblet.Job{}, joinKind(err, append(undo, deleteErr)...)
+		}
+		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)))
 		s.forget(l)
 		s.freePlace()
-		s.engine.Refill()
 		s.cfg.Metrics.NotStarted(joblet.KindOf(err))
 		return joblet.Job{}, joinKind(err, undo...)
 	}
@@ -191,6 +192,79 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 	s.background(func() { s.watch(l) })
 	return job, nil
 }
+
+// unrecord deletes the record of a job that was not started. The record goes
+// first: a crash before the directory goes leaves a directory of no job, and never
+// a job with half of its directory.
+func (s *Supervisor) unrecord(ctx context.Context, id string, insertErr error) error {
+	if insertErr != nil {
+		if _, err := s.store.Get(ctx, id); joblet.KindOf(err) == joblet.NotFound {
+			return nil
+		}
+	}
+	if err := s.store.Delete(ctx, id); !recorded(err) {
+		return err
+	}
+	return nil
+}
+
+// keepFailed ends a job that could not be started and whose record cannot be
+// deleted, on a full disk say: it stays, as FAILED. Its exit record says so at
+// once, for a record that still says INITIALIZING would have the next daemon start
+// the job.
+func (s *Supervisor) keepFailed(l *live, cause error) {
+	if err := s.markFailed(s.look(l).job, cause); err != nil {
+		s.cfg.Log.Error("write the exit record of a job that could not be started", "job", s.look(l).job.ID, "error", err)
+	}
+	end := s.become(l, joblet.Failed, func(r *store.Record) {
+		r.Reason, r.Failure, r.Ended, r.Sealed = cause.Error(), joblet.KindOf(cause), time.Now(), nil
+		l.onDisk = true
+		l.endRun()
+	})
+	s.freePlace()
+	s.cfg.Metrics.NotStarted(end.Failure)
+	s.use(end.Spec.Runtime, 1) // as a job that was accepted has, until its end
+	s.background(func() {
+		if s.persist(l, func() error { return s.save(l, true) }) {
+			s.finish(l, end)
+		}
+	})
+}
+
+// markFailed sees to it that there is an exit record which says that the command
+// never ran. What the disk holds for the job beside that is given up for it.
+func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
+	dir := s.jobDir(job.ID)
+	if r, err := readRecord(dir, job.Attempt); err == nil && r.Failure != nil { // the monitor has written it
+		return nil
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	text, err := json.Marshal(monitor.Record{Failure: &monitor.Failure{Text: strings.TrimPrefix(cause.Error(), startTheJob)}})
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(dir, monitor.ExitName(job.Attempt))
+	// An empty one, for which there may be room when there is none for the text, says
+	// that the attempt has begun: the job is LOST then, and not started.
+	err = errors.Join(replaceFile(name, text), syncDir(s.jobsDir()))
+	if err != nil {
+		begun, beginErr := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
+		if beginErr == nil {
+			beginErr = errors.Join(begun.Close(), syncDir(dir), syncDir(s.jobsDir()))
+		}
+		err = errors.Join(err, beginErr)
+	}
+	return err
+}
+
+// startTheJob begins the reason of a job that could not be started for no fault of
+// its own.
+const startTheJob = "start the job: "
 
 // boxed has the box run the job.
 func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, job joblet.Job) (*engine.Process, error) {
@@ -271,12 +345,22 @@ func startError(spec joblet.Spec, f engine.Failure) error {
 		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
 	case f.OutOfMemory:
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: out of memory before the command ran: --max-memory %s is too little for it", spec.Command, joblet.FormatSize(spec.Limits.MemoryBytes))
+	case f.Step == engine.StepArguments && errno == syscall.E2BIG:
+		return joblet.Errorf(joblet.InvalidArgument, "%s: arguments, environment and working directory are too large together: pass large data in a file", spec.Command)
+	case f.Step == engine.StepReaper && errno == syscall.EAGAIN:
+		return joblet.Errorf(joblet.ResourceExhausted, "%s: the job may not have the second process that --init needs: allow at least two (--max-pids, --rlimit nproc)", spec.Command)
+	case f.Step == engine.StepKilled && spec.Limits.Rlimits["cpu"] != (joblet.Rlimit{}):
+		return joblet.Errorf(joblet.ResourceExhausted, "%s: killed before the command ran: --rlimit cpu=%v may be too little for it", spec.Command, spec.Limits.Rlimits["cpu"])
+	case errno == syscall.EAGAIN:
+		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s: this host, or the job, has as many processes as it may have", f.Text)
+	case errno == syscall.EMFILE || errno == syscall.ENFILE:
+		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
 	case f.Step == engine.StepFiles && errno == syscall.ENOSPC:
 		return joblet.Errorf(joblet.ResourceExhausted, "the files that came along do not fit into the job's /work")
 	case errno == syscall.ENOSPC || errno == syscall.EDQUOT:
 		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
 	}
-	return fmt.Errorf("start the job: %s", f.Text)
+	return fmt.Errorf(startTheJob+"%s", f.Text)
 }
 
 // refillDelay is how long a job has the processors to itself before the next box
@@ -323,6 +407,9 @@ func (s *Supervisor) settle(l *live) {
 	rec = l.rec // whether it was asked to stop counts up to this moment
 	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
+	if record == nil && l.apart != "" {
+		rec.Reason = l.apart
+	}
 	rec.Usage = rec.Usage.Max(seen)
 	run := rec.Job
 	again := retries(rec.Job) && !asked // whatever it was that ended it
@@ -341,7 +428,7 @@ func (s *Supervisor) settle(l *live) {
 	s.mu.Unlock()
 	s.countEnd(run, g, again)
 	fault.Point("end.concluded")
-	if err := s.engine.Release(rec.Box, rec.IDBase); err != nil {
+	if err := s.release(l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
 	}
 	fault.Point("end.released")
@@ -358,10 +445,32 @@ func (s *Supervisor) settle(l *live) {
 		return // the daemon stops first: recover does it
 	}
 	fault.Point("end.recorded")
-	if record == nil { // it is LOST: what was reserved for its end
-		_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.ExitName(rec.Attempt)+".tmp"))
-	}
+	s.tidy(rec.ID)
 	s.finish(l, rec)
+}
+
+// tidy removes from the directory of a job that has ended what monitors that were
+// killed were writing, and what was reserved for the ends of attempts.
+func (s *Supervisor) tidy(id string) {
+	entries, err := os.ReadDir(s.jobDir(id))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.cfg.Log.Warn("look for what is left of a job's shims", "job", id, "error", err)
+	}
+	for _, e := range entries {
+		if !leftOver(e.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(s.jobDir(id), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.cfg.Log.Warn("remove what is left of a job's shim", "job", id, "error", err)
+		}
+	}
+}
+
+// leftOver reports whether a file in the directory of a job that has ended is one
+// that a monitor did not finish.
+func leftOver(name string) bool {
+	of, ok := strings.CutSuffix(name, ".tmp")
+	return ok && (of == monitor.WorkName || isExitName(of))
 }
 
 // finish is the last of a job, once its end is durable: jobs that wait for it go

@@ -27,6 +27,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/metrics"
@@ -68,6 +69,7 @@ type Supervisor struct {
 	observer *hostinfo.Observer
 	quota    *quota
 	created  bool // the database is new
+	where    whereabouts
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -105,6 +107,7 @@ type live struct {
 	onDisk   bool          // its exit record, or the database, says how it ended
 	settled  bool          // the database has its end
 	gone     bool          // it could not be started, and there is no such job
+	apart    string        // why its latest box was not looked for; empty: it was, or is this daemon's
 	blocked  int           // jobs that it waits for
 	met      []string      // jobs that it depends on and that had completed before it waited
 
@@ -137,6 +140,9 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
+	if s.where, err = locate(cfg.StateDir, cfg.RunDir, cfg.Log); err != nil {
+		return nil, err
+	}
 	db := filepath.Join(cfg.StateDir, "joblet.db")
 	_, statErr := os.Lstat(db)
 	s.created = errors.Is(statErr, fs.ErrNotExist)
@@ -152,7 +158,10 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if s.watcher, err = follow.NewWatcher(); err != nil {
 		return nil, err
 	}
-	if s.engine, err = engine.Open(engine.Config{RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log}); err != nil {
+	if s.engine, err = engine.Open(engine.Config{
+		RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log,
+		Tag: s.where.now.Tag, FormerRunDirs: s.where.now.RunDirs[1:],
+	}); err != nil {
 		return nil, err
 	}
 	if err := s.countIO(); err != nil {
@@ -162,6 +171,11 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	s.countInput()
+	fault.Point("recover.done")
+	s.where.now.RunDirs = append([]string{cfg.RunDir}, s.engine.UsedRunDirs()...)
+	if err := s.where.record(); err != nil {
+		return nil, err
+	}
 	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
 		s.sampleAll(true)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -15,6 +16,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"zombiezen.com/go/sqlite"
+	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/monitor"
@@ -557,5 +561,65 @@ func TestHeldSpecs(t *testing.T) {
 		if want := map[bool]int{false: 5, true: 1}[f.Owner != ""]; err != nil || n != want {
 			t.Errorf("%+v: %d jobs, %v", f, n, err)
 		}
+	}
+}
+
+// TestStartNotUndone: a job whose start fails and whose record can be neither
+// deleted nor changed, as on a full disk, is not started by the next daemon.
+func TestStartNotUndone(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		begins bool // the monitor hears of it
+		want   joblet.Kind
+	}{{"the monitor wrote it down", true, joblet.CommandNotFound}, {"before the monitor heard of it", false, joblet.Internal}} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := open(t, dir, nil)
+			const full = "CREATE TRIGGER no_%[1]s BEFORE %[1]s ON job BEGIN SELECT RAISE(ABORT, 'database or disk is full'); END;"
+			db := filepath.Join(s.cfg.StateDir, "joblet.db")
+			script(t, db, fmt.Sprintf(full, "delete")+fmt.Sprintf(full, "update"))
+			id := ""
+			s.mu.Lock()
+			s.onChange = func(job string, _, to joblet.State) {
+				if id = job; to == joblet.Initializing && !test.begins {
+					if err := os.WriteFile(s.jobDir(job), nil, 0o600); err != nil { // where its directory should go
+						t.Error(err)
+					}
+				}
+			}
+			s.mu.Unlock()
+			if _, err := s.Submit(t.Context(), joblet.Spec{Command: "no-such-command"}, "test", nil); joblet.KindOf(err) != test.want || !strings.Contains(err.Error(), "could not be removed") {
+				t.Errorf("the submission: %v", err)
+			}
+			if job, err := s.Job(t.Context(), id); err != nil || job.State != joblet.Failed {
+				t.Errorf("afterwards: %v, %v", job.State, err)
+			}
+			closing(t, s)
+			script(t, db, "DROP TRIGGER no_delete; DROP TRIGGER no_update")
+			var log bytes.Buffer
+			s = open(t, dir, func(c *Config) { c.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+			job, err := s.Wait(t.Context(), id)
+			if err != nil || job.State != joblet.Failed || job.Exit != nil || job.Reason == "" {
+				t.Errorf("the next daemon: %v, %v", job, err)
+			}
+			closing(t, s)
+			if text := log.String(); strings.Contains(text, "cut short") {
+				t.Errorf("it was started again: %s", text)
+			}
+		})
+	}
+}
+
+// script runs SQL on a database beside whoever has it open.
+func script(t *testing.T, db, text string) {
+	t.Helper()
+	c, err := sqlite.OpenConn(db, sqlite.OpenReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetBusyTimeout(10 * time.Second)
+	if err := sqlitex.ExecuteScript(c, text, nil); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -3,6 +3,8 @@ package wire
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
 	"strings"
 	"syscall"
 	"unicode/utf8"
@@ -90,6 +92,10 @@ func ErrorToStatus(err error) (_ error, forLog bool) {
 		return status.Error(codes.DeadlineExceeded, "the call's time was up"), false
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return statusOf(joblet.ResourceExhausted, err), true
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
+		return statusOf(joblet.ResourceExhausted, fmt.Errorf("%w: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", err)), true
+	case noFork(err):
+		return statusOf(joblet.ResourceExhausted, fmt.Errorf("%w: this host has no memory or no process left for it: try again when some jobs have ended", err)), true
 	case errors.Is(err, syscall.EROFS):
 		return statusOf(joblet.FailedPrecondition, err), true
 	}
@@ -97,6 +103,12 @@ func ErrorToStatus(err error) (_ error, forLog bool) {
 		return bounded(s.Proto()), false
 	}
 	return statusOf(joblet.Internal, ErrInternal), true
+}
+
+// noFork reports whether a process could not be started for lack of room for it.
+func noFork(err error) bool {
+	failed, ok := errors.AsType[*fs.PathError](err)
+	return ok && failed.Op == "fork/exec" && (errors.Is(failed, syscall.EAGAIN) || errors.Is(failed, syscall.ENOMEM))
 }
 
 func statusOf(kind joblet.Kind, err error) error {
@@ -181,15 +193,23 @@ func ErrorFromStatus(err error) error {
 	case codes.DeadlineExceeded:
 		return context.DeadlineExceeded
 	}
-	kind := kindOf(s.Code())
+	kind, ours := kindOf(s.Code()), false
 	for _, d := range s.Details() {
 		info, ok := d.(*errdetails.ErrorInfo)
 		if !ok || info.GetDomain() != domain {
 			continue
 		}
+		ours = true
 		if k, ok := kindFromReason(info.GetReason()); ok {
 			kind = k
 		}
 	}
+	if kind == joblet.Unavailable && !ours {
+		return joblet.Errorf(kind, "%w (%s)", ErrLost, s.Message())
+	}
 	return joblet.Errorf(kind, "%s", s.Message())
 }
+
+// ErrLost says that a call got no answer: the daemon, or the way to it, went away
+// or was never there.
+var ErrLost = errors.New("the connection to the daemon broke")

@@ -1,0 +1,168 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/joblet/joblet/internal/testenv"
+)
+
+// TestErrorsAreNotInternal: what the user has asked too much or too little for is
+// said, and is no internal error.
+func TestErrorsAreNotInternal(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	deep := "/" + strings.Repeat("x/", 2000)
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--rlimit=cpu=0:0", "true"}, "at least 1 second"},
+		{[]string{"--rlimit=cpu=0:9", "true"}, "at least 1 second"},
+		{[]string{"--rlimit=cpu=0", "--init", "true"}, "at least 1 second"},
+		{[]string{"--max-pids=1", "--init", "true"}, "--max-pids"},
+		{[]string{"--rlimit=nproc=0", "--init", "true"}, "nproc"},
+		{[]string{"--workdir=" + deep, "true"}, "working directory"},
+	} {
+		t.Run(strings.Join(test.args[:len(test.args)-1], " ")[:14], func(t *testing.T) {
+			t.Parallel()
+			r := d.job(t, test.args...)
+			if r.status != 125 || !strings.Contains(r.stderr, test.want) || strings.Contains(r.stderr, "internal") {
+				t.Errorf("want %q: status %d, %.500s", test.want, r.status, r.stderr)
+			}
+		})
+	}
+	t.Run("exec", func(t *testing.T) {
+		t.Parallel()
+		id := d.detach(t, "sleep", "1000")
+		r := d.rnx(t.Context(), "job", "exec", "--workdir="+deep, id, "true")
+		if r.status != 125 || !strings.Contains(r.stderr, "working directory") {
+			t.Errorf("status %d, %.500s", r.status, r.stderr)
+		}
+	})
+}
+
+// TestLogLost: output that somebody has taken away is no shorter output.
+func TestLogLost(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const lost = `(?s).*is incomplete.*`
+	for name, harm := range map[string]func(dir string) error{
+		"removed": func(dir string) error { return os.Remove(filepath.Join(dir, "log")) },
+		"removed with its index": func(dir string) error {
+			if err := os.Remove(filepath.Join(dir, "log.idx")); err != nil {
+				return err
+			}
+			return os.Remove(filepath.Join(dir, "log"))
+		},
+		"truncated":          func(dir string) error { return os.Truncate(filepath.Join(dir, "log"), 3) },
+		"its end is cut off": func(dir string) error { return os.Truncate(filepath.Join(dir, "log"), 7) },
+		"emptied":            func(dir string) error { return os.Truncate(filepath.Join(dir, "log"), 0) },
+		"emptied with its index": func(dir string) error {
+			if err := os.Truncate(filepath.Join(dir, "log.idx"), 0); err != nil {
+				return err
+			}
+			return os.Truncate(filepath.Join(dir, "log"), 0)
+		},
+		"the directory is gone": os.RemoveAll,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			id := d.detach(t, "echo", "output!")
+			d.says(t, 0, `0\n`, ``, "job", "wait", id)
+			d.says(t, 0, `output!\n`, ``, "job", "log", id)
+			if err := harm(filepath.Join(d.state, "jobs", id)); err != nil {
+				t.Fatal(err)
+			}
+			for _, flags := range [][]string{nil, {"-f"}, {"--tail=1"}, {"--json"}, {"--stderr"}} {
+				r := d.rnx(t.Context(), append([]string{"job", "log", id}, flags...)...)
+				if all := r.stdout + r.stderr; r.status == 0 || !strings.Contains(all, "is incomplete") {
+					t.Errorf("rnx job log %v: %v", flags, r)
+				}
+			}
+		})
+	}
+	t.Run("nothing was written", func(t *testing.T) {
+		t.Parallel()
+		id := d.detach(t, "true")
+		d.says(t, 0, `0\n`, ``, "job", "wait", id)
+		d.says(t, 0, ``, ``, "job", "log", id)
+	})
+	t.Run("while it runs", func(t *testing.T) {
+		t.Parallel()
+		for _, cut := range []func(string) error{os.Remove, func(name string) error { return os.Truncate(name, 2) }} {
+			cmd := d.command(t.Context(), "job", "run", "sh", "-c", "echo output!; while [ ! -e /tmp/end ]; do sleep 0.1; done")
+			var out, errOut testenv.Output
+			cmd.Stdout, cmd.Stderr = &out, &errOut
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if !eventually(patience, func() bool { return out.String() == "output!\n" }) {
+				t.Fatalf("no output: %s", errOut.String())
+			}
+			id := strings.TrimSpace(d.rnx(t.Context(), "job", "list", "-q", "--status=running").stdout)
+			if err := cut(filepath.Join(d.state, "jobs", id, "log")); err != nil {
+				t.Fatal(err)
+			}
+			d.says(t, 1, `(?s).*`, lost, "job", "log", id)
+			d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/end")
+			if err := cmd.Wait(); err == nil || !strings.Contains(errOut.String(), "is incomplete") || strings.Contains(errOut.String(), "goes on") {
+				t.Errorf("the attached run: %v, %s", err, errOut.String())
+			}
+		}
+	})
+}
+
+// TestExecInterrupted: Ctrl-C ends rnx also while the process has not begun.
+func TestExecInterrupted(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	// A job that stops each new process.
+	id := d.detach(t, "bash", "-c", "while :; do kill -STOP -1; done")
+	for _, args := range [][]string{{"job", "exec", id, "true"}, {"job", "shell", id}} {
+		cmd := d.command(t.Context(), args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		stderr := testenv.Output{}
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if !eventually(patience, func() bool { return hasBegun(d) }) {
+			t.Fatal("no process begins")
+		}
+		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		select {
+		case <-ended:
+			if status := cmd.ProcessState.ExitCode(); status != 130 || !strings.Contains(stderr.String(), "interrupted") {
+				t.Errorf("%v: status %d, %s", args, status, stderr.String())
+			}
+		case <-ctx.Done():
+			t.Errorf("%v: it goes on after SIGINT", args)
+			_ = cmd.Process.Kill()
+			<-ended
+		}
+		cancel()
+	}
+}
+
+// hasBegun reports whether a process is on its way into the job.
+func hasBegun(d *daemon) bool {
+	out, _ := exec.Command("sh", "-c", "cat /proc/"+strconv.Itoa(d.cmd.Process.Pid)+"/task/*/children").Output()
+	for pid := range strings.FieldsSeq(string(out)) {
+		if argv, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.HasSuffix(string(argv), "\x00exec\x00") {
+			return true
+		}
+	}
+	return false
+}
