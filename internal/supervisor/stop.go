@@ -19,16 +19,21 @@ import (
 )
 
 // standing returns a live job at a moment when it either waits or runs, and not
-// in between. It has not ended.
-func (s *Supervisor) standing(ctx context.Context, id string) (*live, view, error) {
+// in between. It has not ended. To end it, its monitor is not needed: then it may
+// be one without a process, and silent.
+func (s *Supervisor) standing(ctx context.Context, id string, ending bool) (*live, view, error) {
 	job, err := s.Job(ctx, id)
 	if err != nil {
 		return nil, view{}, err
 	}
 	if l := s.find(job.ID); l != nil {
-		v, err := s.await(ctx, l, func(v view) bool {
-			return v.job.State.Final() || v.proc != nil || !v.starting && !v.job.State.Alive()
+		v, err := s.awaitRun(ctx, l, func(v view) bool {
+			return v.job.State.Final() || v.proc != nil || !v.starting && !v.job.State.Alive() ||
+				v.silent && ending || v.unrecorded() != nil
 		})
+		if err == nil && !v.job.State.Final() {
+			err = v.unrecorded() // somebody else is about to end it
+		}
 		if err != nil || !v.job.State.Final() {
 			return l, v, err
 		}
@@ -39,7 +44,7 @@ func (s *Supervisor) standing(ctx context.Context, id string) (*live, view, erro
 
 // process returns the running job with this id, once it runs.
 func (s *Supervisor) process(ctx context.Context, id string) (*engine.Process, error) {
-	_, v, err := s.standing(ctx, id)
+	_, v, err := s.standing(ctx, id, false)
 	if err == nil && v.proc == nil {
 		err = joblet.Errorf(joblet.FailedPrecondition, "job %s does not run: it is %s", joblet.ShortID(v.job.ID), v.job.State)
 	}
@@ -60,11 +65,11 @@ func (s *Supervisor) Stop(ctx context.Context, id string, opt joblet.StopOptions
 		return joblet.Job{}, err
 	}
 	for {
-		l, v, err := s.standing(ctx, id)
+		l, v, err := s.standing(ctx, id, true)
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		if v.proc == nil {
+		if v.proc == nil && !v.silent {
 			if s.cancelWaiting(l, canceledReason) {
 				return s.awaitEnd(ctx, id)
 			}
@@ -86,7 +91,8 @@ const (
 
 // stopping asks the job's monitor to end the run, and notes that before: an end
 // that comes in between is one on request. A job that has ended already keeps
-// the state that it has.
+// the state that it has. Should the monitor not do it, or not be there to be asked
+// (proc is nil then), the run's guard does.
 func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOptions) error {
 	s.mu.Lock()
 	if l.proc != proc || !l.rec.State.Alive() {
@@ -96,6 +102,8 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 	if l.rec.State.MayBecome(joblet.Stopping) {
 		s.becomeLocked(l, joblet.Stopping, nil)
 	}
+	l.demand(opt)
+	box := l.rec.Box
 	s.mu.Unlock()
 	// Recorded before, so that a daemon that comes next knows how an end that
 	// comes now is to be called, and asks again if the monitor was not asked.
@@ -103,9 +111,13 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 		s.cfg.Log.Warn("record that a job is to end", "job", s.look(l).job.ID, "error", err)
 	}
 	fault.Point("stop.recorded")
+	if proc == nil {
+		s.engine.Wake(box) // once it is adopted, it is asked
+		return nil
+	}
 	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)
-	if err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
-		return nil // it ended just now, and is STOPPED
+	if errors.Is(err, engine.ErrSilent) || err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
+		return nil // the guard ends it; or it ended just now, and is STOPPED
 	}
 	return err
 }
@@ -126,11 +138,11 @@ func (s *Supervisor) Cancelable(ctx context.Context, ref, owner string) (joblet.
 // Cancel ends a job that waits. One that runs is an error.
 func (s *Supervisor) Cancel(ctx context.Context, id string) (joblet.Job, error) {
 	for {
-		l, v, err := s.standing(ctx, id)
+		l, v, err := s.standing(ctx, id, true)
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		if v.proc != nil {
+		if v.proc != nil || v.silent {
 			return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: only a job that waits can be canceled (rnx job stop %[1]s ends it)", joblet.ShortID(v.job.ID))
 		}
 		if s.cancelWaiting(l, canceledReason) {
