@@ -213,7 +213,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	}
 	// The end must be in the database before the record may go.
 	if l := s.find(job.ID); l != nil {
-		if _, err := s.await(ctx, l, func(v view) bool { return v.settled }); err != nil {
+		if err := s.awaitSettled(ctx, l); err != nil {
 			return err
 		}
 	}
@@ -230,11 +230,24 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	// A name that says what is going on, so that the next daemon knows what to do
 	// with a directory without a record.
 	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+deletingSuffix
-	if err := os.Rename(dir, going); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = os.Rename(dir, going)
+	if isFull(err) {
+		clearOutput(dir)
+		err = os.Rename(dir, going)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete job %s: %w", joblet.ShortID(job.ID), err)
 	}
 	fault.Point("delete.renamed")
-	if err := s.store.Delete(ctx, job.ID); err != nil {
+	err = s.store.Delete(ctx, job.ID)
+	for tries := 1; isFull(err) && tries <= roomTries; tries++ {
+		// Its files take the room that is missing, of which others may be the first to
+		// take what becomes free.
+		clearOutput(going)
+		time.Sleep(persistEvery)
+		err = s.store.Delete(ctx, job.ID)
+	}
+	if err != nil {
 		if back := os.Rename(going, dir); back != nil && !errors.Is(back, fs.ErrNotExist) {
 			err = joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, back)
 		}
@@ -246,6 +259,51 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	}
 	fault.Point("delete.done")
 	return nil
+}
+
+const (
+	// roomTries is how often a deletion is tried again when its files are gone.
+	roomTries = 5
+	// roomTime is how long it then waits for the job's end to be recorded.
+	roomTime = 2 * time.Second
+)
+
+// awaitSettled waits until the end of a job that is to be deleted is recorded. When
+// a full disk keeps it from being that, the job's files make room.
+func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
+	v, err := s.await(ctx, l, func(v view) bool { return v.settled || v.stuck != nil })
+	if err != nil || v.settled {
+		return err
+	}
+	if isFull(v.stuck) {
+		clearOutput(s.jobDir(v.job.ID))
+	}
+	limited, cancel := context.WithTimeout(ctx, roomTime)
+	defer cancel()
+	v, err = s.await(limited, l, func(v view) bool { return v.settled })
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return s.look(l).unrecorded()
+	}
+	return err
+}
+
+// isFull reports whether an error is that of a full disk.
+func isFull(err error) bool {
+	return err != nil && (joblet.KindOf(err) == joblet.ResourceExhausted || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
+}
+
+// clearOutput removes what takes room in the directory of a job that is being
+// deleted: all but its exit records, as long as there is a record that needs them.
+func clearOutput(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if !isExitName(e.Name()) {
+			_ = os.RemoveAll(filepath.Join(dir, e.Name())) // what stays takes no less room than before
+		}
+	}
 }
 
 // dependent returns a job of the same owner that waits and depends on this one, or
