@@ -295,6 +295,11 @@ func hasBoxes(dir string) bool {
 	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return joblet.ValidID(e.Name()) })
 }
 
+// lockTime bounds the wait for another daemon that sets up the same cgroup, which
+// takes milliseconds. Everybody may open, and so lock, the directory of a cgroup:
+// whoever holds it for longer is not such a daemon, and does not keep us waiting.
+var lockTime = 2 * time.Second
+
 // lock keeps others away that set up, or try out, the same cgroup, until unlock
 // is called.
 func lock(dir string) (unlock func(), err error) {
@@ -302,12 +307,13 @@ func lock(dir string) (unlock func(), err error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
 	}
-	for {
-		switch err := unix.Flock(fd, unix.LOCK_EX); err {
-		case nil:
+	for deadline := time.Now().Add(lockTime); ; {
+		switch err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); {
+		case err == nil, err == unix.EWOULDBLOCK && time.Now().After(deadline):
 			return func() { unix.Close(fd) }, nil
-		case unix.EINTR:
-		default:
+		case err == unix.EWOULDBLOCK:
+			time.Sleep(5 * time.Millisecond)
+		case err != unix.EINTR:
 			unix.Close(fd)
 			return nil, &os.PathError{Op: "lock", Path: dir, Err: err}
 		}
@@ -669,12 +675,34 @@ func (g *Group) PIDs() ([]int, error) {
 	return readPIDs(filepath.Join(dir, "cgroup.procs"))
 }
 
+// Monitors returns the monitors of the job and of its further processes as the
+// host numbers them; none where the host has no v2 hierarchy.
+func (g *Group) Monitors() ([]int, error) {
+	if g.Monitor == "" {
+		return nil, nil
+	}
+	return readPIDs(filepath.Join(g.Monitor, "cgroup.procs"))
+}
+
+// ThawMonitors lets the monitors go on if somebody has frozen their cgroup.
+func (g *Group) ThawMonitors() error {
+	if g.top == "" {
+		return nil
+	}
+	return errors.Join(write(g.top, "cgroup.freeze", "0"), write(g.Monitor, "cgroup.freeze", "0"))
+}
+
 // Kill ends every process in the job's cgroup, its monitor included, by the
 // kernel's own means where it has them (cgroup.kill, since 5.14).
-func (g *Group) Kill() error {
-	if g.top != "" {
-		err := write(g.top, "cgroup.kill", "1") // children included
-		if err == nil || errors.Is(err, fs.ErrNotExist) && !exists(g.top) {
+func (g *Group) Kill() error { return g.kill(g.top) }
+
+// KillJob is Kill without the monitors.
+func (g *Group) KillJob() error { return g.kill(g.V2) }
+
+func (g *Group) kill(top string) error {
+	if top != "" {
+		err := write(top, "cgroup.kill", "1") // children included
+		if err == nil || errors.Is(err, fs.ErrNotExist) && !exists(top) {
 			return nil
 		}
 	}

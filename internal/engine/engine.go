@@ -64,6 +64,7 @@ type Engine struct {
 	devDir  string
 	frozen  []string // in a job's /proc
 	etc     hostEtcCopy
+	sockets sockets
 
 	spares  chan *Box
 	refill  chan struct{}
@@ -120,6 +121,16 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 	if err := e.clearEtc(); err != nil {
 		return nil, err
 	}
+	if e.sockets, err = makeSockets(cfg.RunDir, cfg.FormerRunDirs); err != nil {
+		return nil, err
+	}
+	boxes, err := e.groups.Boxes() // of whatever state directory
+	if err != nil {
+		return nil, err
+	}
+	if err := e.sockets.clear(boxes); err != nil {
+		return nil, err
+	}
 	if e.monitor, err = loadMonitor(); err != nil {
 		return nil, err
 	}
@@ -171,7 +182,7 @@ func (e *Engine) closeAll() error {
 	for _, h := range e.former {
 		h.RemoveEmpty()
 	}
-	var errs []error
+	errs := []error{e.sockets.close()}
 	for _, f := range []*os.File{e.monitor, e.null, e.log} {
 		if f != nil {
 			errs = append(errs, f.Close())
@@ -423,7 +434,7 @@ func (b *Box) startMonitor() error {
 	defer theirs.Close()
 	_ = unix.SetNonblock(pair[0], true) // so that os.File waits in the poller
 	b.conn = os.NewFile(uintptr(pair[0]), "control")
-	listener, err := listen(b.ID)
+	listener, err := b.engine.sockets.listen(b.ID)
 	if err != nil {
 		return errors.Join(err, b.conn.Close())
 	}
@@ -453,30 +464,6 @@ func (b *Box) startMonitor() error {
 	// take its status. What it has to say comes over the connection.
 	go func() { _, _ = proc.Wait() }()
 	return nil
-}
-
-// listen makes the socket on which a later daemon finds the monitor. Its address
-// is abstract (unix(7)): nothing on disk to make and to remove for each job, and
-// out of reach for jobs, which have a network namespace of their own. Anybody
-// on the host could connect, or take the name of a monitor that is gone, so
-// both sides look at who the other is.
-func listen(id string) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	f := os.NewFile(uintptr(fd), "monitor socket")
-	if err := unix.Bind(fd, socketAddr(id)); err != nil {
-		return nil, errors.Join(os.NewSyscallError("bind", err), f.Close())
-	}
-	if err := unix.Listen(fd, 8); err != nil {
-		return nil, errors.Join(os.NewSyscallError("listen", err), f.Close())
-	}
-	return f, nil
-}
-
-func socketAddr(id string) *unix.SockaddrUnix {
-	return &unix.SockaddrUnix{Name: "@joblet/" + id}
 }
 
 // Discard gives up the box, with what may run in it: its monitor ends, and all
@@ -522,16 +509,38 @@ func (b *Box) Start(run *Run) (*Process, error) {
 	if err := b.group.Limit(run.Limits, run.Devices); err != nil {
 		return nil, errors.Join(err, b.conn.Close())
 	}
+	limit := startTime(run.FilesPath)
+	_ = b.conn.SetDeadline(time.Now().Add(limit))
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: &run.Run}); err != nil {
-		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", err), b.conn.Close())
+		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", late(err, limit)), b.conn.Close())
 	}
 	fault.Point("box.sent")
-	p := &Process{ID: b.ID, IDBase: b.IDBase, group: b.group, conn: b.conn, done: make(chan struct{})}
+	p := &Process{ID: b.ID, IDBase: b.IDBase, engine: b.engine, group: b.group, conn: b.conn, done: make(chan struct{})}
 	if err := p.greet(); err != nil {
-		return nil, errors.Join(err, b.conn.Close())
+		return nil, errors.Join(late(err, limit), b.conn.Close())
 	}
+	_ = b.conn.SetDeadline(time.Time{})
 	go p.listen()
 	return p, nil
+}
+
+// startTime bounds how long a monitor may take to start a job: it has time limits
+// of its own for the steps of the set-up, but may be stopped or stuck. To unpack
+// files takes as long as they are large.
+func startTime(files string) time.Duration {
+	limit := 75 * time.Second
+	if info, err := os.Stat(files); files != "" && err == nil {
+		limit += time.Duration(info.Size()>>20) * time.Second
+	}
+	return limit
+}
+
+// late says of an error that it is the end of a time limit.
+func late(err error, limit time.Duration) error {
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return joblet.Errorf(joblet.Unavailable, "the job's monitor did not answer within %v: it is stopped or stuck: %w", limit, err)
+	}
+	return err
 }
 
 // Process is a running job.
@@ -544,9 +553,11 @@ type Process struct {
 	window     *WindowSize // of its terminal then; nil: it has none
 	stdinBytes int64       // of a streamed standard input, taken when we connected
 	group      *cgroup.Group
+	engine     *Engine
 
 	conn *os.File
-	send sync.Mutex // one document at a time
+	send sync.Mutex // one document at a time; protects deaf
+	deaf bool       // the latest request found no room
 	done chan struct{}
 	end  *monitor.Record // set before done is closed; nil: the monitor died
 }
@@ -554,6 +565,8 @@ type Process struct {
 func (p *Process) greet() error {
 	var ev monitor.Event
 	switch err := monitor.ReadMessage(p.conn, &ev); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("hear from the job's monitor: %w", err)
 	case err != nil:
 		return fmt.Errorf("the job's monitor ended before it could start the job: %w", err)
 	case ev.Failed != nil:
@@ -607,10 +620,30 @@ func (p *Process) Stop(sig syscall.Signal, grace time.Duration) error {
 	return p.request(monitor.Request{Stop: &monitor.Stop{Signal: int(sig), GraceNanos: int64(grace)}})
 }
 
+// A request waits for room on its way to the monitor, which is there at once but
+// when that is stopped or stuck and many requests came before.
+const (
+	requestTime = 2 * time.Second
+	deafTime    = 50 * time.Millisecond // when the one before has waited in vain
+)
+
+// ErrSilent says that a job's monitor does not take a request. Stop and kill do
+// without it.
+var ErrSilent = joblet.Errorf(joblet.Unavailable, "the job's monitor does not answer: it is stopped, or waits in the kernel, for a disk perhaps: try again")
+
 func (p *Process) request(req monitor.Request) error {
 	p.send.Lock()
 	defer p.send.Unlock()
-	if err := monitor.WriteMessage(p.conn, req); err != nil {
+	limit := requestTime
+	if p.deaf {
+		limit = deafTime
+	}
+	_ = p.conn.SetWriteDeadline(time.Now().Add(limit))
+	err := monitor.WriteMessage(p.conn, req) // small enough to go whole or not at all
+	if p.deaf = errors.Is(err, os.ErrDeadlineExceeded); p.deaf {
+		return ErrSilent
+	}
+	if err != nil {
 		return joblet.Errorf(joblet.FailedPrecondition, "the job has ended: %w", err)
 	}
 	return nil
@@ -691,9 +724,10 @@ const greetTimeout = 2 * time.Second
 
 // Adopt finds the running job of a former daemon in the box with this id. The
 // error is ECONNREFUSED when that has no monitor any more, and
-// os.ErrDeadlineExceeded when the monitor is busy.
-func (e *Engine) Adopt(id string) (*Process, error) {
-	p, err := connect(id)
+// os.ErrDeadlineExceeded when the monitor has not answered by the given time, or
+// within greetTimeout.
+func (e *Engine) Adopt(id string, by time.Time) (*Process, error) {
+	p, err := e.connect(id, by)
 	if err != nil {
 		return nil, err
 	}
@@ -703,41 +737,23 @@ func (e *Engine) Adopt(id string) (*Process, error) {
 	return p, nil
 }
 
-// HasMonitor reports whether a box has a monitor, of which it asks nothing.
-func HasMonitor(id string) bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+// connect makes one more connection to the monitor of a box with a running job. It
+// takes no longer than until by, if that is given.
+func (e *Engine) connect(id string, by time.Time) (*Process, error) {
+	deadline := time.Now().Add(greetTimeout)
+	if !by.IsZero() && by.Before(deadline) {
+		deadline = by
+	}
+	conn, err := e.sockets.connect(id, deadline)
 	if err != nil {
-		return true // nobody knows: nothing may be removed
+		return nil, err
 	}
-	defer unix.Close(fd)
-	if err := unix.Connect(fd, socketAddr(id)); err != nil {
-		return err != unix.ECONNREFUSED
-	}
-	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	return err != nil || peer.Uid == 0
-}
-
-// connect makes one more connection to the monitor of a box with a running job.
-func connect(id string) (*Process, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	if err := unix.Connect(fd, socketAddr(id)); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("connect", err)
-	}
-	if peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil || peer.Uid != 0 {
-		unix.Close(fd)
-		return nil, fmt.Errorf("somebody else listens in the place of the job's monitor: %+v %w", peer, err)
-	}
-	_ = unix.SetNonblock(fd, true)
-	p := &Process{ID: id, conn: os.NewFile(uintptr(fd), "control"), done: make(chan struct{})}
-	_ = p.conn.SetReadDeadline(time.Now().Add(greetTimeout))
+	p := &Process{ID: id, engine: e, conn: conn, done: make(chan struct{})}
+	_ = p.conn.SetDeadline(deadline)
 	if err := p.greet(); err != nil {
 		return nil, errors.Join(err, p.conn.Close())
 	}
-	_ = p.conn.SetReadDeadline(time.Time{})
+	_ = p.conn.SetDeadline(time.Time{})
 	return p, nil
 }
 
@@ -753,13 +769,15 @@ type Stdin struct {
 // behind what was written before. A write waits as long as the job does not
 // read. There is one at a time: a new one takes the place of the old.
 func (p *Process) OpenStdin() (*Stdin, error) {
-	c, err := connect(p.ID)
+	c, err := p.engine.connect(p.ID, time.Time{})
 	if err != nil {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's standard input: %w", err)
 	}
+	_ = c.conn.SetWriteDeadline(time.Now().Add(requestTime))
 	if err := monitor.WriteMessage(c.conn, monitor.Request{StdinBegin: true}); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the job's standard input: %w", err), c.conn.Close())
 	}
+	_ = c.conn.SetWriteDeadline(time.Time{}) // from now on the job decides when it reads
 	return &Stdin{process: p, conn: c.conn, end: c.stdinBytes}, nil
 }
 
@@ -813,7 +831,8 @@ func (e *Engine) Release(id string, base uint32) error {
 		e.ids.claim(base)
 	}
 	group := e.group(id)
-	err := errors.Join(group.Kill(), group.Remove(ctx))
+	// The socket while the cgroups still show that there is a box to be released.
+	err := errors.Join(group.Kill(), e.sockets.remove(id), group.Remove(ctx))
 	if err != nil {
 		return fmt.Errorf("release what is left of box %s: %w", id, err)
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,10 +26,14 @@ type Exec struct {
 	// nil.
 	Stdin, Stdout, Stderr *os.File
 
-	conn *os.File
-	send sync.Mutex // one document at a time
-	done chan struct{}
-	end  *monitor.Record // set before done is closed; nil: its monitor died
+	conn    *os.File
+	monitor *os.Process
+	gone    <-chan struct{} // closed when the monitor has ended
+	process *os.Process     // PID; nil: it had ended already
+	send    sync.Mutex      // one document at a time
+	closing sync.Once
+	done    chan struct{}
+	end     *monitor.Record // set before done is closed; nil: its monitor died
 }
 
 // ErrPaused says that one more process would not get to run either.
@@ -87,7 +92,7 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			}
 		}
 	}
-	if err := e.startExecMonitor(p, append([]*os.File{control[1], terminal[1]}, stdio...)); err != nil {
+	if x.monitor, x.gone, err = e.startExecMonitor(p, append([]*os.File{control[1], terminal[1]}, stdio...)); err != nil {
 		return nil, err
 	}
 	for _, f := range theirs {
@@ -107,8 +112,72 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 		return nil, err
 	}
 	_ = x.conn.SetDeadline(time.Time{})
+	x.process = find(x.PID, p.IDBase)
 	go x.listen()
+	go x.guard()
 	return x, nil
+}
+
+// find returns a handle of a job's process; nil: it has ended. The number may be
+// another's by then, but only processes of the job have its ids.
+func find(pid int, base uint32) *os.Process {
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return nil
+	}
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	_, rest, _ := bytes.Cut(status, []byte("\nUid:\t"))
+	real, _, _ := bytes.Cut(rest, []byte("\t"))
+	uid, parseErr := strconv.ParseUint(string(real), 10, 32)
+	if err != nil || parseErr != nil || uint32(uid)-base >= IDCount {
+		_ = process.Release()
+		return nil
+	}
+	return process
+}
+
+// guardEvery is how often it is looked at whether a process has ended without
+// its monitor, stopped or stuck, taking note of it.
+const guardEvery = 2 * time.Second
+
+// guard sees to it that the end of the process is known: it wakes its monitor, and
+// if that is no use, ends it.
+func (x *Exec) guard() {
+	tick := time.NewTicker(guardEvery)
+	defer tick.Stop()
+	for woken := false; ; {
+		select {
+		case <-x.done:
+			return
+		case <-tick.C:
+		}
+		if exitOf(x.PID, []int{x.monitor.Pid}) == nil {
+			continue
+		}
+		if woken {
+			_ = x.monitor.Kill() // listen takes note
+			continue
+		}
+		_ = x.monitor.Signal(unix.SIGCONT)
+		woken = true
+	}
+}
+
+// hangUpTime is how long a monitor may take to end a process whose caller is gone:
+// more than it gives the process between the signals.
+const hangUpTime = 4 * time.Second
+
+// endLate ends a process whose caller is gone if its monitor does not.
+func (x *Exec) endLate() {
+	select {
+	case <-x.gone:
+		return
+	case <-time.After(hangUpTime):
+	}
+	if x.process != nil {
+		_ = x.process.Kill()
+	}
+	_ = x.monitor.Kill()
 }
 
 // greet tells the monitor what to run and hears that it does.
@@ -155,7 +224,13 @@ func (x *Exec) End() *monitor.Record { return x.end }
 func (x *Exec) Signal(sig syscall.Signal) error {
 	x.send.Lock()
 	defer x.send.Unlock()
-	return monitor.WriteMessage(x.conn, monitor.Request{Signal: int(sig)})
+	_ = x.conn.SetWriteDeadline(time.Now().Add(requestTime))
+	if err := monitor.WriteMessage(x.conn, monitor.Request{Signal: int(sig)}); errors.Is(err, os.ErrDeadlineExceeded) {
+		return ErrSilent
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 // Resize gives the process's terminal another size.
@@ -266,11 +341,15 @@ func (x *Exec) Close() error {
 			_ = f.Close() // once or twice; nothing of it is to be known
 		}
 	}
+	if x.monitor != nil {
+		x.closing.Do(func() { go x.endLate() })
+	}
 	return nil
 }
 
-// startExecMonitor starts the monitor of a further process beside the job's own.
-func (e *Engine) startExecMonitor(p *Process, files []*os.File) error {
+// startExecMonitor starts the monitor of a further process beside the job's own. The
+// channel is closed when that has ended.
+func (e *Engine) startExecMonitor(p *Process, files []*os.File) (*os.Process, <-chan struct{}, error) {
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOMAXPROCS=1", "GODEBUG=madvdontneed=1"},
@@ -280,7 +359,7 @@ func (e *Engine) startExecMonitor(p *Process, files []*os.File) error {
 	if p.group.Monitor != "" {
 		dir, err := os.Open(p.group.Monitor)
 		if err != nil {
-			return joblet.Errorf(joblet.FailedPrecondition, "the job has ended: %w", err)
+			return nil, nil, joblet.Errorf(joblet.FailedPrecondition, "the job has ended: %w", err)
 		}
 		defer dir.Close()
 		attr.Sys.UseCgroupFD = true
@@ -289,10 +368,14 @@ func (e *Engine) startExecMonitor(p *Process, files []*os.File) error {
 	path := "/proc/self/fd/" + strconv.Itoa(int(e.monitor.Fd()))
 	proc, err := os.StartProcess(path, []string{"joblet-monitor", p.ID, "exec"}, attr)
 	if err != nil {
-		return fmt.Errorf("start the monitor of the process: %w", err)
+		return nil, nil, fmt.Errorf("start the monitor of the process: %w", err)
 	}
-	go func() { _, _ = proc.Wait() }() // somebody must take its status; what it says comes over the connection
-	return nil
+	gone := make(chan struct{})
+	go func() { // somebody must take its status; what it says comes over the connection
+		defer close(gone)
+		_, _ = proc.Wait()
+	}()
+	return proc, gone, nil
 }
 
 // socketpair returns two connected sockets, the first for our side.

@@ -43,7 +43,7 @@ type Keyboard struct {
 
 // OpenKeyboard connects to the job's terminal.
 func (p *Process) OpenKeyboard() (*Keyboard, error) {
-	c, err := connect(p.ID)
+	c, err := p.engine.connect(p.ID, time.Time{})
 	if err != nil {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: %w", err)
 	}

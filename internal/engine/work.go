@@ -30,7 +30,7 @@ func (p *Process) OpenWork() (*os.Root, error) {
 // workOfMonitor asks the monitor for the directory that it opened before any code of the
 // job's ran: what the job mounts over /work later is not on the way to it.
 func (p *Process) workOfMonitor() (*os.File, error) {
-	c, err := connect(p.ID)
+	c, err := p.engine.connect(p.ID, time.Time{})
 	if err != nil {
 		return nil, err
 	}

@@ -174,13 +174,13 @@ func (m *monitor) keepFiles() {
 	if empty, err := m.workEmpty(); empty && err == nil {
 		return
 	}
-	for deadline := time.Now().Add(logPatience); ; time.Sleep(logRetry) {
+	for began := time.Now(); ; m.listenFor(logRetry) {
 		err := m.packWork()
 		if err == nil {
 			return
 		}
 		full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-		if !full || time.Now().After(deadline) {
+		if !full || time.Since(began) > m.patience() {
 			m.record.WorkError = "what it left in /work is lost: " + err.Error()
 			return
 		}

@@ -77,6 +77,7 @@ type monitor struct {
 	syncAt      time.Time // output waits for fsync until then; zero: none does
 	retryLogAt  time.Time // the disk was full: output waits in the pipes until then
 	logGiveUpAt time.Time // once the job has ended
+	hurry       bool      // somebody waits for the end: what finds no room on a full disk is given up
 }
 
 // conn is a connection to a daemon.
@@ -607,7 +608,7 @@ func (m *monitor) watch() {
 			ended = true
 			m.stdin.close()
 			m.denied.close()
-			m.logGiveUpAt = time.Now().Add(logPatience)
+			m.logGiveUpAt = time.Now().Add(m.patience())
 			for i := range m.output {
 				m.drain(i) // what was written last; nobody is left who could write more
 			}
@@ -630,7 +631,17 @@ const (
 	// full, waits for room on a full disk before it is given up and the record
 	// says so.
 	logPatience = time.Minute
+	// stopPatience is the same for a job that somebody stops and waits for.
+	stopPatience = 300 * time.Millisecond
 )
+
+// patience is how long what an ended job has left waits for room on a full disk.
+func (m *monitor) patience() time.Duration {
+	if m.hurry {
+		return stopPatience
+	}
+	return logPatience
+}
 
 func (m *monitor) pollTimeout(now time.Time) int {
 	next := time.Time{}
@@ -835,12 +846,39 @@ func (m *monitor) handle(req *Request) {
 	if req.StdinEnd != nil {
 		m.stdin.endAt(*req.StdinEnd)
 	}
-	if s := req.Stop; s != nil && m.record.EndedNanos == 0 { // it has not ended by itself meanwhile
-		m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
+	if s := req.Stop; s != nil {
+		m.hurry = true
+		if at := time.Now().Add(stopPatience); m.logGiveUpAt.After(at) {
+			m.logGiveUpAt = at
+		}
+		if m.record.EndedNanos == 0 { // it has not ended by itself meanwhile
+			m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
+		}
 	}
 	if req.DiskBytes > 0 {
 		if err := m.resizeRoot(req.DiskBytes); err != nil {
 			os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		}
+	}
+}
+
+// listenFor does what daemons ask for for some time, once the job has ended.
+func (m *monitor) listenFor(d time.Duration) {
+	for deadline := time.Now().Add(d); ; {
+		left := time.Until(deadline)
+		if left <= 0 || m.hurry {
+			return
+		}
+		fds := []unix.PollFd{{Fd: int32(m.listen), Events: unix.POLLIN}}
+		for _, c := range m.conns {
+			fds = append(fds, unix.PollFd{Fd: int32(c.fd), Events: unix.POLLIN})
+		}
+		if n, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil || n == 0 {
+			continue
+		}
+		m.serve(fds[1:])
+		if fds[0].Revents != 0 {
+			m.accept()
 		}
 	}
 }
@@ -852,7 +890,7 @@ func (m *monitor) accept() {
 		return
 	}
 	if peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil || peer.Uid != 0 {
-		unix.Close(fd) // the address is open to everybody on the host
+		unix.Close(fd) // nobody else can reach the socket; to be sure
 		return
 	}
 	// A request that stops half-way must not stop the job's output.
@@ -898,6 +936,7 @@ func (m *monitor) finish() {
 			unix.Close(fd)
 		}
 	}
+	m.terminal.master = -1 // it was one of these
 	if err := m.endLog(); err != nil && m.record.LogError == "" {
 		m.record.LogError = "close the log: " + err.Error()
 	}
@@ -911,7 +950,10 @@ func (m *monitor) finish() {
 			break // somebody has removed the job's directory: nobody waits for a record
 		}
 		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
-		time.Sleep(time.Second) // the job is over; its record is all that is left to do
+		if m.hurry {
+			return // the daemon, which waits, finds out and says what it knows
+		}
+		m.listenFor(time.Second) // the job is over; its record is all that is left to do
 	}
 	m.tell(Event{Ended: &m.record})
 }

@@ -24,7 +24,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
 	"modernc.org/libc"
 	sqlite3 "modernc.org/sqlite/lib"
 	"zombiezen.com/go/sqlite"
@@ -61,7 +60,8 @@ type Store struct {
 	closeOnce sync.Once
 	closeErr  error
 
-	w writer // the writer goroutine's alone
+	w       writer // the writer goroutine's alone
+	reserve reserve
 }
 
 // syncData makes SQLite call fdatasync(2) where its transpiled form calls
@@ -102,6 +102,7 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 		writer:  make(chan struct{}),
 		tokens:  make(chan struct{}, maxReaders),
 		idle:    make(chan *sqlite.Conn, maxReaders),
+		reserve: reserve{path: path},
 	}
 	defer func() {
 		if err == nil {
@@ -116,19 +117,38 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 			}
 		}
 	}()
-	if s.w.conn, err = sqlite.OpenConn(path, sqlite.OpenReadWrite); err != nil {
-		return nil, s.explain("open job records", err)
+	err = s.connect(steps)
+	if joblet.KindOf(err) == joblet.ResourceExhausted && s.reserve.giveUp() {
+		if err = s.connect(steps); err == nil {
+			_, _ = s.growWAL() // before others take what is free now
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	s.reserve.keep()
+	go s.write()
+	return s, nil
+}
+
+// connect makes the writer's connection.
+func (s *Store) connect(steps []string) (err error) {
+	if s.w.conn != nil { // of an attempt before
+		_ = s.w.conn.Close()
+		s.w = writer{}
+	}
+	if s.w.conn, err = sqlite.OpenConn(s.path, sqlite.OpenReadWrite); err != nil {
+		return s.explain("open job records", err)
 	}
 	s.w.conn.SetBusyTimeout(busyTimeout)
 	version, err := s.inspect(len(steps))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.setUp(version, steps); err != nil {
-		return nil, s.explain("open job records", err)
+		return s.explain("open job records", err)
 	}
-	go s.write()
-	return s, nil
+	return nil
 }
 
 // busyTimeout is how long a transaction waits for another process that has
@@ -304,6 +324,7 @@ func (s *Store) Close() error {
 		if err := errors.Join(s.closeErr, s.w.conn.Close()); err != nil {
 			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, err)
 		}
+		s.reserve.restore() // for the next start, even if it takes what the log had
 	})
 	return s.closeErr
 }
@@ -362,9 +383,10 @@ func (s *Store) explain(what string, err error) error {
 		return err
 	}
 	switch code := sqlite.ErrCode(err); {
-	case code.ToPrimary() == sqlite.ResultFull,
-		code.ToPrimary() == sqlite.ResultIOErr && diskFull(s.path):
+	case s.isFull(err):
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: the disk is full: free space in %s: %w", what, filepath.Dir(s.path), err)
+	case code.ToPrimary() == sqlite.ResultIOErr && readOnly(s.path):
+		return joblet.Errorf(joblet.FailedPrecondition, "%s: the file system of %s is read-only: find out why, and make it writable: %w", what, s.path, err)
 	case code.ToPrimary() == sqlite.ResultCorrupt, code.ToPrimary() == sqlite.ResultNotADB:
 		return damaged(s.path, err)
 	case code.ToPrimary() == sqlite.ResultReadOnly:
@@ -381,19 +403,23 @@ func damaged(path string, err error) error {
 		path, err)
 }
 
-// diskFull reports whether the file system of path has no page left. SQLite
-// says "full" when write(2) does; where fsync(2) or the shared index runs out
-// of space it speaks of an I/O error.
-func diskFull(path string) bool {
-	free, ok := freeSpace(path)
-	return ok && free < 4096
+// isFull reports whether an error is that of a full disk. SQLite says "full" when
+// write(2) does; where fsync(2) or the shared index runs out of space it speaks of
+// an I/O error, and where a file cannot be made, that it cannot be opened.
+func (s *Store) isFull(err error) bool {
+	f, ok := freeOn(s.path)
+	switch code := sqlite.ErrCode(err); code.ToPrimary() {
+	case sqlite.ResultFull:
+		return true
+	case sqlite.ResultIOErr:
+		return ok && f.bytes < 4096
+	case sqlite.ResultCantOpen:
+		return ok && (f.bytes < 4096 || f.files == 0)
+	}
+	return false
 }
 
-// freeSpace returns the bytes free on the file system of path.
-func freeSpace(path string) (free uint64, ok bool) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(path, &st); err != nil {
-		return 0, false
-	}
-	return st.Bavail * uint64(st.Bsize), true
+func readOnly(path string) bool {
+	f, ok := freeOn(path)
+	return ok && f.readOnly
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -24,7 +25,11 @@ const (
 	// so about a third of a durable Insert. SQLite takes zeros behind the last
 	// frame for the end of the log: a frame counts by its salt and checksum
 	// (https://sqlite.org/fileformat2.html, section 4).
+	//
+	// It is also the room for changes on a full disk, when a checkpoint lets the log
+	// begin again inside the file: a small disk has smallWAL for that.
 	walSize  = 4 << 20
+	smallWAL = 256 << 10
 	walChunk = 256 << 10 // bytes in one go: about 1 ms
 
 	// minFree is the free space in bytes below which walSize is not taken in
@@ -35,6 +40,10 @@ const (
 	// waits, and at once after mustFrames, before the log outgrows walSize.
 	idleFrames = 256
 	mustFrames = 768
+	// The same for smallWAL, and how many changes go into one transaction then.
+	smallIdleFrames = 8
+	smallMustFrames = 24
+	smallBatch      = 4
 )
 
 // changeKind says what a change does.
@@ -70,6 +79,7 @@ type writer struct {
 	unsynced bool // the connection is set to commit without fsync
 	frames   int  // pages in the log since the last checkpoint, about
 	walReady bool // the log is as large as it shall be
+	small    bool // which is smallWAL
 }
 
 // prepare compiles what the writer runs.
@@ -150,6 +160,11 @@ func (s *Store) Insert(ctx context.Context, r Record) error {
 	ch, err := newInsert(r)
 	if err != nil {
 		return err
+	}
+	// The last room is for what becomes of the jobs that there are: it would fit
+	// into the log still, which then had none for that.
+	if f, ok := freeOn(s.path); ok && !f.readOnly && f.bytes < leastFree+uint64(len(ch.spec)) {
+		return joblet.Errorf(joblet.ResourceExhausted, "%s: the disk is full: free space in %s", ch.what(), filepath.Dir(s.path))
 	}
 	return s.do(ctx, ch)
 }
@@ -286,8 +301,12 @@ func (s *Store) write() {
 				return
 			}
 		}
+		most, must := maxBatch, mustFrames
+		if s.w.small {
+			most, must = smallBatch, smallMustFrames
+		}
 	gather:
-		for len(batch) < maxBatch {
+		for len(batch) < most {
 			select {
 			case ch := <-s.changes:
 				batch = append(batch, ch)
@@ -295,19 +314,24 @@ func (s *Store) write() {
 				break gather
 			}
 		}
-		if s.w.frames >= mustFrames {
+		if s.w.frames >= must {
 			s.w.checkpoint()
 		}
-		if err := s.w.apply(batch); err != nil && len(batch) > 1 {
-			// One of them may be to blame, such as a huge record on a nearly
-			// full disk: each on its own.
-			for i, ch := range batch {
-				if err := s.w.apply(batch[i : i+1]); err != nil {
-					ch.err = err
-				}
+		err := s.w.apply(batch)
+		for i, ch := range batch {
+			switch {
+			case err != nil && len(batch) > 1:
+				// One of them may be to blame, such as a huge record on a nearly
+				// full disk: each on its own.
+				ch.err = s.w.one(batch[i : i+1])
+			case err != nil:
+				ch.err = err
 			}
-		} else if err != nil {
-			batch[0].err = err
+			if ch.kind != insert && s.isFull(ch.err) {
+				s.reserve.grow()
+				s.w.checkpoint() // so that the log begins again
+				ch.err = s.w.one(batch[i : i+1])
+			}
 		}
 		for _, ch := range batch {
 			close(ch.done)
@@ -347,6 +371,15 @@ func (w *writer) apply(batch []*change) error {
 		return err
 	}
 	return nil
+}
+
+// one is apply for one change, whose error it returns.
+func (w *writer) one(batch []*change) error {
+	batch[0].err = nil
+	if err := w.apply(batch); err != nil {
+		return err
+	}
+	return batch[0].err
 }
 
 // setUnsynced chooses whether the next transactions are synced. In WAL mode
@@ -482,13 +515,18 @@ func (w *writer) changeOne(stmt *sqlite.Stmt, id string) error {
 // tidy does one small piece of housekeeping and reports whether there may be
 // more.
 func (s *Store) tidy() bool {
+	idle := idleFrames
+	if s.w.small {
+		idle = smallIdleFrames
+	}
 	switch {
-	case s.w.frames >= idleFrames:
+	case s.w.frames >= idle:
 		s.w.checkpoint()
 	case !s.w.walReady:
 		more, err := s.growWAL()
 		s.w.walReady = err != nil || !more // it only saves time
 	default:
+		s.reserve.keep()
 		return false
 	}
 	return true
@@ -507,8 +545,12 @@ func (w *writer) checkpoint() {
 // follow. A write transaction keeps every other process from appending to the
 // log at the same time.
 func (s *Store) growWAL() (more bool, err error) {
-	if free, ok := freeSpace(s.path); !ok || free < minFree {
+	size := int64(walSize)
+	switch f, ok := freeOn(s.path); {
+	case !ok:
 		return false, nil
+	case f.bytes < minFree:
+		size, s.w.small = smallWAL, true
 	}
 	if err := step(s.w.begin); err != nil {
 		return false, err
@@ -520,12 +562,11 @@ func (s *Store) growWAL() (more bool, err error) {
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
-	if err != nil || info.Size() >= walSize {
+	if err != nil || info.Size() >= size {
 		return false, err
 	}
-	if _, err := f.WriteAt(make([]byte, walChunk), info.Size()); err != nil {
-		_ = f.Truncate(info.Size())
-		return false, err
+	if _, err := f.WriteAt(make([]byte, min(walChunk, size-info.Size())), info.Size()); err != nil {
+		return false, err // on a full disk a part is better than nothing
 	}
 	return true, f.Sync()
 }

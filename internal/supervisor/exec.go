@@ -41,7 +41,7 @@ func (s *Supervisor) onceRunning(ctx context.Context, id string) (*engine.Proces
 	if l == nil {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(id))
 	}
-	v, err := s.await(ctx, l, func(v view) bool { return v.proc != nil || v.job.State.Final() })
+	v, err := s.awaitRun(ctx, l, func(v view) bool { return v.proc != nil || v.job.State.Final() })
 	if err == nil && v.proc == nil {
 		err = joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v", joblet.ShortID(id), v.job.State)
 	}
@@ -62,7 +62,7 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*e
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
-	l, v, err := s.standing(ctx, id)
+	l, v, err := s.standing(ctx, id, false)
 	if err != nil {
 		return nil, err
 	}

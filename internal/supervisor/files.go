@@ -155,7 +155,7 @@ func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*engine.Stdin, e
 	if l == nil {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(id))
 	}
-	v, err := s.await(ctx, l, func(v view) bool { return v.proc != nil || v.job.State.Final() })
+	v, err := s.awaitRun(ctx, l, func(v view) bool { return v.proc != nil || v.job.State.Final() })
 	if err != nil {
 		return nil, err
 	}
@@ -189,7 +189,9 @@ func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w 
 	}
 	var proc *engine.Process
 	if l := s.find(job.ID); l != nil {
-		v, err := s.await(ctx, l, func(v view) bool { return v.proc != nil || !v.starting && v.job.State != joblet.Initializing })
+		v, err := s.awaitRun(ctx, l, func(v view) bool {
+			return v.proc != nil || !v.silent && !v.starting && v.job.State != joblet.Initializing
+		})
 		if err != nil {
 			return err
 		}

@@ -347,7 +347,7 @@ func (f *fsck) noteAlive(rec store.Record) {
 	switch {
 	case f.where.elsewhere != "":
 		f.note(rec.ID, f.where.elsewhere+"; the next daemon concludes it, or starts it if it never began")
-	case engine.HasMonitor(box):
+	case engine.HasMonitor(f.where.now.RunDirs, box):
 		f.note(rec.ID, "it runs")
 	case rec.State == joblet.Initializing && !begun(f.jobDir(rec.ID), rec.Attempt):
 		f.note(rec.ID, "its start was cut short; the next daemon starts it")
@@ -683,7 +683,7 @@ func (f *fsck) checkHost() (err error) {
 	for _, id := range boxes {
 		switch {
 		case f.boxes[id]:
-		case engine.HasMonitor(id):
+		case engine.HasMonitor(f.where.now.RunDirs, id):
 			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which ends that"
 			f.left("", fmt.Sprintf("box %s: its monitor runs, and no job has it", joblet.ShortID(id)), "the next daemon ends it")
 		default:

@@ -639,7 +639,7 @@ func TestFsckHealthy(t *testing.T) {
 	if !eventually(func() bool { _, err := readRecord(s.path("jobs", running.ID), 1); return err == nil }) {
 		t.Fatal("no exit record")
 	}
-	if !eventually(func() bool { return !engine.HasMonitor(s.get(running.ID).Box) }) {
+	if !eventually(func() bool { return !engine.HasMonitor([]string{s.cfg.RunDir}, s.get(running.ID).Box) }) {
 		t.Fatal("its monitor stays")
 	}
 	if found, _ := s.fsck(FsckOptions{Repair: true, Deep: true}); len(found) != 1 || !strings.Contains(found[0].String(), "ended while no daemon ran") {
@@ -678,7 +678,7 @@ func TestFsckHost(t *testing.T) {
 	}
 
 	s.check(unix.Kill(monitorOf(t, box.ID), unix.SIGKILL))
-	if !eventually(func() bool { return !engine.HasMonitor(box.ID) }) {
+	if !eventually(func() bool { return !engine.HasMonitor([]string{s.cfg.RunDir}, box.ID) }) {
 		t.Fatal("the monitor stays")
 	}
 	for _, want := range []ProblemStatus{ProblemRepairable, ProblemRepaired} {

@@ -69,7 +69,7 @@ func (s *Supervisor) countIO() error {
 
 // Pause freezes a running job: none of its processes goes on until Resume.
 func (s *Supervisor) Pause(ctx context.Context, id string) (joblet.Job, error) {
-	l, v, err := s.standing(ctx, id)
+	l, v, err := s.standing(ctx, id, false)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -93,7 +93,7 @@ func (s *Supervisor) Pause(ctx context.Context, id string) (joblet.Job, error) {
 
 // Resume lets a paused job go on.
 func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) {
-	l, v, err := s.standing(ctx, id)
+	l, v, err := s.standing(ctx, id, false)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -143,7 +143,7 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 	if l.IsZero() {
 		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "no limit to change was given")
 	}
-	live, v, err := s.standing(ctx, id)
+	live, v, err := s.standing(ctx, id, false)
 	if err != nil {
 		return joblet.Job{}, err
 	}

@@ -301,8 +301,24 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 		}
 	}
 	end.Reason = reason
-	s.endWithoutRun(l, end)
-	return true
+	done := make(chan struct{})
+	s.background(func() {
+		defer close(done)
+		s.endWithoutRun(l, end)
+	})
+	for { // on a full disk not until it is recorded
+		v := s.look(l)
+		if v.stuck != nil {
+			return true
+		}
+		select {
+		case <-done:
+			return true
+		case <-v.changed:
+		case <-s.ctx.Done():
+			return true
+		}
+	}
 }
 
 // endWithoutRun ends a job that this goroutine has claimed (live.starting). There

@@ -9,7 +9,9 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -132,7 +134,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		s.cfg.Log.Warn("no recorded job is taken for a running one", "because", s.where.elsewhere)
 	}
 	known := map[string]bool{}
-	var waiting, over []*live
+	var all []*live
 	for _, rec := range unfinished {
 		if rec.Box == "" && rec.State.Alive() { // recorded by a version whose boxes had the jobs' ids
 			rec.Box, rec.Attempt = rec.ID, max(rec.Attempt, 1)
@@ -148,27 +150,20 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		if err := s.admit(l); err != nil {
 			return err
 		}
-		switch is, err := s.recoverJob(l); {
-		case err != nil:
-			return err
-		case is == recoveredWaits:
-			waiting = append(waiting, l)
-		case is == recoveredOver:
-			over = append(over, l)
+		all = append(all, l)
+	}
+	waiting, over, err := s.recoverJobs(all)
+	if err != nil {
+		return err
+	}
+	boxes = slices.DeleteFunc(boxes, func(id string) bool { return known[id] })
+	inParallel(boxes, func(id string) { // a spare, or a job that nobody was promised
+		if err := s.engine.Release(id, 0); err != nil {
+			s.cfg.Log.Error("release what a former daemon left", "box", id, "error", err)
 		}
-	}
-	for _, id := range boxes {
-		if !known[id] { // a spare, or a job that nobody was promised
-			if err := s.engine.Release(id, 0); err != nil {
-				s.cfg.Log.Error("release what a former daemon left", "box", id, "error", err)
-			}
-			fault.Point("recover.released")
-		}
-	}
-	for _, l := range over {
-		s.settle(l)
-		fault.Point("recover.concluded")
-	}
+		fault.Point("recover.released")
+	})
+	s.settleAll(over)
 	for _, l := range waiting {
 		switch {
 		case l.rec.Spec.Stdin == joblet.StdinStream:
@@ -183,6 +178,73 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	return s.sweep()
 }
 
+const (
+	// recoverWorkers is how many jobs are recovered at once: each may have to wait
+	// for its monitor.
+	recoverWorkers = 64
+	// recoverTime is how long the recovery waits for monitors in all, and then for
+	// ends to be recorded: what is not ready by then goes on beside the daemon.
+	recoverTime = 3 * time.Second
+)
+
+// inParallel calls fn for all items, for some of them at once.
+func inParallel[T any](items []T, fn func(T)) {
+	next := make(chan T)
+	var workers sync.WaitGroup
+	for range min(recoverWorkers, len(items)) {
+		workers.Go(func() {
+			for item := range next {
+				fn(item)
+			}
+		})
+	}
+	for _, item := range items {
+		next <- item
+	}
+	close(next)
+	workers.Wait()
+}
+
+// recoverJobs is recoverJob for all, and returns those that wait and those that
+// are over.
+func (s *Supervisor) recoverJobs(all []*live) (waiting, over []*live, err error) {
+	by := time.Now().Add(recoverTime)
+	var mu sync.Mutex // protects the results
+	inParallel(all, func(l *live) {
+		is, jobErr := s.recoverJob(l, by)
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case jobErr != nil:
+			err = errors.Join(err, jobErr)
+		case is == recoveredWaits:
+			waiting = append(waiting, l)
+		case is == recoveredOver:
+			over = append(over, l)
+		}
+	})
+	return waiting, over, err
+}
+
+// settleAll settles jobs that are over, and returns when that is done or has taken
+// too long, as on a full disk: then it goes on.
+func (s *Supervisor) settleAll(over []*live) {
+	done := make(chan struct{})
+	s.background(func() {
+		defer close(done)
+		inParallel(over, func(l *live) {
+			s.settle(l)
+			fault.Point("recover.concluded")
+		})
+	})
+	late := time.NewTimer(recoverTime)
+	defer late.Stop()
+	select {
+	case <-done:
+	case <-late.C:
+	}
+}
+
 type recovered int
 
 const (
@@ -191,19 +253,20 @@ const (
 	recoveredOver                   // it has ended
 )
 
-// recoverJob finds out what became of a job while no daemon ran.
-func (s *Supervisor) recoverJob(l *live) (recovered, error) {
+// recoverJob finds out what became of a job while no daemon ran. It waits for its
+// monitor until by at most.
+func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 	rec := l.rec
 	if !rec.State.Alive() {
 		return recoveredWaits, nil
 	}
 	s.mu.Lock()
 	s.busy++
+	l.apart = s.where.elsewhere
 	s.mu.Unlock()
 	// Its processes may be there, found or not: no other job gets its ids meanwhile.
 	s.engine.Claim(rec.IDBase)
-	l.apart = s.where.elsewhere
-	proc, err := s.adopt(rec.Box)
+	proc, err := s.adopt(rec.Box, by)
 	if err == nil {
 		s.adopted(l, proc)
 		fault.Point("recover.adopted")
@@ -211,6 +274,12 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 		return recoveredRuns, nil
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.mu.Lock()
+		l.silent = true
+		if rec.State == joblet.Stopping { // the monitor may not have been asked
+			l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
+		}
+		s.mu.Unlock()
 		s.background(func() { s.adoptLater(l) })
 		return recoveredRuns, nil
 	}
@@ -227,9 +296,11 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 		s.busy--
 		s.mu.Unlock()
 		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase = "", 0 })
-		err := s.save(l, true)
+		if err := s.save(l, true); err != nil { // on a full disk, say; it is recorded again before it runs
+			s.cfg.Log.Error("record that a job waits", "job", rec.ID, "error", err)
+		}
 		fault.Point("recover.requeued")
-		return recoveredWaits, err
+		return recoveredWaits, nil
 	}
 	s.cfg.Log.Info("job ended while no daemon ran", "job", rec.ID, "monitor", err)
 	if rec.State == joblet.Initializing { // it was seen to start by nobody
@@ -240,11 +311,11 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 }
 
 // adopt is engine.Adopt for a job that may run here and be ours.
-func (s *Supervisor) adopt(box string) (*engine.Process, error) {
+func (s *Supervisor) adopt(box string, by time.Time) (*engine.Process, error) {
 	if s.where.elsewhere != "" {
 		return nil, errors.New(s.where.elsewhere)
 	}
-	return s.engine.Adopt(box)
+	return s.engine.Adopt(box, by)
 }
 
 // release is engine.Release of the job's latest box, unless that is the box of the
@@ -264,6 +335,7 @@ func (s *Supervisor) release(l *live) error {
 func (s *Supervisor) adopted(l *live, proc *engine.Process) {
 	s.mu.Lock()
 	begins := l.rec.State == joblet.Initializing
+	l.silent = false
 	s.mu.Unlock()
 	s.cfg.Log.Info("job runs on", "job", l.rec.ID, "pid", proc.PID)
 	if begins {
@@ -276,34 +348,16 @@ func (s *Supervisor) adopted(l *live, proc *engine.Process) {
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
 	l.tell()
 	stopping := l.rec.State == joblet.Stopping
+	if stopping && l.stop == nil {
+		l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
+	}
+	stop := l.stop
 	s.mu.Unlock()
 	s.pausedAs(l, proc)
 	if stopping { // the monitor may not have been asked
-		if err := proc.Stop(syscall.SIGTERM, joblet.DefaultGrace); err != nil {
+		if err := proc.Stop(syscall.Signal(stop.opt.Signal), stop.opt.Grace); err != nil {
 			s.cfg.Log.Debug("a job ended as it was asked to again", "job", l.rec.ID, "error", err)
 		}
-	}
-}
-
-// adoptLater adopts a job whose monitor is there and does not answer: it packs
-// what the job has left, say, or waits for room on a full disk to write down how
-// it ended.
-func (s *Supervisor) adoptLater(l *live) {
-	for s.ctx.Err() == nil {
-		proc, err := s.engine.Adopt(l.rec.Box)
-		switch {
-		case err == nil:
-			s.adopted(l, proc)
-			s.watch(l)
-			return
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			continue
-		}
-		if s.look(l).job.State == joblet.Initializing {
-			s.become(l, joblet.Running, nil)
-		}
-		s.settle(l)
-		return
 	}
 }
 

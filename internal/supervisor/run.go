@@ -148,7 +148,7 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 		r.Started, r.Ended, r.Exit, r.Reason, r.PID, r.WorkBytes = time.Time{}, time.Time{}, nil, "", 0, 0
 		r.Usage, r.OutOfMemory, r.Denied = joblet.Usage{}, false, nil
 		l.over = make(chan struct{})
-		l.proc = nil
+		l.proc, l.stop = nil, nil
 	})
 }
 
@@ -378,10 +378,8 @@ func (s *Supervisor) watch(l *live) {
 	}
 	fault.Point("run.recorded")
 	refill := time.AfterFunc(refillDelay, s.engine.Refill)
-	select {
-	case <-s.ctx.Done():
-		return // the job goes on; the next daemon adopts it
-	case <-proc.Done():
+	if !s.guard(l, proc) {
+		return
 	}
 	fault.Point("run.ended")
 	s.settle(l)
@@ -430,6 +428,7 @@ func (s *Supervisor) settle(l *live) {
 	fault.Point("end.concluded")
 	if err := s.release(l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
+		s.background(func() { s.releaseLater(rec) })
 	}
 	fault.Point("end.released")
 	if again {
@@ -447,6 +446,23 @@ func (s *Supervisor) settle(l *live) {
 	fault.Point("end.recorded")
 	s.tidy(rec.ID)
 	s.finish(l, rec)
+}
+
+// releaseEvery is how often the release of a box is tried again that a process
+// does not leave: one that waits in the kernel for a disk, say.
+const releaseEvery = 10 * time.Second
+
+func (s *Supervisor) releaseLater(rec store.Record) {
+	for {
+		select {
+		case <-s.ctx.Done():
+			return // the next daemon does it
+		case <-time.After(releaseEvery):
+		}
+		if s.engine.Release(rec.Box, rec.IDBase) == nil {
+			return
+		}
+	}
 }
 
 // tidy removes from the directory of a job that has ended what monitors that were
@@ -492,17 +508,37 @@ func (s *Supervisor) finish(l *live, rec store.Record) {
 // disk, say. Until then the truth is in memory and in the job's directory. It
 // reports whether it could before the daemon stops.
 func (s *Supervisor) persist(l *live, save func() error) bool {
-	for {
+	for tries := 1; ; tries++ {
 		err := save()
 		if recorded(err) {
+			s.setStuck(l, nil)
 			return true
+		}
+		if tries == persistTold {
+			s.setStuck(l, err)
 		}
 		s.cfg.Log.Error("record what became of a job; it is tried again", "job", s.look(l).job.ID, "error", err)
 		select {
 		case <-s.ctx.Done():
 			return false
-		case <-time.After(time.Second):
+		case <-time.After(min(time.Duration(tries)*persistEvery, time.Second)):
 		}
+	}
+}
+
+const (
+	// persistEvery is how often it is tried, at first.
+	persistEvery = 100 * time.Millisecond
+	// persistTold is after how many tries those who wait for the end are told.
+	persistTold = 4
+)
+
+func (s *Supervisor) setStuck(l *live, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if l.stuck != err {
+		l.stuck = err
+		l.tell()
 	}
 }
 

@@ -19,16 +19,21 @@ import (
 )
 
 // standing returns a live job at a moment when it either waits or runs, and not
-// in between. It has not ended.
-func (s *Supervisor) standing(ctx context.Context, id string) (*live, view, error) {
+// in between. It has not ended. To end it, its monitor is not needed: then it may
+// be one without a process, and silent.
+func (s *Supervisor) standing(ctx context.Context, id string, ending bool) (*live, view, error) {
 	job, err := s.Job(ctx, id)
 	if err != nil {
 		return nil, view{}, err
 	}
 	if l := s.find(job.ID); l != nil {
-		v, err := s.await(ctx, l, func(v view) bool {
-			return v.job.State.Final() || v.proc != nil || !v.starting && !v.job.State.Alive()
+		v, err := s.awaitRun(ctx, l, func(v view) bool {
+			return v.job.State.Final() || v.proc != nil || !v.starting && !v.job.State.Alive() ||
+				v.silent && ending || v.unrecorded() != nil
 		})
+		if err == nil && !v.job.State.Final() {
+			err = v.unrecorded() // somebody else is about to end it
+		}
 		if err != nil || !v.job.State.Final() {
 			return l, v, err
 		}
@@ -39,7 +44,7 @@ func (s *Supervisor) standing(ctx context.Context, id string) (*live, view, erro
 
 // process returns the running job with this id, once it runs.
 func (s *Supervisor) process(ctx context.Context, id string) (*engine.Process, error) {
-	_, v, err := s.standing(ctx, id)
+	_, v, err := s.standing(ctx, id, false)
 	if err == nil && v.proc == nil {
 		err = joblet.Errorf(joblet.FailedPrecondition, "job %s does not run: it is %s", joblet.ShortID(v.job.ID), v.job.State)
 	}
@@ -60,11 +65,11 @@ func (s *Supervisor) Stop(ctx context.Context, id string, opt joblet.StopOptions
 		return joblet.Job{}, err
 	}
 	for {
-		l, v, err := s.standing(ctx, id)
+		l, v, err := s.standing(ctx, id, true)
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		if v.proc == nil {
+		if v.proc == nil && !v.silent {
 			if s.cancelWaiting(l, canceledReason) {
 				return s.awaitEnd(ctx, id)
 			}
@@ -86,7 +91,8 @@ const (
 
 // stopping asks the job's monitor to end the run, and notes that before: an end
 // that comes in between is one on request. A job that has ended already keeps
-// the state that it has.
+// the state that it has. Should the monitor not do it, or not be there to be asked
+// (proc is nil then), the run's guard does.
 func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOptions) error {
 	s.mu.Lock()
 	if l.proc != proc || !l.rec.State.Alive() {
@@ -96,6 +102,8 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 	if l.rec.State.MayBecome(joblet.Stopping) {
 		s.becomeLocked(l, joblet.Stopping, nil)
 	}
+	l.demand(opt)
+	box := l.rec.Box
 	s.mu.Unlock()
 	// Recorded before, so that a daemon that comes next knows how an end that
 	// comes now is to be called, and asks again if the monitor was not asked.
@@ -103,9 +111,13 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 		s.cfg.Log.Warn("record that a job is to end", "job", s.look(l).job.ID, "error", err)
 	}
 	fault.Point("stop.recorded")
+	if proc == nil {
+		s.engine.Wake(box) // once it is adopted, it is asked
+		return nil
+	}
 	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)
-	if err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
-		return nil // it ended just now, and is STOPPED
+	if errors.Is(err, engine.ErrSilent) || err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
+		return nil // the guard ends it; or it ended just now, and is STOPPED
 	}
 	return err
 }
@@ -126,11 +138,11 @@ func (s *Supervisor) Cancelable(ctx context.Context, ref, owner string) (joblet.
 // Cancel ends a job that waits. One that runs is an error.
 func (s *Supervisor) Cancel(ctx context.Context, id string) (joblet.Job, error) {
 	for {
-		l, v, err := s.standing(ctx, id)
+		l, v, err := s.standing(ctx, id, true)
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		if v.proc != nil {
+		if v.proc != nil || v.silent {
 			return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: only a job that waits can be canceled (rnx job stop %[1]s ends it)", joblet.ShortID(v.job.ID))
 		}
 		if s.cancelWaiting(l, canceledReason) {
@@ -201,7 +213,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	}
 	// The end must be in the database before the record may go.
 	if l := s.find(job.ID); l != nil {
-		if _, err := s.await(ctx, l, func(v view) bool { return v.settled }); err != nil {
+		if err := s.awaitSettled(ctx, l); err != nil {
 			return err
 		}
 	}
@@ -219,11 +231,24 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	// A name that says what is going on, so that the next daemon knows what to do
 	// with a directory without a record.
 	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+deletingSuffix
-	if err := os.Rename(dir, going); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err = os.Rename(dir, going)
+	if isFull(err) {
+		clearOutput(dir)
+		err = os.Rename(dir, going)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("delete job %s: %w", joblet.ShortID(job.ID), err)
 	}
 	fault.Point("delete.renamed")
-	if err := s.store.Delete(ctx, job.ID); err != nil {
+	err = s.store.Delete(ctx, job.ID)
+	for tries := 1; isFull(err) && tries <= roomTries; tries++ {
+		// Its files take the room that is missing, of which others may be the first to
+		// take what becomes free.
+		clearOutput(going)
+		time.Sleep(persistEvery)
+		err = s.store.Delete(ctx, job.ID)
+	}
+	if err != nil {
 		if back := os.Rename(going, dir); back != nil && !errors.Is(back, fs.ErrNotExist) {
 			err = joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, back)
 		}
@@ -238,6 +263,51 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	}
 	fault.Point("delete.done")
 	return nil
+}
+
+const (
+	// roomTries is how often a deletion is tried again when its files are gone.
+	roomTries = 5
+	// roomTime is how long it then waits for the job's end to be recorded.
+	roomTime = 2 * time.Second
+)
+
+// awaitSettled waits until the end of a job that is to be deleted is recorded. When
+// a full disk keeps it from being that, the job's files make room.
+func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
+	v, err := s.await(ctx, l, func(v view) bool { return v.settled || v.stuck != nil })
+	if err != nil || v.settled {
+		return err
+	}
+	if isFull(v.stuck) {
+		clearOutput(s.jobDir(v.job.ID))
+	}
+	limited, cancel := context.WithTimeout(ctx, roomTime)
+	defer cancel()
+	v, err = s.await(limited, l, func(v view) bool { return v.settled })
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return s.look(l).unrecorded()
+	}
+	return err
+}
+
+// isFull reports whether an error is that of a full disk.
+func isFull(err error) bool {
+	return err != nil && (joblet.KindOf(err) == joblet.ResourceExhausted || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
+}
+
+// clearOutput removes what takes room in the directory of a job that is being
+// deleted: all but its exit records, as long as there is a record that needs them.
+func clearOutput(dir string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		if !isExitName(e.Name()) {
+			_ = os.RemoveAll(filepath.Join(dir, e.Name())) // what stays takes no less room than before
+		}
+	}
 }
 
 // dependent returns a job of the same owner that waits and depends on this one, or

@@ -104,6 +104,10 @@ type live struct {
 	over     chan struct{} // closed when the latest run's output is complete
 	changed  chan struct{} // closed, and replaced, when anything changes
 	starting bool          // it has a place and is about to run
+	silent   bool          // it runs under a monitor of a former daemon's that does not answer
+	stop     *stopRequest  // of the latest run; nil: nobody has asked
+	hurry    chan struct{} // stop is new
+	stuck    error         // why its end cannot be recorded; nil: it can, or was not tried
 	onDisk   bool          // its exit record, or the database, says how it ended
 	settled  bool          // the database has its end
 	gone     bool          // it could not be started, and there is no such job
@@ -117,7 +121,7 @@ type live struct {
 }
 
 func newLive(rec store.Record) *live {
-	return &live{rec: rec, size: specSize(rec.Spec), over: make(chan struct{}), changed: make(chan struct{})}
+	return &live{rec: rec, size: specSize(rec.Spec), over: make(chan struct{}), changed: make(chan struct{}), hurry: make(chan struct{}, 1)}
 }
 
 // Open recovers what a former daemon left and returns a Supervisor ready to
@@ -478,12 +482,14 @@ type view struct {
 	gone    bool
 	// starting: it neither waits nor runs, but is about to.
 	starting bool
+	silent   bool
+	stuck    error
 }
 
 func (s *Supervisor) look(l *live) view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{ended: l.rec.State.Final() && (l.onDisk || l.settled), job: l.rec.Job, proc: l.proc, over: l.over, changed: l.changed, settled: l.settled, gone: l.gone, starting: l.starting}
+	v := view{ended: l.rec.State.Final() && (l.onDisk || l.settled), job: l.rec.Job, proc: l.proc, over: l.over, changed: l.changed, settled: l.settled, gone: l.gone, starting: l.starting, silent: l.silent, stuck: l.stuck}
 	v.job.Spec = v.job.Spec.Redacted()
 	return v
 }
@@ -633,8 +639,20 @@ func (s *Supervisor) awaitEnd(ctx context.Context, id string) (joblet.Job, error
 	if l == nil { // it ended a moment ago
 		return s.Job(ctx, id)
 	}
-	v, err := s.await(ctx, l, func(v view) bool { return v.ended })
+	v, err := s.await(ctx, l, func(v view) bool { return v.ended || v.unrecorded() != nil })
+	if err == nil && !v.ended {
+		err = v.unrecorded()
+	}
 	return v.job, err
+}
+
+// unrecorded says why the end of a job, which has come, cannot be recorded; nil: it
+// can, or has not come.
+func (v view) unrecorded() error {
+	if v.stuck == nil || !v.starting && !v.job.State.Final() {
+		return nil
+	}
+	return joblet.Errorf(joblet.KindOf(v.stuck), "job %s has ended, which cannot be recorded yet: %w", joblet.ShortID(v.job.ID), v.stuck)
 }
 
 // keyedLock is a mutex for each key.

@@ -1,0 +1,250 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/monitor"
+)
+
+// A job's monitor ends it: when it is to stop, and when its time is over. But a
+// monitor can be stopped itself, or wait in the kernel for a disk that does not
+// answer. So each run has a guard beside it, which ends the job through its cgroup
+// when its monitor has not done so shortly after it should have.
+
+const (
+	// lateEnd is how late a monitor may be.
+	lateEnd = time.Second
+	// stallEvery is how often it is looked at whether a job has ended and its
+	// monitor takes no note of it.
+	stallEvery = 5 * time.Second
+	// silentTime is how long a call waits for a monitor that does not answer.
+	silentTime = 3 * time.Second
+	// adoptEvery is how often such a monitor of a former daemon's is asked again.
+	adoptEvery = time.Second
+)
+
+// stopRequest is a user's wish that a run ends.
+type stopRequest struct {
+	opt joblet.StopOptions
+	by  time.Time // when it must have ended
+}
+
+// demand notes that a run is to end. Supervisor.mu is held.
+func (l *live) demand(opt joblet.StopOptions) {
+	by := time.Now().Add(opt.Grace + lateEnd)
+	if l.stop == nil || by.Before(l.stop.by) {
+		l.stop = &stopRequest{opt, by}
+	}
+	select {
+	case l.hurry <- struct{}{}:
+	default:
+	}
+}
+
+// mustEnd returns when the run must have ended, and why; the zero time: it may go on.
+func (s *Supervisor) mustEnd(l *live) (by time.Time, cause monitor.Cause) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t := l.rec.Spec.Timeout; t > 0 && (l.silent || l.proc != nil) {
+		began := l.rec.Started
+		if began.IsZero() { // the daemon that started it did not get to record when
+			began = l.rec.Created
+		}
+		by, cause = began.Add(t+joblet.DefaultGrace+lateEnd), monitor.CauseTimeout
+	}
+	if l.stop != nil && (by.IsZero() || l.stop.by.Before(by)) {
+		by, cause = l.stop.by, monitor.CauseStop
+	}
+	return by, cause
+}
+
+// guard waits until the run in a live job's box is over, and if its monitor does
+// not end it when it must, does that itself. It reports whether it is over; else
+// the daemon stops.
+func (s *Supervisor) guard(l *live, proc *engine.Process) bool {
+	stalls := 0
+	for {
+		by, cause := s.mustEnd(l)
+		wait := stallEvery
+		if !by.IsZero() {
+			wait = max(0, min(wait, time.Until(by)))
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-s.ctx.Done():
+			timer.Stop()
+			return false // the job goes on; the next daemon adopts it
+		case <-proc.Done():
+			timer.Stop()
+			return true
+		case <-l.hurry:
+			timer.Stop()
+			continue
+		case <-timer.C:
+		}
+		switch {
+		case !by.IsZero() && !time.Now().Before(by):
+			s.force(l, cause, proc.PID, proc.Done())
+			return s.ctx.Err() == nil
+		case !proc.Stalled():
+			stalls = 0
+		case stalls == 0:
+			s.engine.Wake(proc.ID)
+			stalls++
+		default: // waking it was no use
+			s.force(l, "", proc.PID, proc.Done())
+			return s.ctx.Err() == nil
+		}
+	}
+}
+
+// force ends a run through its cgroup, and writes down how it ended if its monitor
+// does not.
+func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan struct{}) {
+	rec := s.look(l).job
+	s.mu.Lock()
+	box := l.rec.Box
+	s.mu.Unlock()
+	s.cfg.Log.Warn("a job's monitor did not end it in time; the job is ended through its cgroup", "job", rec.ID, "cause", cause)
+	forced, err := s.engine.Force(s.ctx, box, pid, over)
+	if s.ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		s.cfg.Log.Error("end a job through its cgroup", "job", rec.ID, "error", err)
+	}
+	fault.Point("force.killed")
+	if !forced.Stuck {
+		return
+	}
+	if cause == "" && forced.Taken {
+		s.killMonitors(rec.ID, box)
+		return // nobody knows how it ended: it is LOST
+	}
+	now := time.Now()
+	if rec.Started.IsZero() {
+		rec.Started = now
+	}
+	end := monitor.Record{
+		Signal: int(unix.SIGKILL), Cause: cause, StartedNanos: rec.Started.UnixNano(), EndedNanos: now.UnixNano(),
+		LogError: "its monitor was stopped or stuck, and the job was ended without it: its last output and what it left in /work may be missing",
+	}
+	if status := forced.Exit; status != nil && !rec.Spec.Init { // with --init, the status is not the command's
+		if end.Signal = 0; status.Signaled() {
+			end.Signal = int(status.Signal())
+		} else {
+			end.Code = status.ExitStatus()
+		}
+	}
+	if info, err := logstore.Stat(s.jobDir(rec.ID)); err == nil {
+		end.LogBytes = info.Size
+	}
+	if err := putRecord(s.jobDir(rec.ID), rec.Attempt, end); err != nil {
+		s.cfg.Log.Error("write a job's exit record in place of its monitor", "job", rec.ID, "error", err)
+	}
+	fault.Point("force.written")
+	// Only now: a daemon that is killed before finds the monitor, and does all this again.
+	s.killMonitors(rec.ID, box)
+}
+
+func (s *Supervisor) killMonitors(id, box string) {
+	if err := s.engine.KillMonitors(box); err != nil {
+		s.cfg.Log.Error("kill a job's monitor", "job", id, "error", err)
+	}
+}
+
+// putRecord writes the exit record of an attempt whose monitor is gone, where that
+// has reserved the room, unless there is one.
+func putRecord(dir string, attempt int, r monitor.Record) error {
+	name := filepath.Join(dir, monitor.ExitName(attempt))
+	if _, err := readRecord(dir, attempt); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	body, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(name+".tmp", os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(body, 0)
+	if err == nil {
+		err = f.Truncate(int64(len(body)))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(name+".tmp", name); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// adoptLater adopts a job whose monitor is there and does not answer: it packs
+// what the job has left, say, or is stopped.
+func (s *Supervisor) adoptLater(l *live) {
+	for s.ctx.Err() == nil {
+		proc, err := s.engine.Adopt(l.rec.Box, time.Time{})
+		switch {
+		case err == nil:
+			s.adopted(l, proc)
+			s.watch(l)
+			return
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			by, cause := s.mustEnd(l)
+			if by.IsZero() || time.Now().Before(by) {
+				select {
+				case <-s.ctx.Done():
+				case <-l.hurry:
+				case <-time.After(adoptEvery):
+				}
+				continue
+			}
+			s.force(l, cause, l.rec.PID, nil)
+			if s.ctx.Err() != nil {
+				return
+			}
+		}
+		s.mu.Lock()
+		l.silent = false
+		s.mu.Unlock()
+		if s.look(l).job.State == joblet.Initializing {
+			s.become(l, joblet.Running, nil)
+		}
+		s.settle(l)
+		return
+	}
+}
+
+// awaitRun is await for what a run's monitor brings about: it ends with
+// engine.ErrSilent when that does not answer.
+func (s *Supervisor) awaitRun(ctx context.Context, l *live, done func(view) bool) (view, error) {
+	v, err := s.await(ctx, l, func(v view) bool { return v.silent || done(v) })
+	if err != nil || done(v) {
+		return v, err
+	}
+	limited, cancel := context.WithTimeout(ctx, silentTime)
+	defer cancel()
+	v, err = s.await(limited, l, done)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		err = engine.ErrSilent
+	}
+	return v, err
+}
