@@ -503,6 +503,7 @@ type Process struct {
 	PID     int // PID 1 of the job as the host numbers it
 	Started time.Time
 
+	dir        string      // the job's
 	window     *WindowSize // of its terminal then; nil: it has none
 	stdinBytes int64       // of a streamed standard input, taken when we connected
 	group      *cgroup.Group
@@ -528,6 +529,7 @@ func (p *Process) greet() error {
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
 	p.stdinBytes = ev.Started.StdinBytes
 	p.window = ev.Started.Window
+	p.dir = ev.Started.Dir
 	return nil
 }
 
@@ -622,6 +624,16 @@ func (e *Engine) Adopt(id string) (*Process, error) {
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil
+}
+
+// JobDir returns the directory of the job that runs in a box of a former daemon.
+// The errors are those of Adopt.
+func JobDir(id string) (string, error) {
+	p, err := connect(id)
+	if err != nil {
+		return "", err
+	}
+	return p.dir, p.conn.Close()
 }
 
 // HasMonitor reports whether a box has a monitor, of which it asks nothing.

@@ -58,6 +58,9 @@ type Store struct {
 	tokens chan struct{}
 	idle   chan *sqlite.Conn
 
+	behind string // see Behind
+	fresh  bool   // see Fresh
+
 	closeOnce sync.Once
 	closeErr  error
 
@@ -110,6 +113,9 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 		if s.w.conn != nil {
 			_ = s.w.conn.Close()
 		}
+		if s.w.ledgerFile != nil {
+			_ = s.w.ledgerFile.Close()
+		}
 		if created {
 			for _, suffix := range []string{"", "-wal", "-shm"} {
 				_ = os.Remove(path + suffix)
@@ -125,6 +131,9 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 		return nil, err
 	}
 	if err := s.setUp(version, steps); err != nil {
+		return nil, s.explain("open job records", err)
+	}
+	if err := s.openLedger(); err != nil {
 		return nil, s.explain("open job records", err)
 	}
 	go s.write()
@@ -300,6 +309,9 @@ func (s *Store) Close() error {
 		for c := range s.idle {
 			s.closeErr = errors.Join(s.closeErr, c.Close())
 		}
+		if f := s.w.ledgerFile; f != nil {
+			s.closeErr = errors.Join(s.closeErr, f.Sync(), f.Close())
+		}
 		// The last connection to go checkpoints and removes the log.
 		if err := errors.Join(s.closeErr, s.w.conn.Close()); err != nil {
 			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, err)
@@ -377,8 +389,8 @@ func (s *Store) explain(what string, err error) error {
 
 func damaged(path string, err error) error {
 	return joblet.Errorf(joblet.FailedPrecondition,
-		"the job records in %s are damaged (%w): restore the file from a backup, or move it and its -wal and -shm files away to start without history",
-		path, err)
+		"the job records in %s are %w (%w): restart the daemon, or run joblet fsck --repair without it, to keep the files aside and rebuild the records",
+		path, errDamaged, err)
 }
 
 // diskFull reports whether the file system of path has no page left. SQLite

@@ -2,14 +2,13 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"syscall"
 	"time"
 
@@ -28,24 +27,12 @@ import (
 const maxRecord = 128 << 10
 
 // readRecord reads the exit record of an attempt in a job's directory. The error
-// is fs.ErrNotExist when there is none, or only one that was being written when
-// the host went down.
+// is fs.ErrNotExist when there is none, and errDamaged when it is not what a
+// monitor wrote, such as one that was being written when the host went down.
 func readRecord(dir string, attempt int) (*monitor.Record, error) {
-	name := filepath.Join(dir, monitor.ExitName(attempt))
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxRecord {
-		return nil, fmt.Errorf("%s: %d bytes is too much for an exit record", name, info.Size())
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
 	var r monitor.Record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("%w: %s is incomplete: %w", fs.ErrNotExist, name, err)
+	if err := readSealed(filepath.Join(dir, monitor.ExitName(attempt)), maxRecord, &r); err != nil {
+		return nil, err
 	}
 	return &r, nil
 }
@@ -117,12 +104,20 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 // jobs that run, concludes those that ended meanwhile, lets those wait that
 // waited, and removes what belongs to no job.
 func (s *Supervisor) recover(ctx context.Context) error {
-	unfinished, err := s.store.Unfinished(ctx)
+	names, err := s.jobNames()
 	if err != nil {
 		return err
 	}
+	names = s.undeleteAll(names)
 	boxes, err := s.engine.Boxes()
 	if err != nil {
+		return err
+	}
+	unfinished, running, err := s.unfinished(ctx, names, boxes)
+	if err != nil {
+		return err
+	}
+	if err := s.checkKey(unfinished); err != nil {
 		return err
 	}
 	known := map[string]bool{}
@@ -131,8 +126,14 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		if rec.Box == "" && rec.State.Alive() { // recorded by a version whose boxes had the jobs' ids
 			rec.Box, rec.Attempt = rec.ID, max(rec.Attempt, 1)
 		}
-		known[rec.Box] = true
 		l := newLive(rec)
+		if err := s.catchUp(l, running[rec.ID]); err != nil {
+			return err
+		}
+		if rec = l.rec; rec.State.Final() {
+			continue
+		}
+		known[rec.Box] = true
 		if err := s.unseal(l); err != nil {
 			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
 			l.rec.Reason = err.Error()
@@ -174,7 +175,28 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		}
 		fault.Point("recover.waits")
 	}
-	return s.sweep()
+	doubted := s.doubted()
+	if err := s.store.Vouch(ctx); err != nil {
+		s.cfg.Log.Warn("note that the job records are complete again; the next daemon looks through the jobs' directories, too", "error", err)
+	}
+	s.sweep(names, doubted)
+	return nil
+}
+
+// unfinished returns the records of jobs that have not ended, with those that the
+// database had lost, and the boxes of jobs that were found running without one.
+func (s *Supervisor) unfinished(ctx context.Context, names, boxes []string) (found []store.Record, running map[string]string, err error) {
+	if found, err = s.store.Unfinished(ctx); err != nil {
+		return nil, nil, err
+	}
+	unknown := slices.DeleteFunc(slices.Clone(boxes), func(box string) bool {
+		return slices.ContainsFunc(found, func(r store.Record) bool { return r.Box == box || r.Box == "" && r.ID == box })
+	})
+	if running, err = s.reclaimAll(ctx, names, unknown); err != nil {
+		return nil, nil, err
+	}
+	found, err = s.store.Unfinished(ctx)
+	return found, running, err
 }
 
 type recovered int
@@ -206,7 +228,7 @@ func (s *Supervisor) recoverJob(l *live) (recovered, error) {
 		return recoveredRuns, nil
 	}
 	dir := s.jobDir(rec.ID)
-	if _, readErr := readRecord(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
+	if _, readErr := readRecord(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, errDamaged) {
 		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
 	}
 	if rec.State == joblet.Initializing && !begun(dir, rec.Attempt) {
@@ -300,73 +322,25 @@ func masked(secrets map[string]string) bool {
 	return true
 }
 
-// lostFound is where the directories of ended jobs go that a new database knows
-// nothing of.
-const lostFound = "lost+found"
-
-// sweep removes job directories without a record: jobs whose start or deletion
-// was cut short. It looks at the directories that are there now, in the
+// sweep looks at job directories without a record: of jobs whose start was cut
+// short, mostly. Those that were there when the daemon started it looks at, in the
 // background; later ones belong to this daemon.
-//
-// Beside a new database, the old one is what was lost, or put aside: then the
-// outputs of jobs are kept, in lostFound.
-func (s *Supervisor) sweep() error {
-	entries, err := os.ReadDir(s.jobsDir())
-	if err != nil {
-		return fmt.Errorf("list the jobs' directories: %w", err)
-	}
-	for _, e := range entries {
-		if err := s.undelete(e.Name()); err != nil {
-			return err
-		}
-	}
+func (s *Supervisor) sweep(ids []string, doubted bool) {
 	s.work.Go(func() {
-		for _, e := range entries {
+		for _, id := range ids {
 			if s.ctx.Err() != nil {
 				return
 			}
-			id := e.Name()
 			if !joblet.ValidID(id) || s.find(id) != nil {
 				continue
 			}
 			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
 				continue
 			}
-			if err := s.sweepOne(id, s.created); err != nil {
-				s.cfg.Log.Warn("remove the directory of no job", "job", id, "error", err)
+			if err := s.sweepOne(id, doubted); err != nil {
+				s.cfg.Log.Warn("deal with the directory of no job", "job", id, "error", err)
 			}
 			fault.Point("recover.swept")
 		}
 	})
-	return nil
-}
-
-// undelete finishes a deletion that was cut short, or, if the record is still
-// there, takes it back.
-func (s *Supervisor) undelete(name string) error {
-	id, deleting := strings.CutSuffix(name, deletingSuffix)
-	if !deleting || !joblet.ValidID(id) {
-		return nil
-	}
-	going := filepath.Join(s.jobsDir(), name)
-	_, err := s.store.Get(s.ctx, id)
-	switch {
-	case err == nil:
-		return os.Rename(going, s.jobDir(id))
-	case joblet.KindOf(err) == joblet.NotFound:
-		return os.RemoveAll(going)
-	}
-	return err
-}
-
-func (s *Supervisor) sweepOne(id string, keep bool) error {
-	if _, err := readRecord(s.jobDir(id), 1); !keep || err != nil {
-		return os.RemoveAll(s.jobDir(id))
-	}
-	dir := filepath.Join(s.cfg.StateDir, lostFound)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	s.cfg.Log.Warn("the job records are new and know nothing of an ended job: its output is kept", "job", id, "in", dir)
-	return os.Rename(s.jobDir(id), filepath.Join(dir, id))
 }

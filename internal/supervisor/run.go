@@ -152,7 +152,6 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 // need nothing of each other, and a job is accepted when both are done. A crash
 // between them leaves a job that nobody was promised, which recover ends.
 func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *engine.Run) (joblet.Job, error) {
-	v := s.look(l)
 	s.mu.Lock()
 	record := l.rec
 	s.mu.Unlock()
@@ -162,19 +161,19 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		fault.Point("start.inserted")
 		inserted <- err
 	}()
-	proc, err := s.boxed(box, run, v.job)
+	proc, err := s.boxed(box, run, record)
 	fault.Point("start.running")
 	insertErr := <-inserted
 	fault.Point("start.accepted")
 	if err != nil || insertErr != nil {
-		// The record goes first: a crash in between leaves a directory of no
-		// job, and never a job with half of its directory.
-		undo := []error{box.Discard()}
+		// The record goes before the files: a crash in between leaves the rest of
+		// a deletion, and never a job with half of its directory.
+		undo := []error{box.Discard(), s.setDeleting(record.ID)}
 		if insertErr == nil {
 			undo = append(undo, s.store.Delete(ctx, record.ID))
 		}
 		fault.Point("start.undone")
-		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)))
+		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)+deletingSuffix))
 		if err == nil {
 			err = insertErr
 		}
@@ -190,9 +189,13 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 }
 
 // boxed has the box run the job.
-func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, job joblet.Job) (*engine.Process, error) {
+func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, rec store.Record) (*engine.Process, error) {
+	job := rec.Job
 	if err := s.prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
+	}
+	if err := s.noteJob(rec); err != nil {
+		return nil, err
 	}
 	fault.Point("box.prepared")
 	proc, err := box.Start(run)
@@ -307,8 +310,9 @@ func (s *Supervisor) settle(l *live) {
 	rec, g := l.rec, l.gauge
 	s.mu.Unlock()
 	record, err := readRecord(s.jobDir(rec.ID), rec.Attempt)
+	damaged := errors.Is(err, errDamaged)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.cfg.Log.Warn("read an exit record", "job", rec.ID, "error", err)
+		s.cfg.Log.Error("read an exit record", "job", rec.ID, "error", err)
 	}
 	seen := s.seen(rec.ID, g)
 	diskBytes := dirBytes(s.jobDir(rec.ID))
@@ -316,9 +320,13 @@ func (s *Supervisor) settle(l *live) {
 	rec = l.rec // whether it was asked to stop counts up to this moment
 	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
+	if damaged {
+		rec.Reason = damagedReason(err)
+	}
 	rec.Usage = rec.Usage.Max(seen)
 	run := rec.Job
-	again := retries(rec.Job) && !asked // whatever it was that ended it
+	// Whatever it was that ended it. Without the secrets that it had it would be another job.
+	again := retries(rec.Job) && !asked && !(len(rec.Spec.SecretEnv) > 0 && masked(rec.Spec.SecretEnv))
 	if again {
 		retry(&rec.Job)
 	} else {

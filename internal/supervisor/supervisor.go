@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -63,7 +62,6 @@ type Supervisor struct {
 	watcher  *follow.Watcher
 	secrets  sealer
 	observer *hostinfo.Observer
-	created  bool // the database is new
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -132,10 +130,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	db := filepath.Join(cfg.StateDir, "joblet.db")
-	_, statErr := os.Lstat(db)
-	s.created = errors.Is(statErr, fs.ErrNotExist)
-	if s.store, err = store.Open(ctx, db); err != nil {
+	if err := s.openStore(ctx); err != nil {
 		return nil, err
 	}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
