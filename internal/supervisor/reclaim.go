@@ -13,6 +13,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/monitor"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -122,7 +123,9 @@ func (s *Supervisor) reclaim(ctx context.Context, id, box string, waiting bool) 
 func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir string) error {
 	switch {
 	case rec.State == joblet.Running && (rec.Box == "" || !engine.HasMonitor(rec.Box)):
+		lost := rec.Reason
 		conclude(&rec.Job, nil, dir)
+		rec.Reason = strings.TrimSuffix(rec.Reason+"; "+lost, "; ")
 		rec.DiskBytes = dirBytes(dir)
 	case !rec.State.Final() && !rec.State.Alive() && len(rec.Spec.SecretEnv) > 0:
 		rec.State, rec.Ended, rec.Reason = joblet.Canceled, time.Now(), "its secrets were lost with its record: submit it again"
@@ -131,6 +134,12 @@ func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir
 	if joblet.KindOf(err) == joblet.AlreadyExists && rec.Spec.IdempotencyKey != "" {
 		rec.Spec.IdempotencyKey = ""
 		err = db.InsertUnsynced(ctx, rec)
+	}
+	if err == nil && rec.State == joblet.Lost { // what was reserved for its end
+		err = os.Remove(filepath.Join(dir, monitor.ExitName(rec.Attempt)+".tmp"))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
 	}
 	return err
 }

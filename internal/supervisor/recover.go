@@ -34,6 +34,9 @@ func readRecord(dir string, attempt int) (*monitor.Record, error) {
 	if err := readSealed(filepath.Join(dir, monitor.ExitName(attempt)), maxRecord, &r); err != nil {
 		return nil, err
 	}
+	if r.Failure == nil && r.EndedNanos <= 0 {
+		return nil, fmt.Errorf("%w: %s says nothing of an end", errDamaged, monitor.ExitName(attempt))
+	}
 	return &r, nil
 }
 
