@@ -13,6 +13,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/monitor"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -92,6 +93,7 @@ func (s *Supervisor) reclaimAll(ctx context.Context, names []string, boxes []str
 			s.cfg.Log.Error("record a job again that only its directory knows of; it is left as it is", "job", id, "error", err)
 		case ok:
 			reclaimed++
+			fault.Point("lost.recorded")
 		}
 	}
 	if reclaimed > 0 {

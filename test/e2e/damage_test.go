@@ -386,3 +386,144 @@ func (v *victim) checkJob(t *testing.T, id string, want *victimJob, file string)
 		t.Errorf("the log of job %s: %v", want.name, r)
 	}
 }
+
+// TestOldRecords puts an old copy of the database back, as from a backup. What has
+// happened since is in the jobs' directories: no attempt runs a second time, no
+// job is missing, and none that runs is ended.
+func TestOldRecords(t *testing.T) {
+	t.Parallel()
+	d := withState(t, "--max-concurrent=2")
+	d.serve(t)
+	submit := func(args ...string) string {
+		t.Helper()
+		return strings.TrimSpace(d.must(t, append([]string{"-d"}, args...)...))
+	}
+	const untilTold = "while [ ! -e /work/go ]; do sleep 0.05; done; "
+	ran := submit("sh", "-c", untilTold+"echo ran; exit 4")
+	runs := submit("sh", "-c", "echo runs; sleep 100000")
+	queued := submit("--retry=1", "--retry-delay=10ms", "sh", "-c", "echo $JOBLET_ATTEMPT; [ $JOBLET_ATTEMPT = 2 ]")
+	canceled := submit("--schedule=+10h", "true")
+	waits := submit("--schedule=+10h", "true")
+	deleted := submit("--schedule=+10h", "true")
+	d.kill(t)
+	backup := map[string][]byte{}
+	for _, name := range []string{"joblet.db", "joblet.db-wal"} {
+		data, err := os.ReadFile(filepath.Join(d.state, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		backup[name] = data
+	}
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	d.says(t, 0, ``, ``, "job", "exec", ran, "touch", "/work/go")
+	d.says(t, 4, `(?s).*`, ``, "job", "wait", ran)
+	d.says(t, 0, `(?s).*`, ``, "job", "wait", queued)
+	d.says(t, 0, `(?s).*`, ``, "job", "cancel", canceled)
+	d.says(t, 0, `(?s).*`, ``, "job", "cancel", deleted)
+	d.says(t, 0, `(?s).*`, ``, "job", "delete", deleted)
+	later := submit("--name=later", "sh", "-c", "echo later; exit 6")
+	d.says(t, 6, `(?s).*`, ``, "job", "wait", later)
+	alsoRuns := submit("sh", "-c", "echo also; sleep 100000")
+	v := &victim{d: d}
+	pids := []int{v.job(t, runs).PID, v.job(t, alsoRuns).PID}
+	d.kill(t)
+	for name, data := range backup {
+		if err := os.WriteFile(filepath.Join(d.state, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(filepath.Join(d.state, "joblet.db-shm")); err != nil {
+		t.Fatal(err)
+	}
+	d.stderr.Reset()
+	if err := d.start(); err != nil {
+		t.Fatal(err)
+	}
+	if said := d.stderr.String(); !strings.Contains(said, "the job records lack changes") {
+		t.Errorf("the daemon said %s", said)
+	}
+	for _, want := range []struct {
+		id       string
+		state    joblet.State
+		status   int
+		attempts int
+		log      string
+	}{
+		{ran, joblet.Failed, 4, 1, "ran\n"},
+		{queued, joblet.Completed, 0, 2, "1\n2\n"},
+		{later, joblet.Failed, 6, 1, "later\n"},
+		{runs, joblet.Running, 0, 1, "runs\n"},
+		{alsoRuns, joblet.Running, 0, 1, "also\n"},
+		{canceled, joblet.Canceled, 125, 0, ""},
+		{waits, joblet.Scheduled, 0, 0, ""},
+	} {
+		job := v.job(t, want.id)
+		if status, _ := job.Status(); job.State != want.state || status != want.status || job.Attempt != want.attempts || len(job.Past) != max(want.attempts-1, 0) {
+			t.Errorf("job %v is %v (%s), status %d, attempt %d, past %+v; want %+v", job.Spec.CommandLine(), job.State, job.Reason, status, job.Attempt, job.Past, want)
+		}
+		d.says(t, 0, want.log, ``, "job", "log", want.id)
+	}
+	for i, id := range []string{runs, alsoRuns} {
+		if pid := v.job(t, id).PID; pid != pids[i] || unix.Kill(pid, 0) != nil {
+			t.Errorf("job %s ran as process %d and now as %d", id, pids[i], pid)
+		}
+	}
+}
+
+// TestExitRecordDamaged: a job whose exit record is damaged before a daemon has
+// read it is LOST, and its reason says why.
+func TestExitRecordDamaged(t *testing.T) {
+	t.Parallel()
+	d := withState(t)
+	d.serve(t)
+	for _, tt := range []struct {
+		name   string
+		damage func(data []byte) []byte
+		reason string
+	}{
+		{"empty", func([]byte) []byte { return nil }, "exit.json is incomplete"},
+		{"cut short", func(b []byte) []byte { return b[:len(b)/2] }, "exit.json is incomplete"},
+		{"another status", func(b []byte) []byte { return bytes.Replace(b, []byte(`"code":3`), []byte(`"code":0`), 1) }, "the checksum of exit.json is wrong"},
+		{"huge", func(b []byte) []byte { return append(b, make([]byte, 1<<20)...) }, "which is too much"},
+	} {
+		id := strings.TrimSpace(d.must(t, "-d", "--retry=2", "sh", "-c", "touch wait; echo out; while [ -e wait ]; do sleep 0.05; done; exit 3"))
+		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "out\n" }) {
+			t.Fatal("the job says nothing")
+		}
+		v := &victim{d: d}
+		work := fmt.Sprintf("/proc/%d/root/work", v.job(t, id).PID)
+		d.kill(t)
+		if err := os.Remove(work + "/wait"); err != nil {
+			t.Fatal(err)
+		}
+		exit := filepath.Join(d.state, "jobs", id, "exit.json")
+		if !eventually(patience, func() bool { _, err := os.Stat(work); return err != nil }) ||
+			!eventually(patience, func() bool { _, err := os.Stat(exit); return err == nil }) {
+			t.Fatal("the job does not end")
+		}
+		data, err := os.ReadFile(exit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		damaged := tt.damage(bytes.Clone(data))
+		if bytes.Equal(damaged, data) {
+			t.Fatalf("%s: nothing to change in %s", tt.name, data)
+		}
+		if err := os.WriteFile(exit, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.start(); err != nil {
+			t.Fatal(err)
+		}
+		d.says(t, 125, `(?s).*`, `(?s).*`, "job", "wait", id)
+		if job := v.job(t, id); job.State != joblet.Lost || !strings.Contains(job.Reason, tt.reason) {
+			t.Errorf("%s: the job is %v: %s", tt.name, job.State, job.Reason)
+		}
+		d.says(t, 0, "out\n", ``, "job", "log", id)
+		if kept, err := os.ReadFile(exit); err != nil || !bytes.Equal(kept, damaged) {
+			t.Errorf("%s: the damaged record is gone: %v", tt.name, err)
+		}
+	}
+}
