@@ -25,6 +25,9 @@ import (
 // at path.
 func ledgerPath(path string) string { return strings.TrimSuffix(path, ".db") + ".seq" }
 
+// ledgerVersion is the first version of the schema with the table.
+const ledgerVersion = 5
+
 const (
 	ledgerMagic = "JOBLTSEQ"
 	ledgerSize  = 32

@@ -89,12 +89,14 @@ func probe(ctx context.Context, path string) (cond Condition, err error) {
 	if err != nil {
 		return cond, err
 	}
-	if version == len(all) {
+	if version >= ledgerVersion {
 		have, err := readTable(c)
 		if err != nil {
 			return cond, s.explainSchema(err)
 		}
 		cond.Behind, _ = behind(path, have)
+	} else if _, err := os.Lstat(ledgerPath(path)); err == nil {
+		cond.Behind = "they are empty, or an earlier version's copy"
 	}
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
