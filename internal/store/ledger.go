@@ -30,14 +30,22 @@ const ledgerVersion = 5
 
 const (
 	ledgerMagic = "JOBLTSEQ"
+	ledgerClean = "JOBLTEND" // the same, of records that were closed
 	ledgerSize  = 32
 )
 
 // ledger is a count of changes: the table's or the file's.
-type ledger struct{ identity, seq int64 }
+type ledger struct {
+	identity, seq int64
+	closed        bool // the file's alone
+}
 
 func (l ledger) encode() []byte {
-	b := append(make([]byte, 0, ledgerSize), ledgerMagic...)
+	magic := ledgerMagic
+	if l.closed {
+		magic = ledgerClean
+	}
+	b := append(make([]byte, 0, ledgerSize), magic...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(l.identity))
 	b = binary.LittleEndian.AppendUint64(b, uint64(l.seq))
 	return binary.LittleEndian.AppendUint64(b, ledgerSum(b))
@@ -65,10 +73,11 @@ func readLedger(path string) (ledger, error) {
 	if err != nil {
 		return ledger{}, err
 	}
-	if len(b) != ledgerSize || string(b[:8]) != ledgerMagic || binary.LittleEndian.Uint64(b[24:]) != ledgerSum(b[:24]) {
+	closed := len(b) == ledgerSize && string(b[:8]) == ledgerClean
+	if len(b) != ledgerSize || string(b[:8]) != ledgerMagic && !closed || binary.LittleEndian.Uint64(b[24:]) != ledgerSum(b[:24]) {
 		return ledger{}, errLedger
 	}
-	return ledger{int64(binary.LittleEndian.Uint64(b[8:])), int64(binary.LittleEndian.Uint64(b[16:]))}, nil
+	return ledger{int64(binary.LittleEndian.Uint64(b[8:])), int64(binary.LittleEndian.Uint64(b[16:])), closed}, nil
 }
 
 // behind says why a database with this ledger may lack changes that were on
@@ -99,7 +108,7 @@ func readTable(c *sqlite.Conn) (l ledger, err error) {
 		return l, err
 	}
 	err = query(stmt, func(row *sqlite.Stmt) error {
-		l, found = ledger{row.ColumnInt64(0), row.ColumnInt64(1)}, true
+		l, found = ledger{identity: row.ColumnInt64(0), seq: row.ColumnInt64(1)}, true
 		return nil
 	})
 	if err = errors.Join(err, stmt.Finalize()); err == nil && !found {
@@ -115,8 +124,11 @@ func (s *Store) openLedger() error {
 	if err != nil {
 		return err
 	}
-	if s.behind, s.fresh = behind(s.path, have); s.behind != "" {
+	if s.behind, s.fresh = behind(s.path, have); s.behind != "" || s.fresh {
 		return nil
+	}
+	if known, err := readLedger(ledgerPath(s.path)); err == nil {
+		s.closed = known.closed && known.seq == have.seq
 	}
 	return s.w.startLedger(s.path, have)
 }
@@ -163,10 +175,15 @@ func (s *Store) Behind() string { return s.behind }
 // did not count changes: Behind does not know what they lack.
 func (s *Store) Fresh() bool { return s.fresh }
 
+// Closed reports whether the one before who vouched for the records has closed
+// them: nothing was cut short.
+func (s *Store) Closed() bool { return s.closed }
+
 // Vouch says that what the records lack has been made up for. Until then each
-// Open finds them behind.
+// Open finds them behind, or fresh.
 func (s *Store) Vouch(ctx context.Context) error {
-	if s.behind == "" {
+	s.vouched.Store(true)
+	if s.behind == "" && !s.fresh {
 		return nil
 	}
 	return s.do(ctx, &change{kind: vouch, path: s.path})

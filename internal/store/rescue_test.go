@@ -217,18 +217,21 @@ func TestCount(t *testing.T) {
 		}
 		return l.seq, table
 	}
+	first, _ := counts()
+	check := func(what string, wantFile, wantTable int64) {
+		t.Helper()
+		if file, table := counts(); file != first+wantFile || table != first+wantTable {
+			t.Errorf("%s: counted %d and %d beyond %d, want %d and %d", what, file-first, table-first, first, wantFile, wantTable)
+		}
+	}
 	job := jobN(1)
 	mustInsert(t, s, job)
-	if file, table := counts(); file != 1 || table != 1 {
-		t.Errorf("counted %d and %d, want 1", file, table)
-	}
+	check("inserted", 1, 1)
 	job.State = joblet.Running
 	if err := s.UpdateUnsynced(t.Context(), job); err != nil {
 		t.Fatal(err)
 	}
-	if file, table := counts(); file != 1 || table != 2 {
-		t.Errorf("after a change that is not on disk: counted %d and %d, want 1 and 2", file, table)
-	}
+	check("a change that need not be on disk", 1, 2)
 	if err := s.Update(t.Context(), job); err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +241,5 @@ func TestCount(t *testing.T) {
 	if err := s.Delete(t.Context(), job.ID); err != nil {
 		t.Fatal(err)
 	}
-	if file, table := counts(); file != 4 || table != 4 {
-		t.Errorf("counted %d and %d, want 4", file, table)
-	}
+	check("deleted", 4, 4)
 }

@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -60,6 +61,9 @@ type Store struct {
 
 	behind string // see Behind
 	fresh  bool   // see Fresh
+	closed bool   // see Closed
+
+	vouched atomic.Bool // Vouch was called
 
 	closeOnce sync.Once
 	closeErr  error
@@ -309,12 +313,16 @@ func (s *Store) Close() error {
 		for c := range s.idle {
 			s.closeErr = errors.Join(s.closeErr, c.Close())
 		}
-		if f := s.w.ledgerFile; f != nil {
-			s.closeErr = errors.Join(s.closeErr, f.Sync(), f.Close())
-		}
 		// The last connection to go checkpoints and removes the log.
-		if err := errors.Join(s.closeErr, s.w.conn.Close()); err != nil {
-			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, err)
+		s.w.count()
+		s.closeErr = errors.Join(s.closeErr, s.w.conn.Close())
+		if f := s.w.ledgerFile; f != nil {
+			s.w.counted.closed = s.closeErr == nil && (s.closed || s.vouched.Load())
+			_, err := f.WriteAt(s.w.counted.encode(), 0)
+			s.closeErr = errors.Join(s.closeErr, err, f.Sync(), f.Close())
+		}
+		if s.closeErr != nil {
+			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, s.closeErr)
 		}
 	})
 	return s.closeErr

@@ -60,6 +60,7 @@ func (s *site) records(fn func(*store.Store)) {
 	s.t.Helper()
 	db, err := store.Open(s.t.Context(), s.path("joblet.db"))
 	s.check(err)
+	s.check(db.Vouch(s.t.Context()))
 	fn(db)
 	s.check(db.Close())
 }

@@ -60,35 +60,24 @@ func (s *Supervisor) openStore(ctx context.Context) error {
 // taken for a leftover because there is no record of it.
 func (s *Supervisor) doubted() bool { return s.store.Behind() != "" || s.store.Fresh() }
 
-// reclaimAll records again, before anything else is done, the jobs that the
-// database has lost: all whose directories tell of one if it is in doubt, else
-// those that run in one of the boxes. It returns the boxes of jobs that it has
-// found running by asking their monitors.
-func (s *Supervisor) reclaimAll(ctx context.Context, names []string, boxes []string) (running map[string]string, err error) {
-	all := s.doubted()
+// reclaimAll records again, before anything else is done, the jobs without a
+// record whose directories tell of them. Those that wait are among them only if
+// the database is in doubt; otherwise nobody was told that they are accepted. It
+// returns the boxes of jobs that it has found running by asking their monitors.
+func (s *Supervisor) reclaimAll(ctx context.Context, unknown, boxes []string) (running map[string]string, err error) {
 	running = map[string]string{}
 	for _, box := range boxes {
-		switch dir, err := engine.JobDir(box); {
-		case err == nil && filepath.Dir(dir) == s.jobsDir() && joblet.ValidID(filepath.Base(dir)):
+		dir, err := engine.JobDir(box)
+		if err == nil && filepath.Dir(dir) == s.jobsDir() {
 			running[filepath.Base(dir)] = box
-		case errors.Is(err, os.ErrDeadlineExceeded): // whose it is a directory says
-			all = true
 		}
 	}
 	reclaimed := 0
-	for _, id := range names {
-		if !joblet.ValidID(id) || !all && running[id] == "" {
-			continue
-		}
+	for _, id := range unknown {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if _, err := s.store.Get(ctx, id); err == nil {
-			continue
-		} else if joblet.KindOf(err) != joblet.NotFound {
-			return nil, err
-		}
-		switch ok, err := s.reclaim(ctx, id, running[id], s.doubted()); {
+		switch ok, err := s.reclaim(ctx, id, running[id]); {
 		case err != nil:
 			s.cfg.Log.Error("record a job again that only its directory knows of; it is left as it is", "job", id, "error", err)
 		case ok:
@@ -102,15 +91,14 @@ func (s *Supervisor) reclaimAll(ctx context.Context, names []string, boxes []str
 	return running, nil
 }
 
-// reclaim makes the record of a job again from its directory, in which box, if
-// not empty, runs the job. A job that never began it records only if waiting is
-// set. It reports whether there was one.
-func (s *Supervisor) reclaim(ctx context.Context, id, box string, waiting bool) (bool, error) {
+// reclaim makes the record of a job again from its directory; box, if not empty,
+// is where it runs. It reports whether there was a job.
+func (s *Supervisor) reclaim(ctx context.Context, id, box string) (bool, error) {
 	rec, began, err := fromDir(s.jobDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil || !began && (!waiting || rec.ID == "") {
+	if err != nil || !began && (!s.doubted() || rec.ID == "") {
 		return false, err
 	}
 	if box != "" {
@@ -124,6 +112,7 @@ func (s *Supervisor) reclaim(ctx context.Context, id, box string, waiting bool) 
 // taken its idempotency key by now, it is without one.
 func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir string) error {
 	switch {
+	case rec.State == joblet.Running && !begunOnly(dir, rec):
 	case rec.State == joblet.Running && (rec.Box == "" || !engine.HasMonitor(rec.Box)):
 		lost := rec.Reason
 		conclude(&rec.Job, nil, dir)
@@ -190,8 +179,11 @@ func fromDir(dir string) (rec store.Record, began bool, err error) {
 	if err := rerunHistory(&rec.Job, dir); err != nil {
 		return rec, true, err
 	}
-	if f.End != nil && f.Attempt == rec.Attempt { // it ended while it waited for its next attempt, say
+	switch {
+	case f.End != nil && f.Attempt == rec.Attempt: // it ended while it waited for its next attempt, say
 		endAs(&rec, f.End)
+	case known && rec.Box != "" && retries(rec.Job): // recovery concludes it, and lets it wait for its next attempt
+		rec.State, rec.Exit, rec.Reason, rec.Ended = joblet.Running, nil, "", time.Time{}
 	}
 	if rec.State.Final() {
 		rec.DiskBytes = dirBytes(dir)
@@ -204,6 +196,12 @@ func fromDir(dir string) (rec store.Record, began bool, err error) {
 
 func endAs(rec *store.Record, end *jobEnd) {
 	rec.State, rec.Ended, rec.Reason, rec.Failure, rec.Exit = end.State, end.Ended, end.Reason, end.Failure, end.Exit
+}
+
+// begunOnly reports whether an attempt has begun and nothing says how it ended.
+func begunOnly(dir string, rec store.Record) bool {
+	_, err := readRecord(dir, rec.Attempt)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // rerunHistory gives a job the ends of its attempts, of which job.Attempt is the
@@ -279,27 +277,22 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 	return nil
 }
 
-// sweepOne deals with a directory of which there is no record although none is
-// in doubt: a start, or a deletion, that was cut short. What shows any trace of a
-// run is recorded; what only came along with a job that was never accepted is
-// removed.
+// sweepOne deals with a directory without a record after jobs were recorded again:
+// what is left shows no trace of a run. It is what came along with a job that was
+// never accepted; where the records are in doubt, it is kept all the same.
 func (s *Supervisor) sweepOne(id string, doubted bool) error {
-	dir := s.jobDir(id)
-	rec, began, err := fromDir(dir)
+	_, began, err := fromDir(s.jobDir(id))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
 		return err
-	case began && rec.State == joblet.Running && rec.Box != "" && engine.HasMonitor(rec.Box):
-		return errors.New("its monitor runs: the next daemon takes the job over")
-	case began:
-		_, err := s.reclaim(s.ctx, id, "", false)
-		return err
-	case doubted: // and it was not recorded again: it tells of no job
+	case began: // the next daemon looks at it again
+		return errors.New("it holds what a run has left")
+	case doubted:
 		return s.keepLost(id)
 	}
-	return os.RemoveAll(dir)
+	return os.RemoveAll(s.jobDir(id))
 }
 
 // lostFound is where directories go that nobody can make a job of.
@@ -364,7 +357,7 @@ func (s *Supervisor) jobNames() ([]string, error) {
 		return nil, fmt.Errorf("list the jobs' directories: %w", err)
 	}
 	defer d.Close()
-	names, err := d.Readdirnames(-1)
+	names, err := d.Readdirnames(-1) // a million are some 60 MiB, for a moment
 	if err != nil {
 		return nil, fmt.Errorf("list the jobs' directories: %w", err)
 	}

@@ -107,16 +107,15 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 // jobs that run, concludes those that ended meanwhile, lets those wait that
 // waited, and removes what belongs to no job.
 func (s *Supervisor) recover(ctx context.Context) error {
-	names, err := s.jobNames()
+	unknown, err := s.unknown(ctx)
 	if err != nil {
 		return err
 	}
-	names = s.undeleteAll(names)
 	boxes, err := s.engine.Boxes()
 	if err != nil {
 		return err
 	}
-	unfinished, running, err := s.unfinished(ctx, names, boxes)
+	unfinished, running, err := s.unfinished(ctx, unknown, boxes)
 	if err != nil {
 		return err
 	}
@@ -182,20 +181,41 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	if err := s.store.Vouch(ctx); err != nil {
 		s.cfg.Log.Warn("note that the job records are complete again; the next daemon looks through the jobs' directories, too", "error", err)
 	}
-	s.sweep(names, doubted)
+	s.sweep(unknown, doubted)
 	return nil
+}
+
+// maxCompared is how many directories are compared with the records at every
+// start, in a fraction of a second.
+const maxCompared = 100_000
+
+// unknown ends the deletions that were cut short and returns the names of
+// directories of jobs without a record. Of very many it does not look for these
+// where the former daemon closed the records, and so left none.
+func (s *Supervisor) unknown(ctx context.Context) ([]string, error) {
+	names, err := s.jobNames()
+	if err != nil {
+		return nil, err
+	}
+	names = s.undeleteAll(names)
+	if s.store.Closed() && len(names) > maxCompared {
+		return nil, nil
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return !joblet.ValidID(name) })
+	slices.Sort(names)
+	return s.store.Unknown(ctx, slices.Compact(names))
 }
 
 // unfinished returns the records of jobs that have not ended, with those that the
 // database had lost, and the boxes of jobs that were found running without one.
-func (s *Supervisor) unfinished(ctx context.Context, names, boxes []string) (found []store.Record, running map[string]string, err error) {
+func (s *Supervisor) unfinished(ctx context.Context, lost, boxes []string) (found []store.Record, running map[string]string, err error) {
 	if found, err = s.store.Unfinished(ctx); err != nil {
 		return nil, nil, err
 	}
 	unknown := slices.DeleteFunc(slices.Clone(boxes), func(box string) bool {
 		return slices.ContainsFunc(found, func(r store.Record) bool { return r.Box == box || r.Box == "" && r.ID == box })
 	})
-	if running, err = s.reclaimAll(ctx, names, unknown); err != nil {
+	if running, err = s.reclaimAll(ctx, lost, unknown); err != nil {
 		return nil, nil, err
 	}
 	found, err = s.store.Unfinished(ctx)
@@ -325,17 +345,13 @@ func masked(secrets map[string]string) bool {
 	return true
 }
 
-// sweep looks at job directories without a record: of jobs whose start was cut
-// short, mostly. Those that were there when the daemon started it looks at, in the
-// background; later ones belong to this daemon.
+// sweep looks in the background at the directories that were without a record when
+// the daemon started.
 func (s *Supervisor) sweep(ids []string, doubted bool) {
 	s.work.Go(func() {
 		for _, id := range ids {
 			if s.ctx.Err() != nil {
 				return
-			}
-			if !joblet.ValidID(id) || s.find(id) != nil {
-				continue
 			}
 			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
 				continue
