@@ -550,6 +550,7 @@ type Process struct {
 	PID     int // PID 1 of the job as the host numbers it
 	Started time.Time
 
+	dir        string      // the job's
 	window     *WindowSize // of its terminal then; nil: it has none
 	stdinBytes int64       // of a streamed standard input, taken when we connected
 	group      *cgroup.Group
@@ -579,6 +580,7 @@ func (p *Process) greet() error {
 	p.Started = time.Unix(0, ev.Started.UnixNanos)
 	p.stdinBytes = ev.Started.StdinBytes
 	p.window = ev.Started.Window
+	p.dir = ev.Started.Dir
 	return nil
 }
 
@@ -735,6 +737,16 @@ func (e *Engine) Adopt(id string, by time.Time) (*Process, error) {
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil
+}
+
+// JobDir returns the directory of the job that runs in a box of a former daemon.
+// The errors are those of Adopt.
+func (e *Engine) JobDir(id string) (string, error) {
+	p, err := e.connect(id, time.Time{})
+	if err != nil {
+		return "", err
+	}
+	return p.dir, p.conn.Close()
 }
 
 // connect makes one more connection to the monitor of a box with a running job. It

@@ -445,7 +445,7 @@ func (m *monitor) startJob(run *Run) error {
 		}
 	}
 	now := time.Now()
-	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window()}
+	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Dir: run.Dir}
 	m.record.StartedNanos = now.UnixNano()
 	if run.TimeoutNanos > 0 {
 		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
@@ -980,6 +980,7 @@ func (m *monitor) writeRecord() error {
 	if err != nil {
 		return err
 	}
+	body = Seal(body)
 	if _, err := unix.Pwrite(m.recordFD, body, 0); err != nil {
 		return step("write the exit record", err)
 	}

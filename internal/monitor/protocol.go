@@ -63,6 +63,39 @@ func ExitName(attempt int) string {
 	return "exit-" + itoa(int64(attempt)) + ".json"
 }
 
+// Seal ends a JSON object with a checksum of what stands before it, so that
+// damage shows.
+func Seal(object []byte) []byte {
+	sum := checksum(object[:len(object)-1])
+	return append(append(append(object[:len(object)-1], sumBegin...), sum[:]...), sumEnd...)
+}
+
+const sumBegin, sumEnd = `,"sum":"`, `"}`
+
+// Sealed reports whether a JSON object is as Seal left it. One without a
+// checksum, from an earlier version, is.
+func Sealed(object []byte) bool {
+	const length = len(sumBegin) + 8 + len(sumEnd)
+	at := len(object) - length
+	if at < 0 || string(object[at:at+len(sumBegin)]) != sumBegin {
+		return true
+	}
+	sum := checksum(object[:at])
+	return string(object[at+len(sumBegin):]) == string(sum[:])+sumEnd
+}
+
+// checksum is FNV-1a in hexadecimal digits.
+func checksum(b []byte) (text [8]byte) {
+	h := uint32(2166136261)
+	for _, c := range b {
+		h = (h ^ uint32(c)) * 16777619
+	}
+	for i := range text {
+		text[i] = "0123456789abcdef"[h>>(28-4*i)&15]
+	}
+	return text
+}
+
 // WorkName is the file in a job's directory with what the job left in /work: a
 // tar archive. There is none when it left nothing.
 const WorkName = "work.tar"
@@ -226,6 +259,8 @@ type Started struct {
 	StdinBytes int64 `json:"stdin_bytes,omitempty"`
 	// Window is the size of the job's terminal, if it has one.
 	Window *WindowSize `json:"window,omitempty"`
+	// Dir is the job's directory: a daemon whose records were lost finds the job by it.
+	Dir string `json:"dir,omitempty"`
 }
 
 // StepWorkDir is the Failure.Step of a working directory that can't be entered.

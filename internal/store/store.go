@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -56,6 +57,12 @@ type Store struct {
 	// one, or one more.
 	tokens chan struct{}
 	idle   chan *sqlite.Conn
+
+	behind string // see Behind
+	fresh  bool   // see Fresh
+	closed bool   // see Closed
+
+	vouched atomic.Bool // Vouch was called
 
 	closeOnce sync.Once
 	closeErr  error
@@ -111,6 +118,9 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 		if s.w.conn != nil {
 			_ = s.w.conn.Close()
 		}
+		if s.w.ledgerFile != nil {
+			_ = s.w.ledgerFile.Close()
+		}
 		if created {
 			for _, suffix := range []string{"", "-wal", "-shm"} {
 				_ = os.Remove(path + suffix)
@@ -146,6 +156,9 @@ func (s *Store) connect(steps []string) (err error) {
 		return err
 	}
 	if err := s.setUp(version, steps); err != nil {
+		return s.explain("open job records", err)
+	}
+	if err := s.openLedger(); err != nil {
 		return s.explain("open job records", err)
 	}
 	return nil
@@ -321,8 +334,15 @@ func (s *Store) Close() error {
 			s.closeErr = errors.Join(s.closeErr, c.Close())
 		}
 		// The last connection to go checkpoints and removes the log.
-		if err := errors.Join(s.closeErr, s.w.conn.Close()); err != nil {
-			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, err)
+		s.w.count()
+		s.closeErr = errors.Join(s.closeErr, s.w.conn.Close())
+		if f := s.w.ledgerFile; f != nil {
+			s.w.counted.closed = s.closeErr == nil && (s.closed || s.vouched.Load())
+			_, err := f.WriteAt(s.w.counted.encode(), 0)
+			s.closeErr = errors.Join(s.closeErr, err, f.Sync(), f.Close())
+		}
+		if s.closeErr != nil {
+			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, s.closeErr)
 		}
 		s.reserve.restore() // for the next start, even if it takes what the log had
 	})
@@ -399,8 +419,8 @@ func (s *Store) explain(what string, err error) error {
 
 func damaged(path string, err error) error {
 	return joblet.Errorf(joblet.FailedPrecondition,
-		"the job records in %s are damaged (%w): restore the file from a backup, or move it and its -wal and -shm files away to start without history",
-		path, err)
+		"the job records in %s are %w (%w): restart the daemon, or run joblet fsck --repair without it, to keep the files aside and rebuild the records",
+		path, errDamaged, err)
 }
 
 // isFull reports whether an error is that of a full disk. SQLite says "full" when

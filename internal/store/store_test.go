@@ -32,6 +32,9 @@ func openTest(t testing.TB) *Store {
 func reopen(t testing.TB, path string) *Store {
 	t.Helper()
 	s, err := Open(t.Context(), path)
+	if err == nil {
+		err = s.Vouch(t.Context())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

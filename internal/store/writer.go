@@ -53,12 +53,14 @@ const (
 	insert changeKind = iota
 	update
 	remove
+	vouch // see Store.Vouch
 )
 
 // change is one caller's wish and its outcome.
 type change struct {
 	kind     changeKind
 	rec      Record // for remove, the ID alone
+	path     string // for vouch: of the database
 	spec     string // for insert: rec.Spec as JSON
 	past     string // rec.Past as JSON; empty: none
 	limits   string // rec.Spec.Limits as JSON; empty: none
@@ -75,6 +77,10 @@ type writer struct {
 	insert, taken, successor *sqlite.Stmt
 	update, rm               *sqlite.Stmt
 	begin, commit, rollback  *sqlite.Stmt
+	seq, bump                *sqlite.Stmt
+
+	ledgerFile *os.File // nil: nothing is counted
+	counted    ledger   // what it says
 
 	unsynced bool // the connection is set to commit without fsync
 	frames   int  // pages in the log since the last checkpoint, about
@@ -103,6 +109,8 @@ func (w *writer) prepare() error {
 		{&w.begin, `BEGIN IMMEDIATE`},
 		{&w.commit, `COMMIT`},
 		{&w.rollback, `ROLLBACK`},
+		{&w.seq, `SELECT seq FROM ledger`},
+		{&w.bump, `UPDATE ledger SET seq = ?`},
 	} {
 		var err error
 		if *p.stmt, err = w.conn.Prepare(p.query); err != nil {
@@ -131,10 +139,11 @@ func (w *writer) check() error {
 	return w.triggers()
 }
 
-// triggers reports whether those are there that keep the table of labels.
+// triggers reports whether those are there that keep the table of labels and
+// the ledger.
 func (w *writer) triggers() error {
 	n, err := pragma(w.conn, `SELECT count(*) FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'job'`)
-	if err == nil && n < 3 {
+	if err == nil && n < 6 {
 		err = sqlite.ResultError.ToError()
 	}
 	return err
@@ -166,6 +175,17 @@ func (s *Store) Insert(ctx context.Context, r Record) error {
 	if f, ok := freeOn(s.path); ok && !f.readOnly && f.bytes < leastFree+uint64(len(ch.spec)) {
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: the disk is full: free space in %s", ch.what(), filepath.Dir(s.path))
 	}
+	return s.do(ctx, ch)
+}
+
+// InsertUnsynced is Insert without the fsync, as UpdateUnsynced is Update. It
+// suits what is copied from elsewhere and can be copied again.
+func (s *Store) InsertUnsynced(ctx context.Context, r Record) error {
+	ch, err := newInsert(r)
+	if err != nil {
+		return err
+	}
+	ch.unsynced = true
 	return s.do(ctx, ch)
 }
 
@@ -276,7 +296,7 @@ func (s *Store) do(ctx context.Context, ch *change) error {
 }
 
 func (ch *change) what() string {
-	return [...]string{"record job ", "update the record of job ", "delete the record of job "}[ch.kind] + joblet.ShortID(ch.rec.ID)
+	return [...]string{"record job ", "update the record of job ", "delete the record of job ", "count the changes of the job records "}[ch.kind] + joblet.ShortID(ch.rec.ID)
 }
 
 // write is the writer goroutine: changes first, housekeeping when there are
@@ -346,10 +366,13 @@ func (w *writer) apply(batch []*change) error {
 	unsynced := true
 	for _, ch := range batch {
 		unsynced = unsynced && ch.unsynced
-		w.frames += 7 + 6*len(ch.rec.Spec.Labels) + (len(ch.spec)+len(ch.rec.Reason)+len(ch.past)+len(ch.rec.Sealed))/4096
+		w.frames += 8 + 6*len(ch.rec.Spec.Labels) + (len(ch.spec)+len(ch.rec.Reason)+len(ch.past)+len(ch.rec.Sealed))/4096
 	}
 	if err := w.setUnsynced(unsynced); err != nil {
 		return err
+	}
+	if !unsynced {
+		defer w.count()
 	}
 	if len(batch) == 1 { // a statement alone is a transaction
 		batch[0].err = w.exec(batch[0])
@@ -407,6 +430,8 @@ func (w *writer) exec(ch *change) error {
 		return w.execInsert(ch)
 	case update:
 		return w.execUpdate(ch)
+	case vouch:
+		return w.execVouch(ch.path)
 	default:
 		w.rm.BindText(1, ch.rec.ID)
 		return w.changeOne(w.rm, ch.rec.ID)

@@ -112,6 +112,7 @@ type fsck struct {
 	boxes map[string]bool // that belong to a job that has not ended
 	// keepDirs says why no directory without a record may go; empty: it may.
 	keepDirs string
+	doubted  bool // the records may lack jobs that were accepted
 }
 
 func (f *fsck) jobsDir() string         { return filepath.Join(f.cfg.StateDir, "jobs") }
@@ -224,7 +225,7 @@ func (f *fsck) checkKey() error {
 	case !info.Mode().IsRegular() || info.Size() != keySize:
 		f.noKey = path + " is damaged"
 		f.left("", fmt.Sprintf("%s: not a file of %d bytes", path, keySize),
-			"restore it from a backup, or remove it: what jobs that wait have of secrets is lost then")
+			"restore it from a backup, or move it away: what jobs that wait have of secrets is lost then")
 	case info.Mode().Perm() != 0o600:
 		f.found("", fmt.Sprintf("%s: its mode is %04o and not 0600", path, info.Mode().Perm()), func() error { return os.Chmod(path, 0o600) })
 	}
@@ -246,14 +247,56 @@ func (f *fsck) openStore() error {
 	} else if pid != 0 {
 		return joblet.Errorf(joblet.FailedPrecondition, "process %d has %s open: if it is a daemon (with another run directory), stop it first", pid, path)
 	}
-	s, err := store.Open(f.ctx, path)
-	if err == nil {
-		if err = s.Check(f.ctx); err == nil {
-			f.store = s
-			return nil
+	cond, err := store.Examine(f.ctx, path)
+	if err != nil {
+		if joblet.KindOf(err) != joblet.FailedPrecondition {
+			return err
 		}
-		err = errors.Join(err, s.Close())
+		f.left("", "the job records cannot be used, so that jobs, their directories and the host were not checked", err.Error())
+		return nil
 	}
+	if cond.Damage == nil && cond.Behind == "" {
+		if f.store, err = store.Open(f.ctx, path); err != nil {
+			return err
+		}
+		return f.checkRecords()
+	}
+	what := "the job records lack changes: " + cond.Behind
+	if cond.Damage != nil {
+		what = cond.Damage.Error()
+	}
+	return f.rescue(what)
+}
+
+// rescue opens job records that are damaged or lack changes, if they are to be
+// repaired.
+func (f *fsck) rescue(what string) error {
+	p := Problem{What: what + " (jobs, their directories and the host were not checked)", Status: ProblemRepairable}
+	if !f.opt.Repair {
+		f.tell(p)
+		return nil
+	}
+	db, cond, err := store.Rescue(f.ctx, f.database(), filepath.Join(f.cfg.StateDir, damagedName))
+	if err != nil {
+		return err
+	}
+	f.store = db
+	f.tell(Problem{What: what, Status: ProblemRepaired})
+	if cond.Kept != "" {
+		f.note("", fmt.Sprintf("the files of the job records are kept in %s; %d records were taken over from a damaged database", cond.Kept, cond.Salvaged))
+	}
+	return f.checkRecords()
+}
+
+// checkRecords reads all records: Examine may have had no time for that.
+func (f *fsck) checkRecords() error {
+	f.doubted = f.store.Behind() != "" || f.store.Fresh()
+	err := f.store.Check(f.ctx)
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(err, f.store.Close())
+	f.store = nil
 	if joblet.KindOf(err) != joblet.FailedPrecondition {
 		return err
 	}
@@ -261,6 +304,7 @@ func (f *fsck) openStore() error {
 	return nil
 }
 
+// noRecords deals with records that are missing.
 func (f *fsck) noRecords() error {
 	dirs := 0
 	err := eachEntry(f.jobsDir(), func(e fs.DirEntry) error {
@@ -276,9 +320,7 @@ func (f *fsck) noRecords() error {
 		f.note("", fmt.Sprintf("there are no job records in %s: nothing to check", f.cfg.StateDir))
 		return nil
 	}
-	f.left("", fmt.Sprintf("%s: the job records are missing, and directories of %d jobs are there", f.database(), dirs),
-		"restore the file from a backup; a daemon started without it keeps the output of ended jobs in "+f.lostFound())
-	return nil
+	return f.rescue(fmt.Sprintf("%s: the job records are missing, and directories of %d jobs are there", f.database(), dirs))
 }
 
 // openedBy returns the process that has the database open, or 0. As long as it
@@ -489,7 +531,7 @@ func (f *fsck) checkJob(job joblet.Job) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if job.Exit != nil {
-			f.left(job.ID, "its exit record is missing or incomplete", deleteIt)
+			f.left(job.ID, "its exit record is missing", deleteIt)
 		}
 	case err != nil:
 		f.left(job.ID, "its exit record cannot be read: "+err.Error(), deleteIt)
@@ -684,8 +726,8 @@ func (f *fsck) checkHost() (err error) {
 		switch {
 		case f.boxes[id]:
 		case engine.HasMonitor(f.where.now.RunDirs, id):
-			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which ends that"
-			f.left("", fmt.Sprintf("box %s: its monitor runs, and no job has it", joblet.ShortID(id)), "the next daemon ends it")
+			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which takes it over"
+			f.left("", fmt.Sprintf("box %s: its monitor runs, and no job has it", joblet.ShortID(id)), "the next daemon takes its job over, or ends it")
 		default:
 			f.found("", fmt.Sprintf("box %s: its cgroups are left, and no job has it", joblet.ShortID(id)), func() error { return e.Release(id, 0) })
 		}
@@ -696,11 +738,13 @@ func (f *fsck) checkHost() (err error) {
 // checkDirs looks for directories of jobs without a record, and for what is
 // none of ours.
 func (f *fsck) checkDirs() error {
+	deletions := false
 	var orphans []string // dealt with when the listing is over
 	err := eachEntry(f.jobsDir(), func(e fs.DirEntry) error {
 		name := e.Name()
 		if id, deleting := strings.CutSuffix(name, deletingSuffix); deleting && joblet.ValidID(id) {
 			f.note(id, "its deletion was cut short; the next daemon ends that, or takes it back")
+			deletions = true
 			return nil
 		}
 		if !joblet.ValidID(name) {
@@ -722,37 +766,34 @@ func (f *fsck) checkDirs() error {
 		return err
 	}
 	for _, id := range orphans {
-		const what = "there is no record of it, but a directory "
-		ended, output := holds(f.jobDir(id))
-		switch {
-		case !ended && f.keepDirs != "":
-			f.left(id, what+"without an exit record", f.keepDirs)
-		case ended || output:
-			f.found(id, what+"with what it left, which belongs into "+f.lostFound(), func() error { return f.keep(id) })
-		default:
-			f.found(id, what+"without output or exit record, which is of no use", func() error { return os.RemoveAll(f.jobDir(id)) })
-		}
+		f.checkOrphan(id)
+	}
+	if f.opt.Repair && !deletions && f.ctx.Err() == nil { // else the next daemon is to know of the doubt
+		return f.store.Vouch(f.ctx)
 	}
 	return nil
 }
 
-// holds reports whether there is an exit record in a job's directory, and
-// whether there is output. A directory that cannot be read may have both.
-func holds(dir string) (ended, output bool) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return true, true
+// checkOrphan deals with a directory without a record.
+func (f *fsck) checkOrphan(id string) {
+	const what = "there is no record of it, but a directory "
+	rec, began, err := fromDir(f.jobDir(id))
+	switch {
+	case err != nil:
+		f.left(id, what+"that cannot be read", err.Error())
+	case began && rec.State == joblet.Running && rec.Box != "" && engine.HasMonitor(f.where.now.RunDirs, rec.Box):
+		f.note(id, "there is no record of it, and it runs; the next daemon takes it over")
+	case f.keepDirs != "" && rec.State != joblet.Lost && rec.Exit == nil:
+		f.left(id, what+"without an exit record", f.keepDirs)
+	case began || f.doubted && rec.ID != "":
+		f.found(id, what+"that tells of the job, which can be recorded again", func() error {
+			return insertReclaimed(f.ctx, f.store, rec, f.jobDir(id), f.where.now.RunDirs)
+		})
+	case f.doubted:
+		f.found(id, what+"with what came along with a job, which belongs into "+f.lostFound(), func() error { return f.keep(id) })
+	default:
+		f.found(id, what+"without output or exit record, which is of no use", func() error { return os.RemoveAll(f.jobDir(id)) })
 	}
-	for _, e := range entries {
-		switch {
-		case isExitName(e.Name()):
-			ended = true
-		case e.Name() == logstore.LogName:
-			info, err := e.Info()
-			output = err != nil || info.Size() > 0
-		}
-	}
-	return ended, output
 }
 
 // keep moves the directory of a job without a record to lostFound.

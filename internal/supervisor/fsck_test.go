@@ -28,6 +28,8 @@ import (
 type site struct {
 	t   *testing.T
 	cfg Config
+
+	empty string // the database, without jobs
 }
 
 func newSite(t *testing.T) *site {
@@ -36,6 +38,9 @@ func newSite(t *testing.T) *site {
 	s := &site{t: t, cfg: Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}}
 	s.check(os.MkdirAll(s.path("jobs"), 0o700))
 	s.records(func(*store.Store) {})
+	empty, err := os.ReadFile(s.path("joblet.db"))
+	s.check(err)
+	s.empty = string(empty)
 	return s
 }
 
@@ -55,6 +60,7 @@ func (s *site) records(fn func(*store.Store)) {
 	s.t.Helper()
 	db, err := store.Open(s.t.Context(), s.path("joblet.db"))
 	s.check(err)
+	s.check(db.Vouch(s.t.Context()))
 	fn(db)
 	s.check(db.Close())
 }
@@ -122,10 +128,12 @@ func (s *site) endedJob(change func(*store.Record)) string {
 	s.write(tarOf(s.t, "result"), "jobs", id, monitor.WorkName)
 	record := monitor.Record{Code: 3, StartedNanos: 1e9, EndedNanos: 9e9, LogBytes: int64(len(siteLog)), WorkBytes: 6}
 	s.exitRecord(id, record)
-	s.insert(store.Record{Job: joblet.Job{
+	rec := s.insert(store.Record{Job: joblet.Job{
 		ID: id, Spec: joblet.Spec{Command: "x"}, Owner: "test", State: joblet.Failed, Created: time.Unix(0, 1), Started: time.Unix(1, 0), Ended: time.Unix(9, 0),
 		Attempt: 1, Exit: &joblet.Exit{Code: 3}, LogBytes: record.LogBytes, WorkBytes: record.WorkBytes,
 	}}, change)
+	rec.State = joblet.Running // as it was noted when it began
+	s.check((&Supervisor{cfg: s.cfg}).noteJob(rec))
 	return id
 }
 
@@ -267,7 +275,17 @@ func TestFsckDamage(t *testing.T) {
 			id := s.endedJob(nil)
 			s.write(`{"code":`, "jobs", id, "exit.json")
 			return id
-		}, "its exit record is missing or incomplete", ProblemLeft, false, nil},
+		}, "exit.json is incomplete or garbled", ProblemLeft, false, nil},
+		{"changed exit record", func(s *site) string {
+			id := s.endedJob(nil)
+			s.write(string(monitor.Seal([]byte(`{"code":3,"ended_nanos":9000000000}`)))[1:], "jobs", id, "exit.json")
+			return id
+		}, "the checksum of exit.json is wrong", ProblemLeft, false, nil},
+		{"another exit record", func(s *site) string {
+			id := s.endedJob(nil)
+			s.write("{}", "jobs", id, "exit.json")
+			return id
+		}, "exit.json says nothing of an end", ProblemLeft, false, nil},
 		{"huge exit record", func(s *site) string {
 			id := s.endedJob(nil)
 			s.check(os.Truncate(s.path("jobs", id, "exit.json"), maxRecord+1))
@@ -388,6 +406,15 @@ func TestFsckDamage(t *testing.T) {
 			s.write("", "jobs", id, filesName)
 			s.write("", "jobs", id, logstore.LogName)
 			return id
+		}, "that tells of the job, which can be recorded again", ProblemRepairable, false, func(s *site, job string) {
+			if got := s.get(job); got.State != joblet.Lost || got.Attempt != 1 || !strings.Contains(got.Reason, lostReason) {
+				s.t.Errorf("%+v", got.Job)
+			}
+		}},
+		{"files without a record", func(s *site) string {
+			id := joblet.NewID()
+			s.write("", "jobs", id, filesName)
+			return id
 		}, "without output or exit record, which is of no use", ProblemRepairable, false, func(s *site, job string) {
 			if _, err := os.Stat(s.path("jobs", job)); err == nil {
 				s.t.Error("it is still there")
@@ -400,20 +427,6 @@ func TestFsckDamage(t *testing.T) {
 			s.write("mine", "jobs", id)
 			return id
 		}, "in place of its directory something else", ProblemLeft, false, nil},
-		{"no database", func(s *site) string {
-			s.endedJob(nil)
-			s.remove("joblet.db")
-			return ""
-		}, "the job records are missing, and directories of 1 jobs are there", ProblemLeft, false, func(s *site, _ string) {
-			if _, err := os.Stat(s.path("joblet.db")); err == nil {
-				s.t.Error("it was made")
-			}
-		}},
-		{"damaged database", func(s *site) string {
-			s.endedJob(nil)
-			s.write(strings.Repeat("x", 8192), "joblet.db")
-			return ""
-		}, "the job records cannot be used", ProblemLeft, false, nil},
 		{"output without a log", func(s *site) string {
 			return s.waitingJob(func(r *store.Record) {
 				r.State, r.Ended, r.Attempt, r.LogBytes = joblet.Lost, time.Unix(9, 0), 1, 5
@@ -495,44 +508,62 @@ func TestFsckOthersRights(t *testing.T) {
 	}
 }
 
-// TestFsckLostFound shows that output without a record is kept.
-func TestFsckLostFound(t *testing.T) {
+// TestFsckRecords damages the job records. All that the directories know is in the
+// new ones, and the damaged files are kept.
+func TestFsckRecords(t *testing.T) {
 	t.Parallel()
-	s := newSite(t)
-	id := s.endedJob(nil)
-	s.records(func(db *store.Store) { s.check(db.Delete(t.Context(), id)) })
-	if found, _ := s.fsck(FsckOptions{}); len(found) != 1 || found[0].Status != ProblemRepairable || found[0].Job != id {
-		t.Errorf("found %v", found)
-	}
-	found, _ := s.fsck(FsckOptions{Repair: true})
-	if len(found) != 2 || found[0].Status != ProblemRepaired || found[1].Status != ProblemNote || !strings.Contains(found[1].What, "keeps 1 directories") {
-		t.Errorf("found %v", found)
-	}
-	if data, err := os.ReadFile(s.path(lostFound, id, "log")); err != nil || string(data) != siteLog {
-		t.Errorf("kept %q: %v", data, err)
-	}
-	// Another one of the same id: neither is lost.
-	s.write("{}", "jobs", id, "exit.json")
-	if found, _ := s.fsck(FsckOptions{Repair: true}); len(found) != 2 || found[0].Status != ProblemLeft {
-		t.Errorf("then found %v", found)
-	}
-	if data, err := os.ReadFile(s.path(lostFound, id, "log")); err != nil || string(data) != siteLog {
-		t.Errorf("then kept %q: %v", data, err)
-	}
-}
-
-// TestFsckLostOutput has output without a record and without an exit record.
-func TestFsckLostOutput(t *testing.T) {
-	t.Parallel()
-	s := newSite(t)
-	id := joblet.NewID()
-	s.write(siteLog, "jobs", id, logstore.LogName)
-	s.write("", "jobs", id, "exit.json.tmp")
-	if found, _ := s.fsck(FsckOptions{Repair: true}); len(found) != 2 || found[0].Status != ProblemRepaired {
-		t.Errorf("found %v", found)
-	}
-	if data, err := os.ReadFile(s.path(lostFound, id, logstore.LogName)); err != nil || string(data) != siteLog {
-		t.Errorf("kept %q: %v", data, err)
+	for _, tt := range []struct {
+		name   string
+		damage func(s *site)
+		want   string
+		keeps  bool // damaged files
+	}{
+		{"missing", func(s *site) { s.remove("joblet.db") }, "the job records are missing, and directories of 2 jobs are there", false},
+		{"missing, all of it", func(s *site) { s.remove("joblet.db"); s.remove("joblet.seq") }, "the job records are missing", false},
+		{"empty", func(s *site) { s.write("", "joblet.db") }, "missing or empty", false},
+		{"log without a database", func(s *site) { s.remove("joblet.db"); s.write("frames", "joblet.db-wal") }, "the job records are missing", true},
+		{"rubbish", func(s *site) { s.write(strings.Repeat("x", 8192), "joblet.db") }, "are damaged", true},
+		{"cut short", func(s *site) { s.check(os.Truncate(s.path("joblet.db"), 3*4096)) }, "are damaged", true},
+		{"a page is gone", func(s *site) { s.change(4096, make([]byte, 4096), "joblet.db") }, "are damaged", true},
+		{"old copy", func(s *site) { s.write(s.empty, "joblet.db") }, "the last 2 changes are missing", false},
+		{"no count", func(s *site) { s.remove("joblet.seq") }, "joblet.seq, which counts the changes of the job records, is missing", false},
+		{"damaged count", func(s *site) { s.change(10, []byte("?"), "joblet.seq") }, "its checksum is wrong", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSite(t)
+			id, other := s.endedJob(nil), s.endedJob(nil)
+			tt.damage(s)
+			before := snapshotDir(t, s.cfg.StateDir)
+			found, _ := s.fsck(FsckOptions{})
+			if len(found) != 1 || found[0].Status != ProblemRepairable || !strings.Contains(found[0].What, tt.want) {
+				t.Errorf("found %v, want %q", found, tt.want)
+			}
+			if after := snapshotDir(t, s.cfg.StateDir); after != before {
+				t.Errorf("it has changed\n%s\nto\n%s", before, after)
+			}
+			found, sum := s.fsck(FsckOptions{Repair: true})
+			if sum.Problems == 0 || sum.Repaired != sum.Problems {
+				t.Errorf("repaired: %v", found)
+			}
+			found, _ = s.fsck(FsckOptions{})
+			if len(found) != 0 {
+				t.Errorf("then found %v", found)
+			}
+			for _, id := range []string{id, other} {
+				got := s.get(id)
+				if got.State != joblet.Failed || got.Exit == nil || got.Exit.Code != 3 || got.Owner != "test" || got.Spec.Command != "x" || got.Attempt != 1 ||
+					!got.Ended.Equal(time.Unix(9, 0)) || !got.Started.Equal(time.Unix(1, 0)) || !got.Created.Equal(time.Unix(0, 1)) || got.LogBytes != int64(len(siteLog)) {
+					t.Errorf("the record is %+v", got.Job)
+				}
+				if data, err := os.ReadFile(s.path("jobs", id, logstore.LogName)); err != nil || string(data) != siteLog {
+					t.Errorf("its log is %q: %v", data, err)
+				}
+			}
+			if kept, _ := filepath.Glob(s.path(damagedName, "*", "joblet.db*")); len(kept) > 0 != tt.keeps {
+				t.Errorf("kept %v", kept)
+			}
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -140,9 +141,13 @@ func (s *Supervisor) enqueueNew(ctx context.Context, l *live) (joblet.Job, error
 	if err := s.admitNew(l); err != nil {
 		return joblet.Job{}, err
 	}
-	if err := s.store.Insert(ctx, l.rec); err != nil {
+	err := s.noteJob(l.rec)
+	if err == nil {
+		err = s.store.Insert(ctx, l.rec)
+	}
+	if err != nil {
 		s.forget(l)
-		return joblet.Job{}, err
+		return joblet.Job{}, joinKind(err, os.RemoveAll(s.jobDir(l.rec.ID)))
 	}
 	fault.Point("queue.inserted")
 	s.enqueue(l)
@@ -336,6 +341,10 @@ func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
 	}
 	if s.persist(l, func() error { return s.saveEnd(l, end, become) }) {
 		s.tidy(end.ID)
+		// Not before: it says more than the database only if that has lost it.
+		if err := s.noteJob(end); err != nil {
+			s.cfg.Log.Warn("write down how a job ended", "job", end.ID, "error", err)
+		}
 		s.finish(l, end)
 	} // else the daemon stops, and the next one has the job as it was
 }
@@ -570,7 +579,7 @@ func (s *Supervisor) tryLaunch(l *live) (*engine.Box, error) {
 		return box, &transientError{err}
 	}
 	fault.Point("launch.recorded")
-	proc, err := s.boxed(box, run, rec.Job)
+	proc, err := s.boxed(box, run, rec)
 	if err != nil {
 		return box, err
 	}

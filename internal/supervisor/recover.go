@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,24 +28,15 @@ import (
 const maxRecord = 128 << 10
 
 // readRecord reads the exit record of an attempt in a job's directory. The error
-// is fs.ErrNotExist when there is none, or only one that was being written when
-// the host went down.
+// is fs.ErrNotExist when there is none, and errDamaged when it is not what a
+// monitor wrote, such as one that was being written when the host went down.
 func readRecord(dir string, attempt int) (*monitor.Record, error) {
-	name := filepath.Join(dir, monitor.ExitName(attempt))
-	info, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > maxRecord {
-		return nil, fmt.Errorf("%s: %d bytes is too much for an exit record", name, info.Size())
-	}
-	data, err := os.ReadFile(name)
-	if err != nil {
-		return nil, err
-	}
 	var r monitor.Record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return nil, fmt.Errorf("%w: %s is incomplete: %w", fs.ErrNotExist, name, err)
+	if err := readSealed(filepath.Join(dir, monitor.ExitName(attempt)), maxRecord, &r); err != nil {
+		return nil, err
+	}
+	if r.Failure == nil && r.EndedNanos <= 0 {
+		return nil, fmt.Errorf("%w: %s says nothing of an end", errDamaged, monitor.ExitName(attempt))
 	}
 	return &r, nil
 }
@@ -119,12 +108,19 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 // jobs that run, concludes those that ended meanwhile, lets those wait that
 // waited, and removes what belongs to no job.
 func (s *Supervisor) recover(ctx context.Context) error {
-	unfinished, err := s.store.Unfinished(ctx)
+	unknown, err := s.unknown(ctx)
 	if err != nil {
 		return err
 	}
 	boxes, foreign, err := s.engine.Boxes()
 	if err != nil {
+		return err
+	}
+	unfinished, running, err := s.unfinished(ctx, unknown, boxes)
+	if err != nil {
+		return err
+	}
+	if err := s.checkKey(unfinished); err != nil {
 		return err
 	}
 	if foreign > 0 {
@@ -139,8 +135,14 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		if rec.Box == "" && rec.State.Alive() { // recorded by a version whose boxes had the jobs' ids
 			rec.Box, rec.Attempt = rec.ID, max(rec.Attempt, 1)
 		}
-		known[rec.Box] = true
 		l := newLive(rec)
+		if err := s.catchUp(l, running[rec.ID]); err != nil {
+			return err
+		}
+		if rec = l.rec; rec.State.Final() {
+			continue
+		}
+		known[rec.Box] = true
 		if err := s.unseal(l); err != nil {
 			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
 			l.rec.Reason = err.Error()
@@ -175,7 +177,49 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		}
 		fault.Point("recover.waits")
 	}
-	return s.sweep()
+	doubted := s.doubted()
+	if err := s.store.Vouch(ctx); err != nil {
+		s.cfg.Log.Warn("note that the job records are complete again; the next daemon looks through the jobs' directories, too", "error", err)
+	}
+	s.sweep(unknown, doubted)
+	return nil
+}
+
+// maxCompared is how many directories are compared with the records at every
+// start, in a fraction of a second.
+const maxCompared = 100_000
+
+// unknown ends the deletions that were cut short and returns the names of
+// directories of jobs without a record. Of very many it does not look for these
+// where the former daemon closed the records, and so left none.
+func (s *Supervisor) unknown(ctx context.Context) ([]string, error) {
+	names, err := s.jobNames()
+	if err != nil {
+		return nil, err
+	}
+	names = s.undeleteAll(names)
+	if s.store.Closed() && len(names) > maxCompared {
+		return nil, nil
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return !joblet.ValidID(name) })
+	slices.Sort(names)
+	return s.store.Unknown(ctx, slices.Compact(names))
+}
+
+// unfinished returns the records of jobs that have not ended, with those that the
+// database had lost, and the boxes of jobs that were found running without one.
+func (s *Supervisor) unfinished(ctx context.Context, lost, boxes []string) (found []store.Record, running map[string]string, err error) {
+	if found, err = s.store.Unfinished(ctx); err != nil {
+		return nil, nil, err
+	}
+	unknown := slices.DeleteFunc(slices.Clone(boxes), func(box string) bool {
+		return slices.ContainsFunc(found, func(r store.Record) bool { return r.Box == box || r.Box == "" && r.ID == box })
+	})
+	if running, err = s.reclaimAll(ctx, lost, unknown); err != nil {
+		return nil, nil, err
+	}
+	found, err = s.store.Unfinished(ctx)
+	return found, running, err
 }
 
 const (
@@ -284,7 +328,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 		return recoveredRuns, nil
 	}
 	dir := s.jobDir(rec.ID)
-	if _, readErr := readRecord(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) {
+	if _, readErr := readRecord(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, errDamaged) {
 		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
 	}
 	if rec.State == joblet.Initializing && !begun(dir, rec.Attempt) {
@@ -384,76 +428,43 @@ func masked(secrets map[string]string) bool {
 	return true
 }
 
-// lostFound is where the directories of ended jobs go that a new database knows
-// nothing of.
-const lostFound = "lost+found"
-
-// sweep removes job directories without a record: jobs whose start or deletion
-// was cut short. It looks at the directories that are there now, in the
-// background; later ones belong to this daemon.
-//
-// Beside a new database, the old one is what was lost, or put aside: then the
-// outputs of jobs are kept, in lostFound.
-func (s *Supervisor) sweep() error {
-	entries, err := os.ReadDir(s.jobsDir())
-	if err != nil {
-		return fmt.Errorf("list the jobs' directories: %w", err)
-	}
-	for _, e := range entries {
-		if err := s.undelete(e.Name()); err != nil {
-			return err
-		}
-	}
+// sweep looks in the background at the directories that were without a record when
+// the daemon started.
+func (s *Supervisor) sweep(ids []string, doubted bool) {
 	s.work.Go(func() {
-		for _, e := range entries {
+		for _, id := range ids {
 			if s.ctx.Err() != nil {
 				return
 			}
-			id := e.Name()
-			if !joblet.ValidID(id) || s.find(id) != nil {
+			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
 				continue
 			}
-			if rec, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
-				if err == nil && rec.State.Final() { // a daemon may have died just before it did that
-					s.tidy(id)
-				}
-				continue
-			}
-			if err := s.sweepOne(id, s.created); err != nil {
-				s.cfg.Log.Warn("remove the directory of no job", "job", id, "error", err)
+			if err := s.sweepOne(id, doubted); err != nil {
+				s.cfg.Log.Warn("deal with the directory of no job", "job", id, "error", err)
 			}
 			fault.Point("recover.swept")
 		}
+		if !s.store.Closed() { // the former daemon may have died just before it did that
+			s.tidyAll()
+		}
 	})
-	return nil
 }
 
-// undelete finishes a deletion that was cut short, or, if the record is still
-// there, takes it back.
-func (s *Supervisor) undelete(name string) error {
-	id, deleting := strings.CutSuffix(name, deletingSuffix)
-	if !deleting || !joblet.ValidID(id) {
-		return nil
+// tidyAll is tidy for all jobs that have ended.
+func (s *Supervisor) tidyAll() {
+	names, err := s.jobNames()
+	if err != nil {
+		s.cfg.Log.Warn("look for what is left of the monitors of ended jobs", "error", err)
 	}
-	going := filepath.Join(s.jobsDir(), name)
-	_, err := s.store.Get(s.ctx, id)
-	switch {
-	case err == nil:
-		return os.Rename(going, s.jobDir(id))
-	case joblet.KindOf(err) == joblet.NotFound:
-		return os.RemoveAll(going)
+	for _, id := range names {
+		if s.ctx.Err() != nil {
+			return
+		}
+		if !joblet.ValidID(id) || s.find(id) != nil {
+			continue
+		}
+		if rec, err := s.store.Get(s.ctx, id); err == nil && rec.State.Final() {
+			s.tidy(id)
+		}
 	}
-	return err
-}
-
-func (s *Supervisor) sweepOne(id string, keep bool) error {
-	if _, err := readRecord(s.jobDir(id), 1); !keep || err != nil {
-		return os.RemoveAll(s.jobDir(id))
-	}
-	dir := filepath.Join(s.cfg.StateDir, lostFound)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	s.cfg.Log.Warn("the job records are new and know nothing of an ended job: its output is kept", "job", id, "in", dir)
-	return os.Rename(s.jobDir(id), filepath.Join(dir, id))
 }

@@ -86,13 +86,13 @@ func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
 	if len(job.Spec.Uploads) > 0 {
 		run.FilesPath = filepath.Join(run.Dir, filesName)
 	}
+	if begun(run.Dir, job.Attempt) { // its log and its end would be written over
+		return fmt.Errorf("attempt %d has begun already, by what is in %s", job.Attempt, run.Dir)
+	}
 	if job.Attempt > 1 { // what the one before left in /work is not this one's
 		if err := os.Remove(filepath.Join(run.Dir, monitor.WorkName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-	}
-	if err := os.Mkdir(run.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
 	}
 	return nil
 }

@@ -156,7 +156,6 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 // need nothing of each other, and a job is accepted when both are done. A crash
 // between them leaves a job that nobody was promised, which recover ends.
 func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *engine.Run) (joblet.Job, error) {
-	v := s.look(l)
 	s.mu.Lock()
 	record := l.rec
 	s.mu.Unlock()
@@ -166,12 +165,14 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		fault.Point("start.inserted")
 		inserted <- err
 	}()
-	proc, err := s.boxed(box, run, v.job)
+	proc, err := s.boxed(box, run, record)
 	fault.Point("start.running")
 	insertErr := <-inserted
 	fault.Point("start.accepted")
 	if err != nil || insertErr != nil {
-		undo := []error{box.Discard()}
+		// Until the record is gone the directory has the name of a deletion: a crash on
+		// the way leaves the rest of one, and never a job with half of its directory.
+		undo := []error{box.Discard(), s.setDeleting(record.ID)}
 		if err == nil {
 			err = insertErr
 		}
@@ -179,10 +180,11 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 		fault.Point("start.undone")
 		s.engine.Refill()
 		if deleteErr != nil {
+			undo = append(undo, deleteErr, s.unsetDeleting(record.ID))
 			s.keepFailed(l, err)
-			return joblet.Job{}, joinKind(err, append(undo, deleteErr)...)
+			return joblet.Job{}, joinKind(err, undo...)
 		}
-		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)))
+		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)+deletingSuffix))
 		s.forget(l)
 		s.freePlace()
 		s.cfg.Metrics.NotStarted(joblet.KindOf(err))
@@ -267,9 +269,13 @@ func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
 const startTheJob = "start the job: "
 
 // boxed has the box run the job.
-func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, job joblet.Job) (*engine.Process, error) {
+func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, rec store.Record) (*engine.Process, error) {
+	job := rec.Job
 	if err := s.prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
+	}
+	if err := s.noteJob(rec); err != nil {
+		return nil, err
 	}
 	fault.Point("box.prepared")
 	proc, err := box.Start(run)
@@ -396,8 +402,9 @@ func (s *Supervisor) settle(l *live) {
 	rec, g := l.rec, l.gauge
 	s.mu.Unlock()
 	record, err := readRecord(s.jobDir(rec.ID), rec.Attempt)
+	damaged := errors.Is(err, errDamaged)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.cfg.Log.Warn("read an exit record", "job", rec.ID, "error", err)
+		s.cfg.Log.Error("read an exit record", "job", rec.ID, "error", err)
 	}
 	seen := s.seen(rec.ID, g)
 	diskBytes := dirBytes(s.jobDir(rec.ID))
@@ -405,12 +412,16 @@ func (s *Supervisor) settle(l *live) {
 	rec = l.rec // whether it was asked to stop counts up to this moment
 	asked := rec.State == joblet.Stopping
 	conclude(&rec.Job, record, s.jobDir(rec.ID))
-	if record == nil && l.apart != "" {
+	switch {
+	case damaged:
+		rec.Reason = damagedReason(err)
+	case record == nil && l.apart != "":
 		rec.Reason = l.apart
 	}
 	rec.Usage = rec.Usage.Max(seen)
 	run := rec.Job
-	again := retries(rec.Job) && !asked // whatever it was that ended it
+	// Whatever it was that ended it. Without the secrets that it had it would be another job.
+	again := retries(rec.Job) && !asked && !(len(rec.Spec.SecretEnv) > 0 && masked(rec.Spec.SecretEnv))
 	if again {
 		retry(&rec.Job)
 	} else {
@@ -486,7 +497,7 @@ func (s *Supervisor) tidy(id string) {
 // that a monitor did not finish.
 func leftOver(name string) bool {
 	of, ok := strings.CutSuffix(name, ".tmp")
-	return ok && (of == monitor.WorkName || isExitName(of))
+	return ok && (of == monitor.WorkName || of == jobFileName || isExitName(of))
 }
 
 // finish is the last of a job, once its end is durable: jobs that wait for it go

@@ -11,6 +11,10 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/store"
 )
 
 // sealer encrypts the secrets of jobs that wait, so that neither the database
@@ -107,6 +111,56 @@ func (s *sealer) open(id string, sealed []byte) (map[string]string, error) {
 		return nil, fmt.Errorf("open a job's secrets: %w", err)
 	}
 	return secrets, nil
+}
+
+// checkKey refuses to go on when no secret of the jobs can be opened although
+// there is a key: it is damaged, or another one. The jobs that wait would be
+// canceled, and what they had of secrets erased. A key that is missing somebody
+// has taken away.
+func (s *Supervisor) checkKey(unfinished []store.Record) error {
+	sealed := 0
+	var failure error
+	for _, rec := range unfinished {
+		if len(rec.Sealed) == 0 {
+			continue
+		}
+		if _, err := os.Lstat(s.secrets.path); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		sealed++
+		if _, err := s.secrets.open(rec.ID, rec.Sealed); err == nil {
+			return nil
+		} else if failure == nil {
+			failure = err
+		}
+	}
+	if sealed == 0 {
+		return s.setKeyAside()
+	}
+	return joblet.Errorf(joblet.FailedPrecondition,
+		"cannot open the secrets of %d jobs that have not ended: %w: restore %s from a backup, or move it away to give up these secrets and the jobs that wait for them",
+		sealed, failure, s.secrets.path)
+}
+
+// setKeyAside moves a key that cannot be one out of the way, so that new secrets
+// can be sealed. No job has any: see checkKey.
+func (s *Supervisor) setKeyAside() error {
+	info, err := os.Lstat(s.secrets.path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Mode().IsRegular() && info.Size() == keySize {
+		return nil
+	}
+	dir := filepath.Join(s.cfg.StateDir, damagedName, time.Now().UTC().Format("20060102T150405.000Z-key"))
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
+	}
+	if err == nil {
+		err = os.Rename(s.secrets.path, filepath.Join(dir, keyName))
+	}
+	if err != nil {
+		return fmt.Errorf("cannot set the damaged key of the jobs' secrets aside: %w", err)
+	}
+	s.cfg.Log.Error("the key of the jobs' secrets was damaged, and no job needs it: a new one is made when one does", "kept", dir)
+	return nil
 }
 
 // syncDir makes names in a directory survive a crash of the host.

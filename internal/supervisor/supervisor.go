@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -68,7 +67,6 @@ type Supervisor struct {
 	secrets  sealer
 	observer *hostinfo.Observer
 	quota    *quota
-	created  bool // the database is new
 	where    whereabouts
 
 	ctx    context.Context // ends with Close
@@ -147,10 +145,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if s.where, err = locate(cfg.StateDir, cfg.RunDir, cfg.Log); err != nil {
 		return nil, err
 	}
-	db := filepath.Join(cfg.StateDir, "joblet.db")
-	_, statErr := os.Lstat(db)
-	s.created = errors.Is(statErr, fs.ErrNotExist)
-	if s.store, err = store.Open(ctx, db); err != nil {
+	if err := s.openStore(ctx); err != nil {
 		return nil, err
 	}
 	if s.quota, err = openQuota(ctx, cfg.MaxOwnerBytes, s.store); err != nil {

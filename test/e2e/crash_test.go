@@ -202,8 +202,19 @@ func TestDaemonRefusesToStart(t *testing.T) {
 		prepare func(t *testing.T, d *daemon)
 		want    string
 	}{
-		{"damaged database", func(t *testing.T, d *daemon) {
-			if err := os.WriteFile(filepath.Join(d.state, "joblet.db"), bytes.Repeat([]byte("rubbish"), 1000), 0o600); err != nil {
+		{"another program's database", func(t *testing.T, d *daemon) {
+			if err := d.start(); err != nil {
+				t.Fatal(err)
+			}
+			d.stop()
+			f, err := os.OpenFile(filepath.Join(d.state, "joblet.db"), os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt([]byte("MINE"), 68); err != nil { // its application id
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
 				t.Fatal(err)
 			}
 		}, "joblet.db"},

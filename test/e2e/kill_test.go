@@ -55,6 +55,10 @@ func TestKill(t *testing.T) {
 			t.Parallel()
 			newKiller(t, &tally, 3).repeating(t)
 		})
+		t.Run("without records", func(t *testing.T) {
+			t.Parallel()
+			newKiller(t, &tally, 4).withoutRecords(t)
+		})
 	})
 	if t.Failed() {
 		return
@@ -884,6 +888,7 @@ func (k *killer) rounds(t *testing.T, points []string, part int) {
 		case "recover":
 			recovery = append(recovery, p)
 		case "fire": // see repeating
+		case "lost": // see withoutRecords
 		default:
 			others = append(others, p)
 		}
@@ -1428,5 +1433,49 @@ func (k *killer) repeating(t *testing.T) {
 	}
 	for _, left := range l.leaks(jobs) {
 		t.Error(left)
+	}
+}
+
+// withoutRecords takes the database away from jobs that have ended, run and wait,
+// and kills daemons while they make the records again.
+func (k *killer) withoutRecords(t *testing.T) {
+	l := k.begin(t, "", 0)
+	for range 3 {
+		if job, ok := l.submit(l.promise("run", 1, l.n(4), "", "")); !ok || !l.wait(l.promises[len(l.promises)-1], job.ID) {
+			t.Fatal("not accepted, or no end")
+		}
+		l.opSlow()
+		l.opKey()
+		l.opCancel()
+		l.opSoon()
+	}
+	l.kill()
+	files, err := filepath.Glob(filepath.Join(k.d.state, "joblet.*"))
+	if err != nil || len(files) < 3 {
+		t.Fatalf("the records are in %v: %v", files, err)
+	}
+	for _, f := range files {
+		if err := os.Remove(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 4 {
+		if l := k.begin(t, "lost.recorded", 2*n%5); l != nil {
+			t.Fatal("the daemon did not die while it made the records again")
+		}
+	}
+	l = k.begin(t, "", 0)
+	defer l.kill()
+	problems, ok := l.settle()
+	if ok {
+		var more []string
+		more, ok = l.verify()
+		problems = append(problems, more...)
+	}
+	for _, p := range problems {
+		t.Error(p)
+	}
+	if !ok {
+		t.Error("the daemon died")
 	}
 }
