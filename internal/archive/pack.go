@@ -317,12 +317,12 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		p.tree.stats.Bytes -= size
 		return p.skip(local, err)
 	}
-	n, err := io.CopyN(p.tar, f, size)
+	n, err := copyN(p.tar, f, size)
 	if err == io.EOF && p.out.err == nil { // it is shorter now
 		if p.strict {
 			return joblet.Errorf(joblet.FailedPrecondition, "%s: has become shorter while it was read", local)
 		}
-		_, err = io.CopyN(p.tar, zeros{}, size-n)
+		_, err = copyN(p.tar, zeros{}, size-n)
 	}
 	switch {
 	case p.out.err != nil:

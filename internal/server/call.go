@@ -69,6 +69,12 @@ func (s *Server) audited(method string, err error) bool {
 	return s.audit != nil && (changes(method) || status.Code(err) == codes.PermissionDenied)
 }
 
+// ownMethods is what the names of methods begin with that are not gRPC's own.
+const ownMethods = "/joblet."
+
+// foreignAnswer is as much as one of gRPC's services answers to one message.
+const foreignAnswer = 128 << 10
+
 type callStream struct {
 	grpc.ServerStream
 	arrival *arrival // nil: root's
@@ -96,6 +102,13 @@ func (s *callStream) RecvMsg(m any) error {
 	}
 	if err != nil {
 		return err
+	}
+	if !strings.HasPrefix(s.method, ownMethods) {
+		// The handler is gRPC's and answers each message, with much perhaps: none is
+		// made before there is room for it.
+		if err := s.reply.reserve(s.ctx, foreignAnswer, nil); err != nil {
+			return err
+		}
 	}
 	named := !s.first
 	s.first = true

@@ -653,15 +653,22 @@ func answer(srv any, ctx context.Context, unpack func(any) error, through grpc.U
 	if p == nil {
 		return handler(srv, ctx, unpack, through)
 	}
+	into := unpack
 	if reserve > 0 {
-		m := sized(reserve)
-		if err := p.room(ctx, m, false, nil); err != nil {
-			return nil, err
+		into = func(m any) error {
+			if err := unpack(m); err != nil {
+				return err
+			}
+			room := message{cost: int64(reserve)}
+			err := p.room(ctx, room, false, nil)
+			if err == nil {
+				p.reserved = room
+			}
+			return err
 		}
-		p.reserved = m
 		defer p.release()
 	}
-	out, err := handler(srv, ctx, unpack, through)
+	out, err := handler(srv, ctx, into, through)
 	if err != nil {
 		return nil, err
 	}
