@@ -601,7 +601,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 // bufferSizes are of messages. The largest takes a piece and what is around it: of the
 // sizes that gRPC has, one of 1 MiB would. The least is more than what gRPC frees
 // without telling.
-var bufferSizes = [...]int{2 << 10, 4 << 10, 8 << 10, 16 << 10, maxPiece + 2<<10}
+var bufferSizes = [...]int{2 << 10, 4 << 10, 9 << 10, 17 << 10, maxPiece + 2<<10}
 
 var bufferPools [len(bufferSizes)]sync.Pool
 

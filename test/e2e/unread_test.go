@@ -279,11 +279,11 @@ func (u *unread) status(t *testing.T, key string) int {
 func (u *unread) settled(t *testing.T) int {
 	t.Helper()
 	last, same := 0, 0
-	for range 400 {
+	for range 100 {
 		now := u.status(t, "VmRSS:")
 		if now > last+2<<20 || now < last-2<<20 {
 			last, same = now, 0
-		} else if same++; same == 40 {
+		} else if same++; same == 15 {
 			break
 		}
 		time.Sleep(50 * time.Millisecond)
@@ -360,7 +360,7 @@ func TestUnreadConnections(t *testing.T) {
 			api.JobService_FollowJob_FullMethodName, api.JobService_QueryJobs_FullMethodName, api.JobService_ListJobs_FullMethodName,
 			api.MonitoringService_GetSystemStatus_FullMethodName,
 		} {
-			for _, window := range []uint32{0, 1, 65535, 1<<31 - 1} {
+			for _, window := range []uint32{1, 1<<31 - 1} {
 				t.Run(fmt.Sprintf("socket=%v%s/%d", socket, method, window), func(t *testing.T) {
 					u.growth(t, maxGrowth, func() func() {
 						var conns []net.Conn
