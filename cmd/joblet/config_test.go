@@ -106,6 +106,7 @@ func TestBadConfig(t *testing.T) {
 		"audit-max: 1":                    "--audit-max",
 		"max-per-owner: -1":               "--max-per-owner",
 		"request-memory: 128M":            "--request-memory",
+		"response-memory: 16M":            "--response-memory",
 	} {
 		path := writeFile(t, text)
 		if _, err := cli(t, "config", "check", path); err == nil || !strings.Contains(err.Error(), want) {

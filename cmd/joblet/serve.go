@@ -88,6 +88,7 @@ type serveOptions struct {
 	ClientCalls    int
 	MaxConnections int
 	RequestMemory  byteSize
+	ResponseMemory byteSize
 }
 
 // What a job's log does when the disk is full.
@@ -96,7 +97,10 @@ const (
 	logFullShrink = "shrink"
 )
 
-const minRequestMemory = 256 << 20
+const (
+	minRequestMemory  = 256 << 20
+	minResponseMemory = 64 << 20
+)
 
 // auditOff is the audit log's name when there is none.
 const auditOff = "off"
@@ -118,6 +122,7 @@ func builtinServeOptions() serveOptions {
 		ClientCalls:    set.ClientCalls,
 		MaxConnections: set.MaxConnections,
 		RequestMemory:  byteSize(set.RequestMemory),
+		ResponseMemory: byteSize(set.ResponseMemory),
 	}
 }
 
@@ -191,11 +196,12 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.ClientRate, "client-rate", o.ClientRate, "calls a second of one client with a certificate")
 	f.IntVar(&o.ClientCalls, "client-calls", o.ClientCalls, "calls under way of one client with a certificate")
 	f.Var(&o.RequestMemory, "request-memory", "what clients, but for root here, may be sending at once, all together; beside it one request at a time is unpacked, which takes up to twice its size")
+	f.Var(&o.ResponseMemory, "response-memory", "memory for messages that clients have not read yet, all together, of which one client gets at most a quarter; the others wait")
 	f.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "connections of all clients with certificates")
 }
 
 // reloadable are the options that SIGHUP can change.
-var reloadable = []string{"allow", "build-timeout", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner", "mirror", "request-memory"}
+var reloadable = []string{"allow", "build-timeout", "ceiling", "client-calls", "client-rate", "default", "log-level", "max-concurrent", "max-connections", "max-per-owner", "mirror", "request-memory", "response-memory"}
 
 // validate reports the first option that can't work, before anything starts.
 func (o serveOptions) validate() error {
@@ -246,6 +252,9 @@ func (o serveOptions) validate() error {
 	}
 	if o.RequestMemory < minRequestMemory {
 		return fmt.Errorf("--request-memory %s: must be at least 256M, two of the largest messages", o.RequestMemory.String())
+	}
+	if o.ResponseMemory < minResponseMemory {
+		return fmt.Errorf("--response-memory %s: must be at least 64M, four of the longest lists", o.ResponseMemory.String())
 	}
 	if o.AuditMax < 4096 {
 		return fmt.Errorf("--audit-max %s: must be at least 4K", o.AuditMax.String())
@@ -311,7 +320,7 @@ func isHost(s string) bool {
 
 // settings returns what of the options the server can change while it serves.
 func (o serveOptions) settings() (server.Settings, error) {
-	set := server.Settings{ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections, RequestMemory: int64(o.RequestMemory)}
+	set := server.Settings{ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections, RequestMemory: int64(o.RequestMemory), ResponseMemory: int64(o.ResponseMemory)}
 	for _, text := range o.Allow {
 		rule, err := server.ParseRule(text)
 		if err != nil {
@@ -575,6 +584,7 @@ func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv
 	held.ClientCalls, held.ClientRate, held.MaxConnections = next.ClientCalls, next.ClientRate, next.MaxConnections
 	held.MaxConcurrent, held.MaxPerOwner, held.RequestMemory = next.MaxConcurrent, next.MaxPerOwner, next.RequestMemory
 	held.Mirrors, held.BuildTimeout = next.Mirrors, next.BuildTimeout
+	held.ResponseMemory = next.ResponseMemory
 	slog.Info("configuration read again", "changed", slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(reloadable, name) }))
 	*next = held
 	return nil

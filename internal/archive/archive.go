@@ -410,9 +410,20 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// copyN is io.CopyN with a small buffer: many archives may wait for their readers.
+func copyN(w io.Writer, r io.Reader, size int64) (int64, error) {
+	n, err := io.CopyBuffer(w, io.LimitReader(r, size), make([]byte, min(size+1, copySize)))
+	if err == nil && n < size {
+		err = io.EOF
+	}
+	return n, err
+}
+
+const copySize = 8 << 10
+
 // copy copies an entry's content.
 func (s *source) copy(w io.Writer, size int64) error {
-	_, err := io.CopyN(w, s, size)
+	_, err := copyN(w, s, size)
 	if s.inErr != nil {
 		return s.inErr
 	}

@@ -339,12 +339,12 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		return p.skip(local, err)
 	}
 	for _, e := range extents {
-		n, err := io.Copy(p.tar, io.NewSectionReader(f, e.offset, e.length))
-		if err == nil && n < e.length { // it is shorter now
+		n, err := copyN(p.tar, io.NewSectionReader(f, e.offset, e.length), e.length)
+		if err == io.EOF && p.out.err == nil { // it is shorter now
 			if p.strict {
 				return joblet.Errorf(joblet.FailedPrecondition, "%s: has become shorter while it was read", local)
 			}
-			_, err = io.CopyN(p.tar, zeros{}, e.length-n)
+			_, err = copyN(p.tar, zeros{}, e.length-n)
 		}
 		switch {
 		case p.out.err != nil:

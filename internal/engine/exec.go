@@ -265,6 +265,10 @@ const terminalLast = time.Second
 // has closed it may open it again.
 const hungUpRetry = 100 * time.Millisecond
 
+// execPiece is how much of the output is read at once: with what is around it, it fits
+// into a quarter of the window that HTTP/2 gives to a stream at first.
+const execPiece = 15 << 10
+
 // Copy hands what the process writes into f, which is Stdout or Stderr, to emit,
 // and returns when all that it wrote before its end is handed on. What children
 // of its write later, to whom it left the other end, is not waited for.
@@ -282,7 +286,7 @@ func (x *Exec) Copy(f *os.File, emit func([]byte) error) error {
 		case <-copied:
 		}
 	}()
-	buf := make([]byte, 64<<10)
+	buf := make([]byte, execPiece)
 	for {
 		ended := false
 		select {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,8 @@ type Reader struct {
 	next    int64    // next record to read from the index
 	records []record // good ones before next
 	at      int      // the first of them that is not used up
+
+	gate func(yield func()) (int, error) // see Gate
 
 	win    []byte // of log, from winOff on
 	winOff int64
@@ -112,7 +115,23 @@ func (r *Reader) Close() error {
 			*fd = -1
 		}
 	}
+	r.yield()
 	return nil
+}
+
+// Gate makes Next call gate before it takes in a piece, which is no longer than gate
+// says. gate may wait; it calls yield first, so that a Reader that waits for whoever
+// takes its output holds no memory for it.
+func (r *Reader) Gate(gate func(yield func()) (size int, err error)) { r.gate = gate }
+
+var buffers = sync.Pool{New: func() any { return new([maxChunk]byte) }}
+
+// yield gives back the memory for pieces. What was in it is read again.
+func (r *Reader) yield() {
+	if r.buf != nil {
+		buffers.Put((*[maxChunk]byte)(r.buf))
+	}
+	r.win, r.buf, r.raw = nil, nil, nil
 }
 
 // IndexFd returns the descriptor of the index, which grows whenever something
@@ -215,6 +234,13 @@ func (r *Reader) Next() (Chunk, error) {
 		if !r.wants(p.stream) {
 			r.off = p.end()
 			continue
+		}
+		if r.gate != nil {
+			size, err := r.gate(r.yield)
+			if err != nil {
+				return Chunk{}, err
+			}
+			p.length = min(p.length, int64(size))
 		}
 		data, err := r.data(p)
 		if err == errOvertaken {
@@ -367,7 +393,7 @@ func fits(rec *record, size int64) bool {
 func (r *Reader) data(p record) ([]byte, error) {
 	if r.off < r.winOff || r.off >= r.winOff+int64(len(r.win)) {
 		if r.buf == nil {
-			r.buf = make([]byte, maxChunk)
+			r.buf = buffers.Get().(*[maxChunk]byte)[:]
 		}
 		// As much as is known to be published: short pieces of both streams
 		// then take one read.
@@ -561,7 +587,7 @@ func (t *tail) back(to int64, s Stream) error {
 	}
 	r.win = nil
 	if r.buf == nil {
-		r.buf = make([]byte, maxChunk)
+		r.buf = buffers.Get().(*[maxChunk]byte)[:]
 	}
 	for to < t.pos && t.left >= 0 {
 		if err := context.Cause(t.ctx); err != nil {

@@ -45,13 +45,14 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // stream is the same for the others.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	cs := &callStream{ServerStream: ss, arrival: arrivalOf(ss.Context()), ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
+	cs := &callStream{ServerStream: ss, arrival: arrivalOf(ss.Context()), reply: replyOf(ss.Context()), ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
 	err := s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
 		cs.ctx = ctx
 		cs.arrival.handled(end)
 		defer cs.arrival.done()
+		defer cs.reply.release()
 		err := handler(srv, cs)
 		if err != nil && cs.arrival.isRefused() {
 			return errIntake
@@ -68,9 +69,16 @@ func (s *Server) audited(method string, err error) bool {
 	return s.audit != nil && (changes(method) || status.Code(err) == codes.PermissionDenied)
 }
 
+// ownMethods is what the names of methods begin with that are not gRPC's own.
+const ownMethods = "/joblet."
+
+// foreignAnswer is as much as one of gRPC's services answers to one message.
+const foreignAnswer = 128 << 10
+
 type callStream struct {
 	grpc.ServerStream
 	arrival *arrival // nil: root's
+	reply   *reply
 	ctx     context.Context
 	server  *Server
 	method  string
@@ -95,6 +103,13 @@ func (s *callStream) RecvMsg(m any) error {
 	if err != nil {
 		return err
 	}
+	if !strings.HasPrefix(s.method, ownMethods) {
+		// The handler is gRPC's and answers each message, with much perhaps: none is
+		// made before there is room for it.
+		if err := s.reply.reserve(s.ctx, foreignAnswer, nil); err != nil {
+			return err
+		}
+	}
 	named := !s.first
 	s.first = true
 	err = s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
@@ -118,7 +133,12 @@ func (s *callStream) SendMsg(m any) error {
 	if !s.server.methods[s.method].IsClientStream {
 		s.arrival.release() // who answers has taken what was asked
 	}
-	return s.ServerStream.SendMsg(m)
+	out, err := s.reply.outgoing(s.ctx, m, true)
+	if err != nil {
+		return err
+	}
+	defer out.unmade()
+	return s.ServerStream.SendMsg(out)
 }
 
 func (s *callStream) noted(answer subject, err error) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
@@ -211,22 +212,26 @@ func uploads(files []*api.FileUpload) *io.PipeReader {
 	return r
 }
 
-// filePiece is how much of an archive one message holds.
-const filePiece = 256 << 10
-
 func (s *jobService) GetJobFiles(r *api.GetJobFilesRequest, out grpc.ServerStreamingServer[api.DataChunk]) error {
-	w := bufio.NewWriterSize(chunkWriter(func(b []byte) error { return out.Send(&api.DataChunk{Payload: b}) }), filePiece)
+	piece := replyOf(out.Context()).piece()
+	w := bufio.NewWriterSize(chunkWriter{out, piece}, piece)
 	if err := s.sup.Files(out.Context(), r.GetUuid(), r.GetPatterns(), w); err != nil {
 		return err
 	}
 	return w.Flush()
 }
 
-type chunkWriter func([]byte) error
+// chunkWriter sends an archive in pieces.
+type chunkWriter struct {
+	out   grpc.ServerStreamingServer[api.DataChunk]
+	piece int
+}
 
-func (f chunkWriter) Write(b []byte) (int, error) {
-	if err := f(b); err != nil {
-		return 0, err
+func (w chunkWriter) Write(b []byte) (int, error) {
+	for piece := range slices.Chunk(b, w.piece) {
+		if err := w.out.Send(&api.DataChunk{Payload: piece}); err != nil {
+			return 0, err
+		}
 	}
 	return len(b), nil
 }

@@ -1,12 +1,9 @@
 package server
 
 import (
-	"bufio"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"fmt"
-	"net"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -427,90 +424,23 @@ func (a *arrival) unpack(size, weight int64) bool {
 	return fits
 }
 
-// registrar registers services whose requests are counted.
+// registrar registers services whose requests and answers are counted.
 type registrar struct{ *grpc.Server }
 
 func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	counted := *desc
 	counted.Methods = slices.Clone(desc.Methods)
 	for i, m := range counted.Methods {
+		reserve := reserveOf("/" + desc.ServiceName + "/" + m.MethodName)
 		counted.Methods[i].Handler = func(srv any, ctx context.Context, unpack func(any) error, through grpc.UnaryServerInterceptor) (any, error) {
 			into := unpack
 			if a := arrivalOf(ctx); a != nil {
 				into = func(m any) error { return unpack(&incoming{a, m}) }
 			}
-			return m.Handler(srv, ctx, into, through)
+			return answer(srv, ctx, into, through, reserve, m.Handler)
 		}
 	}
 	r.Server.RegisterService(&counted, impl)
-}
-
-// Of HTTP/2, RFC 9113.
-const (
-	prefaceSize   = 24
-	frameHeadSize = 9
-	frameData     = 0
-	frameHeaders  = 1
-)
-
-// readBuffer is as large as gRPC's own, in place of which it is.
-const readBuffer = 32 << 10
-
-// sender is a connection whose frames are looked at when gRPC reads them, which it
-// does one by one: so the last headers are those of the call that begins.
-type sender struct {
-	net.Conn
-	in     *bufio.Reader
-	intake *intake // nil: nothing is counted
-
-	skip   int // bytes of a frame, which do not matter
-	head   [frameHeadSize]byte
-	have   int    // of head
-	stream uint32 // whose headers were the last
-
-	calls map[uint32]*arrival // by their streams; protected by intake.mu
-}
-
-func newSender(conn net.Conn, in *intake) *sender {
-	return &sender{Conn: conn, in: bufio.NewReaderSize(conn, readBuffer), intake: in, skip: prefaceSize, calls: map[uint32]*arrival{}}
-}
-
-func (c *sender) Read(p []byte) (int, error) {
-	n, err := c.in.Read(p)
-	if c.intake != nil {
-		c.look(p[:n])
-	}
-	return n, err
-}
-
-// look finds the frames in what is read. The padding of one stays counted as long as
-// its call: nobody needs any.
-func (c *sender) look(p []byte) {
-	for len(p) > 0 {
-		if c.skip > 0 {
-			n := min(c.skip, len(p))
-			c.skip -= n
-			p = p[n:]
-			continue
-		}
-		n := copy(c.head[c.have:], p)
-		c.have += n
-		p = p[n:]
-		if c.have < frameHeadSize {
-			return
-		}
-		c.have = 0
-		c.skip = int(c.head[0])<<16 | int(c.head[1])<<8 | int(c.head[2])
-		stream := binary.BigEndian.Uint32(c.head[5:]) &^ (1 << 31)
-		switch c.head[3] {
-		case frameHeaders:
-			c.stream = stream
-		case frameData:
-			if c.skip > 0 {
-				c.intake.took(c, stream, int64(c.skip))
-			}
-		}
-	}
 }
 
 // collectAfter is how much memory that requests took is not needed any more when it

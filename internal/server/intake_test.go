@@ -360,7 +360,7 @@ func TestCounts(t *testing.T) {
 	t.Parallel()
 	in := newIntake(func() int64 { return 10 << 20 })
 	conn := &frames{}
-	from := newSender(conn, in)
+	from := newSender(conn, in, newResponses(func() int64 { return 64 << 20 }))
 	conn.WriteString(http2.ClientPreface)
 	f := http2.NewFramer(conn, nil)
 	read := func() {
@@ -435,7 +435,7 @@ func TestCounts(t *testing.T) {
 func TestUnpackRefused(t *testing.T) {
 	t.Parallel()
 	in := newIntake(func() int64 { return 10 << 20 })
-	a := arrivalOf(in.begin(t.Context(), newSender(nil, in), "client", time.Minute))
+	a := arrivalOf(in.begin(t.Context(), newSender(nil, in, newResponses(func() int64 { return 64 << 20 })), "client", time.Minute))
 	a.refuse()
 	data := mem.BufferSlice{mem.SliceBuffer(make([]byte, largeMessage+1))}
 	m := &wrapperspb.BytesValue{}

@@ -23,8 +23,8 @@ const (
 	maxListed = 10_000   // jobs in the one message of ListJobs
 	maxList   = 16 << 20 // bytes of that message
 
-	batchSize  = 500            // jobs in one message of QueryJobs
-	batchBytes = 4<<20 - 64<<10 // bytes of them, so that clients take the message that do not want larger ones
+	historyBatch = 100 // samples that GetJobMetrics holds
+
 )
 
 type jobService struct {
@@ -110,7 +110,7 @@ func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreaming
 }
 
 func (s *jobService) follow(ctx context.Context, id string, opt joblet.LogOptions, send func(*api.JobEvent) error) error {
-	job, err := s.sup.Follow(ctx, id, opt, func(e supervisor.Event) error {
+	job, err := s.sup.Follow(ctx, id, opt, paced(ctx), func(e supervisor.Event) error {
 		if e.Job != nil {
 			return send(jobEvent(*e.Job))
 		}
@@ -120,6 +120,15 @@ func (s *jobService) follow(ctx context.Context, id string, opt joblet.LogOption
 		return err
 	}
 	return send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: wire.JobToProto(job)}})
+}
+
+// paced lets pieces of output through for which a call has room.
+func paced(ctx context.Context) supervisor.Gate {
+	p := replyOf(ctx)
+	return func(yield func()) (int, error) {
+		size := p.piece()
+		return size, p.reserve(ctx, size+pieceHead, yield)
+	}
 }
 
 // jobEvent says that a job waits or runs.
@@ -150,7 +159,7 @@ func (s *jobService) GetJobLogs(r *api.GetJobLogsRequest, out grpc.ServerStreami
 	if err != nil {
 		return err
 	}
-	_, err = s.sup.Follow(out.Context(), r.GetUuid(), opt, func(e supervisor.Event) error {
+	_, err = s.sup.Follow(out.Context(), r.GetUuid(), opt, paced(out.Context()), func(e supervisor.Event) error {
 		if len(e.Chunk.Data) == 0 {
 			return nil // DataChunk has no way to tell a gap, nor anything else
 		}
@@ -169,7 +178,7 @@ func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusReques
 
 func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jobs, error) {
 	var l jobList
-	if err := s.sup.EachJob(ctx, joblet.Filter{Limit: maxListed}, func(job joblet.Job) error {
+	if err := s.sup.EachJob(ctx, joblet.Filter{Limit: maxListed}, nil, func(job joblet.Job) error {
 		job, _ = s.srv.shown(ctx, joblet.Filter{}, job)
 		l.add(wire.JobToProto(job))
 		return nil
@@ -248,7 +257,8 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 	if len(f.Labels) > 0 && !mayAll(callerOf(out.Context()), reads) {
 		f.Limit = 0 // of those that pass by their labels not all may be shown
 	}
-	batch, size := &api.Jobs{}, 0
+	reply := replyOf(out.Context())
+	batch, size, most := &api.Jobs{}, 0, reply.piece()
 	send := func() error {
 		if len(batch.Jobs) == 0 {
 			return nil
@@ -257,14 +267,20 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		batch, size = &api.Jobs{}, 0
 		return err
 	}
-	if err := s.sup.EachJob(out.Context(), f, func(job joblet.Job) error {
+	read := func() (int, error) {
+		if err := send(); err != nil {
+			return 0, err
+		}
+		return most, reply.reserve(out.Context(), most+pieceHead, nil)
+	}
+	if err := s.sup.EachJob(out.Context(), f, read, func(job joblet.Job) error {
 		job, ok := s.srv.shown(out.Context(), f, job)
 		if !ok {
 			return nil
 		}
 		p := wire.JobToProto(job)
 		n := proto.Size(p)
-		if len(batch.Jobs) == batchSize || size+n > batchBytes {
+		if size+n > most {
 			if err := send(); err != nil {
 				return err
 			}
@@ -376,14 +392,30 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 	if err != nil {
 		return err
 	}
-	all, err := s.sup.History(out.Context(), r.GetJobUuid(), from, to, limit)
-	if err != nil {
-		return err
-	}
-	for _, sample := range all {
-		if err := out.Send(wire.SampleToProto(r.GetJobUuid(), sample)); err != nil {
+	reply := replyOf(out.Context())
+	for left := -1; left != 0; {
+		// The samples are read again for each batch, not held until there is room for them.
+		if err := reply.reserve(out.Context(), pieceHead, nil); err != nil {
 			return err
 		}
+		all, err := s.sup.History(out.Context(), r.GetJobUuid(), from, to, limit)
+		if err != nil {
+			return err
+		}
+		if left < 0 {
+			left = len(all)
+		}
+		batch := slices.Clone(all[:min(len(all), left, historyBatch)])
+		if len(batch) == 0 {
+			return nil
+		}
+		for _, sample := range batch {
+			if err := out.Send(wire.SampleToProto(r.GetJobUuid(), sample)); err != nil {
+				return err
+			}
+		}
+		left -= len(batch)
+		from, limit = batch[len(batch)-1].Time.Add(1), 0
 	}
 	return nil
 }

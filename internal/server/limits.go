@@ -26,6 +26,7 @@ const (
 type limiter struct {
 	settings func() *Settings
 	intake   *intake
+	replies  *responses
 
 	mu      sync.Mutex // protects what follows
 	clients map[string]*clientLimit
@@ -42,14 +43,14 @@ type clientLimit struct {
 // tap decides on a call before anything of its request is read.
 func (l *limiter) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
 	c := callerOf(ctx)
-	if c.cert == nil && c.uid == 0 {
-		return ctx, nil // this host's root
+	if c.cert == nil && c.uid == 0 { // this host's root
+		return l.replies.begin(ctx, c.conn, c.name(), func() {}), nil
 	}
 	client, err := l.enter(c.name())
 	if err != nil {
 		return ctx, err
 	}
-	context.AfterFunc(ctx, func() { l.leave(client) })
+	ctx = l.replies.begin(ctx, c.conn, c.name(), func() { l.leave(client) })
 	return l.intake.begin(ctx, c.conn, c.name(), receiveTime), nil
 }
 

@@ -109,7 +109,11 @@ func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out
 	sampler := s.reader.Sampler(parts, 0)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	reply := replyOf(ctx)
 	for {
+		if err := reply.reserve(ctx, reply.piece(), nil); err != nil { // one who does not read is not measured for
+			return err
+		}
 		m, err := sampler.Sample(ctx)
 		if err != nil {
 			return err

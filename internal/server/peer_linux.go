@@ -19,13 +19,14 @@ import (
 // peerCredentials authenticates callers on a unix socket: the kernel says which
 // process connected (SO_PEERCRED, unix(7)), as it was at connect(2).
 type peerCredentials struct {
-	group  int // whose members may use the daemon beside root; 0: nobody's
-	users  *localUsers
-	intake *intake
+	group   int // whose members may use the daemon beside root; 0: nobody's
+	users   *localUsers
+	intake  *intake
+	replies *responses
 }
 
-func newPeerCredentials(group int, in *intake) peerCredentials {
-	return peerCredentials{group: group, users: &localUsers{conns: map[uint32]int{}}, intake: in}
+func newPeerCredentials(group int, in *intake, out *responses) peerCredentials {
+	return peerCredentials{group: group, users: &localUsers{conns: map[uint32]int{}}, intake: in, replies: out}
 }
 
 // peerInfo is who connected.
@@ -72,7 +73,7 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 		}
 		in = p.intake
 	}
-	from := newSender(conn, in)
+	from := newSender(conn, in, p.replies)
 	return from, peerInfo{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, // it never leaves the kernel
 		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid, member: member, conn: from,

@@ -62,6 +62,7 @@ func startRemote(t *testing.T, opt Options, more ...func(*Server)) *remote {
 		opt.Settings = DefaultSettings()
 	}
 	opt.Settings.RequestMemory = cmp.Or(opt.Settings.RequestMemory, DefaultSettings().RequestMemory)
+	opt.Settings.ResponseMemory = cmp.Or(opt.Settings.ResponseMemory, DefaultSettings().ResponseMemory)
 	r.Server = New(nil, log, opt)
 	for _, f := range more {
 		f(r.Server)

@@ -132,7 +132,7 @@ func (s *runtimeService) TestRuntime(ctx context.Context, r *api.TestRuntimeRequ
 	}
 	defer s.discard(job.ID)
 	var output []byte
-	job, err = s.sup.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, func(e supervisor.Event) error {
+	job, err = s.sup.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, nil, func(e supervisor.Event) error {
 		output = append(output, e.Chunk.Data...)
 		if len(output) > 2*maxTestOutput {
 			output = append(output[:0], output[len(output)-maxTestOutput:]...)

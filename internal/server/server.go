@@ -27,7 +27,7 @@ import (
 // Bounds on what a caller may send.
 const (
 	maxMessage = 128 << 20 // the API's limit
-	maxHeaders = 64 << 10
+	maxHeaders = 16 << 10
 	maxStreams = 10_000 // calls at once on one connection
 )
 
@@ -70,11 +70,12 @@ type Settings struct {
 	ClientCalls    int   // of one client under way
 	MaxConnections int   // of all clients
 	RequestMemory  int64 // bytes of requests that are under way or held, of all but this host's root
+	ResponseMemory int64 // bytes of what clients have not taken yet
 }
 
 // DefaultSettings allow what a client needs who means well.
 func DefaultSettings() Settings {
-	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000, RequestMemory: 1 << 30}
+	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000, RequestMemory: 1 << 30, ResponseMemory: 64 << 20}
 }
 
 // Server serves one supervisor's jobs.
@@ -84,6 +85,7 @@ type Server struct {
 	pki      *pki.Server
 	gate     *gate
 	intake   *intake
+	replies  *responses
 	audit    *Audit
 	metrics  *metrics.Metrics
 	settings atomic.Pointer[Settings]
@@ -103,9 +105,10 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s.intake = newIntake(func() int64 { return s.settings.Load().RequestMemory })
 	s.intake.collector.rest = time.AfterFunc(restTime, giveBack)
 	s.intake.collector.rest.Stop()
+	s.replies = newResponses(func() int64 { return s.settings.Load().ResponseMemory })
 	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
 	s.methods = map[string]grpc.MethodInfo{}
-	limits := &limiter{settings: s.settings.Load, intake: s.intake, clients: map[string]*clientLimit{}}
+	limits := &limiter{settings: s.settings.Load, intake: s.intake, replies: s.replies, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
 	s.activity.rest = time.AfterFunc(restTime, func() {
 		if s.activity.idle() >= restTime {
@@ -115,8 +118,9 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.ReadBufferSize(0), // each connection has its own
-		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake), pki: opt.PKI, gate: s.gate}),
+		grpc.ReadBufferSize(0),       // each connection has its own
+		grpc.SharedWriteBuffer(true), // one that has nothing to write needs none
+		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake, s.replies), pki: opt.PKI, gate: s.gate}),
 		grpc.InTapHandle(limits.tap),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
@@ -180,6 +184,7 @@ func (s *Server) Shutdown() {
 	s.activity.rest.Stop()
 	s.intake.collector.rest.Stop()
 	s.stop(errStopping)
+	defer s.replies.stop()
 	cut := time.AfterFunc(shutdownTime, s.grpc.Stop)
 	defer cut.Stop()
 	s.grpc.GracefulStop()

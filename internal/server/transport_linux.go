@@ -75,7 +75,7 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		linger(known.Conn)
 		return nil, nil, err
 	}
-	from := newSender(conn, t.intake)
+	from := newSender(conn, t.intake, t.replies)
 	return from, certInfo{
 		TLSInfo: credentials.TLSInfo{
 			State:          conn.ConnectionState(),

@@ -20,14 +20,19 @@ type Event struct {
 	Job   *joblet.Job
 }
 
+// Gate says how much of the output may come next, and waits until any may. It calls
+// yield before it waits; see logstore.Reader.Gate.
+type Gate func(yield func()) (size int, err error)
+
 // Follow hands the job's output to emit, in order, and returns the job as it
-// is at the end: ended, when opt.Follow is set.
-func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOptions, emit func(Event) error) (joblet.Job, error) {
+// is at the end: ended, when opt.Follow is set. Nothing of the output is read before
+// gate lets it, unless that is nil.
+func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOptions, gate Gate, emit func(Event) error) (joblet.Job, error) {
 	job, err := s.Job(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	f := follower{s: s, id: job.ID, opt: opt, emit: emit}
+	f := follower{s: s, id: job.ID, opt: opt, gate: gate, emit: emit}
 	defer f.close()
 	l := s.find(job.ID)
 	if l != nil && opt.Follow {
@@ -71,6 +76,7 @@ type follower struct {
 	s      *Supervisor
 	id     string
 	opt    joblet.LogOptions
+	gate   Gate // may be nil
 	emit   func(Event) error
 	reader *logstore.Reader
 }
@@ -94,6 +100,7 @@ func (f *follower) open(ctx context.Context) error {
 		return fmt.Errorf("open the log of job %s: %w", joblet.ShortID(f.id), err)
 	}
 	f.reader = r
+	r.Gate(f.gate)
 	opt := f.opt
 	if opt.Stdout != opt.Stderr {
 		r.Only(map[bool]logstore.Stream{true: logstore.Stdout, false: logstore.Stderr}[opt.Stdout])

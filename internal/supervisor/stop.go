@@ -340,7 +340,7 @@ func (s *Supervisor) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (d
 	}
 	var ids []string
 	f.Limit = 0
-	if err := s.EachJob(ctx, f, func(job joblet.Job) error {
+	if err := s.EachJob(ctx, f, nil, func(job joblet.Job) error {
 		ids = append(ids, job.ID)
 		return nil
 	}); err != nil {

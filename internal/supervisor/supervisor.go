@@ -575,7 +575,7 @@ const (
 // It holds only some of them at a time, however large they are. With a filter by
 // state, those that have not ended as far as the database knows are looked at as
 // well: it may be a moment behind. Parent and Before are ids.
-func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, fn func(joblet.Job) error) error {
+func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, ready func() (size int, err error), fn func(joblet.Job) error) error {
 	if f.Limit < 0 {
 		return joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
 	}
@@ -597,7 +597,14 @@ func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, fn func(joble
 		if left > 0 && len(wanted) == 0 {
 			f.Limit = min(left, listBatch)
 		}
-		jobs, next, err := s.store.ListFrom(ctx, f, from, listBytes)
+		size := listBytes
+		if ready != nil {
+			var err error
+			if size, err = ready(); err != nil {
+				return err
+			}
+		}
+		jobs, next, err := s.store.ListFrom(ctx, f, from, size)
 		if err != nil {
 			return err
 		}

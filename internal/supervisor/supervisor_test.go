@@ -391,7 +391,7 @@ func TestStopWins(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
 	asked := errors.New("asked to end")
-	_, err = s.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, func(e Event) error {
+	_, err = s.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, nil, func(e Event) error {
 		if len(e.Chunk.Data) > 0 {
 			return asked
 		}
@@ -552,12 +552,12 @@ func TestHeldSpecs(t *testing.T) {
 	must("cert:alice")
 	full("cert:alice")
 	n := 0
-	if err := s.EachJob(t.Context(), joblet.Filter{}, func(joblet.Job) error { n++; return nil }); err != nil || n != 2*len(jobs)+3 {
+	if err := s.EachJob(t.Context(), joblet.Filter{}, nil, func(joblet.Job) error { n++; return nil }); err != nil || n != 2*len(jobs)+3 {
 		t.Errorf("%d jobs of %d, %v", n, 2*len(jobs)+3, err)
 	}
 	for _, f := range []joblet.Filter{{Limit: 5}, {Limit: 5, States: []joblet.State{joblet.Scheduled}}, {Owner: "cert:bob", Limit: 5}} {
 		n := 0
-		err := s.EachJob(t.Context(), f, func(joblet.Job) error { n++; return nil })
+		err := s.EachJob(t.Context(), f, nil, func(joblet.Job) error { n++; return nil })
 		if want := map[bool]int{false: 5, true: 1}[f.Owner != ""]; err != nil || n != want {
 			t.Errorf("%+v: %d jobs, %v", f, n, err)
 		}
