@@ -70,7 +70,7 @@ func TestQuota(t *testing.T) {
 	}
 	wait := func(id string) {
 		t.Helper()
-		if _, err := s.Follow(t.Context(), id, joblet.LogOptions{Follow: true}, func(Event) error { return nil }); err != nil {
+		if _, err := s.Follow(t.Context(), id, joblet.LogOptions{Follow: true}, nil, func(Event) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 	}
