@@ -31,6 +31,9 @@ func newFsck(t *testing.T) (o fsckOptions, leftover string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := db.Vouch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	err = db.Insert(t.Context(), store.Record{Job: joblet.Job{
 		ID: id, Spec: joblet.Spec{Command: "x"}, Owner: "test", State: joblet.Lost, Created: time.Unix(1, 0), Ended: time.Unix(2, 0), Attempt: 1,
 	}})

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"os"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/metrics"
+	"github.com/joblet/joblet/internal/store"
 )
 
 // BenchmarkCollect samples 100 running jobs once per iteration, which a daemon
@@ -55,4 +57,22 @@ func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
 
 func cpuOf(u unix.Rusage) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkNoteJob is what a start takes longer for the job's file.
+func BenchmarkNoteJob(b *testing.B) {
+	s := &Supervisor{cfg: Config{StateDir: b.TempDir()}}
+	if err := os.Mkdir(s.jobsDir(), 0o700); err != nil {
+		b.Fatal(err)
+	}
+	rec := store.Record{Job: joblet.Job{
+		Spec:  joblet.Spec{Command: "bash", Args: []string{"-c", "sleep 30 & sleep 40 & ps aux"}, Env: map[string]string{"LANG": "C.UTF-8"}, WorkDir: "/work"},
+		Owner: "uid:0", Created: time.Now(), State: joblet.Initializing, Attempt: 1,
+	}, Box: joblet.NewID()}
+	for b.Loop() {
+		rec.ID = joblet.NewID()
+		if err := s.noteJob(rec); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

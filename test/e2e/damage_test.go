@@ -318,8 +318,13 @@ func (v *victim) check(t *testing.T, file string) {
 		}
 		return
 	}
+	c, err := client.Dial(t.Context(), v.d.host())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
 	for id, want := range v.jobs {
-		v.checkJob(t, id, want, file)
+		v.checkJob(t, c, id, want, file)
 	}
 	v.checkKept(t, file)
 }
@@ -353,10 +358,11 @@ func (v *victim) checkKept(t *testing.T, file string) {
 	}
 }
 
-func (v *victim) checkJob(t *testing.T, id string, want *victimJob, file string) {
+func (v *victim) checkJob(t *testing.T, c *client.Client, id string, want *victimJob, file string) {
 	t.Helper()
-	job := v.job(t, id)
-	if job.ID == "" {
+	job, err := c.Job(t.Context(), id)
+	if err != nil {
+		t.Error(err)
 		return
 	}
 	records := strings.HasPrefix(file, "joblet.")
@@ -382,8 +388,17 @@ func (v *victim) checkJob(t *testing.T, id string, want *victimJob, file string)
 	if want.attempts == 0 {
 		return
 	}
-	if r := v.d.rnx(t.Context(), "job", "log", id); r.stdout != want.log {
-		t.Errorf("the log of job %s: %v", want.name, r)
+	var log strings.Builder
+	for event, err := range c.Follow(t.Context(), id, joblet.LogOptions{}) {
+		if err != nil {
+			t.Errorf("the log of job %s: %v", want.name, err)
+		}
+		if out, ok := event.(client.Output); ok {
+			log.Write(out.Data)
+		}
+	}
+	if log.String() != want.log {
+		t.Errorf("the log of job %s is %q", want.name, log.String())
 	}
 }
 
