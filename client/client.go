@@ -237,7 +237,10 @@ func (c *Client) failure(request any, err error) error {
 				return joblet.Errorf(joblet.FailedPrecondition, "the client is closed")
 			}
 		case codes.Unavailable:
-			return cmp.Or(c.dialer.failure(), joblet.Errorf(joblet.Unavailable, "connection to the daemon: %s", s.Message()))
+			if err := c.dialer.failure(); err != nil {
+				return lostError{err}
+			}
+			return joblet.Errorf(joblet.Unavailable, "%w (%s)", ErrLost, s.Message())
 		case codes.Internal, codes.ResourceExhausted:
 			if m, ok := request.(proto.Message); ok {
 				if bad := sendable(m); bad != nil {
@@ -262,7 +265,13 @@ func sendable(request proto.Message) error {
 
 // ErrLost is in the chain of errors of calls that got no answer, because the daemon
 // or the way to it went away: whether the daemon did what was asked is not known.
-var ErrLost = wire.ErrLost
+var ErrLost = errors.New("the connection to the daemon broke")
+
+// lostError is why a new connection could not be made: the call got no answer
+// from the old one.
+type lostError struct{ error }
+
+func (e lostError) Unwrap() []error { return []error{e.error, ErrLost} }
 
 // Run submits a job and returns once it is accepted: its command runs, or it is
 // PENDING or SCHEDULED. A job that gets files or standard input is for Submit.

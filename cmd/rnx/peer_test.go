@@ -20,6 +20,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
@@ -130,6 +132,11 @@ func sendAll(send func(*api.JobEvent) error, events ...*api.JobEvent) error {
 func (p *peer) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
 	p.note("attached %s", r.GetCommand())
 	switch r.GetCommand() {
+	case "dies": // and nobody knows what it has done
+		return status.Error(codes.Unavailable, "error reading from server: EOF")
+	case "refuses":
+		err, _ := wire.ErrorToStatus(joblet.Errorf(joblet.Unavailable, "the daemon is stopping"))
+		return err
 	case "fails":
 		return sendAll(out.Send, startedEvent(record(idA, joblet.Running, nil)), endedEvent(record(idA, joblet.Failed, &joblet.Exit{Code: 3})))
 	case "cut":
@@ -322,6 +329,9 @@ func TestRunning(t *testing.T) {
 		{[]string{"run", "x"}, 0, "one\n", "two\n", "attached x"},
 		{[]string{"run", "fails"}, 3, "", "", "attached fails"},
 		{[]string{"run", "cut"}, 5, "again\n", "", "attached cut; follow aaaa from 0"},
+		{[]string{"run", "dies"}, 125, "", "rnx: cannot tell whether the job was accepted: the connection to the daemon broke (error reading from server: EOF): " +
+			"look for it with \"rnx job list\" before you submit it again; with an --idempotency-key the same command never makes a second job\n", "attached dies"},
+		{[]string{"run", "refuses"}, 125, "", "rnx: the daemon is stopping\n", "attached refuses"},
 		{[]string{"run", "--schedule=2099-01-02T03:04:05Z", "x"}, 0, idA + "\n", "", "run x 2099-01-02T03:04:05Z map[]"},
 		{[]string{"run", "--stdin", "x"}, 0, "input", "", `submit x stdin="stream" "input" files=[] detach=false`},
 		{[]string{"run", "--stdin=" + in, "--retry=1", "x"}, 0, "text", "", `submit x stdin="file" "text" files=[] detach=false`},

@@ -623,3 +623,32 @@ func script(t *testing.T, db, text string) {
 		t.Fatal(err)
 	}
 }
+
+// TestLeftovers: what a daemon that died did not remove of a job that had ended,
+// the next one does.
+func TestLeftovers(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir, nil)
+	job, err := s.Submit(t.Context(), joblet.Spec{Command: "true"}, "test", nil)
+	if err == nil {
+		_, err = s.Wait(t.Context(), job.ID)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	closing(t, s)
+	for _, name := range []string{"exit.json.tmp", "exit-2.json.tmp", "work.tar.tmp", "other.tmp"} {
+		if err := os.WriteFile(filepath.Join(s.jobDir(job.ID), name), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s = open(t, dir, nil)
+	defer closing(t, s)
+	var left []string
+	if !eventually(func() bool {
+		left, err = filepath.Glob(filepath.Join(s.jobDir(job.ID), "*.tmp"))
+		return err == nil && len(left) == 1
+	}) || filepath.Base(left[0]) != "other.tmp" {
+		t.Errorf("left: %q, %v", left, err)
+	}
+}

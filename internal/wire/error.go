@@ -193,23 +193,15 @@ func ErrorFromStatus(err error) error {
 	case codes.DeadlineExceeded:
 		return context.DeadlineExceeded
 	}
-	kind, ours := kindOf(s.Code()), false
+	kind := kindOf(s.Code())
 	for _, d := range s.Details() {
 		info, ok := d.(*errdetails.ErrorInfo)
 		if !ok || info.GetDomain() != domain {
 			continue
 		}
-		ours = true
 		if k, ok := kindFromReason(info.GetReason()); ok {
 			kind = k
 		}
 	}
-	if kind == joblet.Unavailable && !ours {
-		return joblet.Errorf(kind, "%w (%s)", ErrLost, s.Message())
-	}
 	return joblet.Errorf(kind, "%s", s.Message())
 }
-
-// ErrLost says that a call got no answer: the daemon, or the way to it, went away
-// or was never there.
-var ErrLost = errors.New("the connection to the daemon broke")

@@ -123,6 +123,12 @@ func TestMonitorKilled(t *testing.T) {
 		if r := d.rnx(t.Context(), "job", "log", id); r.stdout != "before\n" {
 			t.Errorf("log: %v", r)
 		}
+		if !eventually(patience, func() bool {
+			left, _ := filepath.Glob(filepath.Join(d.state, "jobs", id, "*.tmp"))
+			return len(left) == 0
+		}) {
+			t.Error("an unfinished file of the monitor is left in the job's directory")
+		}
 		if !eventually(patience, func() bool { return !running("sleep\x00" + nap + "\x00") }) {
 			t.Error("processes of the job are left")
 		}

@@ -166,3 +166,64 @@ func hasBegun(d *daemon) bool {
 	}
 	return false
 }
+
+// TestDescriptorsTellNothing: no descriptor of a job's processes, and nothing
+// else about them in /proc, says where on the host the daemon has its files.
+func TestDescriptorsTellNothing(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	dir := t.TempDir()
+	input := filepath.Join(dir, "input")
+	if err := os.WriteFile(input, []byte("some input\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const look = `for p in /proc/[0-9]* /proc/self; do
+	readlink $p/fd/* $p/cwd $p/root $p/exe; cat $p/fdinfo/* $p/maps $p/cmdline $p/environ; done 2>&1; echo; echo looked`
+	check := func(t *testing.T, r result) {
+		t.Helper()
+		out := r.stdout + r.stderr
+		if r.status != 0 || !strings.Contains(out, "looked") || !strings.Contains(out, "pos:") {
+			t.Fatalf("it did not look: %v", r)
+		}
+		for _, secret := range []string{d.state, d.run, dir, "/jobs/", "stdin\n"} {
+			for line := range strings.Lines(out) {
+				if strings.Contains(line, secret) {
+					t.Errorf("it tells of %q: %s", secret, line)
+				}
+			}
+		}
+	}
+	for name, flags := range map[string][]string{
+		"nothing":           nil,
+		"a file":            {"--stdin=" + input, "--retry=1"}, // taken whole, as it is for each attempt
+		"a file and --init": {"--stdin=" + input, "--retry=1", "--init"},
+		"a file, a user":    {"--stdin=" + input, "--retry=1", "--user=1000"},
+		"a stream":          {"--stdin"},
+		"an upload":         {"--upload=" + input},
+		"a terminal":        {"-t"},
+		"a typed terminal":  {"-t", "-i"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cmd := d.command(t.Context(), append(append([]string{"job", "run"}, flags...), "sh", "-c", look)...)
+			cmd.Stdin = strings.NewReader("typed\n")
+			check(t, finish(cmd))
+		})
+	}
+	t.Run("further processes", func(t *testing.T) {
+		t.Parallel()
+		id := d.detach(t, "--stdin="+input, "--init", "sleep", "1000")
+		for _, flags := range [][]string{nil, {"-i"}, {"-t"}, {"-it"}} {
+			cmd := d.command(t.Context(), append(append([]string{"job", "exec"}, flags...), id, "sh", "-c", look)...)
+			cmd.Stdin = strings.NewReader("typed\n")
+			check(t, finish(cmd))
+		}
+	})
+	t.Run("it is still a file", func(t *testing.T) {
+		t.Parallel()
+		out := d.must(t, "--stdin="+input, "--retry=1", "sh", "-c", "stat -Lc %F:%s /dev/stdin; head -c 5; cat; ls /dev/fd/0/..; readlink /proc/self/fd/0")
+		if want := "regular file:11\nsome input\n"; !strings.HasPrefix(out, want) || !strings.HasSuffix(out, "/\n") {
+			t.Errorf("got %q", out)
+		}
+	})
+}
