@@ -416,6 +416,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		return fmt.Errorf("create run directory: %w", err)
 	}
+	if err := checkOwn(o.RunDir); err != nil {
+		return err
+	}
 	lock, err := o.lock(ctx)
 	if err != nil {
 		return err
@@ -601,6 +604,19 @@ func (o serveOptions) idle(ctx context.Context, srv *server.Server, sup *supervi
 		}
 	}()
 	return idle
+}
+
+// checkOwn reports whether nobody else can put something into the run directory, or
+// in the place of what is there.
+func checkOwn(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("look at run directory %s: %w", dir, err)
+	}
+	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0 {
+		return fmt.Errorf("run directory %s belongs to uid %d and has mode %04o: others can change what is in it: choose another, or make it root's (chown root %[1]s, chmod go-w %[1]s)", dir, st.Uid, st.Mode&0o7777)
+	}
+	return nil
 }
 
 // lock makes this the only daemon of the run directory for as long as the file

@@ -159,18 +159,20 @@ func TestMonitorDeaf(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for range 5000 { // more than fit between the two
-		if err = c.Signal(ctx, id, int(unix.SIGURG)); err != nil {
-			break
+	for what, err := range map[string]error{
+		"signal":   c.Signal(ctx, id, int(unix.SIGURG)),
+		"max-disk": errOf(c.Update(ctx, id, joblet.Limits{DiskBytes: 64 << 20})),
+	} {
+		if joblet.KindOf(err) != joblet.Unavailable || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("%s, of a job whose monitor is stopped: %v", what, err)
 		}
-	}
-	if joblet.KindOf(err) != joblet.Unavailable || !strings.Contains(err.Error(), "does not answer") {
-		t.Errorf("signals to a job whose monitor is stopped: %v", err)
 	}
 	if r := d.rnx(ctx, "job", "kill", id); r.status != 0 {
 		t.Errorf("kill: %v", r)
 	}
 }
+
+func errOf(_ joblet.Job, err error) error { return err }
 
 // TestExecStuck: a further process ends with its caller, and that it has ended is
 // seen, when its monitor is stopped.
