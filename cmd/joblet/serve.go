@@ -450,6 +450,9 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err := keepStatePrivate(o.StateDir); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
+	if err := checkOwn(o.RunDir); err != nil {
+		return err
+	}
 	lock, err := o.lock(ctx)
 	if err != nil {
 		return err
@@ -677,7 +680,7 @@ func (h holder) String() string {
 
 // serves reports whether the holder answers on its socket.
 func (h holder) serves(socket string) bool {
-	conn, err := net.Dial("unix", socket)
+	conn, err := net.DialTimeout("unix", socket, time.Second)
 	if err != nil {
 		return false
 	}
@@ -700,6 +703,19 @@ func (h holder) died() bool {
 func ownPIDNS() string {
 	name, _ := os.Readlink("/proc/self/ns/pid")
 	return name
+}
+
+// checkOwn reports whether nobody else can put something into the run directory, or
+// in the place of what is there.
+func checkOwn(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		return fmt.Errorf("look at run directory %s: %w", dir, err)
+	}
+	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0 {
+		return fmt.Errorf("run directory %s belongs to uid %d and has mode %04o: others can change what is in it: choose another, or make it root's (chown root %[1]s, chmod go-w %[1]s)", dir, st.Uid, st.Mode&0o7777)
+	}
+	return nil
 }
 
 // lock makes this the only daemon of the run directory for as long as the file

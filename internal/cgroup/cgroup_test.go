@@ -331,3 +331,34 @@ func TestProbe(t *testing.T) {
 		t.Errorf("enabled before: %v, after: %v", before, after)
 	}
 }
+
+// TestLockHeld: whoever holds the lock of a cgroup's directory, which any user can
+// open, keeps no daemon from starting.
+func TestLockHeld(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	other, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	locked := make(chan error, 1)
+	go func() {
+		unlock, err := lock(dir)
+		if err == nil {
+			unlock()
+		}
+		locked <- err
+	}()
+	select {
+	case err := <-locked:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it is waited for")
+	}
+}

@@ -510,6 +510,8 @@ func (b *Box) Start(run *Run) (*Process, error) {
 		return nil, errors.Join(err, b.conn.Close())
 	}
 	limit := startTime(run.FilesPath)
+	// A box waits for its job for long, and its monitor may have been stopped meanwhile.
+	defer time.AfterFunc(wakeAfter, func() { b.engine.Wake(b.ID) }).Stop()
 	_ = b.conn.SetDeadline(time.Now().Add(limit))
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: &run.Run}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", late(err, limit)), b.conn.Close())
@@ -523,6 +525,9 @@ func (b *Box) Start(run *Run) (*Process, error) {
 	go p.listen()
 	return p, nil
 }
+
+// wakeAfter is when a monitor is woken that has not started its job.
+const wakeAfter = 3 * time.Second
 
 // startTime bounds how long a monitor may take to start a job: it has time limits
 // of its own for the steps of the set-up, but may be stopped or stuck. To unpack
@@ -614,6 +619,9 @@ func (p *Process) End() *monitor.Record { return p.end }
 
 // Signal sends a signal to PID 1.
 func (p *Process) Signal(sig syscall.Signal) error {
+	if p.isStopped() {
+		return ErrSilent
+	}
 	return p.request(monitor.Request{Signal: int(sig)})
 }
 

@@ -137,6 +137,10 @@ func (p *Process) Stalled() bool {
 	return at.alive > 0 && (at.stopped || at.waits && !taken)
 }
 
+// isStopped reports whether the job's monitor, or that of one of its further
+// processes, is stopped: it would do later, or never, what it is asked for.
+func (p *Process) isStopped() bool { return look(p.engine.monitors(p.ID)).stopped }
+
 // sight is what is seen of processes at one moment.
 type sight struct {
 	alive   int

@@ -171,6 +171,9 @@ func (p *Process) Paused() (bool, error) { return p.group.Frozen() }
 
 // Update changes the running job's limits from old to l, all or none.
 func (p *Process) Update(old, l joblet.Limits, devices []cgroup.Device) error {
+	if l.DiskBytes != old.DiskBytes && p.isStopped() {
+		return ErrSilent // before anything is changed
+	}
 	if err := p.group.Update(old, l, devices); err != nil {
 		return err
 	}

@@ -158,6 +158,7 @@ func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan st
 	fault.Point("force.written")
 	// Only now: a daemon that is killed before finds the monitor, and does all this again.
 	s.killMonitors(rec.ID, box)
+	_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.WorkName+".tmp")) // what it was packing
 }
 
 func (s *Supervisor) killMonitors(id, box string) {

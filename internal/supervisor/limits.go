@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/joblet/joblet"
@@ -109,6 +110,9 @@ func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) 
 
 // failed says why a run's cgroup could not be changed: in most cases it is gone.
 func failed(v view, err error) error {
+	if errors.Is(err, engine.ErrSilent) {
+		return err
+	}
 	select {
 	case <-v.proc.Done():
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s has ended meanwhile (%w)", joblet.ShortID(v.job.ID), err)

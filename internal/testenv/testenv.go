@@ -127,6 +127,10 @@ func CheckLeaks(t *testing.T, run string) {
 		for _, b := range boxes {
 			left = append(left, "run directory "+b.Name())
 		}
+		sockets, _ := os.ReadDir(filepath.Join(run, "monitors"))
+		for _, s := range sockets {
+			left = append(left, "socket "+s.Name())
+		}
 		for _, group := range Groups(run) {
 			boxes, _ := filepath.Glob(group + "/*-*")
 			for _, b := range boxes {

@@ -80,14 +80,19 @@ func (d *daemon) monitorOf(t *testing.T, id string) int {
 	if err := json.Unmarshal([]byte(r.stdout), &job); err != nil || job.PID == 0 {
 		t.Fatalf("job %s has no process: %v", id, r)
 	}
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", job.PID))
-	if err != nil {
-		t.Fatal(err)
+	monitor := monitorOf(job.PID)
+	if monitor == 0 {
+		t.Fatalf("process %d of job %s is gone", job.PID, id)
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	parent, err := strconv.Atoi(fields[1])
-	if err != nil {
-		t.Fatal(err)
+	return monitor
+}
+
+// monitorOf returns the monitor of a job's process, which is its parent; 0: the
+// process is gone.
+func monitorOf(pid int) (parent int) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])); len(fields) > 1 {
+		parent, _ = strconv.Atoi(fields[1])
 	}
 	return parent
 }

@@ -564,6 +564,7 @@ var ops = []struct {
 	{"cancel end.told", (*life).opCancelDepended},
 	{"stop", (*life).opStop},
 	{"stop", (*life).opStopWaiting},
+	{"force.killed force.written", (*life).opStuck},
 	{"delete", (*life).opDelete},
 	{"stage accept", (*life).opInput},
 	{"queue launch", (*life).opSecret},
@@ -736,6 +737,23 @@ func (l *life) opStop() {
 func (l *life) stop(p *promise, id string) {
 	job, err := l.c.Stop(l.ctx, id, joblet.StopOptions{Grace: 5 * time.Second})
 	if !l.cut("stop "+p.tag, err) {
+		l.tell(p, job)
+	}
+}
+
+// opStuck kills a job whose monitor does nothing.
+func (l *life) opStuck() {
+	p := l.promise("stuck", 1, 0, "sleep 60", "")
+	p.forever = true
+	job, ok := l.submit(p)
+	if !ok {
+		return
+	}
+	if monitor := monitorOf(job.PID); monitor > 0 {
+		defer keepStopped(l.t, monitor)()
+	}
+	job, err := l.c.Stop(l.ctx, job.ID, joblet.StopOptions{})
+	if !l.cut("kill "+p.tag, err) {
 		l.tell(p, job)
 	}
 }

@@ -31,13 +31,13 @@ func (d *daemon) sleeper(t *testing.T, flags ...string) (id string, monitor int,
 	return id, d.monitorOf(t, id), "sleep\x00" + nap + "\x00"
 }
 
-// keepStopped stops a process whenever it goes on, until the test ends: to whoever
+// keepStopped stops a process whenever it goes on, until goOn is called: to whoever
 // waits for it, that is one that waits in the kernel.
-func keepStopped(t *testing.T, pid int) {
+func keepStopped(t *testing.T, pid int) (goOn func()) {
 	t.Helper()
 	handle, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		t.Fatal(err)
+		return func() {} // it has ended
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -47,12 +47,18 @@ func keepStopped(t *testing.T, pid int) {
 			time.Sleep(time.Millisecond)
 		}
 	}()
-	t.Cleanup(func() {
+	return func() {
 		cancel()
 		<-done
 		_ = unix.PidfdSendSignal(handle, unix.SIGCONT, nil, 0)
 		unix.Close(handle)
-	})
+	}
+}
+
+// stopForGood is keepStopped until the test ends.
+func stopForGood(t *testing.T, pid int) {
+	t.Helper()
+	t.Cleanup(keepStopped(t, pid))
 }
 
 // TestMonitorStuck: a job ends when it is to, and its box is released, whatever its
@@ -74,12 +80,12 @@ func TestMonitorStuck(t *testing.T) {
 		state string
 	}{
 		{name: "kill", stop: stop, end: kill, state: "STOPPED"},
-		{name: "kill, for good", stop: keepStopped, end: kill, state: "STOPPED"},
-		{name: "stop", stop: keepStopped, end: func(id string) []string { return []string{"job", "stop", "--grace=1s", id} }, state: "STOPPED"},
-		{name: "timeout", stop: keepStopped, flags: []string{"--timeout=1s"}, state: "TIMEOUT"},
+		{name: "kill, for good", stop: stopForGood, end: kill, state: "STOPPED"},
+		{name: "stop", stop: stopForGood, end: func(id string) []string { return []string{"job", "stop", "--grace=1s", id} }, state: "STOPPED"},
+		{name: "timeout", stop: stopForGood, flags: []string{"--timeout=1s"}, state: "TIMEOUT"},
 		{name: "kill by another daemon", stop: stop, end: kill, again: true, state: "STOPPED"},
-		{name: "kill by another daemon, for good", stop: keepStopped, end: kill, again: true, state: "STOPPED"},
-		{name: "timeout under another daemon", stop: keepStopped, flags: []string{"--timeout=1s"}, again: true, state: "TIMEOUT"},
+		{name: "kill by another daemon, for good", stop: stopForGood, end: kill, again: true, state: "STOPPED"},
+		{name: "timeout under another daemon", stop: stopForGood, flags: []string{"--timeout=1s"}, again: true, state: "TIMEOUT"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -116,7 +122,7 @@ func TestMonitorStuck(t *testing.T) {
 // TestMonitorStuckEnd: that a job has ended is seen although its monitor is stopped.
 func TestMonitorStuckEnd(t *testing.T) {
 	t.Parallel()
-	for name, stop := range map[string]func(*testing.T, int){"for good": keepStopped, "once": func(t *testing.T, pid int) {
+	for name, stop := range map[string]func(*testing.T, int){"for good": stopForGood, "once": func(t *testing.T, pid int) {
 		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -153,18 +159,20 @@ func TestMonitorDeaf(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	for range 5000 { // more than fit between the two
-		if err = c.Signal(ctx, id, int(unix.SIGURG)); err != nil {
-			break
+	for what, err := range map[string]error{
+		"signal":   c.Signal(ctx, id, int(unix.SIGURG)),
+		"max-disk": errOf(c.Update(ctx, id, joblet.Limits{DiskBytes: 64 << 20})),
+	} {
+		if joblet.KindOf(err) != joblet.Unavailable || !strings.Contains(err.Error(), "does not answer") {
+			t.Errorf("%s, of a job whose monitor is stopped: %v", what, err)
 		}
-	}
-	if joblet.KindOf(err) != joblet.Unavailable || !strings.Contains(err.Error(), "does not answer") {
-		t.Errorf("signals to a job whose monitor is stopped: %v", err)
 	}
 	if r := d.rnx(ctx, "job", "kill", id); r.status != 0 {
 		t.Errorf("kill: %v", r)
 	}
 }
+
+func errOf(_ joblet.Job, err error) error { return err }
 
 // TestExecStuck: a further process ends with its caller, and that it has ended is
 // seen, when its monitor is stopped.
@@ -188,8 +196,8 @@ func TestExecStuck(t *testing.T) {
 		}) {
 			t.Fatal("the process does not run")
 		}
-		monitor := parentOf(t, process)
-		keepStopped(t, monitor)
+		monitor := monitorOf(process)
+		stopForGood(t, monitor)
 		if ends {
 			if err := unix.Kill(process, unix.SIGKILL); err != nil {
 				t.Fatal(err)
@@ -213,20 +221,6 @@ func TestExecStuck(t *testing.T) {
 		}
 	}
 	d.says(t, 0, `.*\n`, ``, "job", "kill", id)
-}
-
-// parentOf returns a process's parent.
-func parentOf(t *testing.T, pid int) (parent int) {
-	t.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if _, err := fmt.Sscan(fields[1], &parent); err != nil {
-		t.Fatal(err)
-	}
-	return parent
 }
 
 // boxOf returns the box of the job that a monitor has.

@@ -1,0 +1,106 @@
+package supervisor
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/store"
+)
+
+// TestRecoverSilent: a daemon does not wait for one monitor after the other that does
+// not answer before it serves, and its jobs can be ended.
+func TestRecoverSilent(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	e, err := engine.Open(engine.Config{RunDir: s.cfg.RunDir})
+	s.check(err)
+	const n = 16
+	ids := make([]string, n)
+	var boxes []*engine.Box
+	for i := range n {
+		box, err := e.Take()
+		s.check(err)
+		boxes = append(boxes, box)
+		ids[i] = joblet.NewID()
+		s.check(os.Mkdir(s.path("jobs", ids[i]), 0o700))
+		s.write("", "jobs", ids[i], "exit.json.tmp") // it has begun
+	}
+	for _, box := range boxes {
+		s.check(unix.Kill(monitorOf(t, box.ID), unix.SIGSTOP))
+	}
+	now := time.Now()
+	s.records(func(db *store.Store) {
+		for i, box := range boxes {
+			s.check(db.Insert(t.Context(), store.Record{Box: box.ID, Job: joblet.Job{
+				ID: ids[i], Owner: "uid:0", State: joblet.Running, IDBase: box.IDBase, Created: now, Started: now, Attempt: 1,
+				Spec: joblet.Spec{Command: "sleep", Args: []string{"600"}, WorkDir: "/work"},
+			}}))
+		}
+	})
+	t.Cleanup(func() {
+		for _, box := range boxes {
+			_ = box.Discard() // released already if all went well
+		}
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	began := time.Now()
+	sup, err := Open(t.Context(), s.cfg)
+	s.check(err)
+	if took := time.Since(began); took > n*time.Second/2 {
+		t.Errorf("the daemon served after %v", took)
+	}
+	if _, err := sup.Exec(t.Context(), ids[0], joblet.ExecSpec{Command: "true"}); !errors.Is(err, engine.ErrSilent) {
+		t.Errorf("a further process: %v", err)
+	}
+	var ending sync.WaitGroup
+	for _, id := range ids {
+		ending.Go(func() {
+			job, err := sup.Stop(t.Context(), id, joblet.StopOptions{})
+			if err != nil || job.State != joblet.Stopped {
+				t.Errorf("stop: %v %v", job.State, err)
+			}
+		})
+	}
+	ending.Wait()
+	s.check(sup.Close())
+	for _, box := range boxes {
+		if engine.HasMonitor([]string{s.cfg.RunDir}, box.ID) {
+			t.Errorf("the monitor of box %s is left", box.ID)
+		}
+	}
+}
+
+func TestPutRecord(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	name := filepath.Join(dir, "exit-2.json")
+	// What a monitor has reserved is longer than what is written there.
+	if err := os.WriteFile(name+".tmp", make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	want := monitor.Record{Signal: 9, Cause: monitor.CauseStop, EndedNanos: 1}
+	if err := putRecord(dir, 2, want); err != nil {
+		t.Fatal(err)
+	}
+	if err := putRecord(dir, 2, monitor.Record{Code: 1}); err != nil { // the first one stays
+		t.Fatal(err)
+	}
+	got, err := readRecord(dir, 2)
+	if err != nil || got.Signal != want.Signal || got.Cause != want.Cause || got.EndedNanos != want.EndedNanos {
+		t.Errorf("%+v %v", got, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v %v", entries, err)
+	}
+}
