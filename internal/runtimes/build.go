@@ -19,6 +19,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
@@ -385,6 +387,16 @@ func (s *Store) writeMeta(dir string, rt Runtime) error {
 	return nil
 }
 
+// harmless returns a line of a script's output as it may go to terminals and logs.
+func harmless(line string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\t' || unicode.IsPrint(r) {
+			return r
+		}
+		return utf8.RuneError
+	}, line)
+}
+
 // boxName is the part of a build directory that the sandbox gets.
 const boxName = "box"
 
@@ -453,7 +465,7 @@ func bootstrap(ctx context.Context, mmdebstrap, dir string, base uint32, recipe 
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		line := strings.ToValidUTF8(lines.Text(), "\uFFFD")
+		line := harmless(lines.Text())
 		p.line(line)
 		failure.line(line)
 		if opt.Log != nil {

@@ -180,6 +180,7 @@ func TestBuildFails(t *testing.T) {
 		kind             joblet.Kind
 	}{
 		{"half-way", "echo 'E: Unable to locate package bsh'; echo 'E: mmdebstrap failed to run'; exit 25", "exit status 25: E: Unable to locate package bsh", joblet.FailedPrecondition},
+		{"control characters", `printf 'E: \033[31mred\n'; exit 2`, "E: \uFFFD[31mred", joblet.FailedPrecondition},
 		{"without a word", "exit 1", "exit status 1", joblet.FailedPrecondition},
 		{"full disk", "echo 'dpkg: error: cannot write: No space left on device'; exit 1", "no space left", joblet.ResourceExhausted},
 		{"endless line", "head -c 3000000 /dev/zero | tr '\\0' x; exit 3", "exit status 3", joblet.FailedPrecondition},

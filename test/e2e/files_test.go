@@ -122,10 +122,19 @@ func TestFilesRefused(t *testing.T) {
 	device := make(func(dir string) error {
 		return unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
 	})
-	large := make(func(dir string) error { return os.WriteFile(filepath.Join(dir, "x"), nil, 0o644) })
-	if err := os.Truncate(filepath.Join(large, "x"), 1<<30+1); err != nil {
-		t.Fatal(err)
-	}
+	// So many holes that what is behind them counts as data.
+	large := make(func(dir string) error {
+		f, err := os.Create(filepath.Join(dir, "x"))
+		if err != nil {
+			return err
+		}
+		for i := range int64(17_000) {
+			if _, err := f.WriteAt([]byte("x"), i*8192); err != nil {
+				return err
+			}
+		}
+		return errors.Join(f.Truncate(2<<30), f.Close())
+	})
 	for _, test := range []struct{ flag, stderr string }{
 		{"--upload-dir=" + outside, `rnx: .*"?l"?: a link to "/etc/passwd": .*\n|rnx: .*l".*link to "/etc/passwd".*\n`},
 		{"--upload=" + outside, `rnx: .*l".*link to "/etc/passwd".*\n`},
