@@ -424,11 +424,29 @@ func (e *Engine) build() (_ *Box, err error) {
 	return b, nil
 }
 
+// spareFiles is how many descriptors new boxes leave free, if the limit allows so
+// many: for calls, so that the daemon can be asked to end jobs when it can start
+// no more, and for the files of jobs that just begin.
+const spareFiles = 64
+
+// spared reports whether enough descriptors are free beside fd, a new one: the
+// kernel gives out the lowest that is free.
+func spared(fd int) bool {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return true
+	}
+	return uint64(fd)+min(spareFiles, limit.Cur/4) < limit.Cur
+}
+
 // startMonitor starts the monitor, in the box's cgroup.
 func (b *Box) startMonitor() error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
+	}
+	if !spared(pair[0]) {
+		return errors.Join(os.NewSyscallError("socketpair", unix.EMFILE), unix.Close(pair[0]), unix.Close(pair[1]))
 	}
 	theirs := os.NewFile(uintptr(pair[1]), "monitor")
 	defer theirs.Close()

@@ -48,6 +48,37 @@ func TestErrorsAreNotInternal(t *testing.T) {
 	})
 }
 
+// TestDaemonOutOfFiles: a daemon that has as many open files as it may have says
+// so, and can still be asked to end jobs.
+func TestDaemonOutOfFiles(t *testing.T) {
+	t.Parallel()
+	d := withState(t)
+	d.bin = filepath.Join(t.TempDir(), "few-files")
+	if err := os.WriteFile(d.bin, []byte("#!/bin/sh\nulimit -n 120\nexec "+binDir+"/joblet \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d.serve(t)
+	var ids []string
+	for range 60 {
+		r := d.job(t, "-d", "sleep", "1000")
+		if r.status == 0 {
+			ids = append(ids, strings.TrimSpace(r.stdout))
+			continue
+		}
+		if r.status != 125 || !strings.Contains(r.stderr, "open files") || strings.Contains(r.stderr, "internal") {
+			t.Errorf("%v", r)
+		}
+		break
+	}
+	if len(ids) == 0 || len(ids) == 60 {
+		t.Fatalf("%d jobs run", len(ids))
+	}
+	if r := d.rnx(t.Context(), append([]string{"job", "kill"}, ids...)...); r.status != 0 {
+		t.Errorf("kill: %v", r)
+	}
+	d.must(t, "true")
+}
+
 // TestLogLost: output that somebody has taken away is no shorter output.
 func TestLogLost(t *testing.T) {
 	t.Parallel()
