@@ -119,7 +119,6 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ReadBufferSize(0),       // each connection has its own
-		grpc.SharedWriteBuffer(true), // one that has nothing to write needs none
 		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake, s.replies), pki: opt.PKI, gate: s.gate}),
 		grpc.InTapHandle(limits.tap),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
