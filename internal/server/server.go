@@ -118,7 +118,7 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(newCodec()),
-		grpc.ReadBufferSize(0),       // each connection has its own
+		grpc.ReadBufferSize(0), // each connection has its own
 		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake, s.replies), pki: opt.PKI, gate: s.gate}),
 		grpc.InTapHandle(limits.tap),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
