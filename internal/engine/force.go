@@ -20,6 +20,8 @@ const (
 	// one fsync may take that long.
 	writingTime = 30 * time.Second
 	forceEvery  = 100 * time.Millisecond
+	// wakeTime is for one that was woken to end the job after all.
+	wakeTime = 200 * time.Millisecond
 )
 
 // Wake lets a box's monitor go on if it was stopped or frozen.
@@ -66,6 +68,11 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 	monitors := e.monitors(id)
 	f.Exit, f.Taken = exitOf(pid, monitors), len(stat(pid)) == 0
 	e.Wake(id)
+	select { // perhaps it needs no more
+	case <-over:
+		return f, nil
+	case <-time.After(wakeTime):
+	}
 	if err := group.KillJob(); err != nil {
 		return f, err
 	}

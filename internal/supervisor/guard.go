@@ -128,6 +128,7 @@ func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan st
 	}
 	fault.Point("force.killed")
 	if !forced.Stuck {
+		s.amend(rec, cause)
 		return
 	}
 	if cause == "" && forced.Taken {
@@ -161,6 +162,20 @@ func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan st
 	_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.WorkName+".tmp")) // what it was packing
 }
 
+// amend writes into an exit record why the job was ended, if its monitor came back
+// only to see that it was.
+func (s *Supervisor) amend(job joblet.Job, cause monitor.Cause) {
+	dir := s.jobDir(job.ID)
+	r, err := readRecord(dir, job.Attempt)
+	if err != nil || cause == "" || r.Cause != "" || r.Failure != nil || r.Signal != int(unix.SIGKILL) {
+		return
+	}
+	r.Cause = cause
+	if err := writeRecord(filepath.Join(dir, monitor.ExitName(job.Attempt)), *r); err != nil {
+		s.cfg.Log.Error("write into a job's exit record why it was ended", "job", job.ID, "error", err)
+	}
+}
+
 func (s *Supervisor) killMonitors(id, box string) {
 	if err := s.engine.KillMonitors(box); err != nil {
 		s.cfg.Log.Error("kill a job's monitor", "job", id, "error", err)
@@ -174,6 +189,10 @@ func putRecord(dir string, attempt int, r monitor.Record) error {
 	if _, err := readRecord(dir, attempt); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	return writeRecord(name, r)
+}
+
+func writeRecord(name string, r monitor.Record) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -195,7 +214,7 @@ func putRecord(dir string, attempt int, r monitor.Record) error {
 	if err := os.Rename(name+".tmp", name); err != nil {
 		return err
 	}
-	return syncDir(dir)
+	return syncDir(filepath.Dir(name))
 }
 
 // adoptLater adopts a job whose monitor is there and does not answer: it packs

@@ -152,6 +152,12 @@ func TestMonitorDeaf(t *testing.T) {
 	if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	if !eventually(patience, func() bool {
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", monitor))
+		return bytes.Contains(status, []byte("\nState:\tT"))
+	}) {
+		t.Fatal("the monitor does not stop")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
 	c, err := client.Dial(ctx, d.host())
