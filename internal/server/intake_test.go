@@ -245,7 +245,7 @@ func TestBusyCalls(t *testing.T) {
 	busy, ended, proceed := make(chan struct{}, calls), make(chan error, calls), make(chan struct{})
 	goOn := sync.OnceFunc(func() { close(proceed) })
 	r := startRemote(t, Options{Settings: set}, func(s *Server) {
-		s.grpc.RegisterService(&grpc.ServiceDesc{ServiceName: "test.Busy", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{
+		s.grpc.RegisterService(&grpc.ServiceDesc{ServiceName: "joblet.Busy", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{
 			StreamName: "Type", ClientStreams: true, ServerStreams: true,
 			Handler: func(_ any, call grpc.ServerStream) error {
 				if err := call.RecvMsg(&wrapperspb.BytesValue{}); err != nil {
@@ -285,7 +285,7 @@ func TestBusyCalls(t *testing.T) {
 	defer goOn()
 	var streams []grpc.ClientStream
 	for range calls {
-		s := open("/test.Busy/Type", true)
+		s := open("/joblet.Busy/Type", true)
 		streams = append(streams, s)
 		if err := s.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil {
 			t.Fatal(err)
@@ -319,7 +319,7 @@ func TestBusyCalls(t *testing.T) {
 
 	// One that waits for its client to read is cut.
 	ctx = t.Context()
-	flood := open("/test.Busy/Flood", false)
+	flood := open("/joblet.Busy/Flood", false)
 	if err := flood.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil {
 		t.Fatal(err)
 	}

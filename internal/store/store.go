@@ -145,6 +145,9 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 func (s *Store) connect(steps []string) (err error) {
 	if s.w.conn != nil { // of an attempt before
 		_ = s.w.conn.Close()
+		if s.w.ledgerFile != nil {
+			_ = s.w.ledgerFile.Close()
+		}
 		s.w = writer{}
 	}
 	if s.w.conn, err = sqlite.OpenConn(s.path, sqlite.OpenReadWrite); err != nil {

@@ -297,14 +297,15 @@ func isFull(err error) bool {
 }
 
 // clearOutput removes what takes room in the directory of a job that is being
-// deleted: all but its exit records, as long as there is a record that needs them.
+// deleted: all but what says whose it is and how it ended, which must be there as
+// long as its record may be.
 func clearOutput(dir string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return
 	}
 	for _, e := range entries {
-		if !isExitName(e.Name()) {
+		if !isExitName(e.Name()) && e.Name() != jobFileName {
 			_ = os.RemoveAll(filepath.Join(dir, e.Name())) // what stays takes no less room than before
 		}
 	}
