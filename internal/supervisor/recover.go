@@ -444,17 +444,22 @@ func (s *Supervisor) sweep(ids []string, doubted bool) {
 			}
 			fault.Point("recover.swept")
 		}
-		if !s.store.Closed() { // the former daemon may have died just before it did that
-			s.tidyAll()
-		}
+		s.tidyAll()
 	})
 }
 
-// tidyAll is tidy for all jobs that have ended.
+// maxTidied is how many directories are tidied at every start, in the background.
+const maxTidied = 10_000
+
+// tidyAll is tidy for all jobs that have ended: the former daemon may have died just
+// before it did that. Of very many it looks only if it did die.
 func (s *Supervisor) tidyAll() {
 	names, err := s.jobNames()
 	if err != nil {
 		s.cfg.Log.Warn("look for what is left of the monitors of ended jobs", "error", err)
+	}
+	if s.store.Closed() && len(names) > maxTidied {
+		return
 	}
 	for _, id := range names {
 		if s.ctx.Err() != nil {
