@@ -103,9 +103,6 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 		return nil, err
 	}
 	e.frozen = freezeProc("/proc", writable)
-	if ok, err := raiseFileMax(fileMaxPath); !ok {
-		cfg.Log.Warn("one job can use up the open files of this host: raise fs.file-max", "error", err)
-	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.closeAll())
@@ -143,8 +140,11 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 	return e, nil
 }
 
-// StartSpares begins to keep boxes ready.
+// StartSpares prepares the host for jobs, and begins to keep boxes ready.
 func (e *Engine) StartSpares() {
+	if ok, err := raiseFileMax(fileMaxPath); !ok {
+		e.cfg.Log.Warn("one job can use up the open files of this host: raise fs.file-max", "error", err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
 	if inheritsOrphans() {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -307,6 +308,45 @@ func TestSetupIsHidden(t *testing.T) {
 		} else if !strings.Contains(r.stdout, "seen") {
 			t.Errorf("%s: the job saw no set-up: the test proves nothing", flags[0])
 		}
+	}
+}
+
+// TestAdoptedJobs: a daemon that takes over the jobs of one that was killed is as careful
+// with what they have laid out.
+func TestAdoptedJobs(t *testing.T) {
+	w := newWorld(t)
+	var paths []string
+	for n := range usualFD {
+		paths = append(paths, fmt.Sprintf("/proc/self/fd/%d", n))
+	}
+	linked, _ := w.start(t, "ready", "sh", "-c", linkScript(paths)+"echo ready; exec sleep 1000")
+	mounted, _ := w.start(t, "ready", "--security=nested", "sh", "-c",
+		"echo real > /work/real; exec unshare -Urm sh -ec 'mount -t tmpfs x /work; echo hidden > /work/inner; echo ready; exec sleep 1000'")
+	if err := w.daemon.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.daemon.Wait()
+	again := exec.Command(w.daemon.Path, slices.DeleteFunc(slices.Clone(w.daemon.Args[1:]), func(arg string) bool { return arg == "--ready-fd" || arg == "3" })...)
+	again.Stderr = &w.stderr
+	w.daemon = again
+	if err := testenv.Serve(again); err != nil {
+		t.Fatal(err)
+	}
+	for i, p := range paths {
+		r := w.rnx(t.Context(), "job", "exec", "--workdir=/work/link-"+strconv.Itoa(i), linked, "cat", up[1:]+w.secret)
+		if strings.Contains(r.stdout, w.mark) || r.status != 125 {
+			t.Errorf("link to %s as workdir: %v", p, r)
+		}
+	}
+	if r := w.rnx(t.Context(), "job", "exec", linked, "pwd"); r.stdout != "/work\n" {
+		t.Errorf("the control: %v", r)
+	}
+	to := t.TempDir()
+	if r := w.rnx(t.Context(), "job", "cp", mounted+":real", to); r.status != 0 {
+		t.Errorf("the control: %v", r)
+	}
+	if r := w.rnx(t.Context(), "job", "cp", mounted+":inner", to); r.status == 0 {
+		t.Errorf("what a job has mounted over /work was fetched: %v", r)
 	}
 }
 
