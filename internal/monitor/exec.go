@@ -233,7 +233,7 @@ func execProgram(p *program, x *Exec, target, status int) {
 		connectNull(p)
 	}
 	leadSession(p, run)
-	enterWorkDir(p, run)
+	enterWorkDir(p, run, 0, 0) // what it makes is the user's, whose ids it has
 	resetSignals(p)
 	limitResources(p, run)
 	dropPrivileges(p, run)

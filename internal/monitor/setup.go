@@ -66,7 +66,7 @@ func jobProgram(p *program, box *Box, run *Run) {
 	attachTrees(p, run)
 	connectInput(p, run)
 	leadSession(p, run)
-	enterWorkDir(p, run)
+	enterWorkDir(p, run, run.UID, run.GID)
 	resetSignals(p)
 	limitResources(p, run)
 	dropPrivileges(p, run)
@@ -281,9 +281,8 @@ func (p *program) file(name, text string) {
 }
 
 // enterWorkDir enters the working directory, made where it is missing. One that not
-// every job has becomes the user's.
-func enterWorkDir(p *program, run *Run) {
-	uid, gid := run.UID, run.GID
+// every job has gets the owner.
+func enterWorkDir(p *program, run *Run, uid, gid uint32) {
 	for _, d := range rootDirs {
 		if dir := path.Clean(run.WorkDir); dir == "/" || dir == "/"+d.name {
 			uid, gid = 0, 0
