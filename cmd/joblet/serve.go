@@ -196,7 +196,7 @@ func (o *serveOptions) flags(f *pflag.FlagSet) {
 	f.IntVar(&o.ClientRate, "client-rate", o.ClientRate, "calls a second of one client with a certificate")
 	f.IntVar(&o.ClientCalls, "client-calls", o.ClientCalls, "calls under way of one client with a certificate")
 	f.Var(&o.RequestMemory, "request-memory", "what clients, but for root here, may be sending at once, all together; beside it one request at a time is unpacked, which takes up to twice its size")
-	f.Var(&o.ResponseMemory, "response-memory", "memory for messages that clients have not read yet, all together, of which one client gets at most a quarter; the others wait")
+	f.Var(&o.ResponseMemory, "response-memory", "memory for messages that clients have not read yet; one client gets at most a quarter, and further messages wait")
 	f.IntVar(&o.MaxConnections, "max-connections", o.MaxConnections, "connections of all clients with certificates")
 }
 

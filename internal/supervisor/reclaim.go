@@ -250,13 +250,13 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 	known := fileErr == nil
 	switch {
 	case known && f.End != nil && f.Attempt >= seen.attempts && f.Attempt >= rec.Attempt:
-		s.cfg.Log.Warn("a job's directory knows of its end, and its record does not", "job", rec.ID, "state", f.End.State)
+		s.cfg.Log.Warn("a job's directory has its end, and its record lacks it", "job", rec.ID, "state", f.End.State)
 		rec.Attempt = max(f.Attempt, seen.attempts)
 		endAs(rec, f.End)
 		rec.Sealed, rec.DiskBytes = nil, dirBytes(dir)
 		return s.store.Update(s.ctx, *rec)
 	case seen.attempts > rec.Attempt:
-		s.cfg.Log.Warn("a job's directory knows of attempts of which its record does not", "job", rec.ID, "attempt", seen.attempts, "recorded", rec.Attempt)
+		s.cfg.Log.Warn("a job's directory has attempts that its record lacks", "job", rec.ID, "attempt", seen.attempts, "recorded", rec.Attempt)
 		secrets := rec.Spec.SecretEnv
 		rec.Attempt = seen.attempts
 		if err := rerunHistory(&rec.Job, dir); err != nil {
