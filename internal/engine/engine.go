@@ -695,8 +695,8 @@ func (e *Engine) foreign(id string) bool {
 
 // Boxes returns the ids of the boxes that have a cgroup: those of this daemon,
 // and what former ones with the same state directory left, or, of versions without
-// tags, with the same run directory. foreign is how many there are of other state
-// directories.
+// tags, with the same run directory; and what nobody uses. foreign is how many there are
+// of other state directories.
 func (e *Engine) Boxes() (ids []string, foreign int, err error) {
 	for i, h := range append([]*cgroup.Hierarchy{e.groups}, e.former...) {
 		found, err := h.Boxes()
@@ -705,7 +705,7 @@ func (e *Engine) Boxes() (ids []string, foreign int, err error) {
 		}
 		for _, id := range found {
 			switch {
-			case e.foreign(id):
+			case e.foreign(id) && (i > 0 || e.inUse(id)):
 				foreign++
 			case i == 0 || id[14] == '8':
 				ids = append(ids, id)
@@ -713,6 +713,14 @@ func (e *Engine) Boxes() (ids []string, foreign int, err error) {
 		}
 	}
 	return ids, foreign, nil
+}
+
+// inUse reports whether a box has a monitor or a process. One of another state
+// directory that has neither is what a daemon that was killed left, and the run directory
+// is ours now.
+func (e *Engine) inUse(id string) bool {
+	pids, err := e.groups.Group(id).PIDs()
+	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(pids) > 0 || e.sockets.hasMonitor(id)
 }
 
 // UsedRunDirs returns those of FormerRunDirs below whose cgroups there are still

@@ -212,6 +212,10 @@ func HasMonitor(runDirs []string, id string) bool {
 		return true // nobody knows: nothing may be removed
 	}
 	defer s.close()
+	return s.hasMonitor(id)
+}
+
+func (s sockets) hasMonitor(id string) bool {
 	fd, err := s.dial(id)
 	if err == nil {
 		unix.Close(fd)

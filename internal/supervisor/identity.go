@@ -15,6 +15,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/monitor"
 )
 
 // identityName is the file in the state directory that tells a copy of it from
@@ -70,7 +72,7 @@ func locate(stateDir, runDir string, log *slog.Logger) (whereabouts, error) {
 	switch w.last, err = readIdentity(w.path); {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist): // it is new, or of a version that had no such file
-	case errors.Is(err, errIdentity):
+	case errors.Is(err, errDamaged):
 		log.Warn("cannot tell whether the state directory is a copy: its identity is replaced", "error", err)
 	default:
 		return w, fmt.Errorf("identify the state directory: %w", err)
@@ -104,22 +106,13 @@ func locate(stateDir, runDir string, log *slog.Logger) (whereabouts, error) {
 	return w, nil
 }
 
-var errIdentity = errors.New("it is damaged")
-
 func readIdentity(path string) (*identity, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
+	var id identity
+	if err := readSealed(path, maxIdentity, &id); err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	text := make([]byte, maxIdentity)
-	n, err := f.Read(text)
-	if err != nil || n == maxIdentity {
-		return nil, fmt.Errorf("read %s: %w", path, errIdentity)
-	}
-	var id identity
-	if err := json.Unmarshal(text[:n], &id); err != nil || !validTag(id.Tag) || len(id.RunDirs) == 0 {
-		return nil, fmt.Errorf("read %s: %w", path, errIdentity)
+	if !validTag(id.Tag) || len(id.RunDirs) == 0 {
+		return nil, fmt.Errorf("%w: %s names no directory", errDamaged, identityName)
 	}
 	return &id, nil
 }
@@ -152,7 +145,7 @@ func (w *whereabouts) record() error {
 	if err != nil {
 		return err
 	}
-	text = append(text, '\n')
+	text = monitor.Seal(text)
 	err = replaceFile(w.path, text)
 	if w.last != nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
 		err = overwrite(w.path, text) // in the room that it has

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/monitor"
 )
 
 func TestLocate(t *testing.T) {
@@ -39,6 +41,7 @@ func TestLocate(t *testing.T) {
 		{name: "damage", raw: "{", runDirs: []string{runDir}},
 		{name: "nothing in it", raw: " ", runDirs: []string{runDir}},
 		{name: "a tag that is none", change: func(id *identity) { id.Tag = "../../../../" }, runDirs: []string{runDir}},
+		{name: "a flipped bit", raw: `{"tag":"0123456789ab","device":1,"inode":2,"run_dirs":["/run/one"],"sum":"00000000"}`, runDirs: []string{runDir}},
 		{name: "much too long", raw: strings.Repeat(" ", maxIdentity+1), runDirs: []string{runDir}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -59,6 +62,7 @@ func TestLocate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			text = monitor.Seal(text)
 			if test.raw != "" {
 				text = []byte(test.raw)
 			}
@@ -141,11 +145,30 @@ func TestOthersBoxes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	const unused = "01234567-89ab-8cde-8f02-ffffffffffff"
+	left, err := groups.Create(unused)
+	if err != nil {
+		t.Fatal(err)
+	}
 	defer groups.RemoveEmpty()
+	process := exec.Command("sleep", "1000")
+	if err := process.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := group.Enter(process.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
 	defer func() {
 		if !group.Exists() {
 			t.Error("it was removed")
 		}
+		if left.Exists() {
+			t.Error("what nobody uses was not removed")
+		}
+		if err := process.Process.Kill(); err != nil {
+			t.Errorf("its process was ended: %v", err)
+		}
+		_ = process.Wait()
 		if err := group.Remove(t.Context()); err != nil {
 			t.Error(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -92,7 +93,12 @@ type victimJob struct {
 
 func newVictim(t *testing.T) *victim {
 	t.Helper()
-	v := &victim{d: withState(t), backup: t.TempDir(), jobs: map[string]*victimJob{}, old: map[string]string{}}
+	address := freeAddress(t)
+	v := &victim{d: withState(t, "--listen="+address), backup: t.TempDir(), jobs: map[string]*victimJob{}, old: map[string]string{}}
+	init := exec.Command(binDir+"/joblet", "pki", "--dir="+filepath.Join(v.d.state, "pki"), "init", "--address="+address, "--out="+filepath.Join(t.TempDir(), "admin.yml"))
+	if out, err := init.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	v.d.serve(t)
 	v.d.kill(t)
 	for _, name := range []string{"joblet.db", "joblet.db-wal", "joblet.db-shm", "joblet.seq", "audit.log"} {
@@ -193,7 +199,7 @@ func (v *victim) files(t *testing.T) (all []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"joblet.db", "joblet.db-wal", "joblet.seq", "secrets.key"} {
+	for _, want := range []string{"joblet.db", "joblet.db-wal", "joblet.seq", "secrets.key", "identity.json", "pki/server.pem", "pki/index.json"} {
 		if !slices.Contains(all, want) {
 			t.Errorf("there is no %s in %v", want, all)
 		}
@@ -313,7 +319,7 @@ func (v *victim) check(t *testing.T, file string) {
 	v.checkKept(t, file)
 	if err != nil {
 		name := filepath.Base(file)
-		if text := strings.TrimSpace(err.Error()); !strings.Contains(text, strings.TrimSuffix(name, "-wal")) || file != "secrets.key" && !strings.HasPrefix(file, "joblet.db") {
+		if text := strings.TrimSpace(err.Error()); !strings.Contains(text, strings.TrimSuffix(name, "-wal")) || file != "secrets.key" && !strings.HasPrefix(file, "joblet.db") && !strings.HasPrefix(file, "pki/") {
 			t.Errorf("it refuses to start: %s", text)
 		}
 		return
