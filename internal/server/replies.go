@@ -171,6 +171,9 @@ func (r *responses) finish(p *reply) {
 	}
 	p.over = true
 	delete(p.conn.open, p.stream)
+	if p.waits != nil { // what it would be granted nothing would give back
+		r.leave(p.waits)
+	}
 	p.conn.backlog -= p.backlog
 	p.backlog = 0
 	p.ended()

@@ -438,19 +438,16 @@ func TestEndStays(t *testing.T) {
 			_, err := s.Cancel(t.Context(), job.ID)
 			canceled <- err
 		}()
-		s.mu.Lock()
-		for !l.starting && !l.rec.State.Final() {
-			s.mu.Unlock()
-			s.mu.Lock()
-		}
-		inTime := !l.rec.State.Final()
-		if inTime {
-			for rec := (store.Record{}); rec.State != joblet.Canceled; {
-				if rec, err = s.store.Get(t.Context(), job.ID); err != nil {
-					t.Fatal(err)
-				}
+		inTime, over := false, false
+		for !inTime && !over {
+			s.mu.Lock() // whoever cancels it needs this too, before and after
+			rec, err := s.store.Get(t.Context(), job.ID)
+			if err != nil {
+				t.Fatal(err)
 			}
-			for range 50 {
+			over = l.rec.State.Final()
+			inTime = !over && rec.State == joblet.Canceled
+			for n := 0; inTime && n < 50; n++ {
 				if l.saving.TryLock() {
 					l.saving.Unlock()
 					t.Error("its record may be written while it still waits")
@@ -458,8 +455,8 @@ func TestEndStays(t *testing.T) {
 				}
 				time.Sleep(time.Millisecond)
 			}
+			s.mu.Unlock()
 		}
-		s.mu.Unlock()
 		if err := <-canceled; err != nil {
 			t.Fatal(err)
 		}
