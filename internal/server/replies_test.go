@@ -131,6 +131,61 @@ func TestReplyWindows(t *testing.T) {
 	}
 }
 
+// TestReplyReset: a call whose client ends it while its message waits is granted nothing,
+// which nobody would give back.
+func TestReplyReset(t *testing.T) {
+	t.Parallel()
+	for _, where := range []place{connRoom, streamRoom, memoryRoom} {
+		limit := int64(64 << 20)
+		r := newResponses(func() int64 { return limit })
+		conn, p := outlet(t, r, "client", 1, 3)
+		conn.skip = 0
+		n := 16000
+		switch where {
+		case connRoom:
+			conn.look(windowFrame(1, 1<<20))
+			for range 4 {
+				if err := p[0].room(t.Context(), sized(n), true, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		case streamRoom:
+			n = 60000
+			conn.look(windowFrame(0, 1<<20))
+			if err := p[1].room(t.Context(), sized(n), true, nil); err != nil {
+				t.Fatal(err)
+			}
+		case memoryRoom:
+			limit = 2 * clientFloor
+			conn.look(append(windowFrame(0, 1<<20), windowFrame(1, 1<<20)...))
+			for range 4 {
+				if err := p[0].room(t.Context(), sized(n), true, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		got := waits(t, ctx, p[1], n, where)
+		conn.look([]byte{0, 0, 4, frameReset, 0, 0, 0, 0, 3, 0, 0, 0, 8})
+		r.mu.Lock()
+		r.freed(conn, conn.held) // and what would let it go on
+		conn.credit += 1 << 20
+		r.next(conn)
+		held, backlog := conn.held, conn.backlog-p[0].backlog
+		r.mu.Unlock()
+		cancel()
+		if err := <-got; err == nil {
+			t.Errorf("%v: a call that has ended goes on", where)
+		}
+		if held != 0 || backlog != 0 {
+			t.Errorf("%v: %d bytes are held and %d wait for a call that has ended", where, held, backlog)
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestReplyMemory: one client gets no more than its share, others are served, and what
 // is freed goes to those that wait.
 func TestReplyMemory(t *testing.T) {
