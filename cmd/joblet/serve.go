@@ -458,6 +458,14 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		return err
 	}
 	defer lock.Close()
+	var scrapes net.Listener
+	if counts != nil { // before anything is made or recovered: the port may be taken
+		var cleanup func()
+		if scrapes, cleanup, err = scraped.listen(); err != nil {
+			return err
+		}
+		defer cleanup()
+	}
 	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state directory: %w", err)
 	}
@@ -467,14 +475,6 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	}
 	defer stateLock.Close()
 
-	var scrapes net.Listener
-	if counts != nil { // before anything is recovered: the port may be taken
-		var cleanup func()
-		if scrapes, cleanup, err = scraped.listen(); err != nil {
-			return err
-		}
-		defer cleanup()
-	}
 	cfg := o.supervisor(log)
 	cfg.Metrics = counts
 	sup, err := supervisor.Open(ctx, cfg)
