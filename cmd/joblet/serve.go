@@ -447,9 +447,6 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		return fmt.Errorf("create run directory: %w", err)
 	}
-	if err := keepStatePrivate(o.StateDir); err != nil {
-		return fmt.Errorf("state directory: %w", err)
-	}
 	if err := checkOwn(o.RunDir); err != nil {
 		return err
 	}
@@ -466,8 +463,8 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		}
 		defer cleanup()
 	}
-	if err := os.MkdirAll(o.StateDir, 0o700); err != nil {
-		return fmt.Errorf("make the state directory: %w", err)
+	if err := keepStatePrivate(o.StateDir); err != nil {
+		return fmt.Errorf("state directory: %w", err)
 	}
 	stateLock, err := o.lockState(ctx)
 	if err != nil {
