@@ -684,7 +684,7 @@ func (g *Group) Monitors() ([]int, error) {
 	return readPIDs(filepath.Join(g.Monitor, "cgroup.procs"))
 }
 
-// ThawMonitors lets the monitors go on if somebody has frozen their cgroup.
+// ThawMonitors lets the monitors go on if their cgroup is frozen.
 func (g *Group) ThawMonitors() error {
 	if g.top == "" {
 		return nil

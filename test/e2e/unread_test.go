@@ -293,9 +293,9 @@ func (u *unread) settled(t *testing.T) int {
 }
 
 // overSocket are methods that are called through the local socket as well, where
-// connections differ and calls do not: the largest messages, and a list.
+// connections differ and calls do not: the largest messages, files, and a list.
 var overSocket = []string{
-	api.JobService_FollowJob_FullMethodName, api.JobService_QueryJobs_FullMethodName,
+	api.JobService_FollowJob_FullMethodName, api.JobService_GetJobFiles_FullMethodName, api.JobService_QueryJobs_FullMethodName,
 }
 
 // TestUnreadStreams: 1,000 streams of each method that has any, which nobody reads,
