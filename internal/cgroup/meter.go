@@ -12,8 +12,9 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// A Meter reads what a job's cgroups count. It keeps their files open: to open
-// one costs more than to read it. Not for use by several goroutines at once.
+// A Meter reads what a job's cgroups count. It keeps their files open, because
+// opening one costs more than reading it, as long as this process has descriptors
+// to spare. Not for use by several goroutines at once.
 type Meter struct {
 	dirs  Dirs
 	fds   map[string]int // by path; -1: there is no such file
@@ -47,14 +48,33 @@ func (m *Meter) file(dir, name string) []byte {
 	fd, known := m.fds[path]
 	if !known {
 		var err error
-		if fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-			fd = -1
+		switch fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0); {
+		case err == nil && scarce(fd):
+			defer unix.Close(fd)
+		case err == nil:
+			m.fds[path] = fd
+		case err == unix.ENOENT:
+			m.fds[path] = -1
+		default: // EMFILE, for one: the next sample may have more luck
+			return nil
 		}
-		m.fds[path] = fd
 	}
 	if fd < 0 {
 		return nil
 	}
+	return m.read(fd)
+}
+
+// scarce reports whether fd, just opened, is in the upper half of the descriptors
+// that this process may have: those are for what does not keep them, such as calls.
+// The kernel gives out the lowest that is free.
+func scarce(fd int) bool {
+	var limit unix.Rlimit
+	return unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) == nil && uint64(fd) >= limit.Cur/2
+}
+
+// read returns what is in an open file. It is valid until the next call.
+func (m *Meter) read(fd int) []byte {
 	total := 0
 	for {
 		n, err := unix.Pread(fd, m.buf[total:], int64(total))

@@ -2,6 +2,7 @@ package store
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -10,11 +11,18 @@ import (
 // On a full disk nothing could be deleted: to record that a job is gone takes room,
 // too. So room is kept for that. The write-ahead log is filled with zeros in
 // advance, and beside the database lie two files with nothing in them. One is given
-// up when the database has to grow. Both are given up when it is opened on a full
-// disk, for the log and its index to be made. They are made again once there is room.
+// up when the database has to grow. When the database is opened on a full disk they
+// become the log and its index: renamed, not removed, since jobs that write logs
+// take what is free at once. They are made again once there is room.
+var reserveFiles = [...]struct {
+	name, becomes string // suffixes of the database's name
+	size          int64  // in bytes
+}{
+	{"-reserve1", "-wal", smallWAL},
+	{"-reserve2", "-shm", 32 << 10},
+}
+
 const (
-	reserveFiles = 2         // the log and its index: so many inodes
-	reserveSize  = 128 << 10 // of each, in bytes: both have room where smallWAL and the index had
 	// reserveFrom is the free space in bytes from which on room is kept.
 	reserveFrom = 1 << 20
 	// leastFree is the free space in bytes below which a disk counts as full for
@@ -28,45 +36,48 @@ type reserve struct {
 	whole bool
 }
 
-func (r *reserve) name(n int) string {
-	return r.path + [reserveFiles]string{"-reserve1", "-reserve2"}[n]
-}
+func (r *reserve) name(n int) string { return r.path + reserveFiles[n].name }
 
 // keep makes what is missing of the files, if there is enough room for others.
 func (r *reserve) keep() {
-	if r.whole {
-		return
-	}
-	if f, ok := freeOn(r.path); ok && f.bytes >= reserveFrom && f.files >= 2*reserveFiles {
+	if !r.whole && !scarceOn(r.path) {
 		r.restore()
 	}
+}
+
+// scarceOn reports whether a disk has so little left that all of it is for others.
+func scarceOn(path string) bool {
+	f, ok := freeOn(path)
+	return !ok || f.bytes < reserveFrom || f.files < 2*uint64(len(reserveFiles))
 }
 
 // restore makes what is missing of the files, as far as there is room.
 func (r *reserve) restore() {
 	r.whole = true
-	for n := range reserveFiles {
-		if err := makeReserve(r.name(n)); err != nil {
+	for n, file := range reserveFiles {
+		if err := makeReserve(r.name(n), file.size); err != nil {
 			r.whole = false
 		}
 	}
 }
 
-func makeReserve(name string) (err error) {
+func makeReserve(name string, size int64) (err error) {
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Size == reserveSize && st.Blocks*512 >= reserveSize {
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil || st.Size == size && st.Blocks*512 >= size {
 		return err
 	}
-	err = unix.Fallocate(int(f.Fd()), 0, 0, reserveSize)
+	err = unix.Fallocate(int(f.Fd()), 0, 0, size)
 	if err == unix.EOPNOTSUPP {
-		_, err = f.WriteAt(make([]byte, reserveSize), 0)
+		_, err = f.WriteAt(make([]byte, size), 0)
 	}
-	if err != nil {
+	if err == nil {
+		err = f.Truncate(size) // another version made it larger
+	} else {
 		err = errors.Join(err, f.Truncate(0)) // the inode alone is worth something
 	}
 	return err
@@ -78,11 +89,17 @@ func (r *reserve) grow() {
 	_ = os.Truncate(r.name(0), 0)
 }
 
-// giveUp removes the files, and reports whether there were any.
-func (r *reserve) giveUp() (were bool) {
+// spend gives the files up for the log and its index, and reports whether there
+// were any. SQLite takes a log of zeros for an empty one, and makes the index anew.
+func (r *reserve) spend() (were bool) {
 	r.whole = false
-	for n := range reserveFiles {
-		if os.Remove(r.name(n)) == nil {
+	for n, file := range reserveFiles {
+		to := r.path + file.becomes
+		give := os.Remove
+		if info, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+			give = func(name string) error { return os.Rename(name, to) }
+		}
+		if give(r.name(n)) == nil {
 			were = true
 		}
 	}

@@ -50,6 +50,9 @@ func TestFullDiskChanges(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			if err := s.Vouch(t.Context()); err != nil {
+				t.Fatal(err)
+			}
 			const n = 200
 			for i := range n {
 				mustInsert(t, s, jobN(i))
@@ -82,7 +85,7 @@ func TestFullDiskChanges(t *testing.T) {
 				t.Fatal(err)
 			}
 			fillDisk(t, dir, inodes)
-			if s, err = Open(t.Context(), path); err != nil {
+			if s, _, err = Rescue(t.Context(), path, filepath.Join(dir, "damaged")); err != nil { // as the daemon does
 				t.Fatal(err)
 			}
 			defer func() {

@@ -90,10 +90,11 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read schema: %w", err)
 	}
-	return open(ctx, path, all)
+	return open(ctx, path, all, false)
 }
 
-func open(ctx context.Context, path string, steps []string) (_ *Store, err error) {
+// open is Open. scarce: what was kept for a full disk has been given up already.
+func open(ctx context.Context, path string, steps []string, scarce bool) (_ *Store, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open job records %s: %w", path, err)
 	}
@@ -128,13 +129,15 @@ func open(ctx context.Context, path string, steps []string) (_ *Store, err error
 		}
 	}()
 	err = s.connect(steps)
-	if joblet.KindOf(err) == joblet.ResourceExhausted && s.reserve.giveUp() {
-		if err = s.connect(steps); err == nil {
-			_, _ = s.growWAL() // before others take what is free now
-		}
+	if joblet.KindOf(err) == joblet.ResourceExhausted && s.reserve.spend() {
+		scarce = true
+		err = s.connect(steps)
 	}
 	if err != nil {
 		return nil, err
+	}
+	if scarce {
+		_, _ = s.growWAL() // before others take what is free now
 	}
 	s.reserve.keep()
 	go s.write()
@@ -338,6 +341,7 @@ func (s *Store) Close() error {
 		}
 		// The last connection to go checkpoints and removes the log.
 		s.w.count()
+		last := s.keepLog()
 		s.closeErr = errors.Join(s.closeErr, s.w.conn.Close())
 		if f := s.w.ledgerFile; f != nil {
 			s.w.counted.closed = s.closeErr == nil && (s.closed || s.vouched.Load())
@@ -348,8 +352,30 @@ func (s *Store) Close() error {
 			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, s.closeErr)
 		}
 		s.reserve.restore() // for the next start, even if it takes what the log had
+		if last != nil {
+			_ = last.Close()
+		}
 	})
 	return s.closeErr
+}
+
+// keepLog returns, on a disk with little room, a connection to be closed after the
+// writer's: it cannot write and so leaves the log and its index where they are, for
+// others would take their room before the next start.
+func (s *Store) keepLog() *sqlite.Conn {
+	if !scarceOn(s.path) {
+		return nil
+	}
+	s.w.checkpoint()
+	c, err := sqlite.OpenConn(s.path, sqlite.OpenReadOnly)
+	if err != nil {
+		return nil
+	}
+	if _, err := pragma(c, "SELECT count(*) FROM sqlite_schema"); err != nil { // it opens the log only to read
+		_ = c.Close()
+		return nil
+	}
+	return c
 }
 
 var errClosed = joblet.Errorf(joblet.Unavailable, "the job records are closed")

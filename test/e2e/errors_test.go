@@ -18,7 +18,8 @@ import (
 func TestErrorsAreNotInternal(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	deep := "/" + strings.Repeat("x/", 2000)
+	deep := "/" + strings.Repeat("x/", 2046) + "xx" // PATH_MAX bytes with the NUL: it can be made
+	tooDeep := deep + "x"
 	for _, test := range []struct {
 		args []string
 		want string
@@ -28,7 +29,7 @@ func TestErrorsAreNotInternal(t *testing.T) {
 		{[]string{"--rlimit=cpu=0", "--init", "true"}, "at least 1 second"},
 		{[]string{"--max-pids=1", "--init", "true"}, "--max-pids"},
 		{[]string{"--rlimit=nproc=0", "--init", "true"}, "nproc"},
-		{[]string{"--workdir=" + deep, "true"}, "working directory"},
+		{[]string{"--workdir=" + tooDeep, "true"}, "at most 4095"},
 	} {
 		t.Run(strings.Join(test.args[:len(test.args)-1], " ")[:14], func(t *testing.T) {
 			t.Parallel()
@@ -38,11 +39,17 @@ func TestErrorsAreNotInternal(t *testing.T) {
 			}
 		})
 	}
+	t.Run("deep", func(t *testing.T) {
+		t.Parallel()
+		if r := d.job(t, "--workdir="+deep, "pwd"); r.status != 0 || r.stdout != deep+"\n" {
+			t.Errorf("status %d, %.500s", r.status, r)
+		}
+	})
 	t.Run("exec", func(t *testing.T) {
 		t.Parallel()
 		id := d.detach(t, "sleep", "1000")
-		r := d.rnx(t.Context(), "job", "exec", "--workdir="+deep, id, "true")
-		if r.status != 125 || !strings.Contains(r.stderr, "working directory") {
+		r := d.rnx(t.Context(), "job", "exec", "--workdir="+tooDeep, id, "true")
+		if r.status != 125 || !strings.Contains(r.stderr, "at most 4095") {
 			t.Errorf("status %d, %.500s", r.status, r.stderr)
 		}
 	})
@@ -156,6 +163,7 @@ func TestExecInterrupted(t *testing.T) {
 	d := newDaemon(t)
 	// A job that stops each new process.
 	id := d.detach(t, "bash", "-c", "while :; do kill -STOP -1; done")
+	seen := map[string]bool{}
 	for _, args := range [][]string{{"job", "exec", id, "true"}, {"job", "shell", id}} {
 		cmd := d.command(t.Context(), args...)
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -164,7 +172,7 @@ func TestExecInterrupted(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if !eventually(patience, func() bool { return hasBegun(d) }) {
+		if !eventually(patience, func() bool { return begun(d, seen) }) {
 			t.Fatal("no process begins")
 		}
 		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -187,11 +195,13 @@ func TestExecInterrupted(t *testing.T) {
 	}
 }
 
-// hasBegun reports whether a process is on its way into the job.
-func hasBegun(d *daemon) bool {
+// begun reports whether another process than those that were seen is on its way
+// into the job.
+func begun(d *daemon, seen map[string]bool) bool {
 	out, _ := exec.Command("sh", "-c", "cat /proc/"+strconv.Itoa(d.cmd.Process.Pid)+"/task/*/children").Output()
 	for pid := range strings.FieldsSeq(string(out)) {
-		if argv, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.HasSuffix(string(argv), "\x00exec\x00") {
+		if argv, _ := os.ReadFile("/proc/" + pid + "/cmdline"); strings.HasSuffix(string(argv), "\x00exec\x00") && !seen[pid] {
+			seen[pid] = true
 			return true
 		}
 	}

@@ -54,7 +54,13 @@ func TestStateLocked(t *testing.T) {
 				}
 			}
 			other := d.beside(t, test.state, "")
-			other.sys = test.sys
+			if other.sys = test.sys; test.sys != nil { // with a /proc of its own, as a container has
+				other.bin = filepath.Join(t.TempDir(), "joblet")
+				script := "#!/bin/sh\nset -e\nmount --make-rprivate /\nmount -t proc proc /proc\nexec " + binDir + "/joblet \"$@\"\n"
+				if err := os.WriteFile(other.bin, []byte(script), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
 			err := other.start()
 			if err == nil {
 				other.stop()
