@@ -27,6 +27,7 @@ func TestCandidates(t *testing.T) {
 		{"./run", "/usr/bin", "/work/x", []string{"/work/x/run"}},
 		{"bin/run", "/usr/bin", "/work", []string{"/work/bin/run"}},
 		{"bash", "", "/work", []string{"/work/bash"}},
+		{"bash", "/a:/b:/a/:/b", "/work", []string{"/a/bash", "/b/bash"}},
 	}
 	for _, test := range tests {
 		got := candidates(&Run{Command: test.command, Path: test.path, WorkDir: test.workdir})

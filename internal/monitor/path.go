@@ -129,11 +129,12 @@ func (a *arena) inRoot() syscall.Errno {
 //go:nocheckptr
 //go:nosplit
 func (a *arena) lookUpCandidates() {
-	for i := 0; i < a.nexec; i++ {
-		fd, errno := a.openPath(atFDCWD, a.exec[i].path, pathFlags)
+	for i := uintptr(0); i < a.nexec; i++ {
+		c := a.candidate(i)
+		fd, errno := a.openPath(atFDCWD, c.path, pathFlags)
 		if errno == 0 {
 			syscall.RawSyscall(unix.SYS_CLOSE, fd, 0, 0)
 		}
-		a.exec[i].magic = errno == syscall.ELOOP
+		c.magic = errno == syscall.ELOOP
 	}
 }

@@ -77,8 +77,8 @@ type arena struct {
 
 	how   unix.OpenHow // of jobPath
 	cwd   [4096]byte   // getcwd(2) gives no more (PATH_MAX)
-	exec  [64]candidate
-	nexec int
+	exec  uintptr      // array of nexec candidates
+	nexec uintptr
 	argv  uintptr // **byte; the first pointer is overwritten by each candidate
 	envp  uintptr
 
@@ -102,6 +102,15 @@ type arena struct {
 type candidate struct {
 	path  uintptr
 	magic bool // it leads through a magic link
+}
+
+// candidate returns the path that is tried after i others.
+//
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (a *arena) candidate(i uintptr) *candidate {
+	return (*candidate)(pointer(a.exec + i*unsafe.Sizeof(candidate{})))
 }
 
 // program builds one table in the arena.
@@ -410,12 +419,13 @@ func (a *arena) receive(first uintptr) syscall.Errno {
 //go:nosplit
 func (a *arena) execute() syscall.Errno {
 	result := syscall.ENOENT
-	for i := 0; i < a.nexec; i++ {
+	for i := uintptr(0); i < a.nexec; i++ {
 		a.execBegan = 1
-		if a.exec[i].magic {
+		c := a.candidate(i)
+		if c.magic {
 			return syscall.ELOOP
 		}
-		path := a.exec[i].path
+		path := c.path
 		*(*uintptr)(pointer(a.argv)) = path // argv[0] is the resolved path
 		_, _, errno := syscall.RawSyscall(unix.SYS_EXECVE, path, a.argv, a.envp)
 		switch errno {
@@ -424,6 +434,10 @@ func (a *arena) execute() syscall.Errno {
 			// ENOENT too (execve(2)); it is found, and cannot be executed.
 			if _, _, e := syscall.RawSyscall6(unix.SYS_FACCESSAT, atFDCWD, path, unix.F_OK, 0, 0, 0); e == 0 {
 				return syscall.ELIBACC
+			}
+		case syscall.ENAMETOOLONG:
+			if a.nexec == 1 {
+				return errno
 			}
 		case syscall.EACCES:
 			result = errno

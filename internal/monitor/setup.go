@@ -437,12 +437,15 @@ func executeCommand(p *program, run *Run) {
 	p.call("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)
 	a.argv = p.pointers(append([]string{run.Command}, run.Args...))
 	a.envp = p.pointers(run.Env)
-	for _, c := range candidates(run) {
-		if a.nexec == len(a.exec) {
+	list := candidates(run)
+	a.exec = p.alloc(len(list) * int(unsafe.Sizeof(candidate{})))
+	a.nexec = uintptr(len(list))
+	for i, c := range list {
+		at := p.str(c)
+		if p.full {
 			break
 		}
-		a.exec[a.nexec].path = p.str(c)
-		a.nexec++
+		*a.candidate(uintptr(i)) = candidate{path: at}
 	}
 	p.add("execute "+run.Command, op{kind: opExec})
 }
@@ -457,11 +460,15 @@ func candidates(run *Run) []string {
 		return []string{run.Command}
 	}
 	var list []string
+	seen := map[string]bool{}
 	for dir := range strings.SplitSeq(run.Path, ":") {
 		if !path.IsAbs(dir) {
 			dir = path.Join(run.WorkDir, dir) // an empty element is the working directory
 		}
-		list = append(list, path.Join(dir, run.Command))
+		if c := path.Join(dir, run.Command); !seen[c] {
+			seen[c] = true
+			list = append(list, c)
+		}
 	}
 	return list
 }

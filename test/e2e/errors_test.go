@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,37 @@ func TestErrorsAreNotInternal(t *testing.T) {
 			t.Errorf("status %d, %.500s", r.status, r.stderr)
 		}
 	})
+}
+
+// TestLongSearchPath: a command is found however many directories come before its
+// own, and behind a name that is too long for a file.
+func TestLongSearchPath(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	var many strings.Builder
+	for i := range 6000 {
+		fmt.Fprintf(&many, "/opt/%d:", i)
+	}
+	id := d.detach(t, "sleep", "1000")
+	for name, before := range map[string]string{
+		"many":     many.String(),
+		"repeated": strings.Repeat("/opt:", 20000),
+		"too long": "/" + strings.Repeat("x", 300) + ":/" + strings.Repeat("x/", 2100) + ":",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := "--env=PATH=" + before + "/usr/bin"
+			if r := d.job(t, path, "env"); r.status != 0 || !strings.Contains(r.stdout, "\nPATH="+before) && !strings.HasPrefix(r.stdout, "PATH="+before) {
+				t.Errorf("run: status %d, %.500s", r.status, r.stderr)
+			}
+			if r := d.rnx(t.Context(), "job", "exec", path, id, "true"); r.status != 0 {
+				t.Errorf("exec: status %d, %.500s", r.status, r.stderr)
+			}
+			if r := d.job(t, path, "no-such"); r.status != 127 || !strings.Contains(r.stderr, "command not found") {
+				t.Errorf("a command that there is not: status %d, %.500s", r.status, r.stderr)
+			}
+		})
+	}
 }
 
 // TestDaemonOutOfFiles: a daemon that has as many open files as it may have says
