@@ -125,11 +125,13 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job
 // mayStart reports whether the job can run at once, and then makes it a live one
 // with a place, and the caller one that Close waits for. A job with an idempotency
 // key is never started beside being recorded: a crash could leave a run without
-// a record, and asking again would run it twice.
+// a record, and asking again would run it twice. Nor is one with secrets that may run
+// again: they are in its record alone.
 func (s *Supervisor) mayStart(l *live) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing || !l.rec.Scheduled.IsZero() || l.rec.Spec.IdempotencyKey != "" || len(l.rec.Spec.DependsOn) > 0 ||
+	secrets := len(l.rec.Spec.SecretEnv) > 0 && l.rec.Spec.Retries > 0
+	if s.closing || !l.rec.Scheduled.IsZero() || secrets || l.rec.Spec.IdempotencyKey != "" || len(l.rec.Spec.DependsOn) > 0 ||
 		len(s.ready) > 0 || !s.hasPlace() || s.hasMany(l) || s.holdsMuch(l) {
 		return false
 	}
