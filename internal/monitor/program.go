@@ -79,8 +79,17 @@ type arena struct {
 	cwd   [4096]byte   // getcwd(2) gives no more (PATH_MAX)
 	exec  uintptr      // array of nexec candidates
 	nexec uintptr
-	argv  uintptr // **byte; the first pointer is overwritten by each candidate
-	envp  uintptr
+
+	// What the first process saw of the candidate that the kernel could not execute.
+	mayInspect bool
+	inspected  uintptr // its path
+	nfiles     int
+	files      [maxScripts]execFile
+	stat       unix.Stat_t
+	table      [tableSize]byte // of the program's segments
+
+	argv uintptr // **byte; the first pointer is overwritten by each candidate
+	envp uintptr
 
 	msg     unix.Msghdr
 	iov     unix.Iovec
@@ -353,6 +362,9 @@ func (a *arena) child() {
 				errno = a.receive(uintptr(o.save))
 			case opExec:
 				errno = a.execute()
+				if a.mayInspect && a.inspected != 0 { // here, since there is little stack
+					a.inspect(a.inspected)
+				}
 			case opReaper:
 				errno = a.reaper()
 			case opSend:
@@ -432,7 +444,11 @@ func (a *arena) execute() syscall.Errno {
 		case syscall.ENOENT, syscall.ENOTDIR:
 			// An existing script or program whose interpreter is missing gives
 			// ENOENT too (execve(2)); it is found, and cannot be executed.
+			if !a.mayInspect {
+				continue
+			}
 			if _, _, e := syscall.RawSyscall6(unix.SYS_FACCESSAT, atFDCWD, path, unix.F_OK, 0, 0, 0); e == 0 {
+				a.inspected = path
 				return syscall.ELIBACC
 			}
 		case syscall.ENAMETOOLONG:
@@ -441,7 +457,9 @@ func (a *arena) execute() syscall.Errno {
 			}
 		case syscall.EACCES:
 			result = errno
+			a.inspected = path
 		default:
+			a.inspected = path
 			return errno
 		}
 	}
