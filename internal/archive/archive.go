@@ -329,14 +329,21 @@ type source struct {
 // input counts, and keeps the error of a reader apart from those of the
 // archive's form.
 type input struct {
-	r   io.Reader
-	n   int64
-	err error
+	r    io.Reader
+	n    int64
+	last [tarBlock]byte // of the bytes read
+	err  error
 }
 
 func (in *input) Read(p []byte) (int, error) {
 	n, err := in.r.Read(p)
 	in.n += int64(n)
+	if n >= len(in.last) {
+		copy(in.last[:], p[n-len(in.last):n])
+	} else {
+		copy(in.last[:], in.last[n:])
+		copy(in.last[len(in.last)-n:], p[:n])
+	}
 	if err != nil && err != io.EOF {
 		in.err = err
 	}
@@ -424,8 +431,9 @@ func (s *source) next() (entry, error) {
 // end makes sure that the archive has not been cut off where an entry ends, and
 // reads to the end of what pads it. pos is where the last entry's content ended.
 func (s *source) end(pos int64) error {
-	const block, padding = 512, 1 << 20
-	if s.in.n < (pos+block-1)/block*block+block {
+	const padding = 1 << 20
+	// A block of zeros ends it. An extended header that was cut off has none.
+	if s.in.n < (pos+tarBlock-1)/tarBlock*tarBlock+tarBlock || s.in.last != [tarBlock]byte{} {
 		return s.damaged(io.ErrUnexpectedEOF)
 	}
 	buf := make([]byte, 4096)

@@ -756,3 +756,31 @@ func linksOf(t testing.TB, archive []byte) map[string]bool {
 		}
 	}
 }
+
+// TestCutShort: an archive is refused wherever it ends before its end.
+func TestCutShort(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	name := filepath.Join(dir, "file")
+	if err := os.WriteFile(name, make([]byte, 1000), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(name, time.Time{}, time.Unix(5, 123456789)); err != nil { // in an extended header
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var whole bytes.Buffer
+	if _, err := PackTree(&whole, root, nil, DefaultLimits); err != nil {
+		t.Fatal(err)
+	}
+	least := whole.Len() - tarBlock // one of the two blocks of zeros is enough
+	for n := range whole.Len() {
+		if _, err := Check(io.Discard, bytes.NewReader(whole.Bytes()[:n]), DefaultLimits); (err == nil) != (n == least) {
+			t.Errorf("cut at %d of %d bytes: %v", n, whole.Len(), err)
+		}
+	}
+}
