@@ -262,8 +262,8 @@ func checkTarget(name, target string) error {
 }
 
 // toNanos returns a time as nanoseconds since 1970, which reach from 1678 to 2262:
-// beyond that, the first or last second. Archives made without times have 0
-// everywhere, so 0 is no time.
+// beyond that, the first or last second. 0 stands for an unknown time: archives that
+// were made without times have it in every entry.
 func toNanos(t time.Time) int64 {
 	const most = math.MaxInt64/int64(time.Second) - 1
 	switch seconds := t.Unix(); {

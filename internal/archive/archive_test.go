@@ -761,20 +761,12 @@ func linksOf(t testing.TB, archive []byte) map[string]bool {
 func TestCutShort(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	name := filepath.Join(dir, "file")
-	if err := os.WriteFile(name, make([]byte, 1000), 0o644); err != nil {
+	write(t, 0o644, strings.Repeat("\x00", 1000), dir, "file")
+	if err := os.Chtimes(filepath.Join(dir, "file"), time.Time{}, time.Unix(5, 123456789)); err != nil { // in an extended header
 		t.Fatal(err)
 	}
-	if err := os.Chtimes(name, time.Time{}, time.Unix(5, 123456789)); err != nil { // in an extended header
-		t.Fatal(err)
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
 	var whole bytes.Buffer
-	if _, err := PackTree(&whole, root, nil, DefaultLimits); err != nil {
+	if _, err := PackTree(&whole, openRoot(t, dir), nil, DefaultLimits); err != nil {
 		t.Fatal(err)
 	}
 	least := whole.Len() - tarBlock // one of the two blocks of zeros is enough

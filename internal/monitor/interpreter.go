@@ -159,8 +159,7 @@ func little(at, n uintptr) (v uintptr) {
 	return v
 }
 
-// inspectCalls are the system calls by which a process looks at what it could not
-// execute.
+// inspectCalls are the system calls that inspect makes.
 var inspectCalls = []uint32{unix.SYS_FACCESSAT, unix.SYS_OPENAT2, unix.SYS_FSTAT, unix.SYS_PREAD64, unix.SYS_CLOSE}
 
 // mayInspect reports whether the process can look at what it could not execute. A call

@@ -117,15 +117,7 @@ func TestWhyNot(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			a, programs, err := newArena()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer func() {
-				if err := unix.MunmapPtr(unsafe.Pointer(a), arenaSize); err != nil {
-					t.Error(err)
-				}
-			}()
+			a, programs := testArena(t)
 			name := write("file", []byte(test.data), test.mode)
 			defer os.Remove(name)
 			if test.name == "endless" {

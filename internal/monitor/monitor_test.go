@@ -101,19 +101,26 @@ func FuzzReadMessage(f *testing.F) {
 	})
 }
 
-// TestProgramIsBounded: a program that does not fit says so instead of writing
-// beyond its memory, and what is in it comes out again.
-func TestProgramIsBounded(t *testing.T) {
-	t.Parallel()
+// testArena returns an arena that lasts as long as the test.
+func testArena(t *testing.T) (*arena, [2]*program) {
+	t.Helper()
 	a, programs, err := newArena()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := unix.MunmapPtr(unsafe.Pointer(a), arenaSize); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return a, programs
+}
+
+// TestProgramIsBounded: a program that does not fit says so instead of writing
+// beyond its memory, and what is in it comes out again.
+func TestProgramIsBounded(t *testing.T) {
+	t.Parallel()
+	a, programs := testArena(t)
 	p := programs[0]
 	at := p.str("a string")
 	if got := unix.BytePtrToString((*byte)(pointer(at))); got != "a string" {

@@ -65,8 +65,10 @@ func localZone(env func(string) (string, bool)) (*time.Location, error) {
 
 // loadFile reads a zone's file, which others may have chosen.
 func loadFile(name string) (*time.Location, error) {
-	if zone, err := time.LoadLocation(afterZoneinfo(name)); err == nil && afterZoneinfo(name) != "" {
-		return zone, nil
+	if named := afterZoneinfo(name); named != "" {
+		if zone, err := time.LoadLocation(named); err == nil {
+			return zone, nil
+		}
 	}
 	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() {
 		return nil, errors.New("it is no file")

@@ -234,10 +234,10 @@ func TestMigrate(t *testing.T) {
 			}
 
 			broken := append(future[:len(future)-1:len(future)-1], "CREATE TABLE half (a); nonsense;")
-			if _, err := open(t.Context(), path, broken, false); err == nil || !strings.Contains(err.Error(), fmt.Sprint("version ", len(future))) {
+			if _, err := open(t.Context(), path, broken); err == nil || !strings.Contains(err.Error(), fmt.Sprint("version ", len(future))) {
 				t.Fatalf("a broken step: %v", err)
 			}
-			s, err := open(t.Context(), path, future, false)
+			s, err := open(t.Context(), path, future)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -341,7 +341,7 @@ func TestFromVersionOne(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "joblet.db")
 			all := versionOne(t, path)
 			if interrupted {
-				_, err := open(t.Context(), path, []string{released[0], released[1] + "nonsense;"}, false)
+				_, err := open(t.Context(), path, []string{released[0], released[1] + "nonsense;"})
 				if err == nil || !strings.Contains(err.Error(), "version 2") {
 					t.Fatalf("a broken step: %v", err)
 				}

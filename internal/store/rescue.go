@@ -126,16 +126,10 @@ func (s *Store) explainSchema(err error) error {
 // an error.
 func Rescue(ctx context.Context, path, keep string) (*Store, Condition, error) {
 	cond, err := Examine(ctx, path)
-	scarce := false
-	if joblet.KindOf(err) == joblet.ResourceExhausted { // a reader, too, needs the log and its index
-		if scarce = (&reserve{path: path}).spend(); scarce {
-			cond, err = Examine(ctx, path)
-		}
+	// A reader, too, needs the log and its index.
+	if joblet.KindOf(err) == joblet.ResourceExhausted && (&reserve{path: path}).spend() {
+		cond, err = Examine(ctx, path)
 	}
-	if err != nil {
-		return nil, cond, err
-	}
-	all, err := steps()
 	if err != nil {
 		return nil, cond, err
 	}
@@ -150,13 +144,13 @@ func Rescue(ctx context.Context, path, keep string) (*Store, Condition, error) {
 			return nil, cond, fmt.Errorf("keep a copy of job records that lack changes: %w", err)
 		}
 	}
-	s, err := open(ctx, path, all, scarce)
+	s, err := Open(ctx, path)
 	if cond.Damage == nil && errors.Is(err, errDamaged) { // what only a connection that writes can see
 		cond.Damage = err
 		if cond.Kept, err = setAside(path, keep, os.Rename); err != nil {
 			return nil, cond, fmt.Errorf("keep the damaged job records: %w", err)
 		}
-		s, err = open(ctx, path, all, scarce)
+		s, err = Open(ctx, path)
 	}
 	if err != nil {
 		return nil, cond, err

@@ -75,9 +75,7 @@ func makeReserve(name string, size int64) (err error) {
 	if err == unix.EOPNOTSUPP {
 		_, err = f.WriteAt(make([]byte, size), 0)
 	}
-	if err == nil {
-		err = f.Truncate(size) // another version made it larger
-	} else {
+	if err != nil {
 		err = errors.Join(err, f.Truncate(0)) // the inode alone is worth something
 	}
 	return err
@@ -95,13 +93,13 @@ func (r *reserve) spend() (were bool) {
 	r.whole = false
 	for n, file := range reserveFiles {
 		to := r.path + file.becomes
-		give := os.Remove
-		if info, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
-			give = func(name string) error { return os.Rename(name, to) }
+		info, err := os.Lstat(to)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+			err = os.Rename(r.name(n), to)
+		} else {
+			err = os.Remove(r.name(n))
 		}
-		if give(r.name(n)) == nil {
-			were = true
-		}
+		were = were || err == nil
 	}
 	return were
 }

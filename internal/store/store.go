@@ -90,11 +90,10 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read schema: %w", err)
 	}
-	return open(ctx, path, all, false)
+	return open(ctx, path, all)
 }
 
-// open is Open. scarce: what was kept for a full disk has been given up already.
-func open(ctx context.Context, path string, steps []string, scarce bool) (_ *Store, err error) {
+func open(ctx context.Context, path string, steps []string) (_ *Store, err error) {
 	if err := ctx.Err(); err != nil {
 		return nil, fmt.Errorf("open job records %s: %w", path, err)
 	}
@@ -130,14 +129,13 @@ func open(ctx context.Context, path string, steps []string, scarce bool) (_ *Sto
 	}()
 	err = s.connect(steps)
 	if joblet.KindOf(err) == joblet.ResourceExhausted && s.reserve.spend() {
-		scarce = true
 		err = s.connect(steps)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if scarce {
-		_, _ = s.growWAL() // before others take what is free now
+	if scarceOn(path) {
+		_, _ = s.growWAL() // before others take what is free
 	}
 	s.reserve.keep()
 	go s.write()
@@ -360,8 +358,8 @@ func (s *Store) Close() error {
 }
 
 // keepLog returns, on a disk with little room, a connection to be closed after the
-// writer's: it cannot write and so leaves the log and its index where they are, for
-// others would take their room before the next start.
+// writer's: it cannot write and so leaves the log and its index where they are.
+// Otherwise jobs would take their room before the next start.
 func (s *Store) keepLog() *sqlite.Conn {
 	if !scarceOn(s.path) {
 		return nil
