@@ -3,8 +3,9 @@
 // trusted: an archive holds only directories, regular files and symbolic links
 // with relative names, and no name and no link of it leads outside.
 //
-// Names are bytes: what is not UTF-8 is carried exactly. Owners, times and all
-// mode bits but the permissions are left out.
+// Names are bytes: what is not UTF-8 is carried exactly. Times of modification are
+// carried in nanoseconds. Owners, other times and all mode bits but the permissions
+// are left out.
 package archive
 
 import (
@@ -20,6 +21,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/joblet/joblet"
 )
@@ -93,6 +95,7 @@ type node struct {
 	child
 	kind    kind
 	mode    fs.FileMode
+	mtime   int64
 	done    bool // of a directory: written, or made
 	created bool // of a directory: Unpack has made it
 }
@@ -103,7 +106,7 @@ func newTree(lim Limits) *tree {
 
 // add notes an entry. It returns the entry's node, and false for a directory
 // that had an entry already.
-func (t *tree) add(name string, k kind, mode fs.FileMode) (id int32, fresh bool, err error) {
+func (t *tree) add(name string, k kind, mode fs.FileMode, mtime int64) (id int32, fresh bool, err error) {
 	for elem := range strings.SplitSeq(path.Dir(name), "/") {
 		if elem == "." {
 			break
@@ -122,7 +125,7 @@ func (t *tree) add(name string, k kind, mode fs.FileMode) (id int32, fresh bool,
 	n := &t.nodes[id]
 	switch {
 	case int(id) == known, n.kind == implied && k == directory:
-		n.kind, n.mode = k, mode
+		n.kind, n.mode, n.mtime = k, mode, mtime
 		return id, true, nil
 	case n.kind == directory && k == directory:
 		return id, false, nil
@@ -258,6 +261,45 @@ func checkTarget(name, target string) error {
 	return nil
 }
 
+// toNanos returns a time as nanoseconds since 1970, which reach from 1678 to 2262:
+// beyond that, the first or last second. Archives made without times have 0
+// everywhere, so 0 is no time.
+func toNanos(t time.Time) int64 {
+	const most = math.MaxInt64/int64(time.Second) - 1
+	switch seconds := t.Unix(); {
+	case seconds > most:
+		return most * int64(time.Second)
+	case seconds < -most:
+		return -most * int64(time.Second)
+	}
+	return t.UnixNano()
+}
+
+// mtimeOf is toNanos for a file, which always has a time.
+func mtimeOf(fi fs.FileInfo) int64 {
+	if n := toNanos(fi.ModTime()); n != 0 {
+		return n
+	}
+	return 1
+}
+
+// newHeader returns an entry's header.
+func newHeader(name string, k kind, mode fs.FileMode, mtime int64) *tar.Header {
+	h := &tar.Header{
+		Name: name, Mode: int64(mode.Perm()), ModTime: time.Unix(0, mtime),
+		Format: tar.FormatPAX, // the others have full seconds
+	}
+	switch k {
+	case directory:
+		h.Typeflag, h.Name = tar.TypeDir, name+"/"
+	case file:
+		h.Typeflag = tar.TypeReg
+	case link:
+		h.Typeflag = tar.TypeSymlink
+	}
+	return h
+}
+
 // fitsSystem reports whether this system sees a path in a slash-separated name
 // as we do: Windows also knows \, drives, streams (a:b), devices, and cuts dots
 // and spaces.
@@ -313,6 +355,7 @@ type entry struct {
 	name   string
 	kind   kind
 	mode   fs.FileMode
+	mtime  int64
 	size   int64 // of its content in the archive
 	target string
 
@@ -331,7 +374,7 @@ func (s *source) next() (entry, error) {
 		if err != nil {
 			return entry{}, s.damaged(err)
 		}
-		e := entry{mode: fs.FileMode(h.Mode) & 0o777}
+		e := entry{mode: fs.FileMode(h.Mode) & 0o777, mtime: toNanos(h.ModTime)}
 		if e.length, e.extents, err = readSparse(h); err != nil {
 			return entry{}, refuse(h.Name, "%w", err)
 		}
@@ -364,7 +407,7 @@ func (s *source) next() (entry, error) {
 			}
 			continue
 		}
-		id, fresh, err := s.tree.add(e.name, e.kind, e.mode)
+		id, fresh, err := s.tree.add(e.name, e.kind, e.mode, e.mtime)
 		if err != nil {
 			return entry{}, err
 		}

@@ -10,11 +10,13 @@ import (
 	"maps"
 	"math"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/joblet/joblet"
 )
@@ -239,6 +241,119 @@ func TestRoundTrip(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTimes carries times of modification through all steps.
+func TestTimes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	want := map[string]time.Time{
+		"f":            time.Date(2021, 3, 4, 5, 6, 7, 123456789, time.UTC),
+		"old":          time.Date(1960, 1, 1, 0, 0, 0, 5000, time.UTC),
+		"epoch":        time.Unix(0, 1),
+		"whole":        time.Date(2022, 3, 4, 5, 6, 7, 0, time.UTC),
+		"d/e/f":        time.Date(2023, 3, 4, 5, 6, 7, 1, time.UTC),
+		"closed/f":     time.Date(2023, 3, 4, 5, 6, 7, 2, time.UTC),
+		"d/e":          time.Date(2020, 3, 4, 5, 6, 7, 3, time.UTC), // older than what is in it
+		"d":            time.Date(2019, 3, 4, 5, 6, 7, 4, time.UTC),
+		"closed":       time.Date(2018, 3, 4, 5, 6, 7, 5, time.UTC),
+		"merged":       {},
+		"merged/f":     time.Date(2018, 3, 4, 5, 6, 7, 6, time.UTC),
+		"merged/fresh": time.Date(2018, 3, 4, 5, 6, 7, 7, time.UTC),
+	}
+	for name := range want {
+		if b := path.Base(name); b != "d" && b != "e" && b != "closed" && b != "merged" {
+			write(t, 0o644, name, dir, name)
+		}
+	}
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(want))) {
+		if err := os.Chtimes(filepath.Join(dir, name), time.Time{}, want[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(filepath.Join(dir, "epoch"), time.Time{}, time.Unix(0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "closed"), 0o500); err != nil {
+		t.Fatal(err)
+	}
+	deep, err := NewMatcher([]string{"d/e/f"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, pack := range map[string]func(io.Writer) (Stats, error){
+		"all":  func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), nil, generous) },
+		"deep": func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), deep.Match, generous) },
+		"selected": func(w io.Writer) (Stats, error) {
+			var all bytes.Buffer
+			if _, err := PackTree(&all, openRoot(t, dir), nil, generous); err != nil {
+				return Stats{}, err
+			}
+			return Select(w, &all, deep.Match)
+		},
+		"paths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, generous) },
+	} {
+		var packed, checked bytes.Buffer
+		if _, err := pack(&packed); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Check(&checked, &packed, generous); err != nil {
+			t.Fatal(err)
+		}
+		out := t.TempDir()
+		write(t, 0o644, "before", out, "merged/f")
+		before := time.Now().Add(-time.Minute)
+		if _, err := Unpack(openRoot(t, out), &checked, generous); err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range want {
+			fi, err := os.Stat(filepath.Join(out, file))
+			switch {
+			case err != nil && name != "all" && name != "paths" && !strings.HasPrefix(file, "d"):
+			case err != nil:
+				t.Errorf("%s: %v", name, err)
+			case file == "merged" && fi.ModTime().Before(before):
+				t.Errorf("%s: the time of a directory that was there is %v", name, fi.ModTime())
+			case !strings.HasPrefix(file, "merged") && !fi.ModTime().Equal(want):
+				t.Errorf("%s: %s: got %v, want %v", name, file, fi.ModTime(), want)
+			}
+		}
+	}
+}
+
+// TestOddTimes has times that no file can have, and none at all.
+func TestOddTimes(t *testing.T) {
+	t.Parallel()
+	before := time.Now().Add(-time.Minute)
+	for _, tt := range []struct {
+		seconds int64
+		years   [2]int
+	}{
+		{math.MaxInt64, [2]int{2038, 2262}}, {math.MinInt64, [2]int{1677, 1902}}, {1 << 40, [2]int{2038, 2262}}, {0, [2]int{before.Year(), before.Year() + 1}},
+	} {
+		f, d := fileOf("f", "x"), dirOf("d")
+		f.ModTime, d.ModTime = time.Unix(tt.seconds, 0), time.Unix(tt.seconds, 0)
+		f.Format, d.Format = tar.FormatPAX, tar.FormatPAX
+		var checked bytes.Buffer
+		if _, err := Check(&checked, bytes.NewReader(tarOf(t, f, d)), generous); err != nil {
+			t.Errorf("%d: %v", tt.seconds, err)
+			continue
+		}
+		dir := t.TempDir()
+		if _, err := Unpack(openRoot(t, dir), &checked, generous); err != nil {
+			t.Errorf("%d: %v", tt.seconds, err)
+			continue
+		}
+		for _, name := range []string{"f", "d"} {
+			fi, err := os.Stat(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if year := fi.ModTime().Year(); year < tt.years[0] || year > tt.years[1] {
+				t.Errorf("%d: %s: got %v", tt.seconds, name, fi.ModTime())
+			}
+		}
 	}
 }
 

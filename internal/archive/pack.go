@@ -33,9 +33,8 @@ type packer struct {
 // above is a directory above the one being read. Its entry is written when the
 // first below it is.
 type above struct {
-	name string
-	mode fs.FileMode
-	done bool
+	name   string
+	header *tar.Header // nil: it is written
 }
 
 // output keeps a writer's error apart from those of what is read.
@@ -130,7 +129,7 @@ func (p *packer) source(s Source) error {
 	}
 	p.above = nil
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-		p.above = append(p.above, above{name: dir, mode: 0o755})
+		p.above = append(p.above, above{dir, newHeader(dir, directory, 0o755, 0)})
 	}
 	slices.Reverse(p.above)
 	if !fi.IsDir() {
@@ -150,10 +149,10 @@ func (p *packer) source(s Source) error {
 	}
 	defer root.Close()
 	if name != "." {
-		if err := p.entry(header(name, directory, fi.Mode())); err != nil {
+		if err := p.entry(header(name, directory, fi)); err != nil {
 			return p.skip(s.Path, err)
 		}
-		p.above = append(p.above, above{name: name, done: true})
+		p.above = append(p.above, above{name, nil})
 	}
 	return p.dir(root, name)
 }
@@ -209,7 +208,7 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 		if err := checkTarget(name, target); err != nil {
 			return p.skip(local, err)
 		}
-		h := header(name, link, 0o777)
+		h := header(name, link, fi)
 		h.Linkname = target
 		if err := p.entry(h); err != nil {
 			return p.skip(local, err)
@@ -244,10 +243,12 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	if _, err := cleanName(name); err != nil {
 		return p.skip(local, err)
 	}
+	h := header(name, directory, fi)
 	if wanted {
-		if err := p.entry(header(name, directory, fi.Mode())); err != nil {
+		if err := p.entry(h); err != nil {
 			return p.skip(local, err)
 		}
+		h = nil
 	}
 	// With "/." os.Root opens nothing but directories on the way, so that a
 	// fifo in its place does not make us wait.
@@ -260,25 +261,21 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	if err != nil || !os.SameFile(fi, opened) {
 		return p.skip(local, errors.New("is being replaced while it is read"))
 	}
-	p.above = append(p.above, above{name: name, mode: fi.Mode(), done: wanted})
+	p.above = append(p.above, above{name, h})
 	defer func() { p.above = p.above[:len(p.above)-1] }()
 	return p.dir(sub, name)
 }
 
-func header(name string, k kind, mode fs.FileMode) *tar.Header {
-	if runtime.GOOS == "windows" {
+// header returns an entry's header for what fi describes.
+func header(name string, k kind, fi fs.FileInfo) *tar.Header {
+	mode := fi.Mode()
+	switch {
+	case k == link:
+		mode = 0o777
+	case runtime.GOOS == "windows":
 		mode = mode&0o755 | 0o111
 	}
-	h := &tar.Header{Name: name, Mode: int64(mode.Perm())}
-	switch k {
-	case directory:
-		h.Typeflag, h.Name = tar.TypeDir, name+"/"
-	case file:
-		h.Typeflag = tar.TypeReg
-	case link:
-		h.Typeflag = tar.TypeSymlink
-	}
-	return h
+	return newHeader(name, k, mode, mtimeOf(fi))
 }
 
 // entry writes a header, after those of the directories above.
@@ -288,11 +285,11 @@ func (p *packer) entry(h *tar.Header) error {
 		return err
 	}
 	for i := range p.above {
-		if a := &p.above[i]; !a.done {
-			if err := p.put(a.name, header(a.name, directory, a.mode)); err != nil {
+		if a := &p.above[i]; a.header != nil {
+			if err := p.put(a.name, a.header); err != nil {
 				return err
 			}
-			a.done = true
+			a.header = nil
 		}
 	}
 	return p.put(name, h)
@@ -306,7 +303,7 @@ func (p *packer) put(name string, h *tar.Header) error {
 	case tar.TypeSymlink:
 		k = link
 	}
-	_, fresh, err := p.tree.add(name, k, 0)
+	_, fresh, err := p.tree.add(name, k, 0, 0)
 	if err != nil || !fresh {
 		return err
 	}
@@ -319,7 +316,7 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
 	}
 	size := fi.Size()
-	h := header(name, file, fi.Mode())
+	h := header(name, file, fi)
 	extents := dataOf(f, size)
 	if extents != nil {
 		h.PAXRecords = sparseRecords(size, extents)

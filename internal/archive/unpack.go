@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/joblet/joblet"
 )
@@ -52,21 +53,16 @@ func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) 
 		if match != nil && !match(e.name) {
 			continue
 		}
-		if err := s.tree.markAbove(e.id, func(name string, mode fs.FileMode) error {
-			return out.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: int64(mode)})
+		if err := s.tree.markAbove(e.id, func(name string, n node) error {
+			return out.WriteHeader(newHeader(name, directory, n.mode, n.mtime))
 		}); err != nil {
 			return Stats{}, fmt.Errorf("write archive: %w", err)
 		}
 		s.tree.nodes[e.id].done = true
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Mode: int64(e.mode), Size: e.size, Linkname: e.target}
+		h := newHeader(e.name, e.kind, e.mode, e.mtime)
+		h.Size, h.Linkname = e.size, e.target
 		if e.extents != nil {
 			h.PAXRecords = sparseRecords(e.length, e.extents)
-		}
-		switch e.kind {
-		case directory:
-			h.Typeflag, h.Name = tar.TypeDir, e.name+"/"
-		case link:
-			h.Typeflag = tar.TypeSymlink
 		}
 		if err := out.WriteHeader(h); err != nil {
 			return Stats{}, fmt.Errorf("write archive: %w", err)
@@ -94,7 +90,7 @@ func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) 
 
 // markAbove marks the directories above a node as done, and calls do, from the
 // top, for those that have an entry and were not yet.
-func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error) error {
+func (t *tree) markAbove(id int32, do func(name string, n node) error) error {
 	var todo []int32
 	for id = t.nodes[id].parent; !t.nodes[id].done; id = t.nodes[id].parent {
 		todo = append(todo, id)
@@ -105,7 +101,7 @@ func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error)
 		if n.kind != directory {
 			continue
 		}
-		if err := do(t.name(id), n.mode); err != nil {
+		if err := do(t.name(id), *n); err != nil {
 			return err
 		}
 	}
@@ -120,6 +116,8 @@ func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error)
 // directories have the archive's permission bits, those that no entry describes
 // 0755, without what the umask takes away; on Windows, which has no such bits,
 // they are left out, and links are skipped where the user may not create any.
+// New files and directories have the archive's times, where it has any and the
+// file system takes them.
 func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
 	u := &unpacker{root: root, source: newSource(r, lim)}
 	for {
@@ -134,7 +132,7 @@ func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
 			return Stats{}, err
 		}
 	}
-	if err := u.setModes(); err != nil {
+	if err := u.finishDirs(); err != nil {
 		return Stats{}, err
 	}
 	return u.tree.result(), nil
@@ -206,7 +204,15 @@ func (u *unpacker) createFile(e entry) error {
 		_ = u.root.Remove(e.name) // half of a file helps nobody
 		return err
 	}
+	u.setTime(e.name, e.mtime)
 	return nil
+}
+
+// setTime sets a time of modification. Where that cannot be, the content still counts.
+func (u *unpacker) setTime(name string, mtime int64) {
+	if mtime != 0 {
+		_ = u.root.Chtimes(name, time.Time{}, time.Unix(0, mtime))
+	}
 }
 
 // fill writes a file's content, and no holes.
@@ -224,7 +230,7 @@ func (u *unpacker) fill(f *os.File, e entry) error {
 
 // makeDir makes a directory and those above it. Until all is unpacked, the user may
 // use it whatever its mode is to be; of one whose entry is still to come the umask
-// alone decides, so that setModes can tell what that leaves.
+// alone decides, so that finishDirs can tell what that leaves.
 func (u *unpacker) makeDir(id int32) error {
 	if u.tree.nodes[id].done {
 		return nil
@@ -251,17 +257,19 @@ func (u *unpacker) makeDir(id int32) error {
 	return nil
 }
 
-// setModes takes from new directories what they have beyond their modes, those
-// below first: they cannot be reached any more when one above is closed.
-func (u *unpacker) setModes() error {
-	if !hasModes {
-		return nil
-	}
+// finishDirs gives new directories their times, which nothing in them changes any
+// more, and takes from them what they have beyond their modes; those below first:
+// they cannot be reached any more when one above is closed.
+func (u *unpacker) finishDirs() error {
 	for id, n := range slices.Backward(u.tree.nodes) {
 		if !n.created {
 			continue
 		}
 		name := u.tree.name(int32(id))
+		u.setTime(name, n.mtime)
+		if !hasModes {
+			continue
+		}
 		fi, err := u.root.Lstat(name)
 		if err == nil && fi.Mode().Perm()&^n.mode != 0 {
 			err = u.root.Chmod(name, fi.Mode()&(n.mode|^fs.ModePerm))

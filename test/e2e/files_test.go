@@ -249,6 +249,64 @@ func TestFilesHostileArchives(t *testing.T) {
 	d.nothing(t)
 }
 
+// TestFilesTimes: times of modification are the same on all ways into a job and out
+// of it, to the nanosecond.
+func TestFilesTimes(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	src := t.TempDir()
+	if out, err := exec.Command("bash", "-c", "cd "+src+`; mkdir -p src/sub; touch src/main.c src/sub/x
+		touch -d '2021-03-04 05:06:07.123456789Z' src/main.c; touch -d 2022-03-04Z src/sub/x; touch -d '2020-03-04 05:06:07.5Z' src/sub; touch -d @0 src`).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	const (
+		show = `TZ=UTC find src -printf '%p %T+\n' | sort`
+		want = `src 1970-01-01+00:00:00.0000000000
+src/main.c 2021-03-04+05:06:07.1234567890
+src/sub 2020-03-04+05:06:07.5000000000
+src/sub/x 2022-03-04+00:00:00.0000000000
+`
+	)
+	shown := func(dir string) string {
+		t.Helper()
+		cmd := exec.Command("bash", "-c", show)
+		cmd.Dir = dir
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+		return strings.ReplaceAll(string(out), ".0000000010", ".0000000000") // 0 itself stands for no time
+	}
+	downloaded := t.TempDir()
+	r := d.in(t, src, "job", "run", "--name=times", "--upload=src", "--download=src", "--download-to="+downloaded, "bash", "-c", show)
+	if got := strings.ReplaceAll(r.stdout, ".0000000010", ".0000000000"); r.status != 0 || got != want {
+		t.Errorf("in the job: %v", r)
+	}
+	if got := shown(downloaded); got != want {
+		t.Errorf("downloaded:\n%s", got)
+	}
+	running := strings.TrimSpace(d.in(t, src, "job", "run", "-d", "--user=1000", "--upload=src", "sleep", "infinity").stdout)
+	d.becomes(t, running, joblet.Running)
+	for _, id := range []string{"times", running} {
+		into, as := t.TempDir(), t.TempDir()
+		for _, r := range []result{d.in(t, into, "job", "cp", id+":src", "."), d.in(t, as, "job", "cp", id+":src/.", "src")} {
+			if r.status != 0 {
+				t.Errorf("cp from %s: %v", id, r)
+			}
+		}
+		if got := shown(into); got != want {
+			t.Errorf("cp from %s:\n%s", id, got)
+		}
+		if got := shown(as); strings.ReplaceAll(got, strings.SplitN(got, "\n", 2)[0], "") != strings.ReplaceAll(want, strings.SplitN(want, "\n", 2)[0], "") {
+			t.Errorf("cp of what is in %s:\n%s", id, got) // DEST itself is not of the job
+		}
+	}
+	// A build does not begin anew: nothing is older than what it was made from.
+	if r := d.job(t, "--upload-dir="+src, "bash", "-c", "[ src/main.c -nt src/sub ] && [ src/sub/x -nt src/main.c ]"); r.status != 0 {
+		t.Errorf("order: %v", r)
+	}
+}
+
 func TestFilesDownload(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
