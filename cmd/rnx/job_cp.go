@@ -31,8 +31,8 @@ and [a-z], and ** for any directories. DEST is a directory, or the new name of
 what is copied when there is nothing of that name; "-" writes a tar archive to
 stdout. "JOB:." and "JOB:DIR/." copy what is in a directory, without itself. Of a
 pattern, the directories before its first *, ? or [ are left out. Files that
-exist are replaced; nothing is written outside of DEST. Permission bits are the
-job's without what your umask takes away.
+exist are replaced; nothing is written outside of DEST. Times of modification are
+the job's, and so are permission bits without what your umask takes away.
 
 Files go into a job with "rnx job run --upload".` + jobRefHelp,
 		Example: `  rnx job cp 3f2a:out.csv .
@@ -253,7 +253,10 @@ func (p placement) rename(w *tar.Writer, archived archive.Reader, h *tar.Header)
 			skipped++
 			continue
 		}
-		renamed := tar.Header{Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, PAXRecords: h.PAXRecords}
+		renamed := tar.Header{
+			Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, ModTime: h.ModTime,
+			Format: tar.FormatPAX, PAXRecords: h.PAXRecords,
+		}
 		if err := w.WriteHeader(&renamed); err != nil {
 			return skipped, err
 		}

@@ -13,11 +13,13 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/schedule"
 	"github.com/joblet/joblet/internal/spelling"
 )
 
@@ -28,6 +30,10 @@ func main() {
 	debug.SetGCPercent(800)
 	// One goroutine works at a time: threads that look for more only cost time.
 	runtime.GOMAXPROCS(1)
+	// Go takes a POSIX time zone in TZ for UTC.
+	if zone, err := schedule.Local(); err == nil {
+		time.Local = zone
+	}
 	a := &app{in: os.Stdin, out: os.Stdout, errOut: os.Stderr}
 	os.Exit(a.run(context.Background(), os.Args[1:]))
 }

@@ -1,10 +1,12 @@
 // Package archive carries a job's files as tar archives: from the client into a
 // job's /work, and from there back. Whoever wrote an archive or a tree is not
 // trusted: an archive holds only directories, regular files and symbolic links
-// with relative names, and no name and no link of it leads outside.
+// with relative names, and no name of it leads outside. Nor does a link on its way
+// back. Into a job, links go as they are: nothing but the job follows them.
 //
-// Names are bytes: what is not UTF-8 is carried exactly. Owners, times and all
-// mode bits but the permissions are left out.
+// Names are bytes: what is not UTF-8 is carried exactly. Times of modification are
+// carried in nanoseconds. Owners, other times and all mode bits but the permissions
+// are left out.
 package archive
 
 import (
@@ -20,6 +22,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/joblet/joblet"
 )
@@ -93,6 +96,7 @@ type node struct {
 	child
 	kind    kind
 	mode    fs.FileMode
+	mtime   int64
 	done    bool // of a directory: written, or made
 	created bool // of a directory: Unpack has made it
 }
@@ -103,7 +107,7 @@ func newTree(lim Limits) *tree {
 
 // add notes an entry. It returns the entry's node, and false for a directory
 // that had an entry already.
-func (t *tree) add(name string, k kind, mode fs.FileMode) (id int32, fresh bool, err error) {
+func (t *tree) add(name string, k kind, mode fs.FileMode, mtime int64) (id int32, fresh bool, err error) {
 	for elem := range strings.SplitSeq(path.Dir(name), "/") {
 		if elem == "." {
 			break
@@ -122,7 +126,7 @@ func (t *tree) add(name string, k kind, mode fs.FileMode) (id int32, fresh bool,
 	n := &t.nodes[id]
 	switch {
 	case int(id) == known, n.kind == implied && k == directory:
-		n.kind, n.mode = k, mode
+		n.kind, n.mode, n.mtime = k, mode, mtime
 		return id, true, nil
 	case n.kind == directory && k == directory:
 		return id, false, nil
@@ -224,11 +228,8 @@ func cleanName(name string) (string, error) {
 	return clean, nil
 }
 
-// checkTarget reports whether a link stays inside: its target may begin with
-// "..", as often as the link is deep, and hold none later. Then it leads
-// through directories that are real ones up, and down through links that stay
-// inside themselves; "x/.." would lead above what the link x leads to.
-func checkTarget(name, target string) error {
+// checkLink reports whether a link can be made.
+func checkLink(name, target string) error {
 	switch {
 	case target == "":
 		return refuse(name, "a link without a target")
@@ -236,10 +237,22 @@ func checkTarget(name, target string) error {
 		return refuse(name, "a link whose target holds a NUL byte")
 	case len(target) > maxName:
 		return refuse(name, "a link whose target is %d bytes long: at most %d are possible", len(target), maxName)
-	case path.IsAbs(target):
-		return refuse(name, "a link to %.200q: the target must be relative", target)
 	case !fitsSystem(target):
 		return refuse(name, "a link to %.200q: no file can have this name on %s", target, runtime.GOOS)
+	}
+	return nil
+}
+
+// checkTarget reports whether a link stays inside: its target may begin with
+// "..", as often as the link is deep, and hold none later. Then it leads
+// through directories that are real ones up, and down through links that stay
+// inside themselves; "x/.." would lead above what the link x leads to.
+func checkTarget(name, target string) error {
+	if err := checkLink(name, target); err != nil {
+		return err
+	}
+	if path.IsAbs(target) {
+		return refuse(name, "a link to %.200q: the target must be relative", target)
 	}
 	depth, down := strings.Count(name, "/"), false
 	for elem := range strings.SplitSeq(target, "/") {
@@ -256,6 +269,45 @@ func checkTarget(name, target string) error {
 		}
 	}
 	return nil
+}
+
+// toNanos returns a time as nanoseconds since 1970, which reach from 1678 to 2262:
+// beyond that, the first or last second. Archives made without times have 0
+// everywhere, so 0 is no time.
+func toNanos(t time.Time) int64 {
+	const most = math.MaxInt64/int64(time.Second) - 1
+	switch seconds := t.Unix(); {
+	case seconds > most:
+		return most * int64(time.Second)
+	case seconds < -most:
+		return -most * int64(time.Second)
+	}
+	return t.UnixNano()
+}
+
+// mtimeOf is toNanos for a file, which always has a time.
+func mtimeOf(fi fs.FileInfo) int64 {
+	if n := toNanos(fi.ModTime()); n != 0 {
+		return n
+	}
+	return 1
+}
+
+// newHeader returns an entry's header.
+func newHeader(name string, k kind, mode fs.FileMode, mtime int64) *tar.Header {
+	h := &tar.Header{
+		Name: name, Mode: int64(mode.Perm()), ModTime: time.Unix(0, mtime),
+		Format: tar.FormatPAX, // the others have full seconds
+	}
+	switch k {
+	case directory:
+		h.Typeflag, h.Name = tar.TypeDir, name+"/"
+	case file:
+		h.Typeflag = tar.TypeReg
+	case link:
+		h.Typeflag = tar.TypeSymlink
+	}
+	return h
 }
 
 // fitsSystem reports whether this system sees a path in a slash-separated name
@@ -282,6 +334,7 @@ type source struct {
 	tar   *tar.Reader
 	tree  *tree
 	inErr error // of the content's reader
+	links func(name, target string) error
 }
 
 // input counts, and keeps the error of a reader apart from those of the
@@ -301,8 +354,9 @@ func (in *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newSource(r io.Reader, lim Limits) *source {
-	s := &source{in: input{r: r}, tree: newTree(lim)}
+// newSource returns a source with what checks its links.
+func newSource(r io.Reader, lim Limits, links func(name, target string) error) *source {
+	s := &source{in: input{r: r}, tree: newTree(lim), links: links}
 	s.tar = tar.NewReader(newHideHoles(&s.in))
 	return s
 }
@@ -313,6 +367,7 @@ type entry struct {
 	name   string
 	kind   kind
 	mode   fs.FileMode
+	mtime  int64
 	size   int64 // of its content in the archive
 	target string
 
@@ -331,7 +386,7 @@ func (s *source) next() (entry, error) {
 		if err != nil {
 			return entry{}, s.damaged(err)
 		}
-		e := entry{mode: fs.FileMode(h.Mode) & 0o777}
+		e := entry{mode: fs.FileMode(h.Mode) & 0o777, mtime: toNanos(h.ModTime)}
 		if e.length, e.extents, err = readSparse(h); err != nil {
 			return entry{}, refuse(h.Name, "%w", err)
 		}
@@ -348,7 +403,7 @@ func (s *source) next() (entry, error) {
 			err = s.tree.grow(e.name, e.size)
 		case h.Typeflag == tar.TypeSymlink:
 			e.kind, e.target = link, h.Linkname
-			err = checkTarget(e.name, e.target)
+			err = s.links(e.name, e.target)
 		default:
 			err = refuse(h.Name, "type %q: only directories, regular files and symbolic links are possible", h.Typeflag)
 		}
@@ -364,7 +419,7 @@ func (s *source) next() (entry, error) {
 			}
 			continue
 		}
-		id, fresh, err := s.tree.add(e.name, e.kind, e.mode)
+		id, fresh, err := s.tree.add(e.name, e.kind, e.mode, e.mtime)
 		if err != nil {
 			return entry{}, err
 		}

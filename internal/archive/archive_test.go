@@ -10,11 +10,13 @@ import (
 	"maps"
 	"math"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
+	"time"
 
 	"github.com/joblet/joblet"
 )
@@ -208,7 +210,7 @@ func TestRoundTrip(t *testing.T) {
 	pack := map[string]func(io.Writer) (Stats, error){
 		"PackTree": func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), nil, generous) },
 		"PackPaths": func(w io.Writer) (Stats, error) {
-			return PackPaths(w, []Source{{Path: dir}}, generous)
+			return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous)
 		},
 	}
 	for name, pack := range pack {
@@ -242,6 +244,119 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestTimes carries times of modification through all steps.
+func TestTimes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	want := map[string]time.Time{
+		"f":            time.Date(2021, 3, 4, 5, 6, 7, 123456789, time.UTC),
+		"old":          time.Date(1960, 1, 1, 0, 0, 0, 5000, time.UTC),
+		"epoch":        time.Unix(0, 1),
+		"whole":        time.Date(2022, 3, 4, 5, 6, 7, 0, time.UTC),
+		"d/e/f":        time.Date(2023, 3, 4, 5, 6, 7, 1, time.UTC),
+		"closed/f":     time.Date(2023, 3, 4, 5, 6, 7, 2, time.UTC),
+		"d/e":          time.Date(2020, 3, 4, 5, 6, 7, 3, time.UTC), // older than what is in it
+		"d":            time.Date(2019, 3, 4, 5, 6, 7, 4, time.UTC),
+		"closed":       time.Date(2018, 3, 4, 5, 6, 7, 5, time.UTC),
+		"merged":       {},
+		"merged/f":     time.Date(2018, 3, 4, 5, 6, 7, 6, time.UTC),
+		"merged/fresh": time.Date(2018, 3, 4, 5, 6, 7, 7, time.UTC),
+	}
+	for name := range want {
+		if b := path.Base(name); b != "d" && b != "e" && b != "closed" && b != "merged" {
+			write(t, 0o644, name, dir, name)
+		}
+	}
+	for _, name := range slices.Backward(slices.Sorted(maps.Keys(want))) {
+		if err := os.Chtimes(filepath.Join(dir, name), time.Time{}, want[name]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(filepath.Join(dir, "epoch"), time.Time{}, time.Unix(0, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "closed"), 0o500); err != nil {
+		t.Fatal(err)
+	}
+	deep, err := NewMatcher([]string{"d/e/f"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, pack := range map[string]func(io.Writer) (Stats, error){
+		"all":  func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), nil, generous) },
+		"deep": func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), deep.Match, generous) },
+		"selected": func(w io.Writer) (Stats, error) {
+			var all bytes.Buffer
+			if _, err := PackTree(&all, openRoot(t, dir), nil, generous); err != nil {
+				return Stats{}, err
+			}
+			return Select(w, &all, deep.Match)
+		},
+		"paths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous) },
+	} {
+		var packed, checked bytes.Buffer
+		if _, err := pack(&packed); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Check(&checked, &packed, generous); err != nil {
+			t.Fatal(err)
+		}
+		out := t.TempDir()
+		write(t, 0o644, "before", out, "merged/f")
+		before := time.Now().Add(-time.Minute)
+		if _, err := Unpack(openRoot(t, out), &checked, generous); err != nil {
+			t.Fatal(err)
+		}
+		for file, want := range want {
+			fi, err := os.Stat(filepath.Join(out, file))
+			switch {
+			case err != nil && name != "all" && name != "paths" && !strings.HasPrefix(file, "d"):
+			case err != nil:
+				t.Errorf("%s: %v", name, err)
+			case file == "merged" && fi.ModTime().Before(before):
+				t.Errorf("%s: the time of a directory that was there is %v", name, fi.ModTime())
+			case !strings.HasPrefix(file, "merged") && !fi.ModTime().Equal(want):
+				t.Errorf("%s: %s: got %v, want %v", name, file, fi.ModTime(), want)
+			}
+		}
+	}
+}
+
+// TestOddTimes has times that no file can have, and none at all.
+func TestOddTimes(t *testing.T) {
+	t.Parallel()
+	before := time.Now().Add(-time.Minute)
+	for _, tt := range []struct {
+		seconds int64
+		years   [2]int
+	}{
+		{math.MaxInt64, [2]int{2038, 2262}}, {math.MinInt64, [2]int{1677, 1902}}, {1 << 40, [2]int{2038, 2262}}, {0, [2]int{before.Year(), before.Year() + 1}},
+	} {
+		f, d := fileOf("f", "x"), dirOf("d")
+		f.ModTime, d.ModTime = time.Unix(tt.seconds, 0), time.Unix(tt.seconds, 0)
+		f.Format, d.Format = tar.FormatPAX, tar.FormatPAX
+		var checked bytes.Buffer
+		if _, err := Check(&checked, bytes.NewReader(tarOf(t, f, d)), generous); err != nil {
+			t.Errorf("%d: %v", tt.seconds, err)
+			continue
+		}
+		dir := t.TempDir()
+		if _, err := Unpack(openRoot(t, dir), &checked, generous); err != nil {
+			t.Errorf("%d: %v", tt.seconds, err)
+			continue
+		}
+		for _, name := range []string{"f", "d"} {
+			fi, err := os.Stat(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if year := fi.ModTime().Year(); year < tt.years[0] || year > tt.years[1] {
+				t.Errorf("%d: %s: got %v", tt.seconds, name, fi.ModTime())
+			}
+		}
+	}
+}
+
 func TestPackPaths(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -269,13 +384,10 @@ func TestPackPaths(t *testing.T) {
 			tt.sources[i].Path = filepath.Join(dir, tt.sources[i].Path)
 		}
 		var buf bytes.Buffer
-		stats, err := PackPaths(&buf, tt.sources, generous)
+		stats, err := PackPaths(&buf, tt.sources, Filter{}, generous)
 		if got := strings.Join(names(t, buf.Bytes()), " "); err != nil || got != tt.want || stats.Entries != len(strings.Fields(tt.want)) {
 			t.Errorf("%v: got %q %+v %v, want %q", tt.sources, got, stats, err, tt.want)
 		}
-	}
-	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "one/out")); err != nil {
-		t.Fatal(err)
 	}
 	for _, tt := range []struct {
 		sources []Source
@@ -283,7 +395,6 @@ func TestPackPaths(t *testing.T) {
 		want    string
 	}{
 		{[]Source{{"nothing", ""}}, generous, dir + "/nothing: no such file"},
-		{[]Source{{"one", ""}}, generous, dir + "/one/out: "},
 		{[]Source{{"two", "../x"}}, generous, `"../x"`},
 		{[]Source{{"two", "/x"}}, generous, `"/x"`},
 		{[]Source{{"two", ""}, {"bin/run.sh", "g"}}, generous, `"g"`},
@@ -294,7 +405,7 @@ func TestPackPaths(t *testing.T) {
 		for i := range tt.sources {
 			tt.sources[i].Path = filepath.Join(dir, tt.sources[i].Path)
 		}
-		_, err := PackPaths(io.Discard, tt.sources, tt.lim)
+		_, err := PackPaths(io.Discard, tt.sources, Filter{}, tt.lim)
 		if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(fmt.Sprint(err), tt.want) {
 			t.Errorf("%v: got %v, want %q", tt.sources, err, tt.want)
 		}
@@ -327,11 +438,11 @@ func TestRefusals(t *testing.T) {
 		"long element":     {tarOf(t, fileOf(strings.Repeat("n", 256), "")), "256 bytes"},
 		"long name":        {tarOf(t, fileOf(strings.Repeat(strings.Repeat("n", 250)+"/", 17)+"x", "")), "4268 bytes"},
 		"deep":             {tarOf(t, fileOf(deep, "")), "101 directories"},
-		"absolute link":    {tarOf(t, linkOf("a", "/etc/passwd")), `"/etc/passwd"`},
-		"link out":         {tarOf(t, linkOf("a", "..")), "outside"},
-		"link out of dir":  {tarOf(t, linkOf("a/b", "../../c")), "outside"},
-		"link tricks":      {tarOf(t, linkOf("a/b", "c/../..")), "beginning"},
-		"link slash":       {tarOf(t, linkOf("a/b", ".././/../x")), "outside"},
+		"link: absolute":   {tarOf(t, linkOf("a", "/etc/passwd")), `"/etc/passwd"`},
+		"link: out":        {tarOf(t, linkOf("a", "..")), "outside"},
+		"link: out of dir": {tarOf(t, linkOf("a/b", "../../c")), "outside"},
+		"link: tricks":     {tarOf(t, linkOf("a/b", "c/../..")), "beginning"},
+		"link: slash":      {tarOf(t, linkOf("a/b", ".././/../x")), "outside"},
 		"link to nothing":  {tarOf(t, linkOf("a", "")), "without a target"},
 		"link to much":     {tarOf(t, linkOf("a", strings.Repeat("n", 4096))), "4096 bytes"},
 		"below link":       {tarOf(t, dirOf("d"), linkOf("l", "d"), fileOf("l/f", "")), `"l/f"`},
@@ -363,10 +474,21 @@ func TestRefusals(t *testing.T) {
 			if name == "deep" || name == "long name" {
 				lim = generous
 			}
-			dir := t.TempDir()
 			_, checkErr := Check(io.Discard, bytes.NewReader(tt.archive), lim)
-			_, unpackErr := Unpack(openRoot(t, dir), bytes.NewReader(tt.archive), lim)
-			for _, err := range []error{checkErr, unpackErr} {
+			_, forJobErr := UnpackForJob(openRoot(t, t.TempDir()), bytes.NewReader(tt.archive), lim)
+			_, unpackErr := Unpack(openRoot(t, t.TempDir()), bytes.NewReader(tt.archive), lim)
+			refused := []error{checkErr, forJobErr, unpackErr}
+			if strings.HasPrefix(name, "link: ") { // into a job, it may go
+				if checkErr != nil || forJobErr != nil {
+					t.Errorf("got %v and %v", checkErr, forJobErr)
+				}
+				_, selectErr := Select(io.Discard, bytes.NewReader(tt.archive), nil)
+				if joblet.KindOf(selectErr) != joblet.Internal {
+					t.Errorf("Select: got %v", selectErr)
+				}
+				refused = refused[2:]
+			}
+			for _, err := range refused {
 				if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(fmt.Sprint(err), tt.want) {
 					t.Errorf("got %v, want %q", err, tt.want)
 				}
@@ -433,7 +555,7 @@ func TestForeignErrors(t *testing.T) {
 		for name, do := range map[string]func(io.Writer) (Stats, error){
 			"Check":     func(w io.Writer) (Stats, error) { return Check(w, bytes.NewReader(archive), generous) },
 			"PackTree":  func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), nil, generous) },
-			"PackPaths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, generous) },
+			"PackPaths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous) },
 		} {
 			if n%100 != 0 {
 				continue
@@ -552,8 +674,8 @@ func TestSelect(t *testing.T) {
 	}
 }
 
-// FuzzCheck says that what passes Check can be unpacked, and that no name below
-// leads outside then. An archive is given by its bytes, or, since chance finds
+// FuzzCheck says that what passes Check can be unpacked, and that nothing is made
+// outside; nor does a link lead there, of what is unpacked for anything but a job. An archive is given by its bytes, or, since chance finds
 // no checksums, by lines "dNAME", "fNAME" and "lNAME>TARGET".
 func FuzzCheck(f *testing.F) {
 	f.Add(tarOf(f, dirOf("d"), fileOf("d/f", "12345"), linkOf("d/l", "../d/f")), "")
@@ -561,6 +683,7 @@ func FuzzCheck(f *testing.F) {
 	f.Add(tarOf(f, fileOf("\xff", "x"), fileOf("ü", "x"), linkOf("x", "\xfe")), "")
 	f.Add([]byte{}, "fa/b/c\nla/x>b\nla/b/y>../x/c\nd./a//b")
 	f.Add([]byte{}, "ll>.\nfl/f\nl../m>x/..\nd")
+	f.Add([]byte{}, "ll>/etc\nlm>../../x\nfd/f\nld/n>/")
 	f.Fuzz(func(t *testing.T, data []byte, lines string) {
 		if lines != "" {
 			data = archiveOf(lines)
@@ -577,6 +700,26 @@ func FuzzCheck(f *testing.F) {
 			t.Fatal(err)
 		}
 		root := openRoot(t, dir)
+		if _, err := Unpack(root, bytes.NewReader(checked.Bytes()), lim); err != nil {
+			if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), "a link to") {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			unpacked, err := UnpackForJob(openRoot(t, dir), bytes.NewReader(checked.Bytes()), lim)
+			if err != nil || fmt.Sprint(unpacked) != fmt.Sprint(stats) {
+				t.Fatalf("checked: %+v; unpacked: %+v %v", stats, unpacked, err)
+			}
+			if found, err := os.ReadDir(parent); err != nil || len(found) != 1 {
+				t.Fatalf("outside: %v %v", found, err)
+			}
+			return
+		}
+		if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		root = openRoot(t, dir)
 		unpacked, err := Unpack(root, bytes.NewReader(checked.Bytes()), lim)
 		if err != nil || fmt.Sprint(unpacked) != fmt.Sprint(stats) {
 			t.Fatalf("checked: %+v; unpacked: %+v %v", stats, unpacked, err)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/joblet/joblet"
 )
@@ -21,21 +22,25 @@ const batch = 1024
 // packer writes trees into an archive.
 type packer struct {
 	out    output
-	tar    *tar.Writer
+	tar    *tar.Writer // nil: nothing is written
 	tree   *tree
 	match  func(string) bool
 	strict bool    // for a user's own files: what cannot go into the archive is an error
 	visits int     // names that may still be looked at
 	device *uint64 // of the tree, which is not left for what is mounted in it; nil: it may be
 	above  []above
+
+	// For a user's own files.
+	leftOut func(file string, why error)
+	ignore  ignore
+	top     string // what ignore counts from
 }
 
 // above is a directory above the one being read. Its entry is written when the
 // first below it is.
 type above struct {
-	name string
-	mode fs.FileMode
-	done bool
+	name   string
+	header *tar.Header // nil: it is written
 }
 
 // output keeps a writer's error apart from those of what is read.
@@ -88,16 +93,38 @@ type Source struct {
 	Name string // in the archive, with slashes; "": a directory's contents go to the top, a file keeps its name
 }
 
+// Filter says what PackPaths leaves out.
+type Filter struct {
+	// Exclude holds patterns as an ignore file does, for each directory, after those
+	// in its own IgnoreName.
+	Exclude []string
+	// LeftOut, if not nil, is told of each file that an archive cannot hold.
+	LeftOut func(file string, why error)
+}
+
 // PackPaths writes local files. A directory stands for all below it; links in it
-// stay links. Links are followed where a Source's Path itself is one. Devices
-// and the like, links that lead out of the archive, two files of one name, and
+// stay links, wherever they lead. Links are followed where a Source's Path itself is
+// one. Devices and the like in a directory are left out. Two files of one name, and
 // going beyond lim are errors of kind InvalidArgument. Windows knows no
 // permission to execute: from there, all files have it.
-func PackPaths(w io.Writer, sources []Source, lim Limits) (Stats, error) {
-	p := newPacker(w, lim)
-	p.strict, p.visits = true, maxVisits(lim)
+func PackPaths(w io.Writer, sources []Source, f Filter, lim Limits) (Stats, error) {
+	return newPacker(w, lim).paths(sources, f)
+}
+
+// CheckPaths looks for what would be an error of PackPaths. It reads no content.
+func CheckPaths(sources []Source, f Filter, lim Limits) (Stats, error) {
+	p := &packer{tree: newTree(lim)}
+	return p.paths(sources, f)
+}
+
+func (p *packer) paths(sources []Source, f Filter) (Stats, error) {
+	exclude, err := parseIgnore("", f.Exclude)
+	if err != nil {
+		return Stats{}, err
+	}
+	p.strict, p.visits, p.leftOut = true, maxVisits(p.tree.lim), f.LeftOut
 	for _, s := range sources {
-		if err := p.source(s); err != nil {
+		if err := p.source(s, exclude); err != nil {
 			return Stats{}, err
 		}
 	}
@@ -107,13 +134,16 @@ func PackPaths(w io.Writer, sources []Source, lim Limits) (Stats, error) {
 func maxVisits(lim Limits) int { return 10 * min(lim.Entries, 1<<26) }
 
 func (p *packer) close() (Stats, error) {
+	if p.tar == nil {
+		return p.tree.result(), nil
+	}
 	if err := p.tar.Close(); err != nil {
 		return Stats{}, fmt.Errorf("write archive: %w", err)
 	}
 	return p.tree.result(), nil
 }
 
-func (p *packer) source(s Source) error {
+func (p *packer) source(s Source, exclude ignore) error {
 	fi, err := os.Stat(s.Path)
 	if err != nil {
 		return p.skip(s.Path, err)
@@ -130,7 +160,7 @@ func (p *packer) source(s Source) error {
 	}
 	p.above = nil
 	for dir := path.Dir(name); dir != "."; dir = path.Dir(dir) {
-		p.above = append(p.above, above{name: dir, mode: 0o755})
+		p.above = append(p.above, above{dir, newHeader(dir, directory, 0o755, 0)})
 	}
 	slices.Reverse(p.above)
 	if !fi.IsDir() {
@@ -149,11 +179,16 @@ func (p *packer) source(s Source) error {
 		return p.skip(s.Path, err)
 	}
 	defer root.Close()
+	own, err := readIgnore(root)
+	if err != nil {
+		return err
+	}
+	p.ignore, p.top = slices.Concat(own, exclude), name
 	if name != "." {
-		if err := p.entry(header(name, directory, fi.Mode())); err != nil {
+		if err := p.entry(header(name, directory, fi)); err != nil {
 			return p.skip(s.Path, err)
 		}
-		p.above = append(p.above, above{name: name, done: true})
+		p.above = append(p.above, above{name, nil})
 	}
 	return p.dir(root, name)
 }
@@ -194,6 +229,9 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	if p.device != nil && *device(fi) != *p.device {
 		return p.skip(local, errors.New("is on another file system"))
 	}
+	if p.ignore.match(strings.TrimPrefix(name, p.top+"/"), fi.IsDir()) {
+		return nil
+	}
 	wanted := p.match == nil || p.match(name)
 	switch {
 	case fi.IsDir():
@@ -206,17 +244,21 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 			return p.skip(local, err)
 		}
 		target = filepath.ToSlash(target)
-		if err := checkTarget(name, target); err != nil {
-			return p.skip(local, err)
+		check := checkTarget
+		if p.strict {
+			check = checkLink
 		}
-		h := header(name, link, 0o777)
+		if err := check(name, target); err != nil {
+			return p.leave(local, err)
+		}
+		h := header(name, link, fi)
 		h.Linkname = target
 		if err := p.entry(h); err != nil {
 			return p.skip(local, err)
 		}
 		return nil
 	case !fi.Mode().IsRegular():
-		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+		return p.leave(local, fmt.Errorf("is a %s", typeName(fi.Mode())))
 	}
 	// Somebody may put another file here at any time. Only that which was seen
 	// without following a link is read; a few attempts, since programs replace
@@ -244,10 +286,12 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	if _, err := cleanName(name); err != nil {
 		return p.skip(local, err)
 	}
+	h := header(name, directory, fi)
 	if wanted {
-		if err := p.entry(header(name, directory, fi.Mode())); err != nil {
+		if err := p.entry(h); err != nil {
 			return p.skip(local, err)
 		}
+		h = nil
 	}
 	// With "/." os.Root opens nothing but directories on the way, so that a
 	// fifo in its place does not make us wait.
@@ -260,25 +304,21 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	if err != nil || !os.SameFile(fi, opened) {
 		return p.skip(local, errors.New("is being replaced while it is read"))
 	}
-	p.above = append(p.above, above{name: name, mode: fi.Mode(), done: wanted})
+	p.above = append(p.above, above{name, h})
 	defer func() { p.above = p.above[:len(p.above)-1] }()
 	return p.dir(sub, name)
 }
 
-func header(name string, k kind, mode fs.FileMode) *tar.Header {
-	if runtime.GOOS == "windows" {
+// header returns an entry's header for what fi describes.
+func header(name string, k kind, fi fs.FileInfo) *tar.Header {
+	mode := fi.Mode()
+	switch {
+	case k == link:
+		mode = 0o777
+	case runtime.GOOS == "windows":
 		mode = mode&0o755 | 0o111
 	}
-	h := &tar.Header{Name: name, Mode: int64(mode.Perm())}
-	switch k {
-	case directory:
-		h.Typeflag, h.Name = tar.TypeDir, name+"/"
-	case file:
-		h.Typeflag = tar.TypeReg
-	case link:
-		h.Typeflag = tar.TypeSymlink
-	}
-	return h
+	return newHeader(name, k, mode, mtimeOf(fi))
 }
 
 // entry writes a header, after those of the directories above.
@@ -288,11 +328,11 @@ func (p *packer) entry(h *tar.Header) error {
 		return err
 	}
 	for i := range p.above {
-		if a := &p.above[i]; !a.done {
-			if err := p.put(a.name, header(a.name, directory, a.mode)); err != nil {
+		if a := &p.above[i]; a.header != nil {
+			if err := p.put(a.name, a.header); err != nil {
 				return err
 			}
-			a.done = true
+			a.header = nil
 		}
 	}
 	return p.put(name, h)
@@ -306,8 +346,8 @@ func (p *packer) put(name string, h *tar.Header) error {
 	case tar.TypeSymlink:
 		k = link
 	}
-	_, fresh, err := p.tree.add(name, k, 0)
-	if err != nil || !fresh {
+	_, fresh, err := p.tree.add(name, k, 0, 0)
+	if err != nil || !fresh || p.tar == nil {
 		return err
 	}
 	return p.tar.WriteHeader(h)
@@ -319,7 +359,7 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
 	}
 	size := fi.Size()
-	h := header(name, file, fi.Mode())
+	h := header(name, file, fi)
 	extents := dataOf(f, size)
 	if extents != nil {
 		h.PAXRecords = sparseRecords(size, extents)
@@ -337,6 +377,9 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 	if err := p.entry(h); err != nil {
 		p.tree.stats.Bytes -= size
 		return p.skip(local, err)
+	}
+	if p.tar == nil {
+		return nil
 	}
 	for _, e := range extents {
 		n, err := copyN(p.tar, io.NewSectionReader(f, e.offset, e.length), e.length)
@@ -361,12 +404,26 @@ func (p *packer) skip(local string, err error) error {
 	switch {
 	case p.out.err != nil:
 		return fmt.Errorf("write archive: %w", p.out.err)
+	case p.strict && errors.Is(err, errLimit):
+		return joblet.Errorf(joblet.InvalidArgument, "%s: %w; leave files out with --exclude or %s", local, cause(err), IgnoreName)
 	case p.strict:
 		return joblet.Errorf(joblet.InvalidArgument, "%s: %w", local, cause(err))
 	}
 	p.tree.stats.Skipped++
 	if errors.Is(err, errLimit) {
 		p.tree.stats.Beyond++
+	}
+	return nil
+}
+
+// leave counts what an archive cannot hold, and tells of a user's own files.
+func (p *packer) leave(local string, err error) error {
+	if !p.strict {
+		return p.skip(local, err)
+	}
+	p.tree.stats.Skipped++
+	if p.leftOut != nil {
+		p.leftOut(local, cause(err))
 	}
 	return nil
 }

@@ -11,34 +11,43 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"time"
 
 	"github.com/joblet/joblet"
 )
 
-// Check copies an archive that somebody sent, entry by entry: what arrives in w
-// holds only directories, regular files and symbolic links, with clean relative
-// names. It reads r to its end. Anything else is an error of kind
-// InvalidArgument that names the entry: absolute names, "..", links that lead
-// outside or could, names below a link or a file, a file that comes twice, hard
-// links, devices, more than lim, and an archive that has been cut off. Errors
-// of r and w are returned as they are, wrapped.
+// Check copies an archive that somebody sent for a job, entry by entry: what arrives
+// in w holds only directories, regular files and symbolic links, with clean relative
+// names. Links may lead anywhere. It reads r to its end. Anything else is an error of
+// kind InvalidArgument that names the entry: absolute names, "..", names below a link
+// or a file, a file that comes twice, hard links, devices, more than lim, and an
+// archive that has been cut off. Errors of r and w are returned as they are, wrapped.
 func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
-	return copyEntries(w, r, nil, lim)
+	return copyEntries(w, newSource(r, lim, checkLink), nil)
 }
 
 // Select copies those entries of one of our own archives that match passes
 // (nil: all), with the directories above them. The result counts what was
-// copied. An archive that Check would refuse is an error.
+// copied. An archive that Check would refuse is an error, and so is a link that leads
+// outside, or could.
 func Select(w io.Writer, r io.Reader, match func(name string) bool) (Stats, error) {
-	stats, err := copyEntries(w, r, match, Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32})
+	stats, err := copyEntries(w, newSource(r, unbounded, checkTarget), match)
 	if e, ok := errors.AsType[*joblet.Error](err); ok && e.Kind == joblet.InvalidArgument {
 		err = joblet.Errorf(joblet.Internal, "stored archive: %w", err) // not the caller's doing
 	}
 	return stats, err
 }
 
-func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) (Stats, error) {
-	s := newSource(r, lim)
+// unbounded is for archives that have been bounded before.
+var unbounded = Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32}
+
+// Verify reads one of our own archives, of either direction, to its end.
+func Verify(r io.Reader) error {
+	_, err := Check(io.Discard, r, unbounded)
+	return err
+}
+
+func copyEntries(w io.Writer, s *source, match func(string) bool) (Stats, error) {
 	out := tar.NewWriter(newShowHoles(w))
 	var stats Stats
 	for {
@@ -52,21 +61,16 @@ func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) 
 		if match != nil && !match(e.name) {
 			continue
 		}
-		if err := s.tree.markAbove(e.id, func(name string, mode fs.FileMode) error {
-			return out.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: int64(mode)})
+		if err := s.tree.markAbove(e.id, func(name string, n node) error {
+			return out.WriteHeader(newHeader(name, directory, n.mode, n.mtime))
 		}); err != nil {
 			return Stats{}, fmt.Errorf("write archive: %w", err)
 		}
 		s.tree.nodes[e.id].done = true
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: e.name, Mode: int64(e.mode), Size: e.size, Linkname: e.target}
+		h := newHeader(e.name, e.kind, e.mode, e.mtime)
+		h.Size, h.Linkname = e.size, e.target
 		if e.extents != nil {
 			h.PAXRecords = sparseRecords(e.length, e.extents)
-		}
-		switch e.kind {
-		case directory:
-			h.Typeflag, h.Name = tar.TypeDir, e.name+"/"
-		case link:
-			h.Typeflag = tar.TypeSymlink
 		}
 		if err := out.WriteHeader(h); err != nil {
 			return Stats{}, fmt.Errorf("write archive: %w", err)
@@ -94,7 +98,7 @@ func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) 
 
 // markAbove marks the directories above a node as done, and calls do, from the
 // top, for those that have an entry and were not yet.
-func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error) error {
+func (t *tree) markAbove(id int32, do func(name string, n node) error) error {
 	var todo []int32
 	for id = t.nodes[id].parent; !t.nodes[id].done; id = t.nodes[id].parent {
 		todo = append(todo, id)
@@ -105,7 +109,7 @@ func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error)
 		if n.kind != directory {
 			continue
 		}
-		if err := do(t.name(id), n.mode); err != nil {
+		if err := do(t.name(id), *n); err != nil {
 			return err
 		}
 	}
@@ -115,13 +119,25 @@ func (t *tree) markAbove(id int32, do func(name string, mode fs.FileMode) error)
 // Unpack creates what an archive holds below root, where things may exist
 // already: directories are merged and keep their modes, a file or link is
 // replaced by a new one, and never written through. What stands in the way
-// otherwise is an error of kind AlreadyExists. It refuses what Check refuses;
+// otherwise is an error of kind AlreadyExists. It refuses what Select refuses;
 // what came before that in the archive has been unpacked then. New files and
 // directories have the archive's permission bits, those that no entry describes
 // 0755, without what the umask takes away; on Windows, which has no such bits,
 // they are left out, and links are skipped where the user may not create any.
+// New files and directories have the archive's times, where it has any and the
+// file system takes them.
 func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
-	u := &unpacker{root: root, source: newSource(r, lim)}
+	return unpack(root, newSource(r, lim, checkTarget))
+}
+
+// UnpackForJob is Unpack for an archive that Check has passed, below a job's root:
+// links may lead anywhere.
+func UnpackForJob(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
+	return unpack(root, newSource(r, lim, checkLink))
+}
+
+func unpack(root *os.Root, s *source) (Stats, error) {
+	u := &unpacker{root: root, source: s}
 	for {
 		e, err := u.next()
 		if err == io.EOF {
@@ -134,7 +150,7 @@ func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
 			return Stats{}, err
 		}
 	}
-	if err := u.setModes(); err != nil {
+	if err := u.finishDirs(); err != nil {
 		return Stats{}, err
 	}
 	return u.tree.result(), nil
@@ -206,7 +222,15 @@ func (u *unpacker) createFile(e entry) error {
 		_ = u.root.Remove(e.name) // half of a file helps nobody
 		return err
 	}
+	u.setTime(e.name, e.mtime)
 	return nil
+}
+
+// setTime sets a time of modification. Where that cannot be, the content still counts.
+func (u *unpacker) setTime(name string, mtime int64) {
+	if mtime != 0 {
+		_ = u.root.Chtimes(name, time.Time{}, time.Unix(0, mtime))
+	}
 }
 
 // fill writes a file's content, and no holes.
@@ -224,7 +248,7 @@ func (u *unpacker) fill(f *os.File, e entry) error {
 
 // makeDir makes a directory and those above it. Until all is unpacked, the user may
 // use it whatever its mode is to be; of one whose entry is still to come the umask
-// alone decides, so that setModes can tell what that leaves.
+// alone decides, so that finishDirs can tell what that leaves.
 func (u *unpacker) makeDir(id int32) error {
 	if u.tree.nodes[id].done {
 		return nil
@@ -251,17 +275,19 @@ func (u *unpacker) makeDir(id int32) error {
 	return nil
 }
 
-// setModes takes from new directories what they have beyond their modes, those
-// below first: they cannot be reached any more when one above is closed.
-func (u *unpacker) setModes() error {
-	if !hasModes {
-		return nil
-	}
+// finishDirs gives new directories their times, which nothing in them changes any
+// more, and takes from them what they have beyond their modes; those below first:
+// they cannot be reached any more when one above is closed.
+func (u *unpacker) finishDirs() error {
 	for id, n := range slices.Backward(u.tree.nodes) {
 		if !n.created {
 			continue
 		}
 		name := u.tree.name(int32(id))
+		u.setTime(name, n.mtime)
+		if !hasModes {
+			continue
+		}
 		fi, err := u.root.Lstat(name)
 		if err == nil && fi.Mode().Perm()&^n.mode != 0 {
 			err = u.root.Chmod(name, fi.Mode()&(n.mode|^fs.ModePerm))

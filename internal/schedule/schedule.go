@@ -10,7 +10,7 @@
 // and once.
 //
 // Zones are looked up by name: a program that runs where no zones are installed
-// must import time/tzdata.
+// must import time/tzdata. POSIX time zones, as TZ may hold them, describe themselves.
 package schedule
 
 import (
@@ -59,6 +59,7 @@ func bad(text, format string, args ...any) error {
 //	monday 09:00, mon 9:00             the next one
 //	*/5 8-18 * * mon-fri               minute, hour, day of month, month, day of week
 //	CRON_TZ=Europe/Berlin 0 9 * * *    in a zone; TZ= is the same
+//	CRON_TZ=EST5EDT,M3.2.0,M11.1.0 0 9 * * *
 //	@hourly, @daily, @weekly, @monthly, @yearly
 //
 // A moment is rounded up to a full second. If both days of a cron schedule are
@@ -71,6 +72,12 @@ func bad(text, format string, args ...any) error {
 // it was first read: now matters in no other way then.
 func Parse(text string, now time.Time) (Schedule, error) {
 	words := strings.Fields(text)
+	if now.Location() == time.Local {
+		// If TZ is unknown, only what refers to the zone is an error; see known.
+		if zone, err := Local(); err == nil {
+			now = now.In(zone)
+		}
+	}
 	switch {
 	case len(text) > joblet.MaxSchedule:
 		return Schedule{}, bad(text, "%d bytes long: at most %d are possible", len(text), joblet.MaxSchedule)
@@ -106,6 +113,9 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	}
 	for _, layout := range []string{"2006-01-02 15:04:05", "2006-01-02 15:04", "2006-01-02T15:04:05", "2006-01-02T15:04"} {
 		if t, err := time.Parse(layout, joined); err == nil {
+			if err := known(now); err != nil {
+				return time.Time{}, bad(text, "%w", err)
+			}
 			return onClock(t, now.Location()), nil
 		}
 	}
@@ -143,6 +153,9 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	}
 	if err != nil || len(words) > 2 {
 		return time.Time{}, bad(text, "must be %s", accepted)
+	}
+	if err := known(now); err != nil {
+		return time.Time{}, bad(text, "%w", err)
 	}
 	day = day.Add(clock.Sub(clock.Truncate(24 * time.Hour)))
 	t := onClock(day, now.Location())
@@ -208,8 +221,8 @@ func parseCron(text string, words []string, now time.Time) (Schedule, error) {
 	case name == "":
 		err = fmt.Errorf("CRON_TZ= without a zone; give one as CRON_TZ=Europe/Berlin")
 	default:
-		if zone, err = time.LoadLocation(name); err != nil {
-			err = fmt.Errorf("no time zone has the name %.60q; give one as CRON_TZ=Europe/Berlin", name)
+		if zone, err = loadZone(name); err != nil {
+			err = fmt.Errorf("%w; give one as CRON_TZ=Europe/Berlin or CRON_TZ=CET-1CEST,M3.5.0,M10.5.0/3", err)
 		}
 	}
 	if err != nil {
@@ -308,6 +321,9 @@ func (s Schedule) nextReal(t time.Time) time.Time {
 			break
 		}
 		_, end := t.ZoneBounds()
+		if !end.IsZero() && !end.After(t) { // as package time has it on the last day of leap years to come
+			end = time.Date(t.UTC().Year()+1, 1, 1, 0, 0, 0, 0, time.UTC)
+		}
 		_, offset := t.Zone()
 		next = next.Add(-time.Duration(offset) * time.Second)
 		if end.IsZero() || next.Before(end) {
@@ -346,22 +362,34 @@ func onClock(face time.Time, zone *time.Location) time.Time {
 	return t
 }
 
+// known returns an error if now is in this machine's zone and TZ hides which that is.
+func known(now time.Time) error {
+	if now.Location() != time.Local {
+		return nil
+	}
+	_, err := Local()
+	return err
+}
+
 // zoneOf returns now's zone as one that has the same name everywhere.
 func zoneOf(now time.Time) (*time.Location, error) {
+	if err := known(now); err != nil {
+		return nil, err
+	}
 	zone := now.Location()
 	if zone == time.UTC {
 		return zone, nil
 	}
 	names := []string{zone.String()}
-	if zone == time.Local {
+	if zone == time.Local || filepath.IsAbs(zone.String()) {
 		names = localNames(os.LookupEnv, "/etc/localtime", "/etc/timezone")
 	}
 	for _, name := range names {
 		if name == "" || name == "Local" {
 			continue
 		}
-		if known, err := time.LoadLocation(name); err == nil && alike(zone, known, now) {
-			return known, nil
+		if named, err := loadZone(name); err == nil && alike(zone, named, now) {
+			return named, nil
 		}
 	}
 	if alike(zone, time.UTC, now) {
@@ -382,28 +410,4 @@ func alike(a, b *time.Location, now time.Time) bool {
 		}
 	}
 	return true
-}
-
-// localNames returns what may be the name of this machine's zone, best first.
-func localNames(env func(string) (string, bool), localtime, timezone string) []string {
-	if tz, ok := env("TZ"); ok {
-		tz = strings.TrimPrefix(tz, ":")
-		return []string{cmp.Or(afterZoneinfo(tz), tz, "UTC")}
-	}
-	var names []string
-	for _, resolve := range []func(string) (string, error){os.Readlink, filepath.EvalSymlinks} {
-		if target, err := resolve(localtime); err == nil {
-			names = append(names, afterZoneinfo(target))
-		}
-	}
-	if b, err := os.ReadFile(timezone); err == nil {
-		names = append(names, strings.TrimSpace(string(b)))
-	}
-	return names
-}
-
-// afterZoneinfo returns a zone's name from its file's.
-func afterZoneinfo(file string) string {
-	_, name, _ := strings.Cut(filepath.ToSlash(file), "zoneinfo/")
-	return name
 }

@@ -96,6 +96,8 @@ func TestCron(t *testing.T) {
 		{"  0   9 * *\t* ", "CRON_TZ=Europe/Berlin 0 9 * * *", "2026-03-05 09:00:00 CET"},
 		{"CRON_TZ=UTC 0 9 * * *", "CRON_TZ=UTC 0 9 * * *", "2026-03-05 09:00:00 UTC"},
 		{"TZ=America/New_York 0 9 * * *", "CRON_TZ=America/New_York 0 9 * * *", "2026-03-04 09:00:00 EST"},
+		{"CRON_TZ=EST5EDT,M3.2.0,M11.1.0 0 9 * 7 *", "CRON_TZ=EST5EDT,M3.2.0,M11.1.0 0 9 * 7 *", "2026-07-01 09:00:00 EDT"},
+		{"TZ=<+0330>-3:30 0 9 * * *", "CRON_TZ=<+0330>-3:30 0 9 * * *", "2026-03-05 09:00:00 +0330"},
 		{"CRON_TZ=Europe/Berlin @daily", "CRON_TZ=Europe/Berlin 0 0 * * *", "2026-03-05 00:00:00 CET"},
 		{"@hourly", "CRON_TZ=Europe/Berlin 0 * * * *", "2026-03-04 11:00:00 CET"},
 		{"@weekly", "CRON_TZ=Europe/Berlin 0 0 * * 0", "2026-03-08 00:00:00 CET"},
@@ -160,6 +162,8 @@ func TestBad(t *testing.T) {
 		"CRON_TZ= * * * * *":                "without a zone",
 		"CRON_TZ=Mars/X * * * * *":          "no time zone",
 		"TZ=../UTC * * * * *":               "no time zone",
+		"CRON_TZ=CET-1CEST,M3 * * * * *":    "POSIX",
+		"CRON_TZ=UTC+25 * * * * *":          "hours from 0 to 24",
 		"60 * * * *":                        "above maximum",
 		"* * * * 8":                         "above maximum",
 		"a b c d e":                         "mon-fri",
@@ -236,6 +240,15 @@ func TestClocksAreSet(t *testing.T) {
 	}
 }
 
+func posix(t testing.TB, text string) *time.Location {
+	t.Helper()
+	z, err := parsePOSIX(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return z.location(text)
+}
+
 func TestZoneOf(t *testing.T) {
 	t.Parallel()
 	now := time.Date(2026, 3, 4, 10, 0, 0, 0, time.UTC)
@@ -247,6 +260,7 @@ func TestZoneOf(t *testing.T) {
 		{zone(t, "Europe/Berlin"), "Europe/Berlin"},
 		{time.FixedZone("", 0), "UTC"},
 		{time.FixedZone("EST", -5*3600), "EST"},
+		{posix(t, "CET-1CEST,M3.5.0,M10.5.0/3"), "CET-1CEST,M3.5.0,M10.5.0/3"},
 		{time.FixedZone("", 3600), ""},
 		{time.FixedZone("CEST", 7200), ""},
 		{time.FixedZone("Europe/Berlin", 7200), ""},
@@ -295,6 +309,8 @@ func TestLocalNames(t *testing.T) {
 		{tz(":Europe/Berlin"), none, file, "Europe/Berlin"},
 		{tz("/usr/share/zoneinfo/Europe/Berlin"), none, file, "Europe/Berlin"},
 		{tz(""), none, file, "UTC"},
+		{tz("CET-1CEST,M3.5.0,M10.5.0/3"), none, file, "CET-1CEST,M3.5.0,M10.5.0/3"},
+		{tz(link("tz", "/usr/share/zoneinfo/Europe/Berlin")), none, file, "Europe/Berlin"},
 		{unset, link("a", "/usr/share/zoneinfo/Europe/Berlin"), none, "Europe/Berlin"},
 		{unset, link("b", "../var/db/timezone/zoneinfo/America/Argentina/Ushuaia"), file, "America/Argentina/Ushuaia"},
 		{unset, file, file, "Asia/Tokyo"},
@@ -311,6 +327,7 @@ func FuzzParse(f *testing.F) {
 	for _, text := range []string{
 		"2026-03-05T09:00:00Z", "2026-03-29 02:30", "+1d12h", "in 1h30m", "9:00", "tomorrow 09:00", "mon 9:00",
 		"*/5 8-18 * * mon-fri", "CRON_TZ=Europe/Berlin 30 2 * * *", "TZ=Africa/Cairo */7 * 24 4 *", "@daily", "0 0 29 2 5-7", "CRON_TZ=Australia/Lord_Howe 1-59/9 1,2 * * *",
+		"CRON_TZ=CET-1CEST,M3.5.0,M10.5.0/3 30 2 * * *", "TZ=A<-1 * * * * *",
 	} {
 		f.Add(text, int64(1772614800))
 		f.Add(text, int64(1792886400)) // the day before clocks are set back

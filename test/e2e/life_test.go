@@ -189,6 +189,49 @@ func TestLifeSchedule(t *testing.T) {
 	})
 }
 
+// TestLifeZones is about what TZ says here and CRON_TZ in a schedule.
+func TestLifeZones(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	in := func(tz string, args ...string) result {
+		cmd := d.command(t.Context(), args...)
+		cmd.Env = append(cmd.Env, "TZ="+tz)
+		return finish(cmd)
+	}
+	const posix = "XXX-9:30" // half past nine is midnight in UTC
+	r := in(posix, "job", "run", "--schedule=30 9 * * *", "true")
+	job := d.get(t, strings.TrimSpace(r.stdout))
+	if r.status != 0 || job.Spec.Schedule != "CRON_TZ="+posix+" 30 9 * * *" || job.Scheduled.UTC().Format("15:04") != "00:00" {
+		t.Errorf("%v\n%+v", r, job)
+	}
+	if r := in(posix, "job", "status", job.ID); !strings.Contains(r.stdout, " 09:30:00 (in ") {
+		t.Errorf("times are not in the zone: %v", r)
+	}
+	r = in(posix, "job", "run", "--schedule=tomorrow 09:30", "true")
+	if job := d.get(t, strings.TrimSpace(r.stdout)); r.status != 0 || job.Scheduled.UTC().Format("15:04") != "00:00" {
+		t.Errorf("%v\n%+v", r, job)
+	}
+	job = d.get(t, d.detach(t, "--schedule=CRON_TZ=CET-1CEST,M3.5.0,M10.5.0/3 0 9 1 7 *", "true"))
+	if job.Scheduled.UTC().Format("01-02 15:04") != "07-01 07:00" {
+		t.Errorf("%+v", job)
+	}
+	for _, tz := range []string{"Mars/Base", "CET-1CEST,M3.5.0"} {
+		for _, schedule := range []string{"30 9 * * *", "tomorrow 09:30", "2100-01-01 00:00"} {
+			r := in(tz, "job", "run", "--schedule="+schedule, "true")
+			if r.status != 125 || !strings.Contains(r.stderr, "cannot use TZ="+tz+" as the time zone") || !strings.Contains(r.stderr, "; set TZ to ") {
+				t.Errorf("TZ=%s, %s: %v", tz, schedule, r)
+			}
+		}
+		for _, schedule := range []string{"+1h", "2100-01-01T00:00:00Z", "CRON_TZ=UTC @daily"} {
+			if r := in(tz, "job", "run", "--schedule="+schedule, "true"); r.status != 0 {
+				t.Errorf("TZ=%s, %s: %v", tz, schedule, r)
+			}
+		}
+	}
+	d.says(t, 125, ``, `rnx: schedule ".*": "CET-1CEST,M3.5.0" is neither .* POSIX time zone: .* a comma and a day must be; give one as .*\n`,
+		"job", "run", "--schedule=CRON_TZ=CET-1CEST,M3.5.0 @daily", "true")
+}
+
 // TestLifeCron waits for the minute.
 func TestLifeCron(t *testing.T) {
 	t.Parallel()
