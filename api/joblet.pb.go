@@ -95,6 +95,7 @@ type Job struct {
 	GpuCount          int32                  `protobuf:"varint,18,opt,name=gpu_count,json=gpuCount,proto3" json:"gpu_count,omitempty"`
 	GpuMemoryMb       int32                  `protobuf:"varint,19,opt,name=gpu_memory_mb,json=gpuMemoryMb,proto3" json:"gpu_memory_mb,omitempty"`
 	NodeId            string                 `protobuf:"bytes,20,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Timeout           string                 `protobuf:"bytes,21,opt,name=timeout,proto3" json:"timeout,omitempty"` // timeout_ms as a duration such as "1m30s"; empty: none
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
 	// Present once PID 1's end is known; exit_code is its short form: the code,
 	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
@@ -294,6 +295,13 @@ func (x *Job) GetGpuMemoryMb() int32 {
 func (x *Job) GetNodeId() string {
 	if x != nil {
 		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Job) GetTimeout() string {
+	if x != nil {
+		return x.Timeout
 	}
 	return ""
 }
@@ -709,6 +717,7 @@ type GetJobStatusResponse struct {
 	GpuCount          int32                  `protobuf:"varint,24,opt,name=gpu_count,json=gpuCount,proto3" json:"gpu_count,omitempty"`
 	GpuMemoryMb       int32                  `protobuf:"varint,25,opt,name=gpu_memory_mb,json=gpuMemoryMb,proto3" json:"gpu_memory_mb,omitempty"`
 	NodeId            string                 `protobuf:"bytes,26,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Timeout           string                 `protobuf:"bytes,27,opt,name=timeout,proto3" json:"timeout,omitempty"` // timeout_ms as a duration such as "1m30s"; empty: none
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
 	// Present once PID 1's end is known; exit_code is its short form: the code,
 	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
@@ -934,6 +943,13 @@ func (x *GetJobStatusResponse) GetGpuMemoryMb() int32 {
 func (x *GetJobStatusResponse) GetNodeId() string {
 	if x != nil {
 		return x.NodeId
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetTimeout() string {
+	if x != nil {
+		return x.Timeout
 	}
 	return ""
 }
@@ -5106,6 +5122,7 @@ type RunJobRequest struct {
 	SecretEnvironment map[string]string      `protobuf:"bytes,18,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	GpuCount          int32                  `protobuf:"varint,19,opt,name=gpu_count,json=gpuCount,proto3" json:"gpu_count,omitempty"`
 	GpuMemoryMb       int32                  `protobuf:"varint,20,opt,name=gpu_memory_mb,json=gpuMemoryMb,proto3" json:"gpu_memory_mb,omitempty"`
+	Timeout           string                 `protobuf:"bytes,21,opt,name=timeout,proto3" json:"timeout,omitempty"`                        // a duration such as "30s"; timeout_ms takes precedence
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`                             // a label; need not be unique
 	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // 0: none
 	Init              bool                   `protobuf:"varint,102,opt,name=init,proto3" json:"init,omitempty"`                            // a small reaper as PID 1, the command as its child
@@ -5268,6 +5285,13 @@ func (x *RunJobRequest) GetGpuMemoryMb() int32 {
 		return x.GpuMemoryMb
 	}
 	return 0
+}
+
+func (x *RunJobRequest) GetTimeout() string {
+	if x != nil {
+		return x.Timeout
+	}
+	return ""
 }
 
 func (x *RunJobRequest) GetName() string {
@@ -5785,7 +5809,8 @@ func (x *RemoveRuntimeResponse) GetFreedSpaceBytes() int64 {
 type StreamJobMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
-	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between two samples; 0: 1 s
+	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between two new samples; 0: 1 s
+	NoReplay      bool                   `protobuf:"varint,101,opt,name=no_replay,json=noReplay,proto3" json:"no_replay,omitempty"`       // only new samples
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5834,12 +5859,19 @@ func (x *StreamJobMetricsRequest) GetIntervalMs() int64 {
 	return 0
 }
 
+func (x *StreamJobMetricsRequest) GetNoReplay() bool {
+	if x != nil {
+		return x.NoReplay
+	}
+	return false
+}
+
 type GetJobMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
-	StartTime     int64                  `protobuf:"varint,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	StartTime     int64                  `protobuf:"varint,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"` // Unix time in nanoseconds; 0: no bound
 	EndTime       int64                  `protobuf:"varint,3,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	Limit         int32                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit         int32                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // the newest so many; 0: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5904,7 +5936,7 @@ func (x *GetJobMetricsRequest) GetLimit() int32 {
 
 type JobMetricsEvent struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Timestamp      int64                  `protobuf:"varint,1,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
+	Timestamp      int64                  `protobuf:"varint,1,opt,name=timestamp,proto3" json:"timestamp,omitempty"` // Unix time in nanoseconds
 	JobUuid        string                 `protobuf:"bytes,2,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
 	CpuPercent     float64                `protobuf:"fixed64,3,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
 	MemoryBytes    int64                  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
@@ -5915,7 +5947,7 @@ type JobMetricsEvent struct {
 	NetSentBytes   int64                  `protobuf:"varint,9,opt,name=net_sent_bytes,json=netSentBytes,proto3" json:"net_sent_bytes,omitempty"`
 	GpuPercent     float64                `protobuf:"fixed64,10,opt,name=gpu_percent,json=gpuPercent,proto3" json:"gpu_percent,omitempty"`
 	GpuMemoryBytes int64                  `protobuf:"varint,11,opt,name=gpu_memory_bytes,json=gpuMemoryBytes,proto3" json:"gpu_memory_bytes,omitempty"`
-	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // timestamp is the same in seconds
+	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // the same as timestamp
 	Usage          *JobUsage              `protobuf:"bytes,101,opt,name=usage,proto3" json:"usage,omitempty"`                                 // since the job's start
 	SwapBytes      int64                  `protobuf:"varint,102,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
 	Pids           int32                  `protobuf:"varint,103,opt,name=pids,proto3" json:"pids,omitempty"` // processes and threads now
@@ -9532,7 +9564,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xff\x0e\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x99\x0f\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9557,7 +9589,8 @@ const file_joblet_proto_rawDesc = "" +
 	"gpuIndices\x12\x1b\n" +
 	"\tgpu_count\x18\x12 \x01(\x05R\bgpuCount\x12\"\n" +
 	"\rgpu_memory_mb\x18\x13 \x01(\x05R\vgpuMemoryMb\x12\x17\n" +
-	"\anode_id\x18\x14 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\anode_id\x18\x14 \x01(\tR\x06nodeId\x12\x18\n" +
+	"\atimeout\x18\x15 \x01(\tR\atimeout\x12\x12\n" +
 	"\x04name\x18d \x01(\tR\x04name\x12#\n" +
 	"\x04exit\x18e \x01(\v2\x0f.joblet.JobExitR\x04exit\x12\x16\n" +
 	"\x06reason\x18f \x01(\tR\x06reason\x12!\n" +
@@ -9612,7 +9645,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xfd\x0f\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x97\x10\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9641,7 +9674,8 @@ const file_joblet_proto_rawDesc = "" +
 	"gpuIndices\x12\x1b\n" +
 	"\tgpu_count\x18\x18 \x01(\x05R\bgpuCount\x12\"\n" +
 	"\rgpu_memory_mb\x18\x19 \x01(\x05R\vgpuMemoryMb\x12\x17\n" +
-	"\anode_id\x18\x1a \x01(\tR\x06nodeId\x12\x12\n" +
+	"\anode_id\x18\x1a \x01(\tR\x06nodeId\x12\x18\n" +
+	"\atimeout\x18\x1b \x01(\tR\atimeout\x12\x12\n" +
 	"\x04name\x18d \x01(\tR\x04name\x12#\n" +
 	"\x04exit\x18e \x01(\v2\x0f.joblet.JobExitR\x04exit\x12\x16\n" +
 	"\x06reason\x18f \x01(\tR\x06reason\x12!\n" +
@@ -10043,8 +10077,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xea\n" +
-	"\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x84\v\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
@@ -10064,7 +10097,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\venvironment\x18\x0e \x03(\v2&.joblet.RunJobRequest.EnvironmentEntryR\venvironment\x12[\n" +
 	"\x12secret_environment\x18\x12 \x03(\v2,.joblet.RunJobRequest.SecretEnvironmentEntryR\x11secretEnvironment\x12\x1b\n" +
 	"\tgpu_count\x18\x13 \x01(\x05R\bgpuCount\x12\"\n" +
-	"\rgpu_memory_mb\x18\x14 \x01(\x05R\vgpuMemoryMb\x12\x12\n" +
+	"\rgpu_memory_mb\x18\x14 \x01(\x05R\vgpuMemoryMb\x12\x18\n" +
+	"\atimeout\x18\x15 \x01(\tR\atimeout\x12\x12\n" +
 	"\x04name\x18d \x01(\tR\x04name\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18e \x01(\x03R\ttimeoutMs\x12\x12\n" +
@@ -10124,11 +10158,12 @@ const file_joblet_proto_rawDesc = "" +
 	"\x15RemoveRuntimeResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12*\n" +
-	"\x11freed_space_bytes\x18\x03 \x01(\x03R\x0ffreedSpaceBytes\"U\n" +
+	"\x11freed_space_bytes\x18\x03 \x01(\x03R\x0ffreedSpaceBytes\"r\n" +
 	"\x17StreamJobMetricsRequest\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x1f\n" +
 	"\vinterval_ms\x18d \x01(\x03R\n" +
-	"intervalMs\"\x81\x01\n" +
+	"intervalMs\x12\x1b\n" +
+	"\tno_replay\x18e \x01(\bR\bnoReplay\"\x81\x01\n" +
 	"\x14GetJobMetricsRequest\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x1d\n" +
 	"\n" +

@@ -73,6 +73,8 @@ type JobServiceClient interface {
 	// When they take more than 16 MiB, those of more than 1,677 bytes come without
 	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
 	ListJobs(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*Jobs, error)
+	// StreamJobMetrics sends the samples that were kept of the job, then new ones
+	// until it has ended.
 	StreamJobMetrics(ctx context.Context, in *StreamJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	GetJobMetrics(ctx context.Context, in *GetJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	StreamJobTelematics(ctx context.Context, in *StreamJobTelematicsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TelematicsEvent], error)
@@ -506,6 +508,8 @@ type JobServiceServer interface {
 	// When they take more than 16 MiB, those of more than 1,677 bytes come without
 	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
 	ListJobs(context.Context, *EmptyRequest) (*Jobs, error)
+	// StreamJobMetrics sends the samples that were kept of the job, then new ones
+	// until it has ended.
 	StreamJobMetrics(*StreamJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	GetJobMetrics(*GetJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	StreamJobTelematics(*StreamJobTelematicsRequest, grpc.ServerStreamingServer[TelematicsEvent]) error

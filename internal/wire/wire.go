@@ -96,7 +96,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 			return joblet.Spec{}, joblet.Errorf(joblet.Unimplemented, "%s: this version of joblet cannot do that yet", f.name)
 		}
 	}
-	timeout, err := fromMillis("timeout_ms", r.GetTimeoutMs())
+	timeout, err := timeoutFromProto(r)
 	if err != nil {
 		return joblet.Spec{}, err
 	}
@@ -160,6 +160,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		HostPid:           int64(j.PID),
 		LogBytes:          j.LogBytes,
 		TimeoutMs:         toMillis(s.Timeout),
+		Timeout:           formatDuration(s.Timeout),
 		Init:              s.Init,
 		IdBase:            j.IDBase,
 		WorkDir:           text(s.WorkDir),
@@ -520,6 +521,29 @@ func fromMillis(field string, ms int64) (time.Duration, error) {
 		return 0, joblet.Errorf(joblet.InvalidArgument, "%s %d: must be between 0 and %d", field, ms, limit)
 	}
 	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// timeoutFromProto reads timeout_ms, or else timeout, in whole milliseconds.
+func timeoutFromProto(r *api.RunJobRequest) (time.Duration, error) {
+	if r.GetTimeoutMs() != 0 || r.GetTimeout() == "" {
+		return fromMillis("timeout_ms", r.GetTimeoutMs())
+	}
+	d, err := time.ParseDuration(r.GetTimeout())
+	if err != nil {
+		return 0, joblet.Errorf(joblet.InvalidArgument, "timeout %.50q: must be a duration such as 30s or 1h30m", r.GetTimeout())
+	}
+	if d < 0 || d > joblet.MaxTimeout {
+		return 0, joblet.Errorf(joblet.InvalidArgument, "timeout %.50q: must be between 0 (none) and %v", r.GetTimeout(), joblet.MaxTimeout)
+	}
+	return time.Duration(toMillis(d)) * time.Millisecond, nil
+}
+
+// formatDuration returns d as timeoutFromProto reads it.
+func formatDuration(d time.Duration) string {
+	if d == 0 {
+		return ""
+	}
+	return d.String()
 }
 
 func formatTime(t time.Time) string {

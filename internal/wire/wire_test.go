@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -218,6 +219,30 @@ func TestExitCode(t *testing.T) {
 	}
 }
 
+func TestTimeoutField(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		request *api.RunJobRequest
+		want    time.Duration
+	}{
+		{&api.RunJobRequest{Timeout: "30s"}, 30 * time.Second},
+		{&api.RunJobRequest{Timeout: "1h30m"}, 90 * time.Minute},
+		{&api.RunJobRequest{Timeout: "1ns"}, time.Millisecond},
+		{&api.RunJobRequest{Timeout: "0"}, 0},
+		{&api.RunJobRequest{Timeout: "30s", TimeoutMs: 5}, 5 * time.Millisecond},
+	} {
+		if got, err := SpecFromProto(tt.request); err != nil || got.Timeout != tt.want {
+			t.Errorf("%v: got %v, %v", tt.request, got.Timeout, err)
+		}
+	}
+	for timeout, want := range map[time.Duration]string{0: "", 30 * time.Second: "30s", 90 * time.Minute: "1h30m0s"} {
+		job := joblet.Job{Spec: joblet.Spec{Timeout: timeout}}
+		if got, status := JobToProto(job).GetTimeout(), StatusToProto(job).GetTimeout(); got != want || status != want {
+			t.Errorf("%v: got %q and %q", timeout, got, status)
+		}
+	}
+}
+
 func TestOptionsRoundTrip(t *testing.T) {
 	t.Parallel()
 	t.Run("filter", func(t *testing.T) {
@@ -232,6 +257,26 @@ func TestOptionsRoundTrip(t *testing.T) {
 		got, err := LogOptionsFromProto(overWire(t, FollowToProto("x", want)))
 		if err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	})
+	t.Run("range", func(t *testing.T) {
+		at := func(s string) time.Time {
+			m, err := time.Parse(time.RFC3339Nano, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		now, never := at("2026-01-02T03:04:05.123456789Z"), time.Time{}
+		for _, tt := range []struct{ from, to, wantFrom, wantTo time.Time }{
+			{now, now.Add(1), now, now.Add(1)},
+			{never, never, never, never},
+			{at("1960-01-01T00:00:00Z"), at("2300-01-01T00:00:00Z"), time.Unix(0, 1), time.Unix(0, math.MaxInt64)},
+		} {
+			from, to, limit, err := ValidRange(overWire(t, RangeToProto("x", tt.from, tt.to, 7)))
+			if err != nil || !from.Equal(tt.wantFrom) || !to.Equal(tt.wantTo) || limit != 7 {
+				t.Errorf("%v to %v: got %v to %v, %d, %v", tt.from, tt.to, from, to, limit, err)
+			}
 		}
 	})
 	t.Run("prune", func(t *testing.T) {
@@ -272,6 +317,9 @@ func TestRefused(t *testing.T) {
 	ms := int64(-1)
 	for name, got := range map[string]joblet.Kind{
 		"negative timeout": kind(SpecFromProto(&api.RunJobRequest{TimeoutMs: -1})),
+		"timeout":          kind(SpecFromProto(&api.RunJobRequest{Timeout: "30"})),
+		"timeout below 0":  kind(SpecFromProto(&api.RunJobRequest{Timeout: "-1s"})),
+		"timeout too long": kind(SpecFromProto(&api.RunJobRequest{Timeout: "87601h"})),
 		"huge timeout":     kind(SpecFromProto(&api.RunJobRequest{TimeoutMs: 1 << 62})),
 		"not UTF-8":        kind(SpecToProto(joblet.Spec{Command: "a\xff"})),
 		"env not UTF-8":    kind(SpecToProto(joblet.Spec{Command: "a", Env: map[string]string{"A": "\xff"}})),
@@ -345,6 +393,8 @@ func TestUnbuiltFields(t *testing.T) {
 			m.Mutable(f).List().AppendMutable()
 		case f.IsList():
 			m.Mutable(f).List().Append(protoScalar(t, f))
+		case f.Name() == "timeout":
+			m.Set(f, protoString("30s"))
 		case f.Name() == "security": // TestSpecRoundTrip has each of its fields, and of limits
 			m.Set(f, protoreflect.ValueOfMessage((&api.JobSecurity{Profile: "strict"}).ProtoReflect()))
 		case f.Name() == "limits":
@@ -391,6 +441,7 @@ func FuzzSpecFromProto(f *testing.F) {
 	for _, r := range []*api.RunJobRequest{
 		{Command: "true", RetryOn: []int32{-1, 300}, Labels: map[string]string{"a": "b"}, RetryDelayMs: 1},
 		{TimeoutMs: 1 << 62, Retries: -1, DependsOn: []string{""}},
+		{Command: "true", Timeout: "1m0.0001s"},
 	} {
 		b, err := proto.Marshal(r)
 		if err != nil {
