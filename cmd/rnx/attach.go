@@ -56,6 +56,7 @@ type attachment struct {
 }
 
 func (a *app) attach(c *client.Client) *attachment {
+	a.noteTerminals()
 	return &attachment{
 		app: a, client: c, known: make(chan struct{}), tty: terminalWidth(a.errOut) > 0,
 		out: output{stdout: a.out, stderr: a.errOut, json: a.json},
@@ -104,7 +105,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		defer context.AfterFunc(ctx, at.term.cutOff)()
 		at.term.guard(func() { at.forward(ctx, cancel, signals) })
 		at.term.guard(func() {
-			at.term.typing(ctx, func() { cancel(errDetached) }, func() { cancel(at.endedBy("Ctrl-C", sigint)) })
+			at.term.typing(ctx, func() { cancel(errDetached) }, func() { cancel(at.endedBy("Ctrl-C", sigint)) }, func() { at.hangUp(ctx, cancel) })
 		})
 		at.term.guard(func() { at.term.watchWindow(ctx) })
 	} else {
@@ -132,6 +133,8 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		return nil
 	case at.term != nil && cause != nil: // and not that a Write was cut off
 		return cause
+	case err != nil && ctx.Err() == nil && at.app.hungUp():
+		return at.endedBy(lostTerminal, sighup)
 	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.tty != nil): // the window is gone, and the job may be attached to from another
 		return w
 	case errors.As(err, &w):
@@ -143,11 +146,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	case err != nil && at.id == "" && !at.guest:
 		return unanswered(err)
 	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
-		again := "log -f"
-		if at.term != nil {
-			again = "attach"
-		}
-		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), again)
+		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), at.again())
 	case err != nil:
 		return err
 	}
@@ -404,6 +403,10 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 		if !ok {
 			return
 		}
+		if sig == syscall.SIGHUP && (at.term != nil && at.term.tty != nil || at.app.hungUp()) {
+			at.hangUp(ctx, cancel)
+			return
+		}
 		// While keys are the job's none is a signal, and whoever only looks on has none
 		// to send: it is meant for rnx.
 		if raw := at.term != nil && at.term.isRaw(); raw && !at.term.pressed(sig) || at.guest && !raw {
@@ -433,11 +436,42 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 	}
 }
 
+// lostTerminal is what has ended rnx when its terminal has gone away.
+const lostTerminal = "the loss of the terminal"
+
+// acceptTime is how long rnx waits, once its terminal has gone away, for the daemon
+// to accept the job.
+const acceptTime = 10 * time.Second
+
+// hangUp ends rnx because its terminal has gone away. The job, which may be on its way
+// to the daemon, goes on.
+func (at *attachment) hangUp(ctx context.Context, cancel context.CancelCauseFunc) {
+	if !at.guest && (at.in == nil || !at.in.sending.Load()) {
+		select {
+		case <-ctx.Done():
+		case <-at.known:
+		case <-time.After(acceptTime):
+		}
+	}
+	cancel(at.endedBy(lostTerminal, sighup))
+}
+
 // endedBy is why rnx ends before its job.
 func (at *attachment) endedBy(what string, sig syscall.Signal) error {
 	at.mu.Lock()
 	defer at.mu.Unlock()
-	return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", what, joblet.ShortID(at.id))}
+	if at.id == "" {
+		return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s", what)}
+	}
+	return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job %s %[2]s\"", what, joblet.ShortID(at.id), at.again())}
+}
+
+// again names the command that comes back to the job.
+func (at *attachment) again() string {
+	if at.term != nil {
+		return "attach"
+	}
+	return "log -f"
 }
 
 // nextSignal waits for a signal; not ok: ctx has ended.

@@ -130,6 +130,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	if a.json {
 		return joblet.Errorf(joblet.InvalidArgument, "--json: what the process writes is shown as it is")
 	}
+	a.noteTerminals()
 	spec := joblet.ExecSpec{Command: command[0], Args: command[1:], WorkDir: opt.dir}
 	opt.env.flag = "--env"
 	var err error
@@ -150,7 +151,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	if err := spec.Validate(); err != nil {
 		return err
 	}
-	return a.with(ctx, func(c *client.Client) error {
+	err = a.with(ctx, func(c *client.Client) error {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
 		signals := make(chan os.Signal, 8)
@@ -172,7 +173,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize, size: spec.Terminal})
 			t.guard(func() { t.watchWindow(ctx) })
 			if spec.Stdin {
-				t.guard(func() { t.typing(ctx, func() {}, func() {}) })
+				t.guard(func() { t.typing(ctx, func() {}, func() {}, func() { cancel(errExecHungUp) }) })
 			}
 		} else if spec.Stdin {
 			go func() { // ends with the process
@@ -215,7 +216,14 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		}
 		return err
 	})
+	if _, ok := errors.AsType[*exitError](err); err != nil && !ok && a.hungUp() {
+		return errExecHungUp
+	}
+	return err
 }
+
+// errExecHungUp is why rnx ends before the process when its terminal has gone away.
+var errExecHungUp = &exitError{status: 128 + sighup, err: errors.New("ended by " + lostTerminal + ", and the process with rnx")}
 
 // startExec starts a process. A signal meanwhile is for rnx: a job that stops or
 // refuses new processes may keep it waiting.
