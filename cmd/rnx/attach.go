@@ -19,6 +19,18 @@ import (
 	"github.com/joblet/joblet/client"
 )
 
+// notifyEnd returns a channel that gets the signals that end rnx, but for those that
+// it was started to ignore: as nohup and the background jobs of scripts are.
+func notifyEnd() chan os.Signal {
+	signals := make(chan os.Signal, 8)
+	for _, sig := range endSignals {
+		if !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
+	return signals
+}
+
 // catchPipeSignal makes a write to a closed pipe an error (EPIPE) also on
 // stdout and stderr, where Go otherwise ends the process. The signal is caught
 // and not ignored, so that a daemon that rnx starts does not inherit that.
@@ -51,14 +63,16 @@ type attachment struct {
 	id      string // empty until the job is accepted
 	waiting bool   // it does not run yet, or not again
 
-	known    chan struct{} // closed when id is set
-	canceled atomic.Int32  // the signal because of which we have canceled the job
+	known    chan struct{}       // closed when id is set
+	retried  chan syscall.Signal // that has ended an attempt behind which another waits
+	passed   atomic.Int32        // the last signal that the job got from us
+	canceled atomic.Int32        // the signal because of which we have canceled the job
 }
 
 func (a *app) attach(c *client.Client) *attachment {
 	a.noteTerminals()
 	return &attachment{
-		app: a, client: c, known: make(chan struct{}), tty: terminalWidth(a.errOut) > 0,
+		app: a, client: c, known: make(chan struct{}), retried: make(chan syscall.Signal, 1), tty: terminalWidth(a.errOut) > 0,
 		out: output{stdout: a.out, stderr: a.errOut, json: a.json},
 	}
 }
@@ -95,8 +109,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// Before the request: from then on a signal must not leave the job alone.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, endSignals...)
+	signals := notifyEnd()
 	catchPipeSignal()
 	if at.term != nil {
 		signal.Notify(signals, terminalSignals...)
@@ -262,7 +275,15 @@ func (at *attachment) meet(j joblet.Job, waiting bool) {
 	}
 	at.waiting = waiting
 	at.mu.Unlock()
-	if !waiting || !at.tty {
+	if !waiting {
+		return
+	}
+	if runs := attempts(j); len(runs) > 0 && runs[len(runs)-1].Exit != nil {
+		if sig := at.passed.Swap(0); sig != 0 && runs[len(runs)-1].Exit.Status() == 128+int(sig) {
+			at.retried <- syscall.Signal(sig) // has room: forward has taken the one before
+		}
+	}
+	if !at.tty {
 		return
 	}
 	if note := waitingNote(j, time.Now()); note != at.lastNote {
@@ -395,13 +416,17 @@ func closedPipe(err error) bool {
 
 // forward hands our signals to the job. One that comes before the job is
 // accepted waits until it is, unless it cannot be yet; a second one then gives
-// up.
+// up. One that has ended an attempt ends the job, too.
 func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) {
 	var interrupted time.Time
 	for {
-		sig, ok := nextSignal(ctx, signals)
-		if !ok {
+		var sig syscall.Signal
+		select {
+		case <-ctx.Done():
 			return
+		case s := <-signals:
+			sig, _ = s.(syscall.Signal)
+		case sig = <-at.retried:
 		}
 		if sig == syscall.SIGHUP && (at.term != nil && at.term.tty != nil || at.app.hungUp()) {
 			at.hangUp(ctx, cancel)
@@ -474,17 +499,6 @@ func (at *attachment) again() string {
 	return "log -f"
 }
 
-// nextSignal waits for a signal; not ok: ctx has ended.
-func nextSignal(ctx context.Context, signals <-chan os.Signal) (sig syscall.Signal, ok bool) {
-	select {
-	case <-ctx.Done():
-		return 0, false
-	case s := <-signals:
-		sig, _ = s.(syscall.Signal)
-		return sig, true
-	}
-}
-
 // pass hands a signal to the job; again: it is the second Ctrl-C.
 func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) error {
 	at.mu.Lock()
@@ -513,7 +527,8 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 	default:
 		at.app.note("sent %s to job %s", signalName(int(sig)), short)
 	}
-	return c.Signal(ctx, id, int(sig))
+	at.passed.Store(int32(sig))
+	return c.Interrupt(ctx, id, int(sig))
 }
 
 // note tells the user something that is no failure.

@@ -154,8 +154,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	err = a.with(ctx, func(c *client.Client) error {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		signals := make(chan os.Signal, 8)
-		signal.Notify(signals, endSignals...)
+		signals := notifyEnd()
 		defer signal.Stop(signals)
 		catchPipeSignal()
 		x, err := startExec(ctx, cancel, signals, func() (*client.Exec, error) { return c.Exec(ctx, ref, spec) })
@@ -260,9 +259,12 @@ const deliverTime = 3 * time.Second
 func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal, input bool) {
 	var interrupted time.Time
 	for {
-		sig, ok := nextSignal(ctx, signals)
-		if !ok {
+		var sig syscall.Signal
+		select {
+		case <-ctx.Done():
 			return
+		case s := <-signals:
+			sig, _ = s.(syscall.Signal)
 		}
 		if terminal || sig == syscall.SIGINT && time.Since(interrupted) < secondInterrupt {
 			cancel(&exitError{status: 128 + int(sig), err: errors.New("ended by " + signalName(int(sig)) + ", and the process with rnx")})
