@@ -8439,9 +8439,13 @@ func (x *GetJobFilesRequest) GetPatterns() []string {
 }
 
 type SignalJobRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Signal        int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux number, 1 to 64
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Signal int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux number, 1 to 64
+	// A signal that ends other processes ends the job too, with that signal as its
+	// exit, when PID 1 neither handles nor blocks nor ignores it. Otherwise the kernel
+	// drops such a signal.
+	DefaultAction bool `protobuf:"varint,3,opt,name=default_action,json=defaultAction,proto3" json:"default_action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8488,6 +8492,13 @@ func (x *SignalJobRequest) GetSignal() int32 {
 		return x.Signal
 	}
 	return 0
+}
+
+func (x *SignalJobRequest) GetDefaultAction() bool {
+	if x != nil {
+		return x.DefaultAction
+	}
+	return false
 }
 
 type SignalJobResponse struct {
@@ -10364,10 +10375,11 @@ const file_joblet_proto_rawDesc = "" +
 	"freedBytes\"D\n" +
 	"\x12GetJobFilesRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x1a\n" +
-	"\bpatterns\x18\x02 \x03(\tR\bpatterns\">\n" +
+	"\bpatterns\x18\x02 \x03(\tR\bpatterns\"e\n" +
 	"\x10SignalJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x13\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12%\n" +
+	"\x0edefault_action\x18\x03 \x01(\bR\rdefaultAction\"\x13\n" +
 	"\x11SignalJobResponse\"$\n" +
 	"\x0eWaitJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"0\n" +

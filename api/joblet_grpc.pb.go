@@ -85,7 +85,8 @@ type JobServiceClient interface {
 	RunJobAttached(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
 	// FollowJob sends a job's output from any offset, then how it ended.
 	FollowJob(ctx context.Context, in *FollowJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
-	// SignalJob sends one signal to the job's PID 1.
+	// SignalJob sends one signal to the job's PID 1, which gets only those that it
+	// handles, blocks or ignores; see default_action for the others.
 	SignalJob(ctx context.Context, in *SignalJobRequest, opts ...grpc.CallOption) (*SignalJobResponse, error)
 	// WaitJob answers once the job has ended.
 	WaitJob(ctx context.Context, in *WaitJobRequest, opts ...grpc.CallOption) (*WaitJobResponse, error)
@@ -520,7 +521,8 @@ type JobServiceServer interface {
 	RunJobAttached(*RunJobRequest, grpc.ServerStreamingServer[JobEvent]) error
 	// FollowJob sends a job's output from any offset, then how it ended.
 	FollowJob(*FollowJobRequest, grpc.ServerStreamingServer[JobEvent]) error
-	// SignalJob sends one signal to the job's PID 1.
+	// SignalJob sends one signal to the job's PID 1, which gets only those that it
+	// handles, blocks or ignores; see default_action for the others.
 	SignalJob(context.Context, *SignalJobRequest) (*SignalJobResponse, error)
 	// WaitJob answers once the job has ended.
 	WaitJob(context.Context, *WaitJobRequest) (*WaitJobResponse, error)

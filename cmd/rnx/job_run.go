@@ -51,7 +51,8 @@ Ctrl-Q) leaves it running: see "rnx job attach".
 
 Flags stop at the command; all behind it is the job's. Without a terminal Ctrl-C sends SIGINT to
 the job, a second one within two seconds kills it; SIGTERM and SIGHUP go to the
-job as well. A job that still waits for its turn is canceled by each of them.
+job as well. A command that does not handle the signal ends by it, as outside, and
+is not retried. A job that still waits for its turn is canceled by each of them.
 When the reader of rnx's output goes away, as in "| head -1", the job is killed.
 When the daemon goes away, rnx finds it again, or its successor.
 

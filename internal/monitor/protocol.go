@@ -209,6 +209,10 @@ type Request struct {
 	Signal int   `json:"signal,omitempty"` // send to PID 1
 	Stop   *Stop `json:"stop,omitempty"`
 
+	// DefaultAction has a Signal end the job that PID 1 is spared and that ends other
+	// processes.
+	DefaultAction bool `json:"default_action,omitempty"`
+
 	DiskBytes int64 `json:"disk_bytes,omitempty"` // change the size of the root
 
 	// StdinBegin turns the connection into the job's standard input: what

@@ -1,8 +1,6 @@
 package monitor
 
 import (
-	"bytes"
-	"os"
 	"syscall"
 	"time"
 	"unsafe"
@@ -206,9 +204,7 @@ func (m *monitor) hungUp() bool {
 }
 
 // interrupt ends a job whose PID 1 would be ended by a key like Ctrl-C, were it
-// not PID 1: the kernel spares that the default actions of signals
-// (pid_namespaces(7)), and nobody expects "sleep 60" in a terminal to survive
-// Ctrl-C. The record says the signal, as it would then.
+// not PID 1: nobody expects "sleep 60" in a terminal to survive Ctrl-C.
 func (m *monitor) interrupt(sig syscall.Signal) {
 	if m.terminal.master < 0 || m.record.EndedNanos != 0 {
 		return
@@ -217,15 +213,9 @@ func (m *monitor) interrupt(sig syscall.Signal) {
 	if err != nil || group != m.child { // PID 1 leads a session and so its own group
 		return
 	}
-	status, err := os.ReadFile("/proc/" + itoa(int64(m.child)) + "/status")
-	if err != nil || !bytes.Contains(status, []byte("SigIgn:\t")) {
-		return
-	}
-	mask := statusMask(status, "SigCgt:\t") | statusMask(status, "SigBlk:\t") | statusMask(status, "SigIgn:\t")
-	if mask&(1<<(sig-1)) == 0 && m.endedBy == 0 {
-		m.endedBy = sig
+	if m.endedBy == 0 && m.spares(sig) {
 		m.settleTyped()
-		m.signal(syscall.SIGKILL)
+		m.endAs(sig)
 	}
 }
 

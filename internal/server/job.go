@@ -323,7 +323,7 @@ func (s *jobService) SignalJob(ctx context.Context, r *api.SignalJobRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	if err := s.sup.Signal(ctx, r.GetUuid(), syscall.Signal(sig)); err != nil {
+	if err := s.sup.Signal(ctx, r.GetUuid(), syscall.Signal(sig), r.GetDefaultAction()); err != nil {
 		return nil, err
 	}
 	return &api.SignalJobResponse{}, nil
