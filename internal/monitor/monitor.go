@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -161,7 +162,10 @@ func (m *monitor) failure(err error) *Failure {
 	f := &Failure{Text: err.Error()}
 	if se, ok := errors.AsType[*stepError](err); ok {
 		f.Step, f.Errno = se.step, se.errno
-		f.IsExec = m.shared != nil && m.shared.execBegan != 0
+		if a := m.shared; a != nil && a.execBegan != 0 {
+			f.IsExec = true
+			f.Why = whyNot(a.files[:a.nfiles], se.errno, runtime.GOARCH)
+		}
 	}
 	f.OutOfMemory = m.child != 0 && m.outOfMemory()
 	return f

@@ -79,8 +79,16 @@ type arena struct {
 	cwd   [4096]byte   // getcwd(2) gives no more (PATH_MAX)
 	exec  [64]candidate
 	nexec int
-	argv  uintptr // **byte; the first pointer is overwritten by each candidate
-	envp  uintptr
+
+	// What the first process saw of the candidate that the kernel could not execute.
+	mayInspect bool
+	nfiles     int
+	files      [maxScripts]execFile
+	stat       unix.Stat_t
+	table      [tableSize]byte // of the program's segments
+
+	argv uintptr // **byte; the first pointer is overwritten by each candidate
+	envp uintptr
 
 	msg     unix.Msghdr
 	iov     unix.Iovec
@@ -422,12 +430,22 @@ func (a *arena) execute() syscall.Errno {
 		case syscall.ENOENT, syscall.ENOTDIR:
 			// An existing script or program whose interpreter is missing gives
 			// ENOENT too (execve(2)); it is found, and cannot be executed.
+			if !a.mayInspect {
+				continue
+			}
 			if _, _, e := syscall.RawSyscall6(unix.SYS_FACCESSAT, atFDCWD, path, unix.F_OK, 0, 0, 0); e == 0 {
+				a.inspect(path)
 				return syscall.ELIBACC
 			}
 		case syscall.EACCES:
 			result = errno
+			if a.mayInspect {
+				a.inspect(path)
+			}
 		default:
+			if a.mayInspect {
+				a.inspect(path)
+			}
 			return errno
 		}
 	}

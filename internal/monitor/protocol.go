@@ -283,6 +283,9 @@ type Failure struct {
 	Errno  syscall.Errno `json:"errno"`
 	Text   string        `json:"text"`
 	IsExec bool          `json:"is_exec,omitempty"` // it was execve itself
+	// Why says, behind "cannot execute COMMAND: ", what is wrong with the command's file,
+	// if that tells.
+	Why string `json:"why,omitempty"`
 	// OutOfMemory: the job's limit does not hold even its start.
 	OutOfMemory bool `json:"out_of_memory,omitempty"`
 }

@@ -437,6 +437,7 @@ func executeCommand(p *program, run *Run) {
 	p.call("unblock signals", unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, none, 0, 8)
 	a.argv = p.pointers(append([]string{run.Command}, run.Args...))
 	a.envp = p.pointers(run.Env)
+	a.mayInspect = mayInspect(run)
 	for _, c := range candidates(run) {
 		if a.nexec == len(a.exec) {
 			break
