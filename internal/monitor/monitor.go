@@ -224,8 +224,13 @@ func (m *monitor) buildBox(box *Box) error {
 			return step("make a pipe", err)
 		}
 		_ = unix.SetNonblock(pipe[0], true)
-		// So that the job may open /dev/stdout, which leads to the pipe's inode.
-		if err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase)); err != nil {
+		// So that the job may open /dev/stdout, which leads to the pipe's inode: also a
+		// process that has changed its user.
+		err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase))
+		if err == nil {
+			err = unix.Fchmod(pipe[1], OutputMode)
+		}
+		if err != nil {
 			return step("give the job its pipe", err)
 		}
 		m.output[i], m.writeEnds[i] = pipe[0], pipe[1]
