@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -162,7 +163,10 @@ func (m *monitor) failure(err error) *Failure {
 	f := &Failure{Text: err.Error()}
 	if se, ok := errors.AsType[*stepError](err); ok {
 		f.Step, f.Errno = se.step, se.errno
-		f.IsExec = m.shared != nil && m.shared.execBegan != 0
+		if a := m.shared; a != nil && a.execBegan != 0 {
+			f.IsExec = true
+			f.Why = whyNot(a.files[:a.nfiles], se.errno, runtime.GOARCH)
+		}
 	}
 	f.OutOfMemory = m.child != 0 && m.outOfMemory()
 	return f
@@ -221,8 +225,13 @@ func (m *monitor) buildBox(box *Box) error {
 			return step("make a pipe", err)
 		}
 		_ = unix.SetNonblock(pipe[0], true)
-		// So that the job may open /dev/stdout, which leads to the pipe's inode.
-		if err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase)); err != nil {
+		// So that the job may open /dev/stdout, which leads to the pipe's inode: also a
+		// process that has changed its user.
+		err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase))
+		if err == nil {
+			err = unix.Fchmod(pipe[1], OutputMode)
+		}
+		if err != nil {
 			return step("give the job its pipe", err)
 		}
 		m.output[i], m.writeEnds[i] = pipe[0], pipe[1]

@@ -39,6 +39,8 @@ const (
 	opReaper                   // clone; the child goes on, the parent reaps until the child has ended
 	opSend                     // sendmsg on the go socket: one byte and the descriptor in slot save
 	opSibling                  // clone; the child, a sibling of the process, goes on, and the process ends
+	opHome                     // opWalk for a directory that the command can do without
+	opCover                    // attach the tree in slot save over a file of the job, if there is one
 	opWalk                     // open a directory of the job, made where it is missing, into slot save
 	opInRoot                   // fail unless the working directory lies in the root
 	opCandidates               // note which of the candidates lead through a magic link
@@ -79,8 +81,16 @@ type arena struct {
 	cwd   [4096]byte   // getcwd(2) gives no more (PATH_MAX)
 	exec  uintptr      // array of nexec candidates
 	nexec uintptr
-	argv  uintptr // **byte; the first pointer is overwritten by each candidate
-	envp  uintptr
+
+	// What the first process saw of the candidate that the kernel could not execute.
+	mayInspect bool
+	nfiles     int
+	files      [maxScripts]execFile
+	stat       unix.Stat_t
+	table      [tableSize]byte // of the program's segments
+
+	argv uintptr // **byte; the first pointer is overwritten by each candidate
+	envp uintptr
 
 	msg     unix.Msghdr
 	iov     unix.Iovec
@@ -359,6 +369,10 @@ func (a *arena) child() {
 				errno = a.send(uintptr(o.save))
 			case opSibling:
 				errno = a.sibling()
+			case opHome:
+				a.home(o)
+			case opCover:
+				errno = a.cover(o)
 			case opWalk:
 				errno = a.walk(o)
 			case opInRoot:
@@ -432,7 +446,11 @@ func (a *arena) execute() syscall.Errno {
 		case syscall.ENOENT, syscall.ENOTDIR:
 			// An existing script or program whose interpreter is missing gives
 			// ENOENT too (execve(2)); it is found, and cannot be executed.
+			if !a.mayInspect {
+				continue
+			}
 			if _, _, e := syscall.RawSyscall6(unix.SYS_FACCESSAT, atFDCWD, path, unix.F_OK, 0, 0, 0); e == 0 {
+				a.inspect(path)
 				return syscall.ELIBACC
 			}
 		case syscall.ENAMETOOLONG:
@@ -441,7 +459,13 @@ func (a *arena) execute() syscall.Errno {
 			}
 		case syscall.EACCES:
 			result = errno
+			if a.mayInspect {
+				a.inspect(path)
+			}
 		default:
+			if a.mayInspect {
+				a.inspect(path)
+			}
 			return errno
 		}
 	}

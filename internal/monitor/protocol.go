@@ -104,6 +104,13 @@ const WorkName = "work.tar"
 // with all arguments and variables that execve(2) can take, as JSON.
 const maxMessage = 16 << 20
 
+// Modes of the pipes that are standard streams: every user of the job may open
+// /dev/stdin, /dev/stdout and /dev/stderr. Only the job's processes can reach them.
+const (
+	InputMode  = 0o644
+	OutputMode = 0o622
+)
+
 // Box is what a monitor needs to build the job's box before the job is known.
 type Box struct {
 	IDBase  uint32 `json:"id_base"` // first of the subordinate ids
@@ -132,6 +139,9 @@ type Run struct {
 	Trees []Tree `json:"trees"`
 	Links []Link `json:"links,omitempty"`
 	Files []File `json:"files,omitempty"`
+	// Covers lie, read-only, over files of the trees: those that are there.
+	Covers []File `json:"covers,omitempty"`
+	Home   string `json:"home,omitempty"` // of the command's user, made where it is missing
 
 	Command string   `json:"command"`
 	Args    []string `json:"args,omitempty"`
@@ -287,6 +297,9 @@ type Failure struct {
 	Errno  syscall.Errno `json:"errno"`
 	Text   string        `json:"text"`
 	IsExec bool          `json:"is_exec,omitempty"` // it was execve itself
+	// Why says, behind "cannot execute COMMAND: ", what is wrong with the command's file,
+	// if that tells.
+	Why string `json:"why,omitempty"`
 	// OutOfMemory: the job's limit does not hold even its start.
 	OutOfMemory bool `json:"out_of_memory,omitempty"`
 }

@@ -43,6 +43,7 @@ func openTerminal(p *program, run *Run) {
 	if run.UID != 0 {
 		p.call("give the user the terminal", unix.SYS_FCHOWN, slotTerminal, uintptr(run.UID), ttyGroup).slot(0)
 	}
+	p.call("let all users write to the terminal", unix.SYS_FCHMOD, slotTerminal, OutputMode).slot(0) // /dev/stdout leads there
 	p.add("send the terminal to the monitor", op{kind: opSend, save: slotMaster})
 	for fd := range uintptr(3) {
 		p.call("connect the terminal", unix.SYS_DUP3, slotTerminal, fd, 0).slot(0)

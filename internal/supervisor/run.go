@@ -326,6 +326,9 @@ func startError(spec joblet.Spec, f engine.Failure) error {
 	errno := f.Errno
 	switch {
 	case f.IsExec && !f.OutOfMemory:
+		if f.Why != "" {
+			return joblet.Errorf(joblet.NotExecutable, "cannot execute %s: %s", spec.Command, f.Why)
+		}
 		switch errno {
 		case syscall.ENOENT, syscall.ENOTDIR:
 			where := "runtime " + spec.Runtime
