@@ -84,6 +84,7 @@ type arena struct {
 
 	// What the first process saw of the candidate that the kernel could not execute.
 	mayInspect bool
+	inspected  uintptr // its path
 	nfiles     int
 	files      [maxScripts]execFile
 	stat       unix.Stat_t
@@ -363,6 +364,9 @@ func (a *arena) child() {
 				errno = a.receive(uintptr(o.save))
 			case opExec:
 				errno = a.execute()
+				if a.mayInspect && a.inspected != 0 { // here, since there is little stack
+					a.inspect(a.inspected)
+				}
 			case opReaper:
 				errno = a.reaper()
 			case opSend:
@@ -450,7 +454,7 @@ func (a *arena) execute() syscall.Errno {
 				continue
 			}
 			if _, _, e := syscall.RawSyscall6(unix.SYS_FACCESSAT, atFDCWD, path, unix.F_OK, 0, 0, 0); e == 0 {
-				a.inspect(path)
+				a.inspected = path
 				return syscall.ELIBACC
 			}
 		case syscall.ENAMETOOLONG:
@@ -459,13 +463,9 @@ func (a *arena) execute() syscall.Errno {
 			}
 		case syscall.EACCES:
 			result = errno
-			if a.mayInspect {
-				a.inspect(path)
-			}
+			a.inspected = path
 		default:
-			if a.mayInspect {
-				a.inspect(path)
-			}
+			a.inspected = path
 			return errno
 		}
 	}
