@@ -29,7 +29,7 @@ func Profiles() []string {
 const (
 	MaxCalls       = 500 // in each list of system calls
 	MaxProfileSize = 64 << 10
-	maxID          = 65533 // the highest id that a job may be: 65534 is nobody
+	maxID          = 65535 // the highest id that a job has
 )
 
 // Security is how far a job is shut in.

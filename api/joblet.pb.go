@@ -5809,7 +5809,8 @@ func (x *RemoveRuntimeResponse) GetFreedSpaceBytes() int64 {
 type StreamJobMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
-	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between two samples; 0: 1 s
+	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between two new samples; 0: 1 s
+	NoReplay      bool                   `protobuf:"varint,101,opt,name=no_replay,json=noReplay,proto3" json:"no_replay,omitempty"`       // only new samples
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5858,12 +5859,19 @@ func (x *StreamJobMetricsRequest) GetIntervalMs() int64 {
 	return 0
 }
 
+func (x *StreamJobMetricsRequest) GetNoReplay() bool {
+	if x != nil {
+		return x.NoReplay
+	}
+	return false
+}
+
 type GetJobMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
-	StartTime     int64                  `protobuf:"varint,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	StartTime     int64                  `protobuf:"varint,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"` // Unix time in nanoseconds; 0: no bound
 	EndTime       int64                  `protobuf:"varint,3,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	Limit         int32                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit         int32                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // the newest so many; 0: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5928,7 +5936,7 @@ func (x *GetJobMetricsRequest) GetLimit() int32 {
 
 type JobMetricsEvent struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Timestamp      int64                  `protobuf:"varint,1,opt,name=timestamp,proto3" json:"timestamp,omitempty"`
+	Timestamp      int64                  `protobuf:"varint,1,opt,name=timestamp,proto3" json:"timestamp,omitempty"` // Unix time in nanoseconds
 	JobUuid        string                 `protobuf:"bytes,2,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
 	CpuPercent     float64                `protobuf:"fixed64,3,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
 	MemoryBytes    int64                  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
@@ -5939,7 +5947,7 @@ type JobMetricsEvent struct {
 	NetSentBytes   int64                  `protobuf:"varint,9,opt,name=net_sent_bytes,json=netSentBytes,proto3" json:"net_sent_bytes,omitempty"`
 	GpuPercent     float64                `protobuf:"fixed64,10,opt,name=gpu_percent,json=gpuPercent,proto3" json:"gpu_percent,omitempty"`
 	GpuMemoryBytes int64                  `protobuf:"varint,11,opt,name=gpu_memory_bytes,json=gpuMemoryBytes,proto3" json:"gpu_memory_bytes,omitempty"`
-	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // timestamp is the same in seconds
+	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // the same as timestamp
 	Usage          *JobUsage              `protobuf:"bytes,101,opt,name=usage,proto3" json:"usage,omitempty"`                                 // since the job's start
 	SwapBytes      int64                  `protobuf:"varint,102,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
 	Pids           int32                  `protobuf:"varint,103,opt,name=pids,proto3" json:"pids,omitempty"` // processes and threads now
@@ -8431,9 +8439,13 @@ func (x *GetJobFilesRequest) GetPatterns() []string {
 }
 
 type SignalJobRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Signal        int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux number, 1 to 64
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Signal int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux number, 1 to 64
+	// A signal that ends other processes ends the job too, with that signal as its
+	// exit, when PID 1 neither handles nor blocks nor ignores it. Otherwise the kernel
+	// drops such a signal.
+	DefaultAction bool `protobuf:"varint,3,opt,name=default_action,json=defaultAction,proto3" json:"default_action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8480,6 +8492,13 @@ func (x *SignalJobRequest) GetSignal() int32 {
 		return x.Signal
 	}
 	return 0
+}
+
+func (x *SignalJobRequest) GetDefaultAction() bool {
+	if x != nil {
+		return x.DefaultAction
+	}
+	return false
 }
 
 type SignalJobResponse struct {
@@ -10150,11 +10169,12 @@ const file_joblet_proto_rawDesc = "" +
 	"\x15RemoveRuntimeResponse\x12\x18\n" +
 	"\asuccess\x18\x01 \x01(\bR\asuccess\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12*\n" +
-	"\x11freed_space_bytes\x18\x03 \x01(\x03R\x0ffreedSpaceBytes\"U\n" +
+	"\x11freed_space_bytes\x18\x03 \x01(\x03R\x0ffreedSpaceBytes\"r\n" +
 	"\x17StreamJobMetricsRequest\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x1f\n" +
 	"\vinterval_ms\x18d \x01(\x03R\n" +
-	"intervalMs\"\x81\x01\n" +
+	"intervalMs\x12\x1b\n" +
+	"\tno_replay\x18e \x01(\bR\bnoReplay\"\x81\x01\n" +
 	"\x14GetJobMetricsRequest\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x1d\n" +
 	"\n" +
@@ -10355,10 +10375,11 @@ const file_joblet_proto_rawDesc = "" +
 	"freedBytes\"D\n" +
 	"\x12GetJobFilesRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x1a\n" +
-	"\bpatterns\x18\x02 \x03(\tR\bpatterns\">\n" +
+	"\bpatterns\x18\x02 \x03(\tR\bpatterns\"e\n" +
 	"\x10SignalJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x13\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12%\n" +
+	"\x0edefault_action\x18\x03 \x01(\bR\rdefaultAction\"\x13\n" +
 	"\x11SignalJobResponse\"$\n" +
 	"\x0eWaitJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"0\n" +

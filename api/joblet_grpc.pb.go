@@ -73,6 +73,8 @@ type JobServiceClient interface {
 	// When they take more than 16 MiB, those of more than 1,677 bytes come without
 	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
 	ListJobs(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*Jobs, error)
+	// StreamJobMetrics sends the samples that were kept of the job, then new ones
+	// until it has ended.
 	StreamJobMetrics(ctx context.Context, in *StreamJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	GetJobMetrics(ctx context.Context, in *GetJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	StreamJobTelematics(ctx context.Context, in *StreamJobTelematicsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TelematicsEvent], error)
@@ -83,7 +85,8 @@ type JobServiceClient interface {
 	RunJobAttached(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
 	// FollowJob sends a job's output from any offset, then how it ended.
 	FollowJob(ctx context.Context, in *FollowJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
-	// SignalJob sends one signal to the job's PID 1.
+	// SignalJob sends one signal to the job's PID 1, which gets only those that it
+	// handles, blocks or ignores; see default_action for the others.
 	SignalJob(ctx context.Context, in *SignalJobRequest, opts ...grpc.CallOption) (*SignalJobResponse, error)
 	// WaitJob answers once the job has ended.
 	WaitJob(ctx context.Context, in *WaitJobRequest, opts ...grpc.CallOption) (*WaitJobResponse, error)
@@ -506,6 +509,8 @@ type JobServiceServer interface {
 	// When they take more than 16 MiB, those of more than 1,677 bytes come without
 	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
 	ListJobs(context.Context, *EmptyRequest) (*Jobs, error)
+	// StreamJobMetrics sends the samples that were kept of the job, then new ones
+	// until it has ended.
 	StreamJobMetrics(*StreamJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	GetJobMetrics(*GetJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	StreamJobTelematics(*StreamJobTelematicsRequest, grpc.ServerStreamingServer[TelematicsEvent]) error
@@ -516,7 +521,8 @@ type JobServiceServer interface {
 	RunJobAttached(*RunJobRequest, grpc.ServerStreamingServer[JobEvent]) error
 	// FollowJob sends a job's output from any offset, then how it ended.
 	FollowJob(*FollowJobRequest, grpc.ServerStreamingServer[JobEvent]) error
-	// SignalJob sends one signal to the job's PID 1.
+	// SignalJob sends one signal to the job's PID 1, which gets only those that it
+	// handles, blocks or ignores; see default_action for the others.
 	SignalJob(context.Context, *SignalJobRequest) (*SignalJobResponse, error)
 	// WaitJob answers once the job has ended.
 	WaitJob(context.Context, *WaitJobRequest) (*WaitJobResponse, error)

@@ -454,6 +454,14 @@ func (c *Client) Signal(ctx context.Context, ref string, signal int) error {
 	return err
 }
 
+// Interrupt is Signal with the default action, which the kernel spares PID 1: a signal
+// that ends other processes ends the job when PID 1 neither handles nor blocks nor
+// ignores it.
+func (c *Client) Interrupt(ctx context.Context, ref string, signal int) error {
+	_, err := c.jobs.SignalJob(ctx, &api.SignalJobRequest{Uuid: ref, Signal: int32(signal), DefaultAction: true})
+	return err
+}
+
 // Wait returns the job once it has ended.
 func (c *Client) Wait(ctx context.Context, ref string) (joblet.Job, error) {
 	out, err := c.jobs.WaitJob(ctx, &api.WaitJobRequest{Uuid: ref})

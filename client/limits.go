@@ -46,7 +46,7 @@ func (c *Client) WatchMetrics(ctx context.Context, ref string, interval time.Dur
 	return func(yield func(joblet.Sample, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		stream, err := c.jobs.StreamJobMetrics(ctx, &api.StreamJobMetricsRequest{JobUuid: ref, IntervalMs: interval.Milliseconds()})
+		stream, err := c.jobs.StreamJobMetrics(ctx, &api.StreamJobMetricsRequest{JobUuid: ref, IntervalMs: interval.Milliseconds(), NoReplay: true})
 		samples(stream, err, yield)
 	}
 }
@@ -57,14 +57,7 @@ func (c *Client) Metrics(ctx context.Context, ref string, from, to time.Time, li
 	return func(yield func(joblet.Sample, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		r := &api.GetJobMetricsRequest{JobUuid: ref, Limit: int32(min(max(limit, 0), 1<<30))}
-		if !from.IsZero() {
-			r.StartTime = from.Unix()
-		}
-		if !to.IsZero() {
-			r.EndTime = to.Unix()
-		}
-		stream, err := c.jobs.GetJobMetrics(ctx, r)
+		stream, err := c.jobs.GetJobMetrics(ctx, wire.RangeToProto(ref, from, to, limit))
 		samples(stream, err, yield)
 	}
 }

@@ -19,6 +19,18 @@ import (
 	"github.com/joblet/joblet/client"
 )
 
+// notifyEnd returns a channel that gets the signals that end rnx, but for those that
+// it was started to ignore: as nohup and the background jobs of scripts are.
+func notifyEnd() chan os.Signal {
+	signals := make(chan os.Signal, 8)
+	for _, sig := range endSignals {
+		if !signal.Ignored(sig) {
+			signal.Notify(signals, sig)
+		}
+	}
+	return signals
+}
+
 // catchPipeSignal makes a write to a closed pipe an error (EPIPE) also on
 // stdout and stderr, where Go otherwise ends the process. The signal is caught
 // and not ignored, so that a daemon that rnx starts does not inherit that.
@@ -51,13 +63,16 @@ type attachment struct {
 	id      string // empty until the job is accepted
 	waiting bool   // it does not run yet, or not again
 
-	known    chan struct{} // closed when id is set
-	canceled atomic.Int32  // the signal because of which we have canceled the job
+	known    chan struct{}       // closed when id is set
+	retried  chan syscall.Signal // that has ended an attempt behind which another waits
+	passed   atomic.Int32        // the last signal that the job got from us
+	canceled atomic.Int32        // the signal because of which we have canceled the job
 }
 
 func (a *app) attach(c *client.Client) *attachment {
+	a.noteTerminals()
 	return &attachment{
-		app: a, client: c, known: make(chan struct{}), tty: terminalWidth(a.errOut) > 0,
+		app: a, client: c, known: make(chan struct{}), retried: make(chan syscall.Signal, 1), tty: terminalWidth(a.errOut) > 0,
 		out: output{stdout: a.out, stderr: a.errOut, json: a.json},
 	}
 }
@@ -94,8 +109,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// Before the request: from then on a signal must not leave the job alone.
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, endSignals...)
+	signals := notifyEnd()
 	catchPipeSignal()
 	if at.term != nil {
 		signal.Notify(signals, terminalSignals...)
@@ -104,7 +118,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		defer context.AfterFunc(ctx, at.term.cutOff)()
 		at.term.guard(func() { at.forward(ctx, cancel, signals) })
 		at.term.guard(func() {
-			at.term.typing(ctx, func() { cancel(errDetached) }, func() { cancel(at.endedBy("Ctrl-C", sigint)) })
+			at.term.typing(ctx, func() { cancel(errDetached) }, func() { cancel(at.endedBy("Ctrl-C", sigint)) }, func() { at.hangUp(ctx, cancel) })
 		})
 		at.term.guard(func() { at.term.watchWindow(ctx) })
 	} else {
@@ -132,6 +146,8 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		return nil
 	case at.term != nil && cause != nil: // and not that a Write was cut off
 		return cause
+	case err != nil && ctx.Err() == nil && at.app.hungUp():
+		return at.endedBy(lostTerminal, sighup)
 	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.tty != nil): // the window is gone, and the job may be attached to from another
 		return w
 	case errors.As(err, &w):
@@ -143,11 +159,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 	case err != nil && at.id == "" && !at.guest:
 		return unanswered(err)
 	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
-		again := "log -f"
-		if at.term != nil {
-			again = "attach"
-		}
-		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), again)
+		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), at.again())
 	case err != nil:
 		return err
 	}
@@ -263,7 +275,15 @@ func (at *attachment) meet(j joblet.Job, waiting bool) {
 	}
 	at.waiting = waiting
 	at.mu.Unlock()
-	if !waiting || !at.tty {
+	if !waiting {
+		return
+	}
+	if runs := attempts(j); len(runs) > 0 && runs[len(runs)-1].Exit != nil {
+		if sig := at.passed.Swap(0); sig != 0 && runs[len(runs)-1].Exit.Status() == 128+int(sig) {
+			at.retried <- syscall.Signal(sig) // has room: forward has taken the one before
+		}
+	}
+	if !at.tty {
 		return
 	}
 	if note := waitingNote(j, time.Now()); note != at.lastNote {
@@ -396,12 +416,20 @@ func closedPipe(err error) bool {
 
 // forward hands our signals to the job. One that comes before the job is
 // accepted waits until it is, unless it cannot be yet; a second one then gives
-// up.
+// up. One that has ended an attempt ends the job, too.
 func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) {
 	var interrupted time.Time
 	for {
-		sig, ok := nextSignal(ctx, signals)
-		if !ok {
+		var sig syscall.Signal
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-signals:
+			sig, _ = s.(syscall.Signal)
+		case sig = <-at.retried:
+		}
+		if sig == syscall.SIGHUP && (at.term != nil && at.term.tty != nil || at.app.hungUp()) {
+			at.hangUp(ctx, cancel)
 			return
 		}
 		// While keys are the job's none is a signal, and whoever only looks on has none
@@ -433,22 +461,42 @@ func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFun
 	}
 }
 
+// lostTerminal is what has ended rnx when its terminal has gone away.
+const lostTerminal = "the loss of the terminal"
+
+// acceptTime is how long rnx waits, once its terminal has gone away, for the daemon
+// to accept the job.
+const acceptTime = 10 * time.Second
+
+// hangUp ends rnx because its terminal has gone away. The job, which may be on its way
+// to the daemon, goes on.
+func (at *attachment) hangUp(ctx context.Context, cancel context.CancelCauseFunc) {
+	if !at.guest && (at.in == nil || !at.in.sending.Load()) {
+		select {
+		case <-ctx.Done():
+		case <-at.known:
+		case <-time.After(acceptTime):
+		}
+	}
+	cancel(at.endedBy(lostTerminal, sighup))
+}
+
 // endedBy is why rnx ends before its job.
 func (at *attachment) endedBy(what string, sig syscall.Signal) error {
 	at.mu.Lock()
 	defer at.mu.Unlock()
-	return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job attach %[2]s\"", what, joblet.ShortID(at.id))}
+	if at.id == "" {
+		return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s", what)}
+	}
+	return &exitError{status: 128 + int(sig), err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job %s %[2]s\"", what, joblet.ShortID(at.id), at.again())}
 }
 
-// nextSignal waits for a signal; not ok: ctx has ended.
-func nextSignal(ctx context.Context, signals <-chan os.Signal) (sig syscall.Signal, ok bool) {
-	select {
-	case <-ctx.Done():
-		return 0, false
-	case s := <-signals:
-		sig, _ = s.(syscall.Signal)
-		return sig, true
+// again names the command that comes back to the job.
+func (at *attachment) again() string {
+	if at.term != nil {
+		return "attach"
 	}
+	return "log -f"
 }
 
 // pass hands a signal to the job; again: it is the second Ctrl-C.
@@ -479,7 +527,8 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 	default:
 		at.app.note("sent %s to job %s", signalName(int(sig)), short)
 	}
-	return c.Signal(ctx, id, int(sig))
+	at.passed.Store(int32(sig))
+	return c.Interrupt(ctx, id, int(sig))
 }
 
 // note tells the user something that is no failure.

@@ -130,6 +130,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	if a.json {
 		return joblet.Errorf(joblet.InvalidArgument, "--json: what the process writes is shown as it is")
 	}
+	a.noteTerminals()
 	spec := joblet.ExecSpec{Command: command[0], Args: command[1:], WorkDir: opt.dir}
 	opt.env.flag = "--env"
 	var err error
@@ -150,11 +151,10 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 	if err := spec.Validate(); err != nil {
 		return err
 	}
-	return a.with(ctx, func(c *client.Client) error {
+	err = a.with(ctx, func(c *client.Client) error {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		signals := make(chan os.Signal, 8)
-		signal.Notify(signals, endSignals...)
+		signals := notifyEnd()
 		defer signal.Stop(signals)
 		catchPipeSignal()
 		x, err := startExec(ctx, cancel, signals, func() (*client.Exec, error) { return c.Exec(ctx, ref, spec) })
@@ -172,7 +172,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 			t.connect(&line{typed: func(p []byte) error { _, err := x.Write(p); return err }, resize: x.Resize, size: spec.Terminal})
 			t.guard(func() { t.watchWindow(ctx) })
 			if spec.Stdin {
-				t.guard(func() { t.typing(ctx, func() {}, func() {}) })
+				t.guard(func() { t.typing(ctx, func() {}, func() {}, func() { cancel(errExecHungUp) }) })
 			}
 		} else if spec.Stdin {
 			go func() { // ends with the process
@@ -215,7 +215,14 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		}
 		return err
 	})
+	if _, ok := errors.AsType[*exitError](err); err != nil && !ok && a.hungUp() {
+		return errExecHungUp
+	}
+	return err
 }
+
+// errExecHungUp is why rnx ends before the process when its terminal has gone away.
+var errExecHungUp = &exitError{status: 128 + sighup, err: errors.New("ended by " + lostTerminal + ", and the process with rnx")}
 
 // startExec starts a process. A signal meanwhile is for rnx: a job that stops or
 // refuses new processes may keep it waiting.
@@ -252,9 +259,12 @@ const deliverTime = 3 * time.Second
 func forwardSignals(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal, x *client.Exec, terminal, input bool) {
 	var interrupted time.Time
 	for {
-		sig, ok := nextSignal(ctx, signals)
-		if !ok {
+		var sig syscall.Signal
+		select {
+		case <-ctx.Done():
 			return
+		case s := <-signals:
+			sig, _ = s.(syscall.Signal)
 		}
 		if terminal || sig == syscall.SIGINT && time.Since(interrupted) < secondInterrupt {
 			cancel(&exitError{status: 128 + int(sig), err: errors.New("ended by " + signalName(int(sig)) + ", and the process with rnx")})

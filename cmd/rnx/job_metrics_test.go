@@ -166,7 +166,7 @@ func TestMetrics(t *testing.T) {
 		{[]string{"-i", "250ms", "aaaa"}, live.String(), "", "stream aaaa 250"},
 		{[]string{"--history", idA}, header + row, "", "history aaaa 0 0 0"},
 		{[]string{"--limit=5", idA}, header + row, "", "history aaaa 0 0 5"},
-		{[]string{"--since=2026-01-02", "--until=2026-01-02T00:01", idA}, header + row, "", fmt.Sprintf("history aaaa %d %d 0", since.Unix(), since.Unix()+60)},
+		{[]string{"--since=2026-01-02", "--until=2026-01-02T00:01", idA}, header + row, "", fmt.Sprintf("history aaaa %d %d 0", since.UnixNano(), since.Add(time.Minute).UnixNano())},
 		{[]string{idB}, header + row, "", "stream bbbb 1000; history bbbb 0 0 0"},
 		{[]string{idC}, header + row, "", "history cccc 0 0 0"},
 		{[]string{idD}, "", "rnx: no samples of job dddddddd: it has not run then, or not for long enough\n", "history dddd 0 0 0"},

@@ -28,6 +28,7 @@ type runOptions struct {
 	logMax             string
 	stdin              string // "": none; "-": ours; else a file
 	uploads, uploadDir []string
+	exclude            []string
 	download           []string
 	downloadTo         string
 	security           securityFlags
@@ -50,7 +51,8 @@ Ctrl-Q) leaves it running: see "rnx job attach".
 
 Flags stop at the command; all behind it is the job's. Without a terminal Ctrl-C sends SIGINT to
 the job, a second one within two seconds kills it; SIGTERM and SIGHUP go to the
-job as well. A job that still waits for its turn is canceled by each of them.
+job as well. A command that does not handle the signal ends by it, as outside, and
+is not retried. A job that still waits for its turn is canceled by each of them.
 When the reader of rnx's output goes away, as in "| head -1", the job is killed.
 When the daemon goes away, rnx finds it again, or its successor.
 
@@ -59,8 +61,10 @@ time from now ("+1h30m"), or the five fields of a crontab ("0 3 * * mon-fri",
 "@daily") for a job that runs again and again, each time as a job of its own.
 rnx does not wait for it: it prints the id, as with --detach.
 
---upload and --upload-dir copy files into the job's /work before it starts;
---download fetches what it left there into the current directory, or that of
+--upload and --upload-dir copy files into the job's /work before it starts.
+--exclude and a file .jobletignore in the directory leave files out, by patterns
+of the form that .gitignore has; sockets, devices and FIFOs are always left out.
+--download fetches what the job left there into the current directory, or that of
 --download-to, once it has ended in whatever way. Its patterns are paths below
 /work, with *, ? and [a-z], and ** for any directories.
 
@@ -92,7 +96,7 @@ there is no such command.`,
 			if err != nil {
 				return err
 			}
-			in, err := opt.input(spec, a.in)
+			in, err := opt.input(spec, a.in, a.note)
 			if err != nil {
 				return err
 			}
@@ -164,6 +168,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.Lookup("stdin").NoOptDefVal = "-"
 	f.StringArrayVar(&o.uploads, "upload", nil, "file or directory `PATH` to copy into /work; may be given again")
 	f.StringArrayVar(&o.uploadDir, "upload-dir", nil, "`DIR` whose contents to copy into /work; may be given again")
+	f.StringArrayVar(&o.exclude, "exclude", nil, "`PATTERN` of files in uploaded directories to leave out; may be given again")
 	f.StringArrayVar(&o.download, "download", nil, "`PATTERN` of files in /work to fetch at the end; may be given again")
 	f.StringVar(&o.downloadTo, "download-to", "", "`DIR` to fetch them into (default: the current one)")
 	f.StringVar(&o.logMax, "log-max", "", "`SIZE` of output to keep, the newest, such as 64M (default "+formatBytes(joblet.DefaultLogMax)+")")
@@ -263,8 +268,12 @@ func (o *runOptions) terminal(a *app, spec *joblet.Spec) (*terminal, error) {
 	return t, spec.Validate()
 }
 
-// input opens what goes along with the job; nil: nothing does.
-func (o *runOptions) input(spec joblet.Spec, stdin io.Reader) (*input, error) {
+// maxLeftOutNotes is how many files that cannot be uploaded are named.
+const maxLeftOutNotes = 10
+
+// input opens what goes along with the job; nil: nothing does. It notes which files
+// cannot go.
+func (o *runOptions) input(spec joblet.Spec, stdin io.Reader, note func(format string, args ...any)) (*input, error) {
 	in := &input{keep: spec.Stdin == joblet.StdinFile}
 	var sources []archive.Source
 	seen := make(map[string]string)
@@ -296,9 +305,24 @@ func (o *runOptions) input(spec joblet.Spec, stdin io.Reader) (*input, error) {
 		}
 		sources = append(sources, archive.Source{Path: path})
 	}
+	if sources == nil && len(o.exclude) > 0 {
+		return nil, joblet.Errorf(joblet.InvalidArgument, "--exclude: nothing is uploaded; give --upload or --upload-dir, too")
+	}
 	if sources != nil {
+		leftOut := 0
+		stats, err := archive.CheckPaths(sources, archive.Filter{Exclude: o.exclude, LeftOut: func(file string, why error) {
+			if leftOut++; leftOut <= maxLeftOutNotes {
+				note("left out of the upload: %s %s", printable(file), printable(why.Error()))
+			}
+		}}, archive.DefaultLimits)
+		if err != nil {
+			return nil, err
+		}
+		if more := stats.Skipped - maxLeftOutNotes; more > 0 {
+			note("left out of the upload: %d more", more)
+		}
 		in.files = func(w io.Writer) error {
-			_, err := archive.PackPaths(w, sources, archive.DefaultLimits)
+			_, err := archive.PackPaths(w, sources, archive.Filter{Exclude: o.exclude}, archive.DefaultLimits)
 			return err
 		}
 	}

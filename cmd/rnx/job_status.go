@@ -81,6 +81,7 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	line("Name", s.Name)
 	line("Status", stateWords(j))
 	line("Reason", j.Reason)
+	line("Note", abortNote(j))
 	line("Command", s.CommandLine())
 	line("Runtime", s.Runtime)
 	line("Work dir", s.WorkDir)
@@ -171,6 +172,20 @@ func stateWords(j joblet.Job) string {
 		return j.State.String()
 	}
 	return j.State.String() + " (" + words + ")"
+}
+
+// abortNote tells of another cause that the signal of a PID 1 may have. The kernel
+// ignores SIGABRT that PID 1 sends itself, and abort(3) goes on to an instruction that
+// ends the process: SIGSEGV on amd64, SIGTRAP on arm64.
+func abortNote(j joblet.Job) string {
+	if j.Exit == nil || j.Spec.Init {
+		return ""
+	}
+	switch signalName(j.Exit.Signal) {
+	case "SIGSEGV", "SIGTRAP":
+		return "abort() and a failed assertion of PID 1 end it like this too; with --init it is SIGABRT"
+	}
+	return ""
 }
 
 // notRunWords says why a FAILED job without an exit could not be run.

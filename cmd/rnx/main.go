@@ -48,6 +48,7 @@ type app struct {
 
 	in          io.Reader
 	out, errOut io.Writer
+	terminals   []any // those of these that were terminals at the start; see hungUp
 }
 
 // exitError ends rnx with a status. Without an error it ends quietly.

@@ -223,7 +223,11 @@ func (p *peer) StopJob(_ context.Context, r *api.StopJobRequest) (*api.StopJobRe
 }
 
 func (p *peer) SignalJob(_ context.Context, r *api.SignalJobRequest) (*api.SignalJobResponse, error) {
-	p.note("signal %.4s with %d", r.GetUuid(), r.GetSignal())
+	verb := "signal"
+	if r.GetDefaultAction() {
+		verb = "interrupt"
+	}
+	p.note("%s %.4s with %d", verb, r.GetUuid(), r.GetSignal())
 	return &api.SignalJobResponse{}, nil
 }
 
@@ -490,9 +494,9 @@ func TestPass(t *testing.T) {
 	}{
 		{idA, true, false, syscall.SIGINT, "cancel aaaa", "rnx: job aaaaaaaa does not run: canceling it\n"},
 		{idB, true, false, syscall.SIGTERM, "cancel bbbb; stop bbbb with 15", "rnx: job bbbbbbbb does not run: canceling it\n"},
-		{idA, false, false, syscall.SIGINT, "signal aaaa with 2", "rnx: sent SIGINT to job aaaaaaaa; Ctrl-C again within 2s kills it\n"},
+		{idA, false, false, syscall.SIGINT, "interrupt aaaa with 2", "rnx: sent SIGINT to job aaaaaaaa; Ctrl-C again within 2s kills it\n"},
 		{idA, false, true, syscall.SIGINT, "stop aaaa with 9", "rnx: killing job aaaaaaaa\n"},
-		{idA, false, false, syscall.SIGHUP, "signal aaaa with 1", "rnx: sent SIGHUP to job aaaaaaaa\n"},
+		{idA, false, false, syscall.SIGHUP, "interrupt aaaa with 1", "rnx: sent SIGHUP to job aaaaaaaa\n"},
 	} {
 		p := servePeer(t)
 		c, err := client.Dial(t.Context(), p.host)

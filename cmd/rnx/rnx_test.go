@@ -363,7 +363,7 @@ func TestStatusText(t *testing.T) {
 				Spec: joblet.Spec{Command: "x", SecretEnv: map[string]string{"TOKEN": "hunter2"}},
 			},
 			[]string{
-				"Status:     FAILED (killed by SIGSEGV)\n", `bad\x1b[0m`, "TOKEN=***", "Output:     2.0 KiB\n", "Files:      4.0 KiB in /work\n",
+				"Status:     FAILED (killed by SIGSEGV)\n", "Note:       abort() and a failed assertion of PID 1 end it like this too; with --init it is SIGABRT\n", `bad\x1b[0m`, "TOKEN=***", "Output:     2.0 KiB\n", "Files:      4.0 KiB in /work\n",
 				"Next:       rnx job log 11111111, rnx job cp 11111111:. DIRECTORY, rnx job rerun 11111111, rnx job delete 11111111\n",
 			},
 			[]string{"hunter2", "Attempt:", "Labels:", "Stdin:"},

@@ -16,6 +16,7 @@ var signals = map[string]int{
 }
 
 const (
+	sighup  = 1
 	sigint  = 2
 	sigquit = 3
 	sigkill = 9

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -219,14 +220,63 @@ func (t *terminal) isStuck() bool {
 }
 
 // again makes the terminal raw again after a shell had it, which has put its own
-// modes back (SIGCONT).
+// modes back (SIGCONT). One that has hung up, which sends SIGCONT too, stays as it
+// is: its keys were the other side's to the end.
 func (t *terminal) again() {
 	t.mu.Lock()
-	raw := t.raw
-	t.raw = false
-	t.mu.Unlock()
-	if raw {
-		_ = t.makeRaw()
+	defer t.mu.Unlock()
+	if !t.raw {
+		return
+	}
+	if _, err := term.MakeRaw(int(t.tty.Fd())); err == nil {
+		t.rawAt = time.Now()
+	}
+}
+
+// hungUp reports whether a stream is a terminal that has gone away: its window is
+// closed, the connection to it is lost.
+func hungUp(stream any) bool {
+	f, ok := stream.(*os.File)
+	if !ok {
+		return false
+	}
+	_, err := term.GetState(int(f.Fd()))
+	return errors.Is(err, syscall.EIO)
+}
+
+// noteTerminals notes which of our streams are terminals, for hungUp.
+func (a *app) noteTerminals() {
+	for _, stream := range []any{a.in, a.out, a.errOut} {
+		if isTerminal(stream) {
+			a.terminals = append(a.terminals, stream)
+		}
+	}
+}
+
+// hungUp reports whether a terminal that was ours has gone away since noteTerminals.
+func (a *app) hungUp() bool { return slices.ContainsFunc(a.terminals, hungUp) }
+
+// awaitReady waits for the first connect, or for f, a terminal for which Go's poller
+// waits, to hang up; not ready: it has, or ctx has ended. What is typed is left there.
+func (t *terminal) awaitReady(ctx context.Context, f *os.File) (ready bool) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return false
+	}
+	t.guard(func() {
+		select {
+		case <-ctx.Done():
+		case <-t.ready:
+		}
+		_ = f.SetReadDeadline(time.Now()) // ends the wait
+	})
+	_ = raw.Read(func(uintptr) bool { return hungUp(t.tty) })
+	select {
+	case <-t.ready:
+		_ = f.SetReadDeadline(time.Time{})
+		return ctx.Err() == nil
+	default:
+		return false
 	}
 }
 
@@ -259,17 +309,12 @@ const (
 )
 
 // typing hands what is typed to the line until ctx ends; detach is called when
-// the detach keys are, giveUp when Ctrl-C is while there is no line. Where the
-// input is no terminal its end is typed as Ctrl-D. A Read that cannot be ended may
-// outlive ctx: then it ends with the process.
-func (t *terminal) typing(ctx context.Context, detach, giveUp func()) {
+// the detach keys are, giveUp when Ctrl-C is while there is no line, gone when the
+// terminal hangs up. Where the input is no terminal its end is typed as Ctrl-D. A Read
+// that cannot be ended may outlive ctx: then it ends with the process.
+func (t *terminal) typing(ctx context.Context, detach, giveUp, gone func()) {
 	if t.mute {
 		return
-	}
-	select {
-	case <-ctx.Done():
-		return
-	case <-t.ready:
 	}
 	in, polled := t.in, false
 	if t.tty != nil {
@@ -277,7 +322,18 @@ func (t *terminal) typing(ctx context.Context, detach, giveUp func()) {
 			in, polled = r, true
 			defer f.Close()
 			defer context.AfterFunc(ctx, func() { _ = f.Close() })()
+			if !t.awaitReady(ctx, f) {
+				if ctx.Err() == nil {
+					gone()
+				}
+				return
+			}
 		}
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-t.ready:
 	}
 	var mu sync.Mutex // protects match, and keeps what is typed in order
 	match := matcher{keys: t.keys}
@@ -327,6 +383,8 @@ func (t *terminal) typing(ctx context.Context, detach, giveUp func()) {
 				mu.Lock()
 				defer mu.Unlock()
 				send(endOfInput(last))
+			} else if hungUp(t.tty) {
+				gone()
 			}
 			return
 		}

@@ -1,7 +1,8 @@
 // Package archive carries a job's files as tar archives: from the client into a
 // job's /work, and from there back. Whoever wrote an archive or a tree is not
 // trusted: an archive holds only directories, regular files and symbolic links
-// with relative names, and no name and no link of it leads outside.
+// with relative names, and no name of it leads outside. Nor does a link on its way
+// back. Into a job, links go as they are: nothing but the job follows them.
 //
 // Names are bytes: what is not UTF-8 is carried exactly. Times of modification are
 // carried in nanoseconds. Owners, other times and all mode bits but the permissions
@@ -227,11 +228,8 @@ func cleanName(name string) (string, error) {
 	return clean, nil
 }
 
-// checkTarget reports whether a link stays inside: its target may begin with
-// "..", as often as the link is deep, and hold none later. Then it leads
-// through directories that are real ones up, and down through links that stay
-// inside themselves; "x/.." would lead above what the link x leads to.
-func checkTarget(name, target string) error {
+// checkLink reports whether a link can be made.
+func checkLink(name, target string) error {
 	switch {
 	case target == "":
 		return refuse(name, "a link without a target")
@@ -239,10 +237,22 @@ func checkTarget(name, target string) error {
 		return refuse(name, "a link whose target holds a NUL byte")
 	case len(target) > maxName:
 		return refuse(name, "a link whose target is %d bytes long: at most %d are possible", len(target), maxName)
-	case path.IsAbs(target):
-		return refuse(name, "a link to %.200q: the target must be relative", target)
 	case !fitsSystem(target):
 		return refuse(name, "a link to %.200q: no file can have this name on %s", target, runtime.GOOS)
+	}
+	return nil
+}
+
+// checkTarget reports whether a link stays inside: its target may begin with
+// "..", as often as the link is deep, and hold none later. Then it leads
+// through directories that are real ones up, and down through links that stay
+// inside themselves; "x/.." would lead above what the link x leads to.
+func checkTarget(name, target string) error {
+	if err := checkLink(name, target); err != nil {
+		return err
+	}
+	if path.IsAbs(target) {
+		return refuse(name, "a link to %.200q: the target must be relative", target)
 	}
 	depth, down := strings.Count(name, "/"), false
 	for elem := range strings.SplitSeq(target, "/") {
@@ -324,6 +334,7 @@ type source struct {
 	tar   *tar.Reader
 	tree  *tree
 	inErr error // of the content's reader
+	links func(name, target string) error
 }
 
 // input counts, and keeps the error of a reader apart from those of the
@@ -350,8 +361,9 @@ func (in *input) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func newSource(r io.Reader, lim Limits) *source {
-	s := &source{in: input{r: r}, tree: newTree(lim)}
+// newSource returns a source with what checks its links.
+func newSource(r io.Reader, lim Limits, links func(name, target string) error) *source {
+	s := &source{in: input{r: r}, tree: newTree(lim), links: links}
 	s.tar = tar.NewReader(newHideHoles(&s.in))
 	return s
 }
@@ -398,7 +410,7 @@ func (s *source) next() (entry, error) {
 			err = s.tree.grow(e.name, e.size)
 		case h.Typeflag == tar.TypeSymlink:
 			e.kind, e.target = link, h.Linkname
-			err = checkTarget(e.name, e.target)
+			err = s.links(e.name, e.target)
 		default:
 			err = refuse(h.Name, "type %q: only directories, regular files and symbolic links are possible", h.Typeflag)
 		}

@@ -210,7 +210,7 @@ func TestRoundTrip(t *testing.T) {
 	pack := map[string]func(io.Writer) (Stats, error){
 		"PackTree": func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), nil, generous) },
 		"PackPaths": func(w io.Writer) (Stats, error) {
-			return PackPaths(w, []Source{{Path: dir}}, generous)
+			return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous)
 		},
 	}
 	for name, pack := range pack {
@@ -292,7 +292,7 @@ func TestTimes(t *testing.T) {
 			}
 			return Select(w, &all, deep.Match)
 		},
-		"paths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, generous) },
+		"paths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous) },
 	} {
 		var packed, checked bytes.Buffer
 		if _, err := pack(&packed); err != nil {
@@ -384,13 +384,10 @@ func TestPackPaths(t *testing.T) {
 			tt.sources[i].Path = filepath.Join(dir, tt.sources[i].Path)
 		}
 		var buf bytes.Buffer
-		stats, err := PackPaths(&buf, tt.sources, generous)
+		stats, err := PackPaths(&buf, tt.sources, Filter{}, generous)
 		if got := strings.Join(names(t, buf.Bytes()), " "); err != nil || got != tt.want || stats.Entries != len(strings.Fields(tt.want)) {
 			t.Errorf("%v: got %q %+v %v, want %q", tt.sources, got, stats, err, tt.want)
 		}
-	}
-	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "one/out")); err != nil {
-		t.Fatal(err)
 	}
 	for _, tt := range []struct {
 		sources []Source
@@ -398,7 +395,6 @@ func TestPackPaths(t *testing.T) {
 		want    string
 	}{
 		{[]Source{{"nothing", ""}}, generous, dir + "/nothing: no such file"},
-		{[]Source{{"one", ""}}, generous, dir + "/one/out: "},
 		{[]Source{{"two", "../x"}}, generous, `"../x"`},
 		{[]Source{{"two", "/x"}}, generous, `"/x"`},
 		{[]Source{{"two", ""}, {"bin/run.sh", "g"}}, generous, `"g"`},
@@ -409,7 +405,7 @@ func TestPackPaths(t *testing.T) {
 		for i := range tt.sources {
 			tt.sources[i].Path = filepath.Join(dir, tt.sources[i].Path)
 		}
-		_, err := PackPaths(io.Discard, tt.sources, tt.lim)
+		_, err := PackPaths(io.Discard, tt.sources, Filter{}, tt.lim)
 		if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(fmt.Sprint(err), tt.want) {
 			t.Errorf("%v: got %v, want %q", tt.sources, err, tt.want)
 		}
@@ -442,11 +438,11 @@ func TestRefusals(t *testing.T) {
 		"long element":     {tarOf(t, fileOf(strings.Repeat("n", 256), "")), "256 bytes"},
 		"long name":        {tarOf(t, fileOf(strings.Repeat(strings.Repeat("n", 250)+"/", 17)+"x", "")), "4268 bytes"},
 		"deep":             {tarOf(t, fileOf(deep, "")), "101 directories"},
-		"absolute link":    {tarOf(t, linkOf("a", "/etc/passwd")), `"/etc/passwd"`},
-		"link out":         {tarOf(t, linkOf("a", "..")), "outside"},
-		"link out of dir":  {tarOf(t, linkOf("a/b", "../../c")), "outside"},
-		"link tricks":      {tarOf(t, linkOf("a/b", "c/../..")), "beginning"},
-		"link slash":       {tarOf(t, linkOf("a/b", ".././/../x")), "outside"},
+		"link: absolute":   {tarOf(t, linkOf("a", "/etc/passwd")), `"/etc/passwd"`},
+		"link: out":        {tarOf(t, linkOf("a", "..")), "outside"},
+		"link: out of dir": {tarOf(t, linkOf("a/b", "../../c")), "outside"},
+		"link: tricks":     {tarOf(t, linkOf("a/b", "c/../..")), "beginning"},
+		"link: slash":      {tarOf(t, linkOf("a/b", ".././/../x")), "outside"},
 		"link to nothing":  {tarOf(t, linkOf("a", "")), "without a target"},
 		"link to much":     {tarOf(t, linkOf("a", strings.Repeat("n", 4096))), "4096 bytes"},
 		"below link":       {tarOf(t, dirOf("d"), linkOf("l", "d"), fileOf("l/f", "")), `"l/f"`},
@@ -478,10 +474,21 @@ func TestRefusals(t *testing.T) {
 			if name == "deep" || name == "long name" {
 				lim = generous
 			}
-			dir := t.TempDir()
 			_, checkErr := Check(io.Discard, bytes.NewReader(tt.archive), lim)
-			_, unpackErr := Unpack(openRoot(t, dir), bytes.NewReader(tt.archive), lim)
-			for _, err := range []error{checkErr, unpackErr} {
+			_, forJobErr := UnpackForJob(openRoot(t, t.TempDir()), bytes.NewReader(tt.archive), lim)
+			_, unpackErr := Unpack(openRoot(t, t.TempDir()), bytes.NewReader(tt.archive), lim)
+			refused := []error{checkErr, forJobErr, unpackErr}
+			if strings.HasPrefix(name, "link: ") { // into a job, it may go
+				if checkErr != nil || forJobErr != nil {
+					t.Errorf("got %v and %v", checkErr, forJobErr)
+				}
+				_, selectErr := Select(io.Discard, bytes.NewReader(tt.archive), nil)
+				if joblet.KindOf(selectErr) != joblet.Internal {
+					t.Errorf("Select: got %v", selectErr)
+				}
+				refused = refused[2:]
+			}
+			for _, err := range refused {
 				if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(fmt.Sprint(err), tt.want) {
 					t.Errorf("got %v, want %q", err, tt.want)
 				}
@@ -548,7 +555,7 @@ func TestForeignErrors(t *testing.T) {
 		for name, do := range map[string]func(io.Writer) (Stats, error){
 			"Check":     func(w io.Writer) (Stats, error) { return Check(w, bytes.NewReader(archive), generous) },
 			"PackTree":  func(w io.Writer) (Stats, error) { return PackTree(w, openRoot(t, dir), nil, generous) },
-			"PackPaths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, generous) },
+			"PackPaths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous) },
 		} {
 			if n%100 != 0 {
 				continue
@@ -667,8 +674,8 @@ func TestSelect(t *testing.T) {
 	}
 }
 
-// FuzzCheck says that what passes Check can be unpacked, and that no name below
-// leads outside then. An archive is given by its bytes, or, since chance finds
+// FuzzCheck says that what passes Check can be unpacked, and that nothing is made
+// outside; nor does a link lead there, of what is unpacked for anything but a job. An archive is given by its bytes, or, since chance finds
 // no checksums, by lines "dNAME", "fNAME" and "lNAME>TARGET".
 func FuzzCheck(f *testing.F) {
 	f.Add(tarOf(f, dirOf("d"), fileOf("d/f", "12345"), linkOf("d/l", "../d/f")), "")
@@ -676,6 +683,7 @@ func FuzzCheck(f *testing.F) {
 	f.Add(tarOf(f, fileOf("\xff", "x"), fileOf("ü", "x"), linkOf("x", "\xfe")), "")
 	f.Add([]byte{}, "fa/b/c\nla/x>b\nla/b/y>../x/c\nd./a//b")
 	f.Add([]byte{}, "ll>.\nfl/f\nl../m>x/..\nd")
+	f.Add([]byte{}, "ll>/etc\nlm>../../x\nfd/f\nld/n>/")
 	f.Fuzz(func(t *testing.T, data []byte, lines string) {
 		if lines != "" {
 			data = archiveOf(lines)
@@ -692,6 +700,26 @@ func FuzzCheck(f *testing.F) {
 			t.Fatal(err)
 		}
 		root := openRoot(t, dir)
+		if _, err := Unpack(root, bytes.NewReader(checked.Bytes()), lim); err != nil {
+			if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), "a link to") {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+			unpacked, err := UnpackForJob(openRoot(t, dir), bytes.NewReader(checked.Bytes()), lim)
+			if err != nil || fmt.Sprint(unpacked) != fmt.Sprint(stats) {
+				t.Fatalf("checked: %+v; unpacked: %+v %v", stats, unpacked, err)
+			}
+			if found, err := os.ReadDir(parent); err != nil || len(found) != 1 {
+				t.Fatalf("outside: %v %v", found, err)
+			}
+			return
+		}
+		if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {
+			t.Fatal(err)
+		}
+		root = openRoot(t, dir)
 		unpacked, err := Unpack(root, bytes.NewReader(checked.Bytes()), lim)
 		if err != nil || fmt.Sprint(unpacked) != fmt.Sprint(stats) {
 			t.Fatalf("checked: %+v; unpacked: %+v %v", stats, unpacked, err)

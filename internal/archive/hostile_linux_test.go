@@ -96,12 +96,21 @@ func TestPackTreeHostile(t *testing.T) {
 	}
 	for _, name := range []string{"fifo", "socket"} {
 		within(t, 20*time.Second, func() {
-			_, err := PackPaths(io.Discard, []Source{{Path: filepath.Join(dir, name)}}, generous)
+			_, err := PackPaths(io.Discard, []Source{{Path: filepath.Join(dir, name)}}, Filter{}, generous)
 			if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(fmt.Sprint(err), name) {
 				t.Errorf("%s: got %v", name, err)
 			}
 		})
 	}
+	within(t, 20*time.Second, func() { // in a directory, they are left out and named
+		left := map[string]string{}
+		_, err := PackPaths(io.Discard, []Source{{Path: dir}}, Filter{Exclude: []string{"d"}, LeftOut: func(file string, why error) {
+			left[filepath.Base(file)] = why.Error()
+		}}, generous)
+		if left["fifo"] != "is a named pipe" || left["socket"] != "is a socket" {
+			t.Errorf("got %v %v", left, err)
+		}
+	})
 }
 
 func TestPackTreeLimits(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"github.com/joblet/joblet"
 )
@@ -21,13 +22,18 @@ const batch = 1024
 // packer writes trees into an archive.
 type packer struct {
 	out    output
-	tar    *tar.Writer
+	tar    *tar.Writer // nil: nothing is written
 	tree   *tree
 	match  func(string) bool
 	strict bool    // for a user's own files: what cannot go into the archive is an error
 	visits int     // names that may still be looked at
 	device *uint64 // of the tree, which is not left for what is mounted in it; nil: it may be
 	above  []above
+
+	// For a user's own files.
+	leftOut func(file string, why error)
+	ignore  ignore
+	top     string // what ignore counts from
 }
 
 // above is a directory above the one being read. Its entry is written when the
@@ -87,16 +93,38 @@ type Source struct {
 	Name string // in the archive, with slashes; "": a directory's contents go to the top, a file keeps its name
 }
 
+// Filter says what PackPaths leaves out.
+type Filter struct {
+	// Exclude holds patterns as an ignore file does, for each directory, after those
+	// in its own IgnoreName.
+	Exclude []string
+	// LeftOut, if not nil, is told of each file that an archive cannot hold.
+	LeftOut func(file string, why error)
+}
+
 // PackPaths writes local files. A directory stands for all below it; links in it
-// stay links. Links are followed where a Source's Path itself is one. Devices
-// and the like, links that lead out of the archive, two files of one name, and
+// stay links, wherever they lead. Links are followed where a Source's Path itself is
+// one. Devices and the like in a directory are left out. Two files of one name, and
 // going beyond lim are errors of kind InvalidArgument. Windows knows no
 // permission to execute: from there, all files have it.
-func PackPaths(w io.Writer, sources []Source, lim Limits) (Stats, error) {
-	p := newPacker(w, lim)
-	p.strict, p.visits = true, maxVisits(lim)
+func PackPaths(w io.Writer, sources []Source, f Filter, lim Limits) (Stats, error) {
+	return newPacker(w, lim).paths(sources, f)
+}
+
+// CheckPaths looks for what would be an error of PackPaths. It reads no content.
+func CheckPaths(sources []Source, f Filter, lim Limits) (Stats, error) {
+	p := &packer{tree: newTree(lim)}
+	return p.paths(sources, f)
+}
+
+func (p *packer) paths(sources []Source, f Filter) (Stats, error) {
+	exclude, err := parseIgnore("", f.Exclude)
+	if err != nil {
+		return Stats{}, err
+	}
+	p.strict, p.visits, p.leftOut = true, maxVisits(p.tree.lim), f.LeftOut
 	for _, s := range sources {
-		if err := p.source(s); err != nil {
+		if err := p.source(s, exclude); err != nil {
 			return Stats{}, err
 		}
 	}
@@ -106,13 +134,16 @@ func PackPaths(w io.Writer, sources []Source, lim Limits) (Stats, error) {
 func maxVisits(lim Limits) int { return 10 * min(lim.Entries, 1<<26) }
 
 func (p *packer) close() (Stats, error) {
+	if p.tar == nil {
+		return p.tree.result(), nil
+	}
 	if err := p.tar.Close(); err != nil {
 		return Stats{}, fmt.Errorf("write archive: %w", err)
 	}
 	return p.tree.result(), nil
 }
 
-func (p *packer) source(s Source) error {
+func (p *packer) source(s Source, exclude ignore) error {
 	fi, err := os.Stat(s.Path)
 	if err != nil {
 		return p.skip(s.Path, err)
@@ -148,6 +179,11 @@ func (p *packer) source(s Source) error {
 		return p.skip(s.Path, err)
 	}
 	defer root.Close()
+	own, err := readIgnore(root)
+	if err != nil {
+		return err
+	}
+	p.ignore, p.top = slices.Concat(own, exclude), name
 	if name != "." {
 		if err := p.entry(header(name, directory, fi)); err != nil {
 			return p.skip(s.Path, err)
@@ -193,6 +229,9 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	if p.device != nil && *device(fi) != *p.device {
 		return p.skip(local, errors.New("is on another file system"))
 	}
+	if p.ignore.match(strings.TrimPrefix(name, p.top+"/"), fi.IsDir()) {
+		return nil
+	}
 	wanted := p.match == nil || p.match(name)
 	switch {
 	case fi.IsDir():
@@ -205,8 +244,12 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 			return p.skip(local, err)
 		}
 		target = filepath.ToSlash(target)
-		if err := checkTarget(name, target); err != nil {
-			return p.skip(local, err)
+		check := checkTarget
+		if p.strict {
+			check = checkLink
+		}
+		if err := check(name, target); err != nil {
+			return p.leave(local, err)
 		}
 		h := header(name, link, fi)
 		h.Linkname = target
@@ -215,7 +258,7 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 		}
 		return nil
 	case !fi.Mode().IsRegular():
-		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+		return p.leave(local, fmt.Errorf("is a %s", typeName(fi.Mode())))
 	}
 	// Somebody may put another file here at any time. Only that which was seen
 	// without following a link is read; a few attempts, since programs replace
@@ -304,7 +347,7 @@ func (p *packer) put(name string, h *tar.Header) error {
 		k = link
 	}
 	_, fresh, err := p.tree.add(name, k, 0, 0)
-	if err != nil || !fresh {
+	if err != nil || !fresh || p.tar == nil {
 		return err
 	}
 	return p.tar.WriteHeader(h)
@@ -335,6 +378,9 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		p.tree.stats.Bytes -= size
 		return p.skip(local, err)
 	}
+	if p.tar == nil {
+		return nil
+	}
 	for _, e := range extents {
 		n, err := copyN(p.tar, io.NewSectionReader(f, e.offset, e.length), e.length)
 		if err == io.EOF && p.out.err == nil { // it is shorter now
@@ -358,12 +404,26 @@ func (p *packer) skip(local string, err error) error {
 	switch {
 	case p.out.err != nil:
 		return fmt.Errorf("write archive: %w", p.out.err)
+	case p.strict && errors.Is(err, errLimit):
+		return joblet.Errorf(joblet.InvalidArgument, "%s: %w; leave files out with --exclude or %s", local, cause(err), IgnoreName)
 	case p.strict:
 		return joblet.Errorf(joblet.InvalidArgument, "%s: %w", local, cause(err))
 	}
 	p.tree.stats.Skipped++
 	if errors.Is(err, errLimit) {
 		p.tree.stats.Beyond++
+	}
+	return nil
+}
+
+// leave counts what an archive cannot hold, and tells of a user's own files.
+func (p *packer) leave(local string, err error) error {
+	if !p.strict {
+		return p.skip(local, err)
+	}
+	p.tree.stats.Skipped++
+	if p.leftOut != nil {
+		p.leftOut(local, cause(err))
 	}
 	return nil
 }

@@ -87,7 +87,7 @@ func TestHoles(t *testing.T) {
 		t.Fatalf("%+v, %d bytes, %v", stats, packed.Len(), err)
 	}
 	strict := &bytes.Buffer{}
-	if _, err := PackPaths(strict, []Source{{Path: dir}}, lim); err != nil || !bytes.Equal(strict.Bytes(), packed.Bytes()) {
+	if _, err := PackPaths(strict, []Source{{Path: dir}}, Filter{}, lim); err != nil || !bytes.Equal(strict.Bytes(), packed.Bytes()) {
 		t.Errorf("PackPaths: %d bytes instead of %d, %v", strict.Len(), packed.Len(), err)
 	}
 	for _, way := range []struct {

@@ -16,30 +16,38 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// Check copies an archive that somebody sent, entry by entry: what arrives in w
-// holds only directories, regular files and symbolic links, with clean relative
-// names. It reads r to its end. Anything else is an error of kind
-// InvalidArgument that names the entry: absolute names, "..", links that lead
-// outside or could, names below a link or a file, a file that comes twice, hard
-// links, devices, more than lim, and an archive that has been cut off. Errors
-// of r and w are returned as they are, wrapped.
+// Check copies an archive that somebody sent for a job, entry by entry: what arrives
+// in w holds only directories, regular files and symbolic links, with clean relative
+// names. Links may lead anywhere. It reads r to its end. Anything else is an error of
+// kind InvalidArgument that names the entry: absolute names, "..", names below a link
+// or a file, a file that comes twice, hard links, devices, more than lim, and an
+// archive that has been cut off. Errors of r and w are returned as they are, wrapped.
 func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
-	return copyEntries(w, r, nil, lim)
+	return copyEntries(w, newSource(r, lim, checkLink), nil)
 }
 
 // Select copies those entries of one of our own archives that match passes
 // (nil: all), with the directories above them. The result counts what was
-// copied. An archive that Check would refuse is an error.
+// copied. An archive that Check would refuse is an error, and so is a link that leads
+// outside, or could.
 func Select(w io.Writer, r io.Reader, match func(name string) bool) (Stats, error) {
-	stats, err := copyEntries(w, r, match, Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32})
+	stats, err := copyEntries(w, newSource(r, unbounded, checkTarget), match)
 	if e, ok := errors.AsType[*joblet.Error](err); ok && e.Kind == joblet.InvalidArgument {
 		err = joblet.Errorf(joblet.Internal, "stored archive: %w", err) // not the caller's doing
 	}
 	return stats, err
 }
 
-func copyEntries(w io.Writer, r io.Reader, match func(string) bool, lim Limits) (Stats, error) {
-	s := newSource(r, lim)
+// unbounded is for archives that have been bounded before.
+var unbounded = Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32}
+
+// Verify reads one of our own archives, of either direction, to its end.
+func Verify(r io.Reader) error {
+	_, err := Check(io.Discard, r, unbounded)
+	return err
+}
+
+func copyEntries(w io.Writer, s *source, match func(string) bool) (Stats, error) {
 	out := tar.NewWriter(newShowHoles(w))
 	var stats Stats
 	for {
@@ -111,7 +119,7 @@ func (t *tree) markAbove(id int32, do func(name string, n node) error) error {
 // Unpack creates what an archive holds below root, where things may exist
 // already: directories are merged and keep their modes, a file or link is
 // replaced by a new one, and never written through. What stands in the way
-// otherwise is an error of kind AlreadyExists. It refuses what Check refuses;
+// otherwise is an error of kind AlreadyExists. It refuses what Select refuses;
 // what came before that in the archive has been unpacked then. New files and
 // directories have the archive's permission bits, those that no entry describes
 // 0755, without what the umask takes away; on Windows, which has no such bits,
@@ -119,7 +127,17 @@ func (t *tree) markAbove(id int32, do func(name string, n node) error) error {
 // New files and directories have the archive's times, where it has any and the
 // file system takes them.
 func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
-	u := &unpacker{root: root, source: newSource(r, lim)}
+	return unpack(root, newSource(r, lim, checkTarget))
+}
+
+// UnpackForJob is Unpack for an archive that Check has passed, below a job's root:
+// links may lead anywhere.
+func UnpackForJob(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
+	return unpack(root, newSource(r, lim, checkLink))
+}
+
+func unpack(root *os.Root, s *source) (Stats, error) {
+	u := &unpacker{root: root, source: s}
 	for {
 		e, err := u.next()
 		if err == io.EOF {

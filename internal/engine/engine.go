@@ -635,12 +635,13 @@ func (p *Process) Done() <-chan struct{} { return p.done }
 // monitor died without a word.
 func (p *Process) End() *monitor.Record { return p.end }
 
-// Signal sends a signal to PID 1.
-func (p *Process) Signal(sig syscall.Signal) error {
+// Signal sends a signal to PID 1. With defaultAction one that PID 1 is spared ends the
+// job.
+func (p *Process) Signal(sig syscall.Signal, defaultAction bool) error {
 	if p.isStopped() {
 		return ErrSilent
 	}
-	return p.request(monitor.Request{Signal: int(sig)})
+	return p.request(monitor.Request{Signal: int(sig), DefaultAction: defaultAction})
 }
 
 // Stop begins to end the job: the signal, then after the grace period SIGKILL.

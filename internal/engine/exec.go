@@ -80,14 +80,14 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			if err != nil {
 				return nil, fmt.Errorf("make a pipe: %w", err)
 			}
-			mine, job := r, w
+			mine, job, mode := r, w, os.FileMode(monitor.OutputMode)
 			if i == 0 {
-				mine, job = w, r
+				mine, job, mode = w, r, monitor.InputMode
 			}
 			*ours, stdio[i] = mine, job
 			theirs = append(theirs, job)
 			// So that the process may open /dev/stdout, which leads to the pipe's inode.
-			if err := job.Chown(int(p.IDBase+run.UID), int(p.IDBase+run.GID)); err != nil {
+			if err := errors.Join(job.Chown(int(p.IDBase+run.UID), int(p.IDBase+run.GID)), job.Chmod(mode)); err != nil {
 				return nil, fmt.Errorf("give the process its pipe: %w", err)
 			}
 		}

@@ -159,7 +159,7 @@ func unpackInto(user, group, where string) error {
 	// goroutine stays on it.
 	runtime.LockOSThread()
 	setFSID(uid, gid)
-	_, err = archive.Unpack(root, os.NewFile(unpackArchive, "archive"), archive.DefaultLimits)
+	_, err = archive.UnpackForJob(root, os.NewFile(unpackArchive, "archive"), archive.DefaultLimits)
 	return err
 }
 

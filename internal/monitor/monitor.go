@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
@@ -224,8 +225,13 @@ func (m *monitor) buildBox(box *Box) error {
 			return step("make a pipe", err)
 		}
 		_ = unix.SetNonblock(pipe[0], true)
-		// So that the job may open /dev/stdout, which leads to the pipe's inode.
-		if err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase)); err != nil {
+		// So that the job may open /dev/stdout, which leads to the pipe's inode: also a
+		// process that has changed its user.
+		err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase))
+		if err == nil {
+			err = unix.Fchmod(pipe[1], OutputMode)
+		}
+		if err != nil {
 			return step("give the job its pipe", err)
 		}
 		m.output[i], m.writeEnds[i] = pipe[0], pipe[1]
@@ -702,6 +708,39 @@ func (m *monitor) handles(sig syscall.Signal) bool {
 	return mask&(1<<(sig-1)) != 0
 }
 
+// endingSignals has a bit for each signal whose default action ends a process
+// (signal(7)).
+const endingSignals = ^uint64(1<<(unix.SIGCHLD-1) | 1<<(unix.SIGCONT-1) | 1<<(unix.SIGSTOP-1) | 1<<(unix.SIGTSTP-1) |
+	1<<(unix.SIGTTIN-1) | 1<<(unix.SIGTTOU-1) | 1<<(unix.SIGURG-1) | 1<<(unix.SIGWINCH-1) | 1<<(unix.SIGKILL-1))
+
+// spares reports whether the kernel drops a signal for PID 1 that would end any other
+// process (pid_namespaces(7)): PID 1 neither handles nor blocks nor ignores it.
+func (m *monitor) spares(sig syscall.Signal) bool {
+	if m.record.EndedNanos != 0 {
+		return false
+	}
+	status, err := os.ReadFile("/proc/" + itoa(int64(m.child)) + "/status")
+	return err == nil && endsBy(status, sig)
+}
+
+// endsBy is spares for a proc_pid_status(5).
+func endsBy(status []byte, sig syscall.Signal) bool {
+	if !bytes.Contains(status, []byte("SigIgn:\t")) {
+		return false
+	}
+	mask := statusMask(status, "SigCgt:\t") | statusMask(status, "SigBlk:\t") | statusMask(status, "SigIgn:\t")
+	return endingSignals&^mask&(1<<(sig-1)) != 0
+}
+
+// endAs ends the job as a signal would have ended PID 1, were it not that. The record
+// says the signal.
+func (m *monitor) endAs(sig syscall.Signal) {
+	if m.endedBy == 0 {
+		m.endedBy = sig
+	}
+	m.signal(syscall.SIGKILL)
+}
+
 func statusMask(status []byte, field string) (mask uint64) {
 	for i := 0; i+len(field) <= len(status); i++ {
 		if string(status[i:i+len(field)]) != field {
@@ -838,8 +877,10 @@ func (m *monitor) serve(fds []unix.PollFd) {
 }
 
 func (m *monitor) handle(req *Request) {
-	if req.Signal > 0 {
-		m.signal(syscall.Signal(req.Signal))
+	if sig := syscall.Signal(req.Signal); sig > 0 && req.DefaultAction && m.spares(sig) {
+		m.endAs(sig)
+	} else if sig > 0 {
+		m.signal(sig)
 	}
 	if req.Interrupt > 0 {
 		m.interrupt(syscall.Signal(req.Interrupt))

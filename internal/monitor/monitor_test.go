@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"unsafe"
 
@@ -33,6 +34,26 @@ func TestCandidates(t *testing.T) {
 		got := candidates(&Run{Command: test.command, Path: test.path, WorkDir: test.workdir})
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s in %q from %s: %q, want %q", test.command, test.path, test.workdir, got, test.want)
+		}
+	}
+}
+
+func TestEndsBy(t *testing.T) {
+	t.Parallel()
+	const handles = "SigBlk:\t0000000000000200\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000004002\n" // USR1, HUP, INT and TERM
+	for _, tt := range []struct {
+		status string
+		sig    syscall.Signal
+		want   bool
+	}{
+		{handles, unix.SIGHUP, false}, {handles, unix.SIGUSR1, false}, {handles, unix.SIGINT, false}, {handles, unix.SIGTERM, false},
+		{handles, unix.SIGQUIT, true}, {handles, unix.SIGUSR2, true}, {handles, 40, true}, {handles, 64, true},
+		{handles, unix.SIGCHLD, false}, {handles, unix.SIGCONT, false}, {handles, unix.SIGWINCH, false}, {handles, unix.SIGURG, false},
+		{handles, unix.SIGTSTP, false}, {handles, unix.SIGSTOP, false}, {handles, unix.SIGKILL, false},
+		{"", unix.SIGQUIT, false}, // nothing is known
+	} {
+		if got := endsBy([]byte(tt.status), tt.sig); got != tt.want {
+			t.Errorf("%q by %v: %v", tt.status, tt.sig, got)
 		}
 	}
 }

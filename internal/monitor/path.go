@@ -39,6 +39,10 @@ func (p *program) openIn(name, file string, flags, resolve uint64) *op {
 // not be made, is the error of the step. The directory itself gets the owner, unless that
 // is 0:0, where the file system can give it.
 func (p *program) walk(name, dir string, slot uint8, uid, gid uint32) {
+	p.walkAs(opWalk, name, dir, slot, uid, gid)
+}
+
+func (p *program) walkAs(kind opKind, name, dir string, slot uint8, uid, gid uint32) {
 	dir = path.Clean("/" + dir)
 	elems := strings.Split(strings.TrimPrefix(dir, "/"), "/")
 	names := p.alloc(len(dir) + 2)
@@ -49,7 +53,7 @@ func (p *program) walk(name, dir string, slot uint8, uid, gid uint32) {
 			at += uintptr(len(e) + 1)
 		}
 	}
-	p.add(name, op{kind: opWalk, save: slot, args: [6]uintptr{names, p.str("/"), uintptr(uid), uintptr(gid)}})
+	p.add(name, op{kind: kind, save: slot, args: [6]uintptr{names, p.str("/"), uintptr(uid), uintptr(gid)}})
 }
 
 // walk does one such step. The names follow each other, each with its NUL; an empty one
@@ -86,6 +90,36 @@ func (a *arena) walk(o *op) syscall.Errno {
 	}
 	a.slots[o.save] = dir
 	return 0
+}
+
+// home makes a directory. What is in the way leaves the job without it.
+//
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (a *arena) home(o *op) {
+	if a.walk(o) == 0 {
+		syscall.RawSyscall(unix.SYS_CLOSE, a.slots[o.save], 0, 0)
+	}
+}
+
+// cover attaches a tree over a file.
+//
+//go:norace
+//go:nocheckptr
+//go:nosplit
+func (a *arena) cover(o *op) syscall.Errno {
+	file, errno := a.openPath(atFDCWD, o.args[0], pathFlags)
+	if errno == syscall.ENOENT {
+		return 0
+	}
+	if errno != 0 {
+		return errno
+	}
+	_, _, errno = syscall.RawSyscall6(unix.SYS_MOVE_MOUNT, a.slots[o.save], o.args[1], file, o.args[1],
+		unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH, 0)
+	syscall.RawSyscall(unix.SYS_CLOSE, file, 0, 0)
+	return errno
 }
 
 //go:norace

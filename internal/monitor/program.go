@@ -39,6 +39,8 @@ const (
 	opReaper                   // clone; the child goes on, the parent reaps until the child has ended
 	opSend                     // sendmsg on the go socket: one byte and the descriptor in slot save
 	opSibling                  // clone; the child, a sibling of the process, goes on, and the process ends
+	opHome                     // opWalk for a directory that the command can do without
+	opCover                    // attach the tree in slot save over a file of the job, if there is one
 	opWalk                     // open a directory of the job, made where it is missing, into slot save
 	opInRoot                   // fail unless the working directory lies in the root
 	opCandidates               // note which of the candidates lead through a magic link
@@ -371,6 +373,10 @@ func (a *arena) child() {
 				errno = a.send(uintptr(o.save))
 			case opSibling:
 				errno = a.sibling()
+			case opHome:
+				a.home(o)
+			case opCover:
+				errno = a.cover(o)
 			case opWalk:
 				errno = a.walk(o)
 			case opInRoot:

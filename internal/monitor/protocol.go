@@ -104,6 +104,13 @@ const WorkName = "work.tar"
 // with all arguments and variables that execve(2) can take, as JSON.
 const maxMessage = 16 << 20
 
+// Modes of the pipes that are standard streams: every user of the job may open
+// /dev/stdin, /dev/stdout and /dev/stderr. Only the job's processes can reach them.
+const (
+	InputMode  = 0o644
+	OutputMode = 0o622
+)
+
 // Box is what a monitor needs to build the job's box before the job is known.
 type Box struct {
 	IDBase  uint32 `json:"id_base"` // first of the subordinate ids
@@ -132,6 +139,9 @@ type Run struct {
 	Trees []Tree `json:"trees"`
 	Links []Link `json:"links,omitempty"`
 	Files []File `json:"files,omitempty"`
+	// Covers lie, read-only, over files of the trees: those that are there.
+	Covers []File `json:"covers,omitempty"`
+	Home   string `json:"home,omitempty"` // of the command's user, made where it is missing
 
 	Command string   `json:"command"`
 	Args    []string `json:"args,omitempty"`
@@ -208,6 +218,10 @@ type Request struct {
 	Run    *Run  `json:"run,omitempty"`
 	Signal int   `json:"signal,omitempty"` // send to PID 1
 	Stop   *Stop `json:"stop,omitempty"`
+
+	// DefaultAction has a Signal end the job that PID 1 is spared and that ends other
+	// processes.
+	DefaultAction bool `json:"default_action,omitempty"`
 
 	DiskBytes int64 `json:"disk_bytes,omitempty"` // change the size of the root
 

@@ -66,6 +66,10 @@ func jobProgram(p *program, box *Box, run *Run) {
 	attachTrees(p, run)
 	connectInput(p, run)
 	leadSession(p, run)
+	coverFiles(p, run)
+	if run.Home != "" {
+		p.walkAs(opHome, "make "+run.Home, run.Home, slotPath, run.UID, run.GID)
+	}
 	enterWorkDir(p, run, run.UID, run.GID)
 	resetSignals(p)
 	limitResources(p, run)
@@ -264,6 +268,21 @@ func attachTrees(p *program, run *Run) {
 	for _, f := range run.Files {
 		p.file(f.Path, f.Text)
 		p.call("close "+f.Path, unix.SYS_CLOSE, slotPath).slot(0)
+	}
+}
+
+// coverFiles puts files of the job's own over those of its trees, read-only: each is a
+// file in /run/joblet that is mounted there.
+func coverFiles(p *program, run *Run) {
+	for _, f := range run.Covers {
+		p.file("/run/joblet/"+path.Base(f.Path), f.Text)
+		p.call("copy the mount of "+f.Path, unix.SYS_OPEN_TREE, slotPath, p.str(""),
+			unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH).slot(0).into(slotTree)
+		p.call("close "+f.Path, unix.SYS_CLOSE, slotPath).slot(0)
+		attr := put(p, unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC})
+		p.call("restrict "+f.Path, unix.SYS_MOUNT_SETATTR, slotTree, p.str(""), unix.AT_EMPTY_PATH, attr, unsafe.Sizeof(unix.MountAttr{})).slot(0)
+		p.add("attach "+f.Path, op{kind: opCover, save: slotTree, args: [6]uintptr{p.str(f.Path), p.str("")}})
+		p.call("close the mount of "+f.Path, unix.SYS_CLOSE, slotTree).slot(0)
 	}
 }
 

@@ -33,7 +33,11 @@ func (m *monitor) openStdin(run *Run) (int, error) {
 		_ = unix.SetNonblock(pipe[1], true)
 		m.stdin.pipe = pipe[1]
 		// So that the job may open /dev/stdin.
-		if err := unix.Fchown(pipe[0], int(m.idBase+run.UID), int(m.idBase+run.GID)); err != nil {
+		err := unix.Fchown(pipe[0], int(m.idBase+run.UID), int(m.idBase+run.GID))
+		if err == nil {
+			err = unix.Fchmod(pipe[0], InputMode)
+		}
+		if err != nil {
 			unix.Close(pipe[0])
 			return -1, step("give the job its pipe", err)
 		}

@@ -1,8 +1,6 @@
 package monitor
 
 import (
-	"bytes"
-	"os"
 	"syscall"
 	"time"
 	"unsafe"
@@ -45,6 +43,7 @@ func openTerminal(p *program, run *Run) {
 	if run.UID != 0 {
 		p.call("give the user the terminal", unix.SYS_FCHOWN, slotTerminal, uintptr(run.UID), ttyGroup).slot(0)
 	}
+	p.call("let all users write to the terminal", unix.SYS_FCHMOD, slotTerminal, OutputMode).slot(0) // /dev/stdout leads there
 	p.add("send the terminal to the monitor", op{kind: opSend, save: slotMaster})
 	for fd := range uintptr(3) {
 		p.call("connect the terminal", unix.SYS_DUP3, slotTerminal, fd, 0).slot(0)
@@ -206,9 +205,7 @@ func (m *monitor) hungUp() bool {
 }
 
 // interrupt ends a job whose PID 1 would be ended by a key like Ctrl-C, were it
-// not PID 1: the kernel spares that the default actions of signals
-// (pid_namespaces(7)), and nobody expects "sleep 60" in a terminal to survive
-// Ctrl-C. The record says the signal, as it would then.
+// not PID 1: nobody expects "sleep 60" in a terminal to survive Ctrl-C.
 func (m *monitor) interrupt(sig syscall.Signal) {
 	if m.terminal.master < 0 || m.record.EndedNanos != 0 {
 		return
@@ -217,15 +214,9 @@ func (m *monitor) interrupt(sig syscall.Signal) {
 	if err != nil || group != m.child { // PID 1 leads a session and so its own group
 		return
 	}
-	status, err := os.ReadFile("/proc/" + itoa(int64(m.child)) + "/status")
-	if err != nil || !bytes.Contains(status, []byte("SigIgn:\t")) {
-		return
-	}
-	mask := statusMask(status, "SigCgt:\t") | statusMask(status, "SigBlk:\t") | statusMask(status, "SigIgn:\t")
-	if mask&(1<<(sig-1)) == 0 && m.endedBy == 0 {
-		m.endedBy = sig
+	if m.endedBy == 0 && m.spares(sig) {
 		m.settleTyped()
-		m.signal(syscall.SIGKILL)
+		m.endAs(sig)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
@@ -322,7 +323,7 @@ func (s *jobService) SignalJob(ctx context.Context, r *api.SignalJobRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	if err := s.sup.Signal(ctx, r.GetUuid(), syscall.Signal(sig)); err != nil {
+	if err := s.sup.Signal(ctx, r.GetUuid(), syscall.Signal(sig), r.GetDefaultAction()); err != nil {
 		return nil, err
 	}
 	return &api.SignalJobResponse{}, nil
@@ -382,9 +383,24 @@ func (s *jobService) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.S
 	if err != nil {
 		return err
 	}
-	return s.sup.Watch(out.Context(), r.GetJobUuid(), interval, func(id string, sample joblet.Sample) error {
+	var next time.Time
+	replay := func() (err error) {
+		if !r.GetNoReplay() {
+			next, err = s.replay(out, r.GetJobUuid(), next, time.Time{}, 0)
+		}
+		return err
+	}
+	if err := replay(); err != nil {
+		return err
+	}
+	watched := false
+	if err := s.sup.Watch(out.Context(), r.GetJobUuid(), interval, func(id string, sample joblet.Sample) error {
+		watched = true
 		return out.Send(wire.SampleToProto(id, sample))
-	})
+	}); err != nil || watched {
+		return err
+	}
+	return replay() // what was kept until the job ended, which was before it could be watched
 }
 
 func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
@@ -392,32 +408,40 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 	if err != nil {
 		return err
 	}
+	_, err = s.replay(out, r.GetJobUuid(), from, to, limit)
+	return err
+}
+
+// replay sends the samples that were kept of a job between two moments, the newest
+// limit of them, and returns from when on there are more.
+func (s *jobService) replay(out grpc.ServerStreamingServer[api.JobMetricsEvent], id string, from, to time.Time, limit int) (next time.Time, err error) {
 	reply := replyOf(out.Context())
+	defer reply.release()
 	for left := -1; left != 0; {
 		// The samples are read again for each batch, not held until there is room for them.
 		if err := reply.reserve(out.Context(), pieceHead, nil); err != nil {
-			return err
+			return from, err
 		}
-		all, err := s.sup.History(out.Context(), r.GetJobUuid(), from, to, limit)
+		all, err := s.sup.History(out.Context(), id, from, to, limit)
 		if err != nil {
-			return err
+			return from, err
 		}
 		if left < 0 {
 			left = len(all)
 		}
 		batch := slices.Clone(all[:min(len(all), left, historyBatch)])
 		if len(batch) == 0 {
-			return nil
+			break
 		}
 		for _, sample := range batch {
-			if err := out.Send(wire.SampleToProto(r.GetJobUuid(), sample)); err != nil {
-				return err
+			if err := out.Send(wire.SampleToProto(id, sample)); err != nil {
+				return from, err
 			}
 		}
 		left -= len(batch)
 		from, limit = batch[len(batch)-1].Time.Add(1), 0
 	}
-	return nil
+	return from, nil
 }
 
 func (s *jobService) ListJobProcesses(ctx context.Context, r *api.ListJobProcessesRequest) (*api.ListJobProcessesResponse, error) {

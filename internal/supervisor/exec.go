@@ -88,7 +88,7 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*e
 	if err != nil {
 		return nil, err
 	}
-	run.Trees, run.Links, run.Files = nil, nil, nil // the job has them
+	run.Trees, run.Links, run.Files, run.Covers, run.Home = nil, nil, nil, nil, "" // the job has them
 	run.Env = append(run.Env, jobVariables(v.job)...)
 	run.StdinStream = e.Stdin && run.Terminal == nil
 	x, err := s.engine.Exec(ctx, v.proc, run)

@@ -460,7 +460,7 @@ func (f *fsck) checkArchive(id, name, what, todo string) {
 	}
 	file, err := os.Open(path)
 	if err == nil {
-		_, err = archive.Select(io.Discard, file, nil)
+		err = archive.Verify(file)
 		file.Close()
 	}
 	if err != nil {

@@ -192,7 +192,7 @@ func tarOf(t *testing.T, name string) string {
 		t.Fatal(err)
 	}
 	var b bytes.Buffer
-	if _, err := archive.PackPaths(&b, []archive.Source{{Path: path, Name: name}}, archive.DefaultLimits); err != nil {
+	if _, err := archive.PackPaths(&b, []archive.Source{{Path: path, Name: name}}, archive.Filter{}, archive.DefaultLimits); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()

@@ -242,8 +242,8 @@ func (s *Supervisor) History(ctx context.Context, id string, from, to time.Time,
 		g := l.gauge
 		s.mu.Unlock()
 		if g != nil {
-			if err := g.flush(); err != nil {
-				return nil, err
+			if err := g.flush(); err != nil { // a full disk: what was kept before can be read
+				s.cfg.Log.Debug("keep a job's metrics", "job", id, "error", err)
 			}
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
@@ -29,29 +28,32 @@ func jobVariables(job joblet.Job) []string {
 
 // resolve turns the names in a spec into facts for the engine.
 func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
-	env := map[string]string{"PATH": defaultPath, "HOME": "/root", "USER": "root", "LANG": "C.UTF-8"}
-	if uid, _ := spec.Security.IDs(); uid != 0 { // who has no entry in /etc/passwd, and /root is not theirs
-		env["HOME"], env["USER"] = joblet.DefaultWorkDir, strconv.Itoa(int(uid))
-	}
 	view := s.engine.HostView
+	var runtimeEnv map[string]string
 	if spec.Runtime != "" {
 		rt, err := s.runtimes.Get(spec.Runtime)
 		if err != nil {
 			return nil, err
 		}
-		maps.Copy(env, rt.Environment)
+		runtimeEnv = rt.Environment
 		view = func() (engine.View, error) { return engine.RuntimeView(rt.RootFS) }
 	}
-	if spec.Terminal != (joblet.WindowSize{}) {
-		env["TERM"] = defaultTerm
-	}
-	maps.Copy(env, spec.Env)
-	maps.Copy(env, spec.SecretEnv)
 	v, err := view()
 	if err != nil {
 		return nil, fmt.Errorf("open runtime %s: %w", spec.Runtime, err)
 	}
 	run := engine.NewRun(v)
+	if err := run.SetSecurity(spec.Security); err != nil {
+		return nil, err
+	}
+	user, home := run.AddUser()
+	env := map[string]string{"PATH": defaultPath, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+	maps.Copy(env, runtimeEnv)
+	if spec.Terminal != (joblet.WindowSize{}) {
+		env["TERM"] = defaultTerm
+	}
+	maps.Copy(env, spec.Env)
+	maps.Copy(env, spec.SecretEnv)
 	run.Command, run.Args, run.WorkDir, run.Init = spec.Command, spec.Args, spec.WorkDir, spec.Init
 	run.Path = env["PATH"]
 	for _, name := range slices.Sorted(maps.Keys(env)) {
@@ -64,9 +66,6 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
 	if t := spec.Terminal; t != (joblet.WindowSize{}) {
 		run.Terminal = &engine.WindowSize{Rows: uint16(t.Rows), Columns: uint16(t.Columns)}
-	}
-	if err := run.SetSecurity(spec.Security); err != nil {
-		return nil, err
 	}
 	return run, s.limit(run, spec.Limits)
 }

@@ -151,8 +151,9 @@ func (s *Supervisor) Cancel(ctx context.Context, id string) (joblet.Job, error) 
 	}
 }
 
-// Signal sends a signal to the job's PID 1.
-func (s *Supervisor) Signal(ctx context.Context, id string, sig syscall.Signal) error {
+// Signal sends a signal to the job's PID 1. With defaultAction one that PID 1 is spared
+// ends the job.
+func (s *Supervisor) Signal(ctx context.Context, id string, sig syscall.Signal, defaultAction bool) error {
 	if err := validSignal(int(sig)); err != nil {
 		return err
 	}
@@ -160,7 +161,7 @@ func (s *Supervisor) Signal(ctx context.Context, id string, sig syscall.Signal) 
 	if err != nil {
 		return err
 	}
-	return proc.Signal(sig)
+	return proc.Signal(sig, defaultAction)
 }
 
 func validSignal(sig int) error {

@@ -120,7 +120,7 @@ func TestTransitions(t *testing.T) {
 					case 1:
 						_, err = s.Cancel(ctx, anyJob())
 					case 2:
-						err = s.Signal(ctx, anyJob(), 9)
+						err = s.Signal(ctx, anyJob(), 9, false)
 					case 3:
 						id := anyJob()
 						if err = s.Delete(ctx, id); err == nil {

@@ -86,7 +86,7 @@ func usageFromProto(p *api.JobUsage) joblet.Usage {
 // SampleToProto returns a sample of the job with this id.
 func SampleToProto(id string, s joblet.Sample) *api.JobMetricsEvent {
 	return &api.JobMetricsEvent{
-		Timestamp: s.Time.Unix(), TimestampNs: s.Time.UnixNano(), JobUuid: id,
+		Timestamp: s.Time.UnixNano(), TimestampNs: s.Time.UnixNano(), JobUuid: id,
 		CpuPercent: s.CPUPercent, MemoryBytes: s.Memory, MemoryLimit: s.MemoryLimit, SwapBytes: s.Swap, Pids: toInt32(s.PIDs),
 		DiskReadBytes: s.ReadBytes, DiskWriteBytes: s.WriteBytes, Usage: usageToProto(s.Usage),
 	}
@@ -160,16 +160,37 @@ func IntervalFromProto(r *api.StreamJobMetricsRequest) (time.Duration, error) {
 	return time.Duration(ms) * time.Millisecond, nil
 }
 
-// ValidRange reads the bounds of a request for samples, Unix seconds; 0: none.
+// RangeToProto returns the request for the samples that were kept of a job between
+// two moments, the newest limit of them.
+func RangeToProto(ref string, from, to time.Time, limit int) *api.GetJobMetricsRequest {
+	return &api.GetJobMetricsRequest{JobUuid: ref, StartTime: unixNano(from), EndTime: unixNano(to), Limit: int32(min(max(limit, 0), 1<<30))}
+}
+
+// ValidRange reads the bounds of a request for samples, Unix time in nanoseconds;
+// 0: none.
 func ValidRange(r *api.GetJobMetricsRequest) (from, to time.Time, limit int, err error) {
 	if r.GetStartTime() < 0 || r.GetEndTime() < 0 || r.GetLimit() < 0 {
 		return from, to, 0, joblet.Errorf(joblet.InvalidArgument, "start_time, end_time and limit must not be negative")
 	}
-	if s := r.GetStartTime(); s > 0 {
-		from = time.Unix(s, 0)
+	if ns := r.GetStartTime(); ns > 0 {
+		from = time.Unix(0, ns)
 	}
-	if e := r.GetEndTime(); e > 0 {
-		to = time.Unix(e, 0)
+	if ns := r.GetEndTime(); ns > 0 {
+		to = time.Unix(0, ns)
 	}
 	return from, to, int(r.GetLimit()), nil
+}
+
+// unixNano returns 0 for the zero time, and the nearest bound for one that the
+// field cannot hold.
+func unixNano(t time.Time) int64 {
+	switch {
+	case t.IsZero():
+		return 0
+	case !t.After(time.Unix(0, 1)):
+		return 1
+	case t.After(time.Unix(0, math.MaxInt64)):
+		return math.MaxInt64
+	}
+	return t.UnixNano()
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -256,6 +257,26 @@ func TestOptionsRoundTrip(t *testing.T) {
 		got, err := LogOptionsFromProto(overWire(t, FollowToProto("x", want)))
 		if err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
+		}
+	})
+	t.Run("range", func(t *testing.T) {
+		at := func(s string) time.Time {
+			m, err := time.Parse(time.RFC3339Nano, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		now, never := at("2026-01-02T03:04:05.123456789Z"), time.Time{}
+		for _, tt := range []struct{ from, to, wantFrom, wantTo time.Time }{
+			{now, now.Add(1), now, now.Add(1)},
+			{never, never, never, never},
+			{at("1960-01-01T00:00:00Z"), at("2300-01-01T00:00:00Z"), time.Unix(0, 1), time.Unix(0, math.MaxInt64)},
+		} {
+			from, to, limit, err := ValidRange(overWire(t, RangeToProto("x", tt.from, tt.to, 7)))
+			if err != nil || !from.Equal(tt.wantFrom) || !to.Equal(tt.wantTo) || limit != 7 {
+				t.Errorf("%v to %v: got %v to %v, %d, %v", tt.from, tt.to, from, to, limit, err)
+			}
 		}
 	})
 	t.Run("prune", func(t *testing.T) {

@@ -339,7 +339,7 @@ func TestExecUser(t *testing.T) {
 		return r.stdout
 	}
 	if got := run("id -u; id -g; grep ^CapEff /proc/self/status; echo x > file; stat -c %u:%g . file; echo out > /dev/stdout; echo $HOME"); got !=
-		"1000\n100\nCapEff:\t0000000000000000\n1000:100\n1000:100\nout\n/work\n" {
+		"1000\n100\nCapEff:\t0000000000000000\n1000:100\n1000:100\nout\n/home/user1000\n" {
 		t.Errorf("%q", got)
 	}
 	if got := run(": < $(tty); stat -c %u:%g $(tty)", "-t"); got != "1000:5\r\n" {

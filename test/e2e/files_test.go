@@ -116,12 +116,7 @@ func TestFilesRefused(t *testing.T) {
 		}
 		return dir
 	}
-	outside := make(func(dir string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "l")) })
-	above := make(func(dir string) error { return os.Symlink("../../x", filepath.Join(dir, "l")) })
 	fifo := make(func(dir string) error { return unix.Mkfifo(filepath.Join(dir, "f"), 0o644) })
-	device := make(func(dir string) error {
-		return unix.Mknod(filepath.Join(dir, "null"), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3)))
-	})
 	// So many holes that what is behind them counts as data.
 	large := make(func(dir string) error {
 		f, err := os.Create(filepath.Join(dir, "x"))
@@ -136,15 +131,10 @@ func TestFilesRefused(t *testing.T) {
 		return errors.Join(f.Truncate(2<<30), f.Close())
 	})
 	for _, test := range []struct{ flag, stderr string }{
-		{"--upload-dir=" + outside, `rnx: .*"?l"?: a link to "/etc/passwd": .*\n|rnx: .*l".*link to "/etc/passwd".*\n`},
-		{"--upload=" + outside, `rnx: .*l".*link to "/etc/passwd".*\n`},
-		{"--upload-dir=" + above, `rnx: .*l".*link to "../../x", which leads outside\n`},
-		{"--upload=" + above, `rnx: .*l".*link to "../../x", which leads outside\n`},
-		{"--upload-dir=" + fifo, `rnx: .*/f: is a named pipe: .*\n`},
 		{"--upload=" + filepath.Join(fifo, "f"), `rnx: .*/f: is a named pipe: .*\n`},
-		{"--upload-dir=" + device, `rnx: .*/null: is a device: .*\n`},
 		{"--upload=/dev/null", `rnx: .*/dev/null: is a device: .*\n`},
-		{"--upload-dir=" + large, `rnx: .*x".*too large: all files together may have 1073741824 bytes.*\n`},
+		{"--upload-dir=" + large, `rnx: .*x".*too large: all files together may have 1073741824 bytes.*; leave files out with --exclude or .jobletignore\n`},
+		{"--exclude=x", `rnx: --exclude: nothing is uploaded; .*\n`},
 		{"--upload=/no/such", `rnx: --upload: .*no such file.*\n`},
 		{"--upload=/", `rnx: --upload /: it has no name .*\n`},
 		{"--upload-dir=/etc/passwd", `rnx: --upload-dir: /etc/passwd is no directory\n`},
@@ -202,8 +192,6 @@ func TestFilesHostileArchives(t *testing.T) {
 		"device":                archive(tar.Header{Typeflag: tar.TypeBlock, Name: "sda", Devmajor: 8, Mode: 0o666}),
 		"character device":      archive(tar.Header{Typeflag: tar.TypeChar, Name: "mem", Devmajor: 1, Devminor: 1}),
 		"fifo":                  archive(tar.Header{Typeflag: tar.TypeFifo, Name: "f"}),
-		"link outside":          archive(link("l", "/etc/passwd")),
-		"link above":            archive(link("a/l", "../../x")),
 		"link, then through":    archive(link("l", "d"), file("l/x")),
 		"link outside, through": archive(link("l", "/etc"), file("l/cron.d/x")),
 		"file, then below":      archive(file("a"), file("a/b")),
@@ -247,6 +235,51 @@ func TestFilesHostileArchives(t *testing.T) {
 	}
 	cancel()
 	d.nothing(t)
+}
+
+// TestFilesOdd: links go as they are and lead where they lead in the job; what cannot
+// go, or shall not, is left out.
+func TestFilesOdd(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	src := filepath.Join(t.TempDir(), "src")
+	if out, err := exec.Command("bash", "-c", "mkdir -p "+src+` && cd $_ && mkdir -p venv/bin node_modules/m .git/x sub && ln -s /usr/bin/env venv/bin/tool && ln -s /etc etc && ln -s ../../../../.. up
+		ln -s /no/such dangling; mkfifo fifo; touch main.c main.o sub/x.o sub/keep.o sub/y.tmp node_modules/m/i.js .git/x/y; mknod null c 1 3
+		printf '%s\n' '# built' '*.o' '!keep.o' '/node_modules/' > .jobletignore; for i in {1..12}; do mkfifo sub/fifo$i; done`).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	secret := filepath.Join(filepath.Dir(src), "secret") // of this machine
+	if err := errors.Join(os.WriteFile(secret, []byte("secret"), 0o644), os.Symlink(secret, filepath.Join(src, "secret"))); err != nil {
+		t.Fatal(err)
+	}
+	downloaded := t.TempDir()
+	r := d.in(t, src, "job", "run", "--name=odd", "--upload-dir=.", "--exclude=.git", "--exclude=*.tmp", "--download=**", "--download-to="+downloaded,
+		"bash", "-c", `readlink venv/bin/tool etc up dangling secret; venv/bin/tool echo ran; cat secret; LC_ALL=C; find . -mindepth 1 | sort; ln -s main.c inside; ls etc/ > listed; [ -s listed ]`)
+	want := "/usr/bin/env\n/etc\n../../../../..\n/no/such\n" + secret + "\nran\n./.jobletignore\n./dangling\n./etc\n./main.c\n./secret\n./sub\n./sub/keep.o\n./up\n./venv\n./venv/bin\n./venv/bin/tool\n"
+	if r.status != 0 || r.stdout != want || !strings.Contains(r.stderr, "cat: secret: No such file") {
+		t.Errorf("%v\nwant %s", r, want)
+	}
+	for text, count := range map[string]int{
+		"rnx: left out of the upload: ": 11, "fifo is a named pipe\n": 1, "null is a device\n": 1, "rnx: left out of the upload: 4 more\n": 1,
+	} {
+		if strings.Count(r.stderr, text) != count {
+			t.Errorf("%q comes not %d times: %v", text, count, r)
+		}
+	}
+	// No link of those comes back, but what does not lead outside.
+	for name, want := range map[string]string{"inside": "main.c", "etc": "", "up": "", "dangling": "", "secret": "", "venv/bin/tool": ""} {
+		if got, _ := os.Readlink(filepath.Join(downloaded, name)); got != want {
+			t.Errorf("%s came back as a link to %q", name, got)
+		}
+	}
+	// The same again, from what the daemon has kept.
+	if r := d.rnx(t.Context(), "job", "rerun", "--follow", "odd"); r.status != 0 || r.stdout != want {
+		t.Errorf("rerun: %v", r)
+	}
+	// A link that leads elsewhere is the job's directory in the job, if anything.
+	if r := d.job(t, "--upload-dir="+src, "--workdir=/work/up", "--exclude=.git", "pwd", "-P"); r.status != 0 || r.stdout != "/\n" {
+		t.Errorf("in the directory up: %v", r)
+	}
 }
 
 // TestFilesTimes: times of modification are the same on all ways into a job and out

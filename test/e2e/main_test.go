@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -24,6 +25,14 @@ var (
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		// The signals that we may have been started to ignore, as nohup does it: what we
+		// start does not ignore them.
+		signals := make(chan os.Signal, 1)
+		for _, sig := range []os.Signal{syscall.SIGHUP, syscall.SIGINT} {
+			if signal.Ignored(sig) {
+				signal.Notify(signals, sig)
+			}
+		}
 		if os.Getuid() != 0 {
 			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: run scripts/test as root")
 			return 1

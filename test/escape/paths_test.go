@@ -132,12 +132,12 @@ func TestMountsInWork(t *testing.T) {
 func TestUploadThroughLink(t *testing.T) {
 	w := newWorld(t)
 	src := t.TempDir()
-	if err := os.Symlink("/etc", filepath.Join(src, "out")); err != nil {
+	if err := os.Symlink(w.secret, filepath.Join(src, "out")); err != nil {
 		t.Fatal(err)
 	}
-	r := w.job(t, "--upload-dir="+src, "true")
-	if r.status != 125 || !strings.Contains(r.stderr, "out") {
-		t.Errorf("a link that leads out was taken: %v", r)
+	r := w.job(t, "--upload-dir="+src, "cat", "out") // in the job, it leads nowhere
+	if r.status != 1 || r.stdout != "" {
+		t.Errorf("a link led out: %v", r)
 	}
 	if err := os.Remove(filepath.Join(src, "out")); err != nil {
 		t.Fatal(err)

@@ -145,7 +145,7 @@ func TestProfilesRefused(t *testing.T) {
 		{"", []string{"--security=./no/such"}, "no such file"},
 		{"", []string{"--cap-add=sys_admin"}, "a job can have all, or chown"},
 		{"", []string{"--user=root"}, "must be UID or UID:GID"},
-		{"", []string{"--user=70000"}, "numbers from 0 to 65533"},
+		{"", []string{"--user=70000"}, "numbers from 0 to 65535"},
 		{"", []string{"--user=1", "--cap-add=kill"}, "only user 0 has capabilities"},
 		{"allow bpf", nil, "system call bpf: no profile can allow it"},
 		{"allow mount", nil, "system call mount: no profile can allow it"},
