@@ -60,7 +60,7 @@ type Spec struct {
 
 	Labels map[string]string `json:"labels,omitempty"`
 
-	// Schedule says when to run: a moment (RFC 3339, or from now, "+1h30m"), or
+	// Schedule says when to run: a moment (RFC 3339, or from now, "1h30m"), or
 	// five fields of crontab(5), perhaps behind "CRON_TZ=Europe/Berlin ", for a
 	// job that repeats: each run of it is a job of its own then, with this one
 	// as its Parent. Empty: now.

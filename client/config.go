@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -43,6 +44,9 @@ type Config struct {
 	Path    string          `yaml:"-"` // the file
 	Version string          `yaml:"version,omitempty"`
 	Nodes   map[string]Node `yaml:"nodes"`
+
+	// Fallback is the default node if no other rule names one; see Default.
+	Fallback string `yaml:"default_node,omitempty"`
 }
 
 // Node is a daemon, and who we are to it. CA, Cert and Key are PEM, or the path
@@ -50,6 +54,7 @@ type Config struct {
 type Node struct {
 	Address    string `yaml:"address"` // "HOST:PORT", "HOST", or "unix:///PATH"
 	NodeID     string `yaml:"nodeId,omitempty"`
+	IsDefault  bool   `yaml:"isDefault,omitempty"`  // of one node at most
 	ServerName string `yaml:"serverName,omitempty"` // in its certificate; empty: "joblet"
 	CA         string `yaml:"ca,omitempty"`
 	Cert       string `yaml:"cert,omitempty"`
@@ -58,7 +63,8 @@ type Node struct {
 	config string // the file
 }
 
-// DefaultNode is the node that is used if none is named.
+// DefaultNode is the name of the node that is used if none is named and none is
+// marked with isDefault.
 const DefaultNode = "default"
 
 // ConfigPaths returns where a configuration is looked for, in this order.
@@ -117,11 +123,14 @@ func readConfig(path string) (Config, error) {
 	return c, nil
 }
 
-// The keys of a configuration and of a node. Those behind ours are of other
-// programs that read the same file: here they mean nothing.
+// The keys of a configuration and of a node: those that count, and those of other
+// programs that read the same file, which mean nothing here. persistAddress once
+// was where a daemon served what it had kept of ended jobs; address serves that.
 var (
-	configKeys = []string{"version", "nodes", "default_node", "global", "preferences"}
-	nodeKeys   = []string{"address", "nodeId", "serverName", "ca", "cert", "key", "isDefault", "timeout", "keepalive", "retry"}
+	configKeys  = []string{"nodes", "version", "default_node"}
+	nodeKeys    = []string{"address", "ca", "cert", "key", "serverName", "nodeId", "isDefault"}
+	otherConfig = []string{"global", "preferences"}
+	otherNode   = []string{"persistAddress", "timeout", "keepalive", "retry"}
 )
 
 // ParseConfig reads a configuration. A key that it does not know is an error: with
@@ -138,9 +147,13 @@ func ParseConfig(text []byte) (Config, error) {
 	if err := doc.Decode(&c); err != nil {
 		return c, joblet.Errorf(joblet.InvalidArgument, "%w", err)
 	}
+	var defaults []string
 	for name, n := range c.Nodes {
 		if err := validNode(name); err != nil {
 			return c, err
+		}
+		if n.IsDefault {
+			defaults = append(defaults, strconv.Quote(name))
 		}
 		if n.Address == "" {
 			return c, joblet.Errorf(joblet.InvalidArgument, "node %s: has no address", name)
@@ -152,6 +165,10 @@ func ParseConfig(text []byte) (Config, error) {
 			return c, joblet.Errorf(joblet.InvalidArgument, "node %s: %w", name, err)
 		}
 	}
+	if len(defaults) > 1 {
+		slices.Sort(defaults)
+		return c, joblet.Errorf(joblet.InvalidArgument, "isDefault: true is set for the nodes %s: leave it with one of them", strings.Join(defaults, ", "))
+	}
 	return c, nil
 }
 
@@ -161,7 +178,7 @@ func knownKeys(doc *yaml.Node) error {
 		return nil
 	}
 	top := doc.Content[0]
-	if err := oneOf(top, "", configKeys); err != nil {
+	if err := oneOf(top, "", configKeys, otherConfig); err != nil {
 		return err
 	}
 	for key, nodes := range pairs(top) {
@@ -169,7 +186,7 @@ func knownKeys(doc *yaml.Node) error {
 			continue
 		}
 		for name, n := range pairs(nodes) {
-			if err := oneOf(n, fmt.Sprintf(" of node %.100q", name.Value), nodeKeys); err != nil {
+			if err := oneOf(n, fmt.Sprintf(" of node %.100q", name.Value), nodeKeys, otherNode); err != nil {
 				return err
 			}
 		}
@@ -177,11 +194,18 @@ func knownKeys(doc *yaml.Node) error {
 	return nil
 }
 
-func oneOf(mapping *yaml.Node, of string, keys []string) error {
+// oneOf reports the first key of a mapping that is neither ours nor another
+// program's. It names the key that was perhaps meant, or else all of ours.
+func oneOf(mapping *yaml.Node, of string, ours, others []string) error {
 	for key := range pairs(mapping) {
-		if !slices.Contains(keys, key.Value) && key.Tag != "!!merge" { // what is merged is checked where it stands
-			return joblet.Errorf(joblet.InvalidArgument, "line %d: unknown key %.100q%s%s", key.Line, key.Value, of, spelling.Meant(key.Value, slices.Values(keys)))
+		if slices.Contains(ours, key.Value) || slices.Contains(others, key.Value) || key.Tag == "!!merge" { // what is merged is checked where it stands
+			continue
 		}
+		advice := spelling.Meant(key.Value, slices.Values(ours))
+		if advice == "" {
+			advice = fmt.Sprintf("; remove it: the keys there are %s", strings.Join(ours, ", "))
+		}
+		return joblet.Errorf(joblet.InvalidArgument, "line %d: unknown key %.100q%s%s", key.Line, key.Value, of, advice)
 	}
 	return nil
 }
@@ -210,17 +234,38 @@ func validNode(name string) error {
 // Names returns the names of the nodes in order.
 func (c Config) Names() []string { return slices.Sorted(maps.Keys(c.Nodes)) }
 
-// Node returns the node that is called so; without a name the one called
-// "default", or the only one that there is.
+// Default returns the name of the node that is used if none is named: the one with
+// isDefault, else the one called "default", else the only one, else what
+// default_node says. Empty: there is none.
+func (c Config) Default() string {
+	for name, n := range c.Nodes {
+		if n.IsDefault {
+			return name
+		}
+	}
+	if _, ok := c.Nodes[DefaultNode]; ok {
+		return DefaultNode
+	}
+	if len(c.Nodes) == 1 {
+		return c.Names()[0]
+	}
+	if _, ok := c.Nodes[c.Fallback]; ok {
+		return c.Fallback
+	}
+	return ""
+}
+
+// Node returns the node that is called so; without a name that of Default.
 func (c Config) Node(name string) (Node, error) {
+	names := strings.Join(c.Names(), ", ")
 	if name == "" {
-		if name = DefaultNode; len(c.Nodes) == 1 {
-			name = c.Names()[0]
+		if name = c.Default(); name == "" {
+			return Node{}, joblet.Errorf(joblet.NotFound, "no node of %s is the default (it has: %s): name one with --node, or mark one with isDefault: true", c.Path, names)
 		}
 	}
 	n, ok := c.Nodes[name]
 	if !ok {
-		return n, joblet.Errorf(joblet.NotFound, "no node %q in %s (it has: %s): name one with --node", name, c.Path, strings.Join(c.Names(), ", "))
+		return n, joblet.Errorf(joblet.NotFound, "no node %q in %s (it has: %s): name one with --node", name, c.Path, names)
 	}
 	return n, nil
 }
@@ -355,7 +400,8 @@ func (c Config) Marshal() ([]byte, error) {
 }
 
 // AddNodes writes nodes into the configuration at path, whose other contents stay
-// as they are. A node that is there already is an error unless replace is set.
+// as they are, also which node is marked as the default. A node that is there
+// already is an error unless replace is set.
 func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
 	doc := yaml.Node{}
 	text, err := os.ReadFile(path)
@@ -372,12 +418,23 @@ func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
 	if all == nil {
 		return joblet.Errorf(joblet.InvalidArgument, "%s: is no configuration of rnx", path)
 	}
+	isDefault := ""
+	for key, value := range pairs(all) {
+		var n Node
+		if value.Decode(&n) == nil && n.IsDefault {
+			isDefault = key.Value
+		}
+	}
 	for _, name := range slices.Sorted(maps.Keys(nodes)) {
 		if err := validNode(name); err != nil {
 			return err
 		}
+		node := nodes[name]
+		if isDefault != "" { // it stays
+			node.IsDefault = name == isDefault
+		}
 		var value yaml.Node
-		if err := value.Encode(nodes[name]); err != nil {
+		if err := value.Encode(node); err != nil {
 			return err
 		}
 		known := len(all.Content)

@@ -14,10 +14,14 @@ import (
 func TestConfigKeys(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"nodez: {default: {address: a}}":                          `line 1: unknown key "nodez"; did you mean "nodes"?`,
-		"nodes:\n  lab:\n    address: a\n    serverNme: b":        `line 4: unknown key "serverNme" of node "lab"; did you mean "serverName"?`,
-		"nodes: {lab: &a {address: a}, two: {<<: *a, adress: b}}": `unknown key "adress" of node "two"; did you mean "address"?`,
-		"nodes: {lab: {address: a}}\nwhatever: 1":                 `line 2: unknown key "whatever"`,
+		"nodez: {default: {address: a}}":                                                         `line 1: unknown key "nodez"; did you mean "nodes"?`,
+		"nodes:\n  lab:\n    address: a\n    serverNme: b":                                       `line 4: unknown key "serverNme" of node "lab"; did you mean "serverName"?`,
+		"nodes: {lab: &a {address: a}, two: {<<: *a, adress: b}}":                                `unknown key "adress" of node "two"; did you mean "address"?`,
+		"nodes: {lab: {address: a}}\nwhatever: 1":                                                `line 2: unknown key "whatever"; remove it: the keys there are nodes, version, default_node`,
+		"nodes: {lab: {address: a, colour: red}}":                                                `line 1: unknown key "colour" of node "lab"; remove it: the keys there are address, ca, cert, key, serverName, nodeId, isDefault`,
+		"nodes: {lab: {address: a, persistAdress: b}}":                                           `unknown key "persistAdress" of node "lab"`,
+		"nodes: {lab: {address: a, isDefault: perhaps}}":                                         "line 1: cannot unmarshal",
+		"nodes: {b: &b {address: a, isDefault: true}, a: *b, c: {address: a, isDefault: false}}": `isDefault: true is set for the nodes "a", "b": leave it with one of them`,
 		"[nodes]": "cannot unmarshal",
 	} {
 		if _, err := ParseConfig([]byte(text)); joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), want) {
@@ -30,7 +34,7 @@ default_node: lab
 global: {timeout: 30s}
 preferences: {output_format: table}
 nodes:
-  lab: &lab {address: a, nodeId: x, isDefault: true, serverName: s, ca: c, cert: d, key: e, timeout: 30s, keepalive: 120s, retry: {enabled: true}}
+  lab: &lab {address: a, nodeId: x, isDefault: false, persistAddress: "a:50052", serverName: s, ca: c, cert: d, key: e, timeout: 30s, keepalive: 120s, retry: {enabled: true}}
   two: {<<: *lab, address: b}
   three: *lab
 `))
@@ -41,6 +45,56 @@ nodes:
 		if c, err := ParseConfig([]byte(text)); err != nil || len(c.Nodes) > 0 {
 			t.Errorf("%q: got %+v, %v", text, c, err)
 		}
+	}
+}
+
+// TestDefaultNode: the first rule that names a node counts.
+func TestDefaultNode(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"nodes: {a: {address: x}, default: {address: y}, b: {address: z, isDefault: true}}":  "z",
+		"nodes: {a: {address: x}, default: {address: y}, b: {address: z, isDefault: false}}": "y",
+		"default_node: a\nnodes: {a: {address: x}, default: {address: y}}":                   "y",
+		"default_node: a\nnodes: {a: {address: x}, b: {address: y, isDefault: true}}":        "y",
+		"default_node: b\nnodes: {a: {address: x}, b: {address: y}}":                         "y",
+		"nodes: {a: {address: x}}":                                                              "x",
+		"default_node: b\nnodes: {a: {address: x}}":                                             "x",
+		"nodes: {a: &a {address: x}, b: {<<: *a, address: y, isDefault: true}}":                 "y",
+		"version: 3.0\nnodes: {a: {address: x}, b: {address: y, isDefault: yes, nodeId: null}}": "y",
+		"nodes: {a: {address: x}, b: {address: y}}":                                             "",
+		"default_node: c\nnodes: {a: {address: x}, b: {address: y, isDefault: null}}":           "",
+	} {
+		c, err := ParseConfig([]byte(text))
+		if err != nil {
+			t.Errorf("%q: %v", text, err)
+			continue
+		}
+		n, err := c.Node("")
+		if n.Address != want || want == "" && (joblet.KindOf(err) != joblet.NotFound || !strings.Contains(err.Error(), "(it has: a, b): name one with --node, or mark one with isDefault: true")) {
+			t.Errorf("%q: got %q, %v, want %q", text, n.Address, err, want)
+		}
+		if n, err := c.Node("a"); err != nil || n.Address != "x" {
+			t.Errorf("%q: --node=a: got %v, %v", text, n, err)
+		}
+	}
+}
+
+// TestAddDefault: nodes that are added do not change which one is the default.
+func TestAddDefault(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), ConfigName)
+	add := func(replace bool, nodes map[string]Node) {
+		t.Helper()
+		if err := AddNodes(path, nodes, replace); err != nil {
+			t.Fatal(err)
+		}
+	}
+	add(false, map[string]Node{"lab": {Address: "a", IsDefault: true}})
+	add(false, map[string]Node{"default": {Address: "b"}, "other": {Address: "c", IsDefault: true}})
+	add(true, map[string]Node{"lab": {Address: "d"}})
+	c, err := LoadConfig(path)
+	if err != nil || len(c.Nodes) != 3 || c.Default() != "lab" || c.Nodes["lab"].Address != "d" || c.Nodes["other"].IsDefault {
+		t.Errorf("got %+v, %v", c, err)
 	}
 }
 

@@ -207,6 +207,9 @@ func applyConfig(f *pflag.FlagSet, path string, text []byte, from origins) error
 		key, value := top.Content[i], top.Content[i+1]
 		at := fmt.Sprintf("%s:%d", path, key.Line)
 		flag := f.Lookup(key.Value)
+		if flag == nil && isPublicSection(key.Value) {
+			return fmt.Errorf("%s: unknown key %q: it looks like a configuration of the public daemon, which joblet config import turns into ours", at, key.Value)
+		}
 		if flag == nil || slices.Contains(notConfigured, key.Value) {
 			return fmt.Errorf("%s: unknown key %q%s", at, key.Value, nearestKey(f, key.Value))
 		}
@@ -302,8 +305,8 @@ func given(f *pflag.FlagSet) map[string]bool {
 func newConfigCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
-		Short: "Show and check the daemon's configuration",
-		Long: `Show and check the daemon's configuration: the file ` + configPath + `,
+		Short: "Show, check and import the daemon's configuration",
+		Long: `Show, check and import the daemon's configuration: the file ` + configPath + `,
 or the one that --config or JOBLET_CONFIG names.
 
 Each key is a flag of "joblet serve" as well, and a variable of the environment:
@@ -345,7 +348,7 @@ before the file. On SIGHUP the daemon reads the file again.`,
 			}
 			return err
 		},
-	}, newConfigShowCommand())
+	}, newConfigShowCommand(), newConfigImportCommand())
 	return cmd
 }
 

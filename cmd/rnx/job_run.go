@@ -57,8 +57,8 @@ When the reader of rnx's output goes away, as in "| head -1", the job is killed.
 When the daemon goes away, rnx finds it again, or its successor.
 
 --schedule takes a moment ("2026-03-01 09:00", "tomorrow 09:00", RFC 3339), a
-time from now ("+1h30m"), or the five fields of a crontab ("0 3 * * mon-fri",
-"@daily") for a job that runs again and again, each time as a job of its own.
+time from now ("30min", "1h30m", "+2d"), or the five fields of a crontab
+("0 3 * * mon-fri", "@daily") for a job that runs again and again, each time as a job of its own.
 rnx does not wait for it: it prints the id, as with --detach.
 
 --upload and --upload-dir copy files into the job's /work before it starts.
@@ -152,7 +152,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
 	o.secretEnv.addSecretFlags(f)
 
-	f.StringVar(&o.schedule, "schedule", "", "`WHEN` to run: a moment, +DURATION, or five crontab fields to repeat")
+	f.StringVar(&o.schedule, "schedule", "", "`WHEN` to run: a moment, a time from now such as 30min, or five crontab fields to repeat")
 	f.StringVar(&o.overlap, "overlap", "", "what becomes of a run due before the last one has ended: `skip|queue` (default skip)")
 	f.StringSliceVar(&o.spec.DependsOn, "depends-on", nil, "`JOB` that must have COMPLETED first; may be given again")
 	f.IntVar(&o.spec.Priority, "priority", 0, fmt.Sprintf("`N` in the queue, from %d to %d; higher first", -joblet.MaxPriority, joblet.MaxPriority))

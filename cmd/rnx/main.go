@@ -138,7 +138,7 @@ root's rnx starts one, which ends by itself after 10 idle minutes.`,
 	root.SetVersionTemplate("rnx {{.Version}}\n")
 	f := root.PersistentFlags()
 	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path, or HOST:PORT with the node's certificates (default $RNX_HOST, then the node)")
-	f.StringVar(&a.node, "node", "", "node of the configuration to talk to, or \"local\" (default $RNX_NODE, then \"default\")")
+	f.StringVar(&a.node, "node", "", "node of the configuration to talk to, or \"local\" (default $RNX_NODE, then the node with isDefault, or called default)")
 	f.StringVar(&a.config, "config", "", "configuration `FILE` (default $RNX_CONFIG, then rnx-config.yml in ., config, ~/.rnx, /etc/joblet)")
 	f.BoolVar(&a.json, "json", false, "print JSON, errors too")
 	root.SetFlagErrorFunc(flagError)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -60,7 +61,7 @@ func (a *app) nodes(ctx context.Context) error {
 	for _, name := range names {
 		a.warnOfKey(conf.Nodes[name].KeyFile())
 	}
-	chosen, _ := conf.Node(a.node)
+	chosen := cmp.Or(a.node, conf.Default())
 	all := make([]nodeJSON, len(names))
 	slots := make(chan struct{}, nodesAt)
 	var work sync.WaitGroup
@@ -69,7 +70,7 @@ func (a *app) nodes(ctx context.Context) error {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			all[i] = askNode(ctx, name, conf.Nodes[name])
-			all[i].Default = conf.Nodes[name] == chosen
+			all[i].Default = name == chosen
 		})
 	}
 	work.Wait()

@@ -15,9 +15,11 @@ package schedule
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -42,7 +44,7 @@ type Schedule struct {
 // maxAhead bounds moments: whoever plans further has mistyped.
 const maxAhead = 100 * 365 * 24 * time.Hour
 
-const accepted = `a moment as "2026-03-01T09:00:00Z", "2026-03-01 09:00", "09:00", "tomorrow 09:00", "monday 09:00" or "+1h30m", or five cron fields as "*/5 8-18 * * mon-fri", perhaps behind "CRON_TZ=Europe/Berlin"`
+const accepted = `a moment as "2026-03-01T09:00:00Z", "2026-03-01 09:00", "09:00", "tomorrow 09:00", "monday 09:00", "30min" or "+1h30m", or five cron fields as "*/5 8-18 * * mon-fri", perhaps behind "CRON_TZ=Europe/Berlin"`
 
 func bad(text, format string, args ...any) error {
 	return joblet.Errorf(joblet.InvalidArgument, "schedule %.60q: %w", text, fmt.Errorf(format, args...))
@@ -53,7 +55,7 @@ func bad(text, format string, args ...any) error {
 //
 //	2026-03-01T09:00:00+01:00          RFC 3339
 //	2026-03-01 09:00, 2026-03-01T09:00:30
-//	+1h30m, +2d, in 1d12h              from now
+//	30min, 1h30m, +2d, in 1 day 12 h   from now
 //	09:00, 9:00:30                     the next one
 //	today 17:30, tomorrow 09:00
 //	monday 09:00, mon 9:00             the next one
@@ -83,7 +85,7 @@ func Parse(text string, now time.Time) (Schedule, error) {
 		return Schedule{}, bad(text, "%d bytes long: at most %d are possible", len(text), joblet.MaxSchedule)
 	case len(words) == 0:
 		return Schedule{}, bad(text, "is empty; give %s", accepted)
-	case len(words) >= 5, words[0][0] == '@', strings.HasPrefix(words[0], "CRON_TZ="), strings.HasPrefix(words[0], "TZ="):
+	case len(words) >= 5 && !isDuration(strings.Join(words, " ")), words[0][0] == '@', strings.HasPrefix(words[0], "CRON_TZ="), strings.HasPrefix(words[0], "TZ="):
 		return parseCron(text, words, now)
 	}
 	t, err := parseMoment(text, words, now)
@@ -123,10 +125,10 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	if !relative {
 		rest, relative = strings.CutPrefix(joined, "in ")
 	}
-	if relative {
-		d, err := parseDuration(strings.ReplaceAll(rest, " ", ""))
+	if relative || plainDuration.MatchString(joined) {
+		d, err := parseDuration(rest)
 		if err != nil {
-			return time.Time{}, bad(text, "%w; give a time from now as \"+1h30m\" or \"+2d\"", err)
+			return time.Time{}, bad(text, "%w; give a time from now as \"30min\", \"+1h30m\" or \"+2d\"", err)
 		}
 		return now.Add(d), nil
 	}
@@ -165,27 +167,75 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	return t, nil
 }
 
-// parseDuration is time.ParseDuration with days.
+// plainDuration tells a time from now without "+": a number and letters.
+var plainDuration = regexp.MustCompile(`^[0-9.]+ ?[A-Za-zµμ]`)
+
+// units are those of a duration: Go's, days, and words.
+var units = map[string]time.Duration{
+	"ns": time.Nanosecond, "us": time.Microsecond, "µs": time.Microsecond, "μs": time.Microsecond, "ms": time.Millisecond,
+	"s": time.Second, "sec": time.Second, "secs": time.Second, "second": time.Second, "seconds": time.Second,
+	"m": time.Minute, "min": time.Minute, "mins": time.Minute, "minute": time.Minute, "minutes": time.Minute,
+	"h": time.Hour, "hr": time.Hour, "hrs": time.Hour, "hour": time.Hour, "hours": time.Hour,
+	"d": day, "day": day, "days": day,
+}
+
+const (
+	day         = 24 * time.Hour
+	maxDuration = 2 * maxAhead // more would overflow, and is too far ahead anyway
+)
+
+// parseDuration reads numbers with their units: 1h30m, 90 min.
 func parseDuration(s string) (time.Duration, error) {
-	var d time.Duration
-	if days, rest, ok := strings.Cut(s, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16) // 65,535 days do not overflow
+	if s = strings.ToLower(strings.TrimSpace(s)); s == "" {
+		return 0, errors.New("no time")
+	}
+	var sum time.Duration
+	for s != "" {
+		number := s[:len(s)-len(strings.TrimLeft(s, "0123456789."))]
+		s = strings.TrimLeft(s[len(number):], " ")
+		name := s
+		if end := strings.IndexAny(s, " 0123456789.+-"); end >= 0 {
+			name = s[:end]
+		}
+		s = strings.TrimLeft(s[len(name):], " ")
+		unit, ok := units[name]
+		switch {
+		case number == "":
+			return 0, fmt.Errorf("%.20q without a number", cmp.Or(name, s))
+		case name == "":
+			return 0, fmt.Errorf("%.20s without a unit", number)
+		case !ok:
+			return 0, fmt.Errorf("%.20q is no unit: there are days, hours, minutes and seconds", name)
+		}
+		d, err := times(number, unit)
 		if err != nil {
-			return 0, fmt.Errorf("%.20q is no number of days", days)
+			return 0, err
 		}
-		d, s = time.Duration(n)*24*time.Hour, rest
-		if s == "" {
-			return d, nil
+		if sum += d; sum > maxDuration {
+			return 0, errors.New("is more than 100 years ahead")
 		}
 	}
-	more, err := time.ParseDuration(s)
-	if err != nil {
-		return 0, err
+	return sum, nil
+}
+
+// times multiplies a unit by a decimal number. Whole units are exact.
+func times(number string, unit time.Duration) (time.Duration, error) {
+	whole, fraction, _ := strings.Cut(number, ".")
+	part, err := strconv.ParseFloat("0."+fraction+"0", 64)
+	if err != nil || number == "." {
+		return 0, fmt.Errorf("%.20q is no number", number)
 	}
-	if strings.ContainsAny(s, "+-") || d+more < d {
-		return 0, fmt.Errorf("%.20q is no time from now", s)
+	n, err := strconv.ParseUint("0"+whole, 10, 63)
+	if err != nil || n > uint64(maxDuration/unit) {
+		return 0, errors.New("is more than 100 years ahead")
 	}
-	return d + more, nil
+	return time.Duration(n)*unit + time.Duration(part*float64(unit)), nil
+}
+
+// isDuration reports whether a text is a time from now, and no cron fields.
+func isDuration(s string) bool {
+	_, err := parseDuration(strings.TrimPrefix(strings.TrimPrefix(s, "+"), "in "))
+	return err == nil
 }
 
 func parseWeekday(name string) (time.Weekday, bool) {

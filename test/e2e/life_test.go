@@ -152,6 +152,16 @@ func TestLifeSchedule(t *testing.T) {
 			t.Errorf("due at %v, started at %v", job.Scheduled, job.Started)
 		}
 	})
+	t.Run("a time from now without a plus", func(t *testing.T) {
+		t.Parallel()
+		for text, ahead := range map[string]time.Duration{"30min": 30 * time.Minute, "1hour": time.Hour, "45s": 45 * time.Second, "2h30m": 150 * time.Minute, "1 hour 30 minutes 5 seconds": 90*time.Minute + 5*time.Second} {
+			from := time.Now().Add(ahead)
+			job := d.get(t, d.detach(t, "--schedule="+text, "true"))
+			if to := time.Now().Add(ahead + time.Second); job.Scheduled.Before(from) || job.Scheduled.After(to) {
+				t.Errorf("%s: due at %v, want %v to %v", text, job.Scheduled, from, to)
+			}
+		}
+	})
 	t.Run("a moment", func(t *testing.T) {
 		t.Parallel()
 		at := time.Now().Add(7 * time.Second).Truncate(time.Second).UTC()
