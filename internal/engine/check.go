@@ -227,6 +227,7 @@ func (c *checker) features() []feature {
 			return "", tryMount("devpts", map[string]string{"newinstance": "", "ptmxmode": "0666"})
 		}},
 		feature{"idmapped mounts of " + c.stateDir, false, "in jobs, the files of runtimes belong to nobody", "keep the state directory on ext4, xfs or btrfs", c.probeIDMap},
+		feature{"overlayfs", false, "what a runtime has in /var, /home, /root, /run and /tmp is missing", "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS", probeOverlay},
 		feature{"seccomp filter", true, "no jobs: each has a filter of system calls", "a kernel with CONFIG_SECCOMP_FILTER", probeSeccomp},
 		feature{"no core dumps outside", false, "a job can have the kernel run, or tell, a program of the host that takes core dumps", "sysctl kernel.core_pattern=core, or one with \"|\"; with that the daemon needs a hard limit on core dumps of at least 1, or CAP_SYS_RESOURCE", probeCore},
 		feature{"pidfd_open", true, "no jobs", "install " + newKernel, probePidfd},
@@ -420,6 +421,18 @@ func tryMount(fstype string, options map[string]string) error {
 		}
 	}
 	return os.NewSyscallError("fsconfig", unix.FsconfigCreate(fd))
+}
+
+func probeOverlay(context.Context) (string, error) {
+	fd, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return "", os.NewSyscallError("fsopen", err)
+	}
+	unix.Close(fd)
+	if !kernelHas(5, 19) {
+		return "", errors.New("before Linux 5.19, jobs cannot change files that a runtime has there")
+	}
+	return "", nil
 }
 
 func (c *checker) probeIDMap(context.Context) (string, error) {

@@ -63,6 +63,7 @@ type Engine struct {
 	newRoot string
 	devDir  string
 	frozen  []string // in a job's /proc
+	layers  layers
 	etc     hostEtcCopy
 	sockets sockets
 
@@ -103,6 +104,9 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 		return nil, err
 	}
 	e.frozen = freezeProc("/proc", writable)
+	if e.layers = findLayers(); !e.layers.overlay {
+		e.cfg.Log.Warn("jobs do not see what a runtime has in /var, /home, /root, /run and /tmp: this kernel has no overlayfs")
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.closeAll())
@@ -297,7 +301,7 @@ const (
 // has; the caller fills in the rest.
 func NewRun(v View) *Run {
 	run := &Run{Run: monitor.Run{
-		Trees: v.Trees, Links: v.Links, Files: v.Files,
+		Trees: v.Trees, Dirs: v.Dirs, Links: v.Links, Files: v.Files,
 		FilterFlags: SyscallFilterFlags,
 		Rlimits:     defaultRlimits(),
 	}}

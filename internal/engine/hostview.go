@@ -16,6 +16,7 @@ import (
 // View is what a job's root file system is made of beside its private parts.
 type View struct {
 	Trees []monitor.Tree
+	Dirs  []monitor.Dir
 	Links []monitor.Link
 	Files []monitor.File
 }
@@ -179,29 +180,6 @@ func (e *Engine) HostView() (View, error) {
 	return v, nil
 }
 
-// privateDirs are the places of a job's root that are its own whatever the
-// runtime's tree has there.
-var privateDirs = map[string]bool{
-	"dev": true, "proc": true, "sys": true, "run": true, "tmp": true, "var": true, "work": true,
-	"root": true, "home": true, "mnt": true, "media": true, "boot": true, "volumes": true, "lost+found": true,
-}
-
-// RuntimeView returns the view of a job whose programs come from the tree at
-// rootfs.
-func RuntimeView(rootfs string) (View, error) {
-	entries, err := os.ReadDir(rootfs)
-	if err != nil {
-		return View{}, err
-	}
-	var v View
-	for _, e := range entries {
-		if !privateDirs[e.Name()] {
-			v.add(filepath.Join(rootfs, e.Name()), "/"+e.Name(), true)
-		}
-	}
-	return v, nil
-}
-
 // IdentityFiles are the files in which programs look for the job's own name.
 func IdentityFiles(hostname string) []monitor.File {
 	return []monitor.File{
@@ -221,11 +199,11 @@ func (v *View) add(source, target string, idmap bool) {
 	switch mode := info.Mode(); {
 	case mode&os.ModeSymlink != 0:
 		if to, err := os.Readlink(source); err == nil {
-			v.Links = append(v.Links, monitor.Link{Path: target, Target: to})
+			v.Links = append(v.Links, monitor.Link{Path: monitor.Name(target), Target: monitor.Name(to)})
 		}
 	case mode.IsDir():
-		v.Trees = append(v.Trees, monitor.Tree{Source: source, Target: target, IDMap: idmap})
+		v.Trees = append(v.Trees, monitor.Tree{Source: monitor.Name(source), Target: monitor.Name(target), IDMap: idmap})
 	case mode.IsRegular():
-		v.Trees = append(v.Trees, monitor.Tree{Source: source, Target: target, IDMap: idmap, File: true})
+		v.Trees = append(v.Trees, monitor.Tree{Source: monitor.Name(source), Target: monitor.Name(target), IDMap: idmap, File: true})
 	}
 }

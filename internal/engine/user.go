@@ -58,12 +58,13 @@ func (r *Run) etcFile(name string) (text string, ok bool) {
 	if i < 0 {
 		return "", !slices.ContainsFunc(r.Links, func(l monitor.Link) bool { return l.Path == "/etc" })
 	}
-	root, err := os.OpenRoot(filepath.Dir(r.Trees[i].Source)) // a link may lead to elsewhere in it
+	etc := string(r.Trees[i].Source)
+	root, err := os.OpenRoot(filepath.Dir(etc)) // a link may lead to elsewhere in it
 	if err != nil {
 		return "", false
 	}
 	defer root.Close()
-	f, err := root.OpenFile(filepath.Join(filepath.Base(r.Trees[i].Source), name), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	f, err := root.OpenFile(filepath.Join(filepath.Base(etc), name), os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return "", false
 	}

@@ -80,7 +80,7 @@ func TestAddUser(t *testing.T) {
 		if err := make(etc); err != nil {
 			t.Fatal(err)
 		}
-		return &Run{Run: monitor.Run{UID: 1000, GID: 1000, Trees: []Tree{{Source: etc, Target: "/etc"}}}}
+		return &Run{Run: monitor.Run{UID: 1000, GID: 1000, Trees: []Tree{{Source: monitor.Name(etc), Target: "/etc"}}}}
 	}
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("root:x:0:0:::\n"), 0o644); err != nil {

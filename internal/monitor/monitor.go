@@ -194,7 +194,7 @@ func (m *monitor) buildBox(box *Box) error {
 		defer unix.Close(fd)
 		shared.slots[slotTask+i] = uintptr(fd)
 	}
-	dev, err := openTree(Tree{Source: box.DevDir}, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, -1)
+	dev, err := openTree(Tree{Source: Name(box.DevDir)}, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, -1)
 	if err != nil {
 		return err
 	}
@@ -332,7 +332,7 @@ func (m *monitor) letGo(fds []int) error {
 // resolve says how the path of a tree is looked up. That of a runtime's has no
 // symbolic links (runtimes.Open), so one in it was put there since.
 func resolve(t Tree) uint64 {
-	if t.IDMap {
+	if t.IDMap || t.Layer {
 		return unix.RESOLVE_NO_SYMLINKS
 	}
 	return unix.RESOLVE_NO_MAGICLINKS
@@ -342,16 +342,16 @@ func resolve(t Tree) uint64 {
 // that has the given attributes throughout. A tree is never writable by a job:
 // its files keep host ids there when idmapping works.
 func openTree(t Tree, attrs uint64, userns int) (int, error) {
-	source, err := unix.Openat2(unix.AT_FDCWD, t.Source, &unix.OpenHow{
+	source, err := unix.Openat2(unix.AT_FDCWD, string(t.Source), &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve(t),
 	})
 	if err != nil {
-		return -1, step("open "+t.Source, err)
+		return -1, step("open "+string(t.Source), err)
 	}
 	defer unix.Close(source)
 	fd, err := unix.OpenTree(source, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE|unix.AT_EMPTY_PATH)
 	if err != nil {
-		return -1, step("open "+t.Source, err)
+		return -1, step("open "+string(t.Source), err)
 	}
 	attr := unix.MountAttr{Attr_set: attrs, Attr_clr: unix.MOUNT_ATTR_NODEV &^ attrs, Propagation: unix.MS_PRIVATE}
 	if t.IDMap && userns >= 0 {
@@ -367,7 +367,7 @@ func openTree(t Tree, attrs uint64, userns int) (int, error) {
 	}
 	if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &attr); err != nil {
 		unix.Close(fd)
-		return -1, step("restrict "+t.Source, err)
+		return -1, step("restrict "+string(t.Source), err)
 	}
 	return fd, nil
 }

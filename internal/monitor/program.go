@@ -53,7 +53,7 @@ const (
 )
 
 const (
-	maxOps   = 512
+	maxOps   = 768
 	maxSlots = 64
 	// arenaSize bounds what both programs and their strings take: the strings
 	// of one execve are 2 MiB at most (joblet.MaxArgEnvSize); the rest is never

@@ -137,6 +137,7 @@ type Run struct {
 	Hostname string `json:"hostname"` // the job's
 
 	Trees []Tree `json:"trees"`
+	Dirs  []Dir  `json:"dirs,omitempty"` // at the top of the root, empty
 	Links []Link `json:"links,omitempty"`
 	Files []File `json:"files,omitempty"`
 	// Covers lie, read-only, over files of the trees: those that are there.
@@ -187,16 +188,42 @@ type Run struct {
 
 // Tree is a directory or file of the host that the job sees read-only.
 type Tree struct {
-	Source string `json:"source"`
-	Target string `json:"target"` // in the job; missing parents are made
-	IDMap  bool   `json:"idmap,omitempty"`
-	File   bool   `json:"file,omitempty"`
+	Source Name `json:"source"`
+	Target Name `json:"target"` // in the job; missing parents are made
+	IDMap  bool `json:"idmap,omitempty"`
+	File   bool `json:"file,omitempty"`
+	// Layer puts a directory of the job's own, on its root file system, over the tree:
+	// the job can write there, and the tree stays as it is.
+	Layer bool `json:"layer,omitempty"`
+}
+
+// MaxTrees is how many trees a job can have.
+const MaxTrees = maxTrees
+
+// Dir is a directory in the job's root.
+type Dir struct {
+	Path Name   `json:"path"`
+	Mode uint32 `json:"mode"`
 }
 
 // Link is a symbolic link in the job's root.
 type Link struct {
-	Path   string `json:"path"`
-	Target string `json:"target"`
+	Path   Name `json:"path"`
+	Target Name `json:"target"`
+}
+
+// Name is the name of a file: any bytes, which JSON has in base64.
+type Name string
+
+// MarshalJSON implements [json.Marshaler].
+func (n Name) MarshalJSON() ([]byte, error) { return json.Marshal([]byte(n)) }
+
+// UnmarshalJSON implements [json.Unmarshaler].
+func (n *Name) UnmarshalJSON(text []byte) error {
+	var b []byte
+	err := json.Unmarshal(text, &b)
+	*n = Name(b)
+	return err
 }
 
 // File is a small file in the job's root.

@@ -165,6 +165,10 @@ func (p *program) mkdir(dir string, mode uintptr) *op {
 	return p.call("mkdir "+dir, unix.SYS_MKDIRAT, atFDCWD, p.str(dir), mode)
 }
 
+func (p *program) symlink(target, name string) {
+	p.call("symlink "+name, unix.SYS_SYMLINKAT, p.str(target), atFDCWD, p.str(name))
+}
+
 var rootDirs = []struct {
 	name string
 	mode uintptr
@@ -174,6 +178,8 @@ var rootDirs = []struct {
 	{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
 }
 
+var rootLinks = []struct{ name, target string }{{"var/run", "/run"}}
+
 // buildRoot makes the directories of the job's root: the places where the job
 // may write, and where trees are attached later.
 func buildRoot(p *program) {
@@ -181,7 +187,9 @@ func buildRoot(p *program) {
 	for _, d := range rootDirs {
 		p.mkdir(d.name, d.mode)
 	}
-	p.call("symlink var/run", unix.SYS_SYMLINKAT, p.str("/run"), atFDCWD, p.str("var/run"))
+	for _, l := range rootLinks {
+		p.symlink(l.target, l.name)
+	}
 }
 
 // procMasked are places in /proc that tell of the host or change it. Most of
@@ -248,27 +256,61 @@ func leaveHost(p *program) {
 // slotTree on, in order.
 func attachTrees(p *program, run *Run) {
 	for i, t := range run.Trees {
-		tree := uintptr(slotTree + i)
+		tree, target := uintptr(slotTree+i), string(t.Target)
 		if t.File {
-			p.file(t.Target, "")
+			p.file(target, "")
 		} else {
-			p.walk("make "+t.Target, t.Target, slotPath, 0, 0)
+			p.walk("make "+target, target, slotPath, 0, 0)
 		}
-		p.call("attach "+t.Target, unix.SYS_MOVE_MOUNT, tree, p.str(""), slotPath, p.str(""),
+		if t.Layer {
+			p.call("enter "+target, unix.SYS_FCHDIR, slotPath).slot(0)
+		}
+		p.call("attach "+target, unix.SYS_MOVE_MOUNT, tree, p.str(""), slotPath, p.str(""),
 			unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH).slot(0).slot(2)
-		p.call("close "+t.Target, unix.SYS_CLOSE, slotPath).slot(0)
-		p.call("close the tree of "+t.Target, unix.SYS_CLOSE, tree).slot(0)
+		p.call("close "+target, unix.SYS_CLOSE, slotPath).slot(0)
+		p.call("close the tree of "+target, unix.SYS_CLOSE, tree).slot(0)
+		if t.Layer {
+			addLayer(p, target)
+		}
+	}
+	for _, d := range run.Dirs {
+		p.mkdir(string(d.Path), uintptr(d.Mode)).may(allowExist)
 	}
 	for _, l := range run.Links {
-		dir, name := path.Split(path.Clean(l.Path))
+		dir, name := path.Split(path.Clean(string(l.Path)))
 		p.walk("make "+dir, dir, slotPath, 0, 0)
-		p.call("symlink "+l.Path, unix.SYS_SYMLINKAT, p.str(l.Target), slotPath, p.str(name)).slot(1)
+		p.call("symlink "+string(l.Path), unix.SYS_SYMLINKAT, p.str(string(l.Target)), slotPath, p.str(name)).slot(1)
 		p.call("close "+dir, unix.SYS_CLOSE, slotPath).slot(0)
 	}
 	for _, f := range run.Files {
 		p.file(f.Path, f.Text)
 		p.call("close "+f.Path, unix.SYS_CLOSE, slotPath).slot(0)
 	}
+}
+
+// addLayer makes a directory to which a tree was attached writable: what the job changes
+// lies on its root file system, in the directory below the tree, which is the working
+// directory and which no path leads to any more. What every job has in the directory
+// comes first.
+func addLayer(p *program, dir string) {
+	const upper, work = "upper", "work"
+	below := strings.TrimPrefix(dir, "/")
+	for _, d := range rootDirs {
+		if d.name == below {
+			p.mkdir(upper, d.mode)
+		} else if name, ok := strings.CutPrefix(d.name, below+"/"); ok {
+			p.mkdir(upper+"/"+name, d.mode)
+		}
+	}
+	for _, l := range rootLinks {
+		if name, ok := strings.CutPrefix(l.name, below+"/"); ok {
+			p.symlink(l.target, upper+"/"+name)
+		}
+	}
+	p.mkdir(work, 0o700)
+	p.call("mount a writable layer on "+dir, unix.SYS_MOUNT, p.str("joblet"), p.str(dir), p.str("overlay"), unix.MS_NOSUID|unix.MS_NODEV,
+		p.str("lowerdir="+dir+",upperdir="+upper+",workdir="+work+",userxattr,index=off"))
+	p.call("return to the root", unix.SYS_CHDIR, p.str("/"))
 }
 
 // coverFiles puts files of the job's own over those of its trees, read-only: each is a

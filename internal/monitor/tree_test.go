@@ -35,7 +35,7 @@ func TestOpenTreeLinks(t *testing.T) {
 		{"/proc/self/root" + tree, false, unix.ELOOP},
 		{tree + "/none", false, unix.ENOENT},
 	} {
-		fd, err := openTree(Tree{Source: test.source, IDMap: test.idmap}, unix.MOUNT_ATTR_RDONLY, -1)
+		fd, err := openTree(Tree{Source: Name(test.source), IDMap: test.idmap}, unix.MOUNT_ATTR_RDONLY, -1)
 		if fd >= 0 {
 			unix.Close(fd)
 		}

@@ -26,7 +26,7 @@ set -eu
 if [ "$1" = --version ]; then echo mmdebstrap 0.0-fake; exit; fi
 printf 'argument %s\n' "$@"
 sources="${@: -1}"; target="${@: -2:1}"
-mkdir -p "$target"/usr/{bin,lib/py/numpy/tests} "$target"/etc/apt "$target"/var/lib/dpkg "$target"/var/log "$target"/dev "$target"/proc "$target"/tmp
+mkdir -p "$target"/usr/{bin,lib/py/numpy/tests} "$target"/etc/apt "$target"/var/{lib/dpkg,log/www,cache/{fontconfig,apt/archives}} "$target"/srv/www "$target"/dev "$target"/proc "$target"/tmp
 ln -s usr/bin "$target/bin"
 cp "$sources" "$target/etc/apt/"
 echo secret > "$target/etc/shadow"; chmod 600 "$target/etc/shadow"
@@ -34,7 +34,7 @@ echo builder > "$target/etc/hostname"
 echo x > "$target/usr/bin/su"; chmod 4700 "$target/usr/bin/su"
 echo x > "$target/usr/lib/py/numpy/tests/t.py"
 echo x > "$target/usr/lib/private"; chmod 600 "$target/usr/lib/private"
-echo x > "$target/var/log/dpkg.log"
+for f in var/log/dpkg.log var/log/www/error.log var/cache/fontconfig/fonts var/cache/apt/pkgcache.bin srv/www/index; do echo x > "$target/$f"; done
 mknod "$target/usr/lib/disk" b 8 0 2>/dev/null || true
 mkfifo "$target/usr/lib/pipe"
 printf 'Package: bash\nStatus: install ok installed\nVersion: 5.2\n\nPackage: gone\nStatus: deinstall ok config-files\nVersion: 1\n\nPackage: dash\nStatus: install ok installed\nVersion: 0.5\n' > "$target/var/lib/dpkg/status"
@@ -139,7 +139,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("read back: %+v, %v", again, err)
 	}
 
-	for _, gone := range []string{"etc/shadow", "etc/apt", "usr/lib/disk", "var/log/dpkg.log", "usr/lib/py/numpy/tests", "usr/lib/pipe"} {
+	for _, gone := range []string{"etc/shadow", "etc/apt", "usr/lib/disk", "var/log/dpkg.log", "var/log/www/error.log", "var/cache/apt/pkgcache.bin", "usr/lib/py/numpy/tests", "usr/lib/pipe"} {
 		if _, err := os.Lstat(filepath.Join(rt.RootFS, gone)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s: %v", gone, err)
 		}
@@ -153,7 +153,8 @@ func TestBuild(t *testing.T) {
 		}
 	}
 	for p, want := range map[string]os.FileMode{
-		"usr/bin/su": 0o755, "usr/lib/private": 0o644, "etc/passwd": 0o644,
+		"usr/bin/su": 0o755, "usr/lib/private": 0o644, "etc/passwd": 0o644, "var/cache/fontconfig/fonts": 0o644, "srv/www/index": 0o644,
+		"var/log/www": 0o755 | os.ModeDir, "var/cache/apt/archives": 0o755 | os.ModeDir,
 		"tmp": 0o777 | os.ModeDir | os.ModeSticky, "proc": 0o555 | os.ModeDir, "work": 0o755 | os.ModeDir, "volumes": 0o755 | os.ModeDir,
 	} {
 		if fi, err := os.Lstat(filepath.Join(rt.RootFS, p)); err != nil || fi.Mode() != want {

@@ -23,13 +23,15 @@ var mountPoints = []struct {
 	{"proc", 0o555}, {"sys", 0o555}, {"dev", 0o755}, {"run", 0o755},
 	{"tmp", 0o777 | fs.ModeSticky}, {"var/tmp", 0o777 | fs.ModeSticky},
 	{"work", 0o755}, {"volumes", 0o755}, {"mnt", 0o755}, {"home", 0o755}, {"root", 0o755},
-	{"var/log", 0o755}, {"var/cache", 0o755},
 }
+
+// Programs need the directories below these, but none of the files.
+var cleared = []string{"var/log", "var/cache/apt", "var/cache/debconf", "var/cache/ldconfig"}
 
 // Whatever of these an installation leaves is of no use to a job, or a secret,
 // or different on each machine.
 var unwanted = []string{
-	"boot", "media", "srv", "etc/fstab", "etc/apt", "etc/machine-id", "var/lib/dbus/machine-id",
+	"boot", "media", "etc/fstab", "etc/apt", "etc/machine-id", "var/lib/dbus/machine-id",
 	"etc/shadow", "etc/shadow-", "etc/gshadow", "etc/gshadow-", "etc/passwd-", "etc/group-",
 	"etc/subuid", "etc/subuid-", "etc/subgid", "etc/subgid-", "etc/.pwd.lock", "etc/security/opasswd",
 	"etc/init.d", "etc/rc0.d", "etc/rc1.d", "etc/rc2.d", "etc/rc3.d", "etc/rc4.d", "etc/rc5.d", "etc/rc6.d", "etc/rcS.d",
@@ -80,6 +82,11 @@ func finishTree(dir string, base uint32, r Recipe) error {
 			return err
 		}
 	}
+	for _, dir := range cleared {
+		if err := clearFiles(root, dir); err != nil {
+			return err
+		}
+	}
 	for p, content := range essentialFiles {
 		if _, err := root.Lstat(p); errors.Is(err, fs.ErrNotExist) {
 			if err := root.MkdirAll(path.Dir(p), 0o755); err != nil {
@@ -122,6 +129,20 @@ func emptyDir(root *os.Root, p string, mode fs.FileMode) error {
 		return err
 	}
 	return root.Chmod(p, mode)
+}
+
+// clearFiles removes all but directories below dir.
+func clearFiles(root *os.Root, dir string) error {
+	err := fs.WalkDir(root.FS(), dir, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		return root.Remove(p)
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func symlink(root *os.Root, link, target string) error {

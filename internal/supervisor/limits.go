@@ -46,7 +46,7 @@ func (s *Supervisor) devices(trees []engine.Tree, l joblet.Limits) ([]cgroup.Dev
 	}
 	paths := []string{s.jobsDir()}
 	for _, t := range trees {
-		paths = append(paths, t.Source)
+		paths = append(paths, string(t.Source))
 	}
 	devices, err := cgroup.Devices(paths...)
 	if err != nil {

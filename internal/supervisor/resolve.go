@@ -36,7 +36,7 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 			return nil, err
 		}
 		runtimeEnv = rt.Environment
-		view = func() (engine.View, error) { return engine.RuntimeView(rt.RootFS) }
+		view = func() (engine.View, error) { return s.engine.RuntimeView(rt.RootFS) }
 	}
 	v, err := view()
 	if err != nil {
