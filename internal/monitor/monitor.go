@@ -64,6 +64,7 @@ type monitor struct {
 	recordFD    int // recordName+".tmp" in dir; 0: not yet
 	renamed     bool
 	root        int // the job's root
+	shm         int // the job's /dev/shm
 	work        int // the job's /work
 	workMax     int64
 	stdin       stdin
@@ -400,10 +401,8 @@ func (m *monitor) startJob(run *Run) error {
 	if err := m.awaitBox(); err != nil {
 		return err
 	}
-	if run.DiskBytes > 0 {
-		if err := m.resizeRoot(run.DiskBytes); err != nil {
-			return err
-		}
+	if err := m.resizeFileSystems(run.DiskBytes, run.ShmBytes); err != nil {
+		return err
 	}
 	if err := m.raiseLimits(run.Rlimits); err != nil {
 		return err
@@ -455,7 +454,7 @@ func (m *monitor) startJob(run *Run) error {
 		}
 	}
 	now := time.Now()
-	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Dir: run.Dir}
+	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Shm: true, Dir: run.Dir}
 	m.record.StartedNanos = now.UnixNano()
 	if run.TimeoutNanos > 0 {
 		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
@@ -466,7 +465,7 @@ func (m *monitor) startJob(run *Run) error {
 }
 
 // awaitBox waits until the first process has built the box, and then opens its
-// /work: as long as no code of the job's has run, nothing else can be there.
+// /dev/shm and /work: as long as no code of the job's has run, nothing else can be there.
 func (m *monitor) awaitBox() error {
 	if err := awaitRead(m.goSocket, "build the box"); err != nil {
 		return err
@@ -482,6 +481,10 @@ func (m *monitor) awaitBox() error {
 		return step("open the job's root", err)
 	}
 	m.root = root
+	m.shm, err = unix.Openat(root, "dev/shm", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open the job's /dev/shm", err)
+	}
 	m.work, err = unix.Openat(root, "work", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return step("open the job's /work", err)
@@ -900,10 +903,8 @@ func (m *monitor) handle(req *Request) {
 			m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
 		}
 	}
-	if req.DiskBytes > 0 {
-		if err := m.resizeRoot(req.DiskBytes); err != nil {
-			os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
-		}
+	if err := m.resizeFileSystems(req.DiskBytes, req.ShmBytes); err != nil {
+		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
 	}
 }
 

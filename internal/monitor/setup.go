@@ -23,7 +23,7 @@ const (
 	slotMaster        // the job's terminal, two ends
 	slotTerminal      //
 	slotListener      // of the system call filter
-	slotPath          // a directory of the job's
+	slotPath          // a directory or file of the job's
 	slotTask     = 12 // the tasks files of the v1 hierarchies
 	slotTree     = 20 // the job's trees
 	maxTasks     = slotTree - slotTask
@@ -48,6 +48,7 @@ func boxProgram(p *program, box *Box) {
 	bringLoopbackUp(p)
 	buildRoot(p)
 	mountProc(p)
+	openNetwork(p, box)
 	mountDev(p, box)
 	leaveHost(p)
 	makeRuleset(p)
@@ -155,6 +156,22 @@ func bringLoopbackUp(p *program) {
 	p.call("open a socket for lo", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0).into(slotLo)
 	p.call("bring lo up", unix.SYS_IOCTL, slotLo, unix.SIOCSIFFLAGS, put(p, ifr)).slot(0)
 	p.call("close the socket for lo", unix.SYS_CLOSE, slotLo).slot(0)
+}
+
+// openNetwork lets every user of the job do in its network namespace what takes a
+// privilege on a host: serve on ports below 1024 and send echo requests (ping(8),
+// icmp(7)). The settings are written before /proc/sys is frozen. Without them the job
+// has fewer ways, so a kernel that refuses them does not end the start.
+func openNetwork(p *program, box *Box) {
+	p.shared.slots[slotPath] = ^uintptr(0) // no descriptor, should open fail
+	for _, s := range []struct{ file, value string }{
+		{"proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+		{"proc/sys/net/ipv4/ping_group_range", "0 " + itoa(int64(box.IDCount)-1)}, // groups of the job, whatever others there are
+	} {
+		p.call("open /"+s.file, unix.SYS_OPENAT, atFDCWD, p.str(s.file), unix.O_WRONLY|unix.O_CLOEXEC, 0).into(slotPath).may(allowAll)
+		p.call("write /"+s.file, unix.SYS_WRITE, slotPath, p.str(s.value), uintptr(len(s.value))).slot(0).may(allowAll)
+		p.call("close /"+s.file, unix.SYS_CLOSE, slotPath).slot(0).may(allowAll)
+	}
 }
 
 func (p *program) mount(source, target, fstype string, flags uintptr, data string) {
