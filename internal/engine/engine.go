@@ -768,6 +768,7 @@ func (e *Engine) Adopt(id string, by time.Time) (*Process, error) {
 		return nil, err
 	}
 	p.group = e.group(id)
+	p.group.OmitMissing()
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil

@@ -201,6 +201,14 @@ func (m *monitor) buildBox(box *Box) error {
 	}
 	defer unix.Close(dev)
 	shared.slots[slotDev] = uintptr(dev)
+	sys, err := openSys(box.Cgroup.Views())
+	if err != nil {
+		return err
+	}
+	defer closeSys(sys)
+	for i, mount := range sys {
+		shared.slots[slotTree+i] = uintptr(mount.tree)
+	}
 
 	args := cloneArgs{
 		flags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
@@ -256,12 +264,15 @@ func (m *monitor) buildBox(box *Box) error {
 	for i := range tasks {
 		keep = append(keep, int(shared.slots[slotTask+i]))
 	}
+	for _, mount := range sys {
+		keep = append(keep, mount.tree)
+	}
 	p.closeAllBut(keep...)
 	connectOutput(p, m.writeEnds[0], m.writeEnds[1])
 	for _, fd := range m.writeEnds {
 		p.call("close the pipe", unix.SYS_CLOSE, uintptr(fd))
 	}
-	boxProgram(p, box)
+	boxProgram(p, box, sys)
 	if p.full {
 		return &stepError{"write the set-up program", unix.E2BIG}
 	}

@@ -25,7 +25,7 @@ const (
 	slotListener      // of the system call filter
 	slotPath          // a directory or file of the job's
 	slotTask     = 12 // the tasks files of the v1 hierarchies
-	slotTree     = 20 // the job's trees
+	slotTree     = 20 // the trees of /sys, then of the job
 	maxTasks     = slotTree - slotTask
 	maxTrees     = maxSlots - slotTree - 1 // and standard input
 )
@@ -40,7 +40,7 @@ const (
 
 // boxProgram is the first half of the set-up, which needs no job: it ends with
 // the process in its own empty root, waiting.
-func boxProgram(p *program, box *Box) {
+func boxProgram(p *program, box *Box, sys []sysMount) {
 	enterCgroups(p, box.Cgroup.TaskFiles())
 	p.add("wait for the id maps", op{kind: opReceive})
 	mountRoot(p, box)
@@ -50,6 +50,7 @@ func boxProgram(p *program, box *Box) {
 	mountProc(p)
 	openNetwork(p, box)
 	mountDev(p, box)
+	mountSys(p, box, sys)
 	leaveHost(p)
 	makeRuleset(p)
 	p.call("say that the box is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
@@ -186,7 +187,7 @@ var rootDirs = []struct {
 	name string
 	mode uintptr
 }{
-	{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
+	{"proc", 0o555}, {"sys", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
 	{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
 	{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
 }
