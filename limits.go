@@ -34,6 +34,7 @@ type Limits struct {
 	IOps     int64 `json:"iops,omitempty"`
 
 	DiskBytes int64 `json:"disk_bytes,omitempty"` // what it may write to its root, /work included
+	ShmBytes  int64 `json:"shm_bytes,omitempty"`  // the size of /dev/shm; without it, half of its memory
 
 	// Rlimits are per process, getrlimit(2), by the name in lower case without
 	// RLIMIT_.
@@ -118,6 +119,8 @@ const (
 	MaxIOps       = 1 << 31
 	MinDisk       = 1 << 20
 	MaxDisk       = 1 << 50
+	MinShm        = 4096 // a page
+	MaxShm        = 1 << 50
 )
 
 // DefaultMaxPIDs and DefaultDiskBytes hold for a job for which neither it nor
@@ -152,6 +155,7 @@ var limitKinds = []limitKind{
 	{"max-write-bps", "RATE", "bytes written each second", func(l *Limits) *int64 { return &l.WriteBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
 	{"max-iops", "N", "reads, and writes, each second", func(l *Limits) *int64 { return &l.IOps }, 1, MaxIOps, parseNumber, formatNumber},
 	{"max-disk", "SIZE", "what the job may write to its root, /work included, such as 512M; it counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, formatMiB},
+	{"shm-size", "SIZE", "size of /dev/shm, such as 256M; it counts as memory (default: half of --max-memory, or of the host's memory)", func(l *Limits) *int64 { return &l.ShmBytes }, MinShm, MaxShm, parseMiB, formatMiB},
 }
 
 // LimitDoc says how a limit is called, what its value is and what it does.

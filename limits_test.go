@@ -34,6 +34,9 @@ func TestLimitsSet(t *testing.T) {
 		{"max-write-bps", "4096", Limits{WriteBps: 4096}, ""},
 		{"max-iops", "100", Limits{IOps: 100}, ""},
 		{"max-disk", "64", Limits{DiskBytes: 64 << 20}, ""},
+		{"shm-size", "64", Limits{ShmBytes: 64 << 20}, ""},
+		{"shm-size", "4K", Limits{ShmBytes: 4096}, ""},
+		{"shm-size", "4095B", Limits{}, "between"},
 		{"nofile", "64", Limits{Rlimits: map[string]Rlimit{"nofile": {64, 64}}}, ""},
 		{"nofile", "64:unlimited", Limits{Rlimits: map[string]Rlimit{"nofile": {64, Unlimited}}}, ""},
 		{"nofile", "64:32", Limits{}, "above the hard one"},
@@ -57,7 +60,7 @@ func TestLimitsSet(t *testing.T) {
 // full has all limits.
 var full = Limits{
 	CPUPercent: 150, CPUCores: "0-1", CPUWeight: 7, MemoryBytes: 1 << 33, MemoryHighBytes: 1<<32 + 4096, SwapBytes: 1 << 20, MaxPIDs: 99,
-	IOBps: 1 << 20, ReadBps: 4097, WriteBps: 3 << 20, IOps: 1000, DiskBytes: 1 << 28,
+	IOBps: 1 << 20, ReadBps: 4097, WriteBps: 3 << 20, IOps: 1000, DiskBytes: 1 << 28, ShmBytes: 1<<27 + 4096,
 	Rlimits: map[string]Rlimit{"nofile": {1, Unlimited}, "core": {0, 0}},
 }
 

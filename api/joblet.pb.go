@@ -8750,6 +8750,7 @@ type JobLimits struct {
 	Iops            int64                  `protobuf:"varint,11,opt,name=iops,proto3" json:"iops,omitempty"` // reads a second, and writes
 	DiskBytes       int64                  `protobuf:"varint,12,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	Rlimits         map[string]*JobRlimit  `protobuf:"bytes,13,rep,name=rlimits,proto3" json:"rlimits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // "nofile": …
+	ShmBytes        int64                  `protobuf:"varint,14,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`                                                        // size of /dev/shm
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -8873,6 +8874,13 @@ func (x *JobLimits) GetRlimits() map[string]*JobRlimit {
 		return x.Rlimits
 	}
 	return nil
+}
+
+func (x *JobLimits) GetShmBytes() int64 {
+	if x != nil {
+		return x.ShmBytes
+	}
+	return 0
 }
 
 // A resource limit of each process; 2^64-1 is none.
@@ -10394,7 +10402,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06before\x18\x06 \x01(\tR\x06before\x12\x16\n" +
 	"\x06labels\x18\a \x03(\tR\x06labels\x12\x16\n" +
 	"\x06parent\x18\b \x01(\tR\x06parent\x12!\n" +
-	"\fended_before\x18\t \x01(\tR\vendedBefore\"\xfc\x03\n" +
+	"\fended_before\x18\t \x01(\tR\vendedBefore\"\x99\x04\n" +
 	"\tJobLimits\x12\x1f\n" +
 	"\vcpu_percent\x18\x01 \x01(\x03R\n" +
 	"cpuPercent\x12\x1b\n" +
@@ -10413,7 +10421,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04iops\x18\v \x01(\x03R\x04iops\x12\x1d\n" +
 	"\n" +
 	"disk_bytes\x18\f \x01(\x03R\tdiskBytes\x128\n" +
-	"\arlimits\x18\r \x03(\v2\x1e.joblet.JobLimits.RlimitsEntryR\arlimits\x1aM\n" +
+	"\arlimits\x18\r \x03(\v2\x1e.joblet.JobLimits.RlimitsEntryR\arlimits\x12\x1b\n" +
+	"\tshm_bytes\x18\x0e \x01(\x03R\bshmBytes\x1aM\n" +
 	"\fRlimitsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12'\n" +
 	"\x05value\x18\x02 \x01(\v2\x11.joblet.JobRlimitR\x05value:\x028\x01\"3\n" +

@@ -47,10 +47,11 @@ type Hierarchy struct {
 var (
 	controllers = []string{"pids", "memory", "cpu", "cpuset", "io"}
 	// v1Controllers are what v1 calls them, in the order in which a job enters
-	// them. Those behind it are v2's own features, and needed only where no v2
-	// hierarchy is mounted.
-	v1Controllers = []string{"pids", "memory", "cpu", "cpuset", "blkio"}
-	v1Alone       = []string{"cpuacct", "freezer"}
+	// them. cpuacct is for the view of the job alone where a v2 hierarchy is mounted:
+	// programs take a set of hierarchies without it for none (Java). The one behind
+	// them is v2's own feature, and needed only where no v2 hierarchy is mounted.
+	v1Controllers = []string{"pids", "memory", "cpu", "cpuset", "blkio", "cpuacct"}
+	v1Alone       = []string{"freezer"}
 )
 
 // Mount is a cgroup hierarchy of the host.
@@ -538,6 +539,40 @@ func (d Dirs) LiftPIDs() (restore func() error, err error) {
 	return func() error { return write(dir, "pids.max", strings.TrimSpace(string(limit))) }, write(dir, "pids.max", "max")
 }
 
+// View is one of a job's cgroups as the job sees it.
+type View struct {
+	Name    string   // below /sys/fs/cgroup; empty: it is there itself
+	Dir     string   // on the host
+	Aliases []string // other names beside Name
+}
+
+// Views returns how a job sees its own cgroups: in the places where they are on a
+// machine of its own, by what systemd calls them.
+func (d Dirs) Views() []View {
+	if len(d.V1) == 0 {
+		return []View{{Dir: d.V2}}
+	}
+	var views []View
+	for _, file := range d.TaskFiles() {
+		dir := filepath.Dir(file)
+		var names []string
+		for _, controller := range slices.Concat(v1Controllers, v1Alone) {
+			if d.V1[controller] == dir {
+				names = append(names, controller)
+			}
+		}
+		v := View{Name: strings.Join(names, ","), Dir: dir}
+		if len(names) > 1 {
+			v.Aliases = names
+		}
+		views = append(views, v)
+	}
+	if len(d.Controllers) > 0 {
+		views = append(views, View{Name: "unified", Dir: d.V2})
+	}
+	return views
+}
+
 // Group is the cgroups of one job.
 type Group struct {
 	Dirs
@@ -575,6 +610,12 @@ func (h *Hierarchy) Beside(name string) *Hierarchy {
 // Exists reports whether any of the cgroups does.
 func (g *Group) Exists() bool {
 	return g.top != "" && exists(g.top) || slices.ContainsFunc(g.v1Dirs(), exists)
+}
+
+// OmitMissing leaves out the v1 groups that the job has not got: one of an earlier
+// version has fewer.
+func (g *Group) OmitMissing() {
+	maps.DeleteFunc(g.V1, func(_, dir string) bool { return !exists(dir) })
 }
 
 // v1Dirs returns the job's v1 directories, each once, in a fixed order.

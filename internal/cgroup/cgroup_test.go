@@ -101,6 +101,41 @@ func TestName(t *testing.T) {
 	}
 }
 
+// TestViews: a job sees its cgroups in the places where programs look for them.
+func TestViews(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		dirs Dirs
+		want []View
+	}{
+		"v2": {Dirs{V2: "/v2/job", Controllers: []string{"pids", "cpu"}}, []View{{Dir: "/v2/job"}}},
+		"v1": {Dirs{V1: map[string]string{"cpuset": "/s", "memory": "/m", "cpu": "/c", "cpuacct": "/c", "freezer": "/f"}}, []View{
+			{Name: "memory", Dir: "/m"}, {Name: "cpu,cpuacct", Dir: "/c", Aliases: []string{"cpu", "cpuacct"}}, {Name: "cpuset", Dir: "/s"}, {Name: "freezer", Dir: "/f"},
+		}},
+		"v1, and v2 without controllers": {Dirs{V2: "/v2/job", V1: map[string]string{"cpu": "/c", "cpuacct": "/a"}}, []View{
+			{Name: "cpu", Dir: "/c"}, {Name: "cpuacct", Dir: "/a"},
+		}},
+		"both": {Dirs{V2: "/v2/job", Controllers: []string{"pids"}, V1: map[string]string{"memory": "/m"}}, []View{
+			{Name: "memory", Dir: "/m"}, {Name: "unified", Dir: "/v2/job"},
+		}},
+	} {
+		if got := test.dirs.Views(); !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: got %+v, want %+v", name, got, test.want)
+		}
+	}
+}
+
+// TestOmitMissing: the groups of a job of an earlier version, which made fewer, are
+// those that are there.
+func TestOmitMissing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	g := &Group{Dirs: Dirs{V1: map[string]string{"cpu": dir, "cpuacct": dir + "/missing"}}}
+	if g.OmitMissing(); !reflect.DeepEqual(g.V1, map[string]string{"cpu": dir}) {
+		t.Errorf("got %v", g.V1)
+	}
+}
+
 // openHost makes hierarchies of the test's own on the host.
 func openHost(t *testing.T) *Hierarchy {
 	t.Helper()

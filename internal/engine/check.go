@@ -219,7 +219,7 @@ func (c *checker) features() []feature {
 		feature{"user namespaces of users", false, "nothing: the daemon makes them as root; jobs cannot make any", "", probeUserSysctls},
 		feature{"open_tree, mount_setattr", true, "no jobs: their trees are attached so", "install " + newKernel + inContainer, c.probeTrees},
 		feature{"move_mount", true, "no jobs: their trees are attached so", "install " + newKernel, probeMoveMount},
-		feature{"fspick", false, "--max-disk, which resizes a job's root", "install " + newKernel, probeFspick},
+		feature{"fspick", false, "--max-disk, --max-memory and --shm-size, which resize a job's root and /dev/shm", "install " + newKernel, probeFspick},
 		feature{"tmpfs", true, "no jobs: their root is one", "a kernel with CONFIG_TMPFS", func(context.Context) (string, error) {
 			return "", tryMount("tmpfs", map[string]string{"size": "1M", "nr_inodes": "16"})
 		}},

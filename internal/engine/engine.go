@@ -48,9 +48,6 @@ type Config struct {
 	FormerRunDirs []string
 }
 
-// DefaultShmBytes is the size of a job's /dev/shm; it counts as its memory.
-const DefaultShmBytes = 64 << 20
-
 // Engine starts jobs.
 type Engine struct {
 	cfg     Config
@@ -418,7 +415,7 @@ func (e *Engine) build() (_ *Box, err error) {
 	fault.Point("box.begun")
 	box := monitor.Box{
 		IDBase: b.IDBase, IDCount: IDCount,
-		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: DefaultShmBytes,
+		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: shmBytes(joblet.Limits{}),
 		Cgroup: b.group.Dirs, ProcReadOnly: e.frozen,
 	}
 	if err := monitor.WriteMessage(b.conn, monitor.Request{Box: &box}); err != nil {
@@ -580,6 +577,7 @@ type Process struct {
 	dir        string      // the job's
 	window     *WindowSize // of its terminal then; nil: it has none
 	stdinBytes int64       // of a streamed standard input, taken when we connected
+	resizesShm bool        // the monitor heeds Request.ShmBytes
 	group      *cgroup.Group
 	engine     *Engine
 
@@ -608,6 +606,7 @@ func (p *Process) greet() error {
 	p.stdinBytes = ev.Started.StdinBytes
 	p.window = ev.Started.Window
 	p.dir = ev.Started.Dir
+	p.resizesShm = ev.Started.Shm
 	return nil
 }
 
@@ -773,6 +772,7 @@ func (e *Engine) Adopt(id string, by time.Time) (*Process, error) {
 		return nil, err
 	}
 	p.group = e.group(id)
+	p.group.OmitMissing()
 	e.ids.claim(p.IDBase)
 	go p.listen()
 	return p, nil

@@ -68,6 +68,9 @@ func defaultRlimits() []monitor.Rlimit {
 func (r *Run) SetLimits(l joblet.Limits, devices []cgroup.Device) {
 	r.Limits, r.Devices = l, devices
 	r.DiskBytes = l.DiskBytes
+	if l.ShmBytes > 0 || l.MemoryBytes > 0 {
+		r.ShmBytes = shmBytes(l)
+	}
 	for name, limit := range l.Rlimits {
 		set := monitor.Rlimit{Resource: rlimits[name], Soft: limit.Soft, Hard: limit.Hard}
 		if name == "core" {
@@ -83,6 +86,23 @@ func (r *Run) SetLimits(l joblet.Limits, devices []cgroup.Device) {
 			r.Rlimits = append(r.Rlimits, set)
 		}
 	}
+}
+
+// shmBytes returns the size of the /dev/shm of a job with these limits: without one of
+// its own it is half of the memory, as the kernel has it for a machine (tmpfs(5)).
+func shmBytes(l joblet.Limits) int64 {
+	if l.ShmBytes > 0 {
+		return l.ShmBytes
+	}
+	memory := l.MemoryBytes
+	if memory == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return joblet.DefaultDiskBytes
+		}
+		memory = int64(info.Totalram) * int64(info.Unit)
+	}
+	return max(memory/2, joblet.MinShm)
 }
 
 // CheckLimits reports whether this host can enforce the limits, and whether what
@@ -171,16 +191,30 @@ func (p *Process) Paused() (bool, error) { return p.group.Frozen() }
 
 // Update changes the running job's limits from old to l, all or none.
 func (p *Process) Update(old, l joblet.Limits, devices []cgroup.Device) error {
-	if l.DiskBytes != old.DiskBytes && p.isStopped() {
+	if l.ShmBytes != old.ShmBytes && !p.resizesShm {
+		return joblet.Errorf(joblet.FailedPrecondition, "--shm-size: the job was started by an earlier version of joblet, and its /dev/shm keeps its size")
+	}
+	asked := l.DiskBytes != old.DiskBytes || l.ShmBytes != old.ShmBytes
+	if asked && p.isStopped() {
 		return ErrSilent // before anything is changed
 	}
 	if err := p.group.Update(old, l, devices); err != nil {
 		return err
 	}
-	if l.DiskBytes == old.DiskBytes {
-		return nil
-	}
 	// The monitor answers nothing: the kernel refuses only what is less than is in
 	// use, and tells in statfs(2) what holds.
-	return p.request(monitor.Request{DiskBytes: l.DiskBytes})
+	var req monitor.Request
+	if l.DiskBytes != old.DiskBytes {
+		req.DiskBytes = l.DiskBytes
+	}
+	if size := shmBytes(l); size != shmBytes(old) {
+		req.ShmBytes = size
+	}
+	if req.DiskBytes|req.ShmBytes == 0 {
+		return nil
+	}
+	if err := p.request(req); asked {
+		return err
+	}
+	return nil // /dev/shm that keeps its size is no reason to refuse a limit that holds
 }

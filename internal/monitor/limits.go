@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"errors"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -29,22 +30,31 @@ func (m *monitor) endOutOfMemory() {
 	m.signal(syscall.SIGKILL)
 }
 
-// resizeRoot changes the size of the job's root file system from outside: its
+// resizeFileSystems gives the job's root and its /dev/shm these sizes; 0: the one they
+// have.
+func (m *monitor) resizeFileSystems(disk, shm int64) error {
+	return errors.Join(resizeTmpfs(m.root, "root", disk), resizeTmpfs(m.shm, "/dev/shm", shm))
+}
+
+// resizeTmpfs changes the size of a file system of the job's from outside: its
 // superblock is the job's user namespace's, over which the monitor has all
 // privileges (fspick(2)).
-func (m *monitor) resizeRoot(bytes int64) error {
-	fd, err := unix.Fspick(m.root, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+func resizeTmpfs(dir int, what string, bytes int64) error {
+	if bytes <= 0 {
+		return nil
+	}
+	fd, err := unix.Fspick(dir, "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
 	if err != nil {
-		return step("open the job's root file system", err)
+		return step("open the job's "+what, err)
 	}
 	defer unix.Close(fd)
 	for name, value := range map[string]int64{"size": bytes, "nr_inodes": inodes(bytes)} {
 		if err := unix.FsconfigSetString(fd, name, itoa(value)); err != nil {
-			return step("set the "+name+" of the job's root file system", err)
+			return step("set the "+name+" of the job's "+what, err)
 		}
 	}
 	if err := unix.FsconfigReconfigure(fd); err != nil {
-		return step("resize the job's root file system to "+itoa(bytes)+" bytes", err)
+		return step("resize the job's "+what+" to "+itoa(bytes)+" bytes", err)
 	}
 	return nil
 }

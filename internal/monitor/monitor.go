@@ -64,6 +64,7 @@ type monitor struct {
 	recordFD    int // recordName+".tmp" in dir; 0: not yet
 	renamed     bool
 	root        int // the job's root
+	shm         int // the job's /dev/shm
 	work        int // the job's /work
 	workMax     int64
 	stdin       stdin
@@ -200,6 +201,14 @@ func (m *monitor) buildBox(box *Box) error {
 	}
 	defer unix.Close(dev)
 	shared.slots[slotDev] = uintptr(dev)
+	sys, err := openSys(box.Cgroup.Views())
+	if err != nil {
+		return err
+	}
+	defer closeSys(sys)
+	for i, mount := range sys {
+		shared.slots[slotTree+i] = uintptr(mount.tree)
+	}
 
 	args := cloneArgs{
 		flags: unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
@@ -255,12 +264,15 @@ func (m *monitor) buildBox(box *Box) error {
 	for i := range tasks {
 		keep = append(keep, int(shared.slots[slotTask+i]))
 	}
+	for _, mount := range sys {
+		keep = append(keep, mount.tree)
+	}
 	p.closeAllBut(keep...)
 	connectOutput(p, m.writeEnds[0], m.writeEnds[1])
 	for _, fd := range m.writeEnds {
 		p.call("close the pipe", unix.SYS_CLOSE, uintptr(fd))
 	}
-	boxProgram(p, box)
+	boxProgram(p, box, sys)
 	if p.full {
 		return &stepError{"write the set-up program", unix.E2BIG}
 	}
@@ -400,10 +412,8 @@ func (m *monitor) startJob(run *Run) error {
 	if err := m.awaitBox(); err != nil {
 		return err
 	}
-	if run.DiskBytes > 0 {
-		if err := m.resizeRoot(run.DiskBytes); err != nil {
-			return err
-		}
+	if err := m.resizeFileSystems(run.DiskBytes, run.ShmBytes); err != nil {
+		return err
 	}
 	if err := m.raiseLimits(run.Rlimits); err != nil {
 		return err
@@ -455,7 +465,7 @@ func (m *monitor) startJob(run *Run) error {
 		}
 	}
 	now := time.Now()
-	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Dir: run.Dir}
+	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Shm: true, Dir: run.Dir}
 	m.record.StartedNanos = now.UnixNano()
 	if run.TimeoutNanos > 0 {
 		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
@@ -466,7 +476,7 @@ func (m *monitor) startJob(run *Run) error {
 }
 
 // awaitBox waits until the first process has built the box, and then opens its
-// /work: as long as no code of the job's has run, nothing else can be there.
+// /dev/shm and /work: as long as no code of the job's has run, nothing else can be there.
 func (m *monitor) awaitBox() error {
 	if err := awaitRead(m.goSocket, "build the box"); err != nil {
 		return err
@@ -482,6 +492,10 @@ func (m *monitor) awaitBox() error {
 		return step("open the job's root", err)
 	}
 	m.root = root
+	m.shm, err = unix.Openat(root, "dev/shm", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return step("open the job's /dev/shm", err)
+	}
 	m.work, err = unix.Openat(root, "work", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return step("open the job's /work", err)
@@ -900,10 +914,8 @@ func (m *monitor) handle(req *Request) {
 			m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
 		}
 	}
-	if req.DiskBytes > 0 {
-		if err := m.resizeRoot(req.DiskBytes); err != nil {
-			os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
-		}
+	if err := m.resizeFileSystems(req.DiskBytes, req.ShmBytes); err != nil {
+		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
 	}
 }
 

@@ -153,7 +153,7 @@ func TestProgramIsBounded(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 	box := &Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20}
-	boxProgram(p, box)
+	boxProgram(p, box, []sysMount{{"fs/cgroup/pids", 7}})
 	jobProgram(programs[1], box, &Run{
 		Hostname: "x", StdinStream: true, Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
 		Trees: slices.Repeat([]Tree{{Source: "/usr", Target: "/a/b/c"}}, maxTrees), Filter: make([]byte, 8*4096), LogDenied: true,

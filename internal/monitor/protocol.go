@@ -175,6 +175,7 @@ type Run struct {
 	Landlock     bool     `json:"landlock,omitempty"` // where the kernel has it
 
 	DiskBytes int64 `json:"disk_bytes,omitempty"` // size of the root; 0: as the box has it
+	ShmBytes  int64 `json:"shm_bytes,omitempty"`  // of /dev/shm; 0: as the box has it
 
 	TimeoutNanos int64 `json:"timeout_nanos,omitempty"`
 	GraceNanos   int64 `json:"grace_nanos"` // between the signal and the kill when the time is up
@@ -251,6 +252,7 @@ type Request struct {
 	DefaultAction bool `json:"default_action,omitempty"`
 
 	DiskBytes int64 `json:"disk_bytes,omitempty"` // change the size of the root
+	ShmBytes  int64 `json:"shm_bytes,omitempty"`  // change the size of /dev/shm
 
 	// StdinBegin turns the connection into the job's standard input: what
 	// follows are its bytes, from Started.StdinBytes on. That they end does not
@@ -300,6 +302,8 @@ type Started struct {
 	StdinBytes int64 `json:"stdin_bytes,omitempty"`
 	// Window is the size of the job's terminal, if it has one.
 	Window *WindowSize `json:"window,omitempty"`
+	// Shm says that Request.ShmBytes is heeded; monitors of earlier versions do not know it.
+	Shm bool `json:"shm,omitempty"`
 	// Dir is the job's directory: a daemon whose records were lost finds the job by it.
 	Dir string `json:"dir,omitempty"`
 }

@@ -23,9 +23,9 @@ const (
 	slotMaster        // the job's terminal, two ends
 	slotTerminal      //
 	slotListener      // of the system call filter
-	slotPath          // a directory of the job's
+	slotPath          // a directory or file of the job's
 	slotTask     = 12 // the tasks files of the v1 hierarchies
-	slotTree     = 20 // the job's trees
+	slotTree     = 20 // the trees of /sys, then of the job
 	maxTasks     = slotTree - slotTask
 	maxTrees     = maxSlots - slotTree - 1 // and standard input
 )
@@ -40,7 +40,7 @@ const (
 
 // boxProgram is the first half of the set-up, which needs no job: it ends with
 // the process in its own empty root, waiting.
-func boxProgram(p *program, box *Box) {
+func boxProgram(p *program, box *Box, sys []sysMount) {
 	enterCgroups(p, box.Cgroup.TaskFiles())
 	p.add("wait for the id maps", op{kind: opReceive})
 	mountRoot(p, box)
@@ -48,7 +48,9 @@ func boxProgram(p *program, box *Box) {
 	bringLoopbackUp(p)
 	buildRoot(p)
 	mountProc(p)
+	openNetwork(p, box)
 	mountDev(p, box)
+	mountSys(p, box, sys)
 	leaveHost(p)
 	makeRuleset(p)
 	p.call("say that the box is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
@@ -157,6 +159,22 @@ func bringLoopbackUp(p *program) {
 	p.call("close the socket for lo", unix.SYS_CLOSE, slotLo).slot(0)
 }
 
+// openNetwork lets every user of the job do in its network namespace what takes a
+// privilege on a host: serve on ports below 1024 and send echo requests (ping(8),
+// icmp(7)). The settings are written before /proc/sys is frozen. Without them the job
+// has fewer ways, so a kernel that refuses them does not end the start.
+func openNetwork(p *program, box *Box) {
+	p.shared.slots[slotPath] = ^uintptr(0) // no descriptor, should open fail
+	for _, s := range []struct{ file, value string }{
+		{"proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
+		{"proc/sys/net/ipv4/ping_group_range", "0 " + itoa(int64(box.IDCount)-1)}, // groups of the job, whatever others there are
+	} {
+		p.call("open /"+s.file, unix.SYS_OPENAT, atFDCWD, p.str(s.file), unix.O_WRONLY|unix.O_CLOEXEC, 0).into(slotPath).may(allowAll)
+		p.call("write /"+s.file, unix.SYS_WRITE, slotPath, p.str(s.value), uintptr(len(s.value))).slot(0).may(allowAll)
+		p.call("close /"+s.file, unix.SYS_CLOSE, slotPath).slot(0).may(allowAll)
+	}
+}
+
 func (p *program) mount(source, target, fstype string, flags uintptr, data string) {
 	p.call("mount "+fstype+" on "+"/"+target, unix.SYS_MOUNT, p.str(source), p.str(target), p.str(fstype), flags, p.str(data))
 }
@@ -173,7 +191,7 @@ var rootDirs = []struct {
 	name string
 	mode uintptr
 }{
-	{"proc", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
+	{"proc", 0o555}, {"sys", 0o555}, {"dev", 0o755}, {"tmp", 0o1777}, {"work", 0o755}, {"run", 0o755}, {"root", 0o700},
 	{"home", 0o755}, {"etc", 0o755}, {"usr", 0o755}, {"var", 0o755}, {"var/tmp", 0o1777}, {"var/log", 0o755},
 	{"var/lib", 0o755}, {"var/cache", 0o755}, {"run/lock", 0o1777}, {"run/joblet", 0o755},
 }

@@ -100,7 +100,7 @@ func fullJob(t *testing.T) Record {
 			},
 			Limits: joblet.Limits{
 				CPUPercent: 150, CPUCores: "0-1", CPUWeight: 7, MemoryBytes: 1 << 33, MemoryHighBytes: 1 << 32, SwapBytes: 1 << 20, MaxPIDs: 99,
-				IOBps: 1 << 20, ReadBps: 2 << 20, WriteBps: 3 << 20, IOps: 1000, DiskBytes: 1 << 28,
+				IOBps: 1 << 20, ReadBps: 2 << 20, WriteBps: 3 << 20, IOps: 1000, DiskBytes: 1 << 28, ShmBytes: 1 << 27,
 				Rlimits: map[string]joblet.Rlimit{"nofile": {Soft: 1, Hard: joblet.Unlimited}},
 			},
 		},

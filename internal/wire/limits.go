@@ -16,7 +16,7 @@ func LimitsToProto(l joblet.Limits) *api.JobLimits {
 	p := &api.JobLimits{
 		CpuPercent: l.CPUPercent, CpuCores: text(l.CPUCores), CpuWeight: l.CPUWeight,
 		MemoryBytes: l.MemoryBytes, MemoryHighBytes: l.MemoryHighBytes, SwapBytes: l.SwapBytes, MaxPids: l.MaxPIDs,
-		IoBps: l.IOBps, ReadBps: l.ReadBps, WriteBps: l.WriteBps, Iops: l.IOps, DiskBytes: l.DiskBytes,
+		IoBps: l.IOBps, ReadBps: l.ReadBps, WriteBps: l.WriteBps, Iops: l.IOps, DiskBytes: l.DiskBytes, ShmBytes: l.ShmBytes,
 	}
 	for name, r := range l.Rlimits {
 		if p.Rlimits == nil {
@@ -32,7 +32,7 @@ func LimitsFromProto(p *api.JobLimits) joblet.Limits {
 	l := joblet.Limits{
 		CPUPercent: p.GetCpuPercent(), CPUCores: p.GetCpuCores(), CPUWeight: p.GetCpuWeight(),
 		MemoryBytes: p.GetMemoryBytes(), MemoryHighBytes: p.GetMemoryHighBytes(), SwapBytes: p.GetSwapBytes(), MaxPIDs: p.GetMaxPids(),
-		IOBps: p.GetIoBps(), ReadBps: p.GetReadBps(), WriteBps: p.GetWriteBps(), IOps: p.GetIops(), DiskBytes: p.GetDiskBytes(),
+		IOBps: p.GetIoBps(), ReadBps: p.GetReadBps(), WriteBps: p.GetWriteBps(), IOps: p.GetIops(), DiskBytes: p.GetDiskBytes(), ShmBytes: p.GetShmBytes(),
 	}
 	for name, r := range p.GetRlimits() {
 		if l.Rlimits == nil {

@@ -91,7 +91,7 @@ func TestOwnIDs(t *testing.T) {
 func TestLimitsHold(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	out := d.must(t, "bash", "-c", `
+	out := d.must(t, "--shm-size=64M", "bash", "-c", `
 		head -c 70000000 /dev/zero > /dev/shm/x 2>/dev/null || echo shm full; rm /dev/shm/x
 		df -B1 --output=size / | tail -1 | tr -d ' '
 		ulimit -u; cat /sys/fs/cgroup/pids.max 2>/dev/null; true`)

@@ -131,7 +131,7 @@ func TestLimitMemory(t *testing.T) {
 	for name, args := range map[string][]string{
 		"process":    {"python3", "-c", bomb},
 		"tmpfs":      {"python3", "-c", fmt.Sprintf(fill, "/work")},
-		"shm":        {"sh", "-c", `python3 -c "$1"; sleep 1000`, "sh", fmt.Sprintf(fill, "/dev/shm")},
+		"shm":        {"--shm-size=1G", "sh", "-c", `python3 -c "$1"; sleep 1000`, "sh", fmt.Sprintf(fill, "/dev/shm")},
 		"grandchild": {"sh", "-c", `sh -c 'python3 -c "$1"; true' sh "$1"; sleep 1000`, "sh", bomb},
 		"daemon":     {"sh", "-c", `setsid python3 -c "$1" </dev/null >/dev/null 2>&1 & sleep 1000`, "sh", bomb},
 		"with init":  {"--init", "sh", "-c", `python3 -c "$1" & sleep 1000`, "sh", bomb},

@@ -1,6 +1,7 @@
 package escape
 
 import (
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -8,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // attempt is one way out, as testdata/probe.c tries it.
@@ -33,11 +36,34 @@ type attempt struct {
 	amd64   bool     // x86-64 only
 }
 
+// reversed returns a word backwards, so that the arguments of an attempt that looks for
+// it do not hold it.
+func reversed(s string) string {
+	b := []byte(s)
+	slices.Reverse(b)
+	return string(b)
+}
+
 func (w *world) attempts() []attempt {
-	word := []byte(w.mark)
-	slices.Reverse(word)
-	backwards := string(word)
 	const netNS = unix.CLONE_NEWNET
+	groups := testenv.Groups(w.run)
+	if len(groups) == 0 {
+		w.t.Fatal("the daemon has no cgroup below /sys/fs/cgroup")
+	}
+	own := []string{"/sys/fs/cgroup", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/cpu", "/sys/fs/cgroup/pids", "/sys/fs/cgroup/cpuset", "/sys/fs/cgroup/blkio", "/sys/fs/cgroup/unified"}
+	// files returns the arguments of an attempt on these files, of a job's own cgroups or,
+	// as the control, of the daemon's.
+	files := func(attempt string, dirs []string, names ...string) []string {
+		args := []string{attempt}
+		for _, dir := range dirs {
+			for _, name := range names {
+				args = append(args, filepath.Join(dir, name))
+			}
+		}
+		return args
+	}
+	limitFiles := []string{"memory.max", "memory.limit_in_bytes", "cpu.max", "cpu.cfs_quota_us", "pids.max", "cpuset.cpus"}
+	noticeFiles := []string{"cgroup.event_control", "memory.pressure", "memory.pressure_level", "notify_on_release"}
 	noPtrace := []string{"/proc/sys/kernel/yama/ptrace_scope 3"}
 	lockdown := []string{"/sys/kernel/security/lockdown [integrity]", "/sys/kernel/security/lockdown [confidentiality]"}
 	return []attempt{
@@ -53,7 +79,7 @@ func (w *world) attempts() []attempt {
 		{name: "limits of a process of the host", ref: "prlimit(2)", args: []string{"limits-of", w.pid}},
 		{name: "oom_score_adj of a process of the host", ref: "proc_pid_oom_score_adj(5)", args: []string{"oom-adj", w.pid, "500"}},
 		{name: "a lower oom_score_adj of its own", ref: "proc_pid_oom_score_adj(5)", args: []string{"oom-adj", "self", "-500"}, needs: unix.CAP_SYS_RESOURCE},
-		{name: "arguments and environment of others", ref: "CWE-214", args: []string{"proc-tells", backwards}},
+		{name: "arguments and environment of others", ref: "CWE-214", args: []string{"proc-tells", reversed(w.mark)}},
 		{name: "the host's files through /proc/*/root, cwd and fd", ref: "proc_pid_root(5)", args: []string{"by-proc", w.secret}},
 
 		// Descriptors and programs of ours.
@@ -118,6 +144,14 @@ func (w *world) attempts() []attempt {
 		{name: "drop_caches", ref: "proc_sys_vm(5)", args: []string{"openw", "/proc/sys/vm/drop_caches"}},
 		{name: "affinity of interrupts", ref: "proc_irq(5)", args: []string{"openw", "/proc/irq/default_smp_affinity"}, mayLack: true},
 		{name: "cgroup.procs of other cgroups", ref: "CVE-2021-4197", args: []string{"cgroup-procs"}},
+		{name: "its own limits", ref: "cgroups(7)", args: files("any-openw", own, limitFiles...), control: files("any-openw", groups, limitFiles...)},
+		{name: "notices of its own cgroup", ref: "cgroup-v1/memory.rst; psi.rst", args: files("any-openw", own, noticeFiles...), control: files("any-openw", groups, noticeFiles...)},
+		{name: "kill and freeze by its own cgroup", ref: "cgroup-v2.rst", args: files("any-openw", own, "cgroup.kill", "cgroup.freeze"), control: files("any-openw", groups, "cgroup.kill", "cgroup.freeze"), mayLack: true},
+		{name: "a cgroup below its own", ref: "CVE-2022-0492", args: append([]string{"own-cgroup"}, own...), control: append([]string{"own-cgroup"}, groups...)},
+		{name: "cgroups of others", ref: "cgroup_namespaces(7)", args: []string{"other-cgroups", "/sys/fs/cgroup"}},
+		{name: "where its cgroup is on the host", ref: "cgroup_namespaces(7)", args: []string{"tells", "/proc/self/mountinfo", reversed(filepath.Base(groups[0]))},
+			prepare: "mkdir group; mount --bind " + groups[0] + " group"},
+		{name: "make /sys writable again", ref: "mount(2)", args: []string{"remount", "/sys"}, prepare: "mount --bind /sys /sys && mount -o remount,bind,ro /sys"},
 		{name: "load a module", ref: "finit_module(2)", args: []string{"module"}, option: "MODULES", needs: unix.CAP_SYS_MODULE, off: []string{"/proc/sys/kernel/modules_disabled 1"}},
 		{name: "unload a module", ref: "delete_module(2)", args: []string{"unload"}, option: "MODULE_UNLOAD", needs: unix.CAP_SYS_MODULE, off: []string{"/proc/sys/kernel/modules_disabled 1"}},
 		{name: "kexec", ref: "CVE-2015-7837", args: []string{"kexec"}, option: "KEXEC", needs: unix.CAP_SYS_BOOT, off: append([]string{"/proc/sys/kernel/kexec_load_disabled 1"}, lockdown...)},

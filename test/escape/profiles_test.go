@@ -92,6 +92,8 @@ func TestProfiles(t *testing.T) {
 		{"namespaces in a nested job", []string{"--security=nested"}, `unshare -Urmpf --mount-proc sh -c 'mount -t tmpfs x /tmp && echo $$; touch /usr/x 2>/dev/null || echo no'`, `^1\nno\n$`},
 		{"mounts of a nested job stay as they are", []string{"--security=nested"},
 			`unshare -Urm sh -c 'mount -o remount,bind,rw /usr || umount /usr || mount --bind /usr /mnt && mount -o remount,bind,rw /mnt' 2>/dev/null || echo refused; mount -o remount,bind,rw /usr 2>/dev/null || echo refused`, `^refused\nrefused\n$`},
+		{"its cgroups in a nested job", []string{"--security=nested"},
+			`unshare -Urm sh -c 'for d in /sys /sys/fs/cgroup /sys/fs/cgroup/*; do mountpoint -q $d && (mount -o remount,bind,rw $d || umount $d || mount --bind $d /mnt && mount -o remount,bind,rw /mnt) && echo $d; done' 2>/dev/null; touch /sys/x 2>/dev/null || echo refused`, `^refused\n$`},
 		{"oom_score_adj", nil, `cat /proc/self/oom_score_adj`, `^100\n$`},
 		{"core dumps", nil, coreScript, coreWant},
 		{"core dumps of a nested job", []string{"--security=nested"}, "unshare -Ur sh -c '" + coreScript + "'", coreWant},

@@ -385,6 +385,76 @@ static int cgroup_procs(char **arg)
 	return no("cgroup.procs");
 }
 
+// own_cgroup makes a cgroup below one of the arguments.
+static int own_cgroup(char **arg)
+{
+	for (; *arg; arg++) {
+		char path[4096];
+		snprintf(path, sizeof path, "%s/probe", *arg);
+		if (!mkdir(path, 0755)) {
+			rmdir(path);
+			return through("%s", path);
+		}
+	}
+	return no("mkdir");
+}
+
+// two_cgroups looks below dir for a cgroup in another: one of those who made it, or of
+// others.
+static int two_cgroups(const char *dir, int in_one)
+{
+	char path[4096];
+	snprintf(path, sizeof path, "%s/cgroup.procs", dir);
+	int is_one = !access(path, F_OK), found = is_one && in_one;
+	DIR *d = opendir(dir);
+	struct dirent *e;
+	if (found)
+		through("%s", dir);
+	while (d && !found && (e = readdir(d)))
+		if (e->d_type == DT_DIR && strcmp(e->d_name, ".") && (strcmp(e->d_name, "..") || is_one)) {
+			if (!strcmp(e->d_name, "..")) {
+				snprintf(path, sizeof path, "%s/../cgroup.procs", dir);
+				found = !access(path, F_OK);
+				if (found)
+					through("%s", path);
+				continue;
+			}
+			snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+			found = two_cgroups(path, is_one);
+		}
+	if (d)
+		closedir(d);
+	return found;
+}
+
+static int other_cgroups(char **arg)
+{
+	if (two_cgroups(arg[0], 0))
+		return THROUGH;
+	errno = ENOENT;
+	return no("more than one cgroup");
+}
+
+// tells looks in a file for a word, which is given backwards.
+static int tells(char **arg)
+{
+	static char buf[1 << 17];
+	char word[256] = "";
+	size_t n = strlen(arg[1]);
+	for (size_t i = 0; i < n && i < sizeof word - 1; i++)
+		word[i] = arg[1][n - 1 - i];
+	int fd = open(arg[0], O_RDONLY | O_CLOEXEC);
+	if (fd < 0)
+		return no(arg[0]);
+	size_t got = 0;
+	for (ssize_t r; got < sizeof buf && (r = read(fd, buf + got, sizeof buf - got)) > 0;)
+		got += r;
+	if (memmem(buf, got, word, strlen(word)))
+		return through("%s", arg[0]);
+	errno = EACCES;
+	return no("the word");
+}
+
 static int binfmt(char **arg)
 {
 	(void)arg;
@@ -1098,6 +1168,7 @@ static const struct {
 	{"mount", 1, mount_fs}, {"bind", 1, bind_mount}, {"remount", 1, remount}, {"unmount", 1, unmount}, {"fsopen", 0, fsopen_},
 	{"open-tree", 0, open_tree_}, {"mount-attr", 1, mount_attr}, {"release-agent", 0, release_agent},
 	{"release-agent-host", 0, release_agent_host}, {"cgroup-procs", 0, cgroup_procs},
+	{"own-cgroup", 1, own_cgroup}, {"other-cgroups", 1, other_cgroups}, {"tells", 2, tells},
 	{"binfmt", 0, binfmt}, {"by-handle", 1, by_handle}, {"overwrite-exe", 1, overwrite_exe}, {"foreign-uid", 1, foreign_uid},
 	{"uid-map", 1, uid_map}, {"setuid-gain", 0, setuid_gain}, {"memfd-exec", 0, memfd_exec}, {"ptrace", 1, ptrace_},
 	{"signal", 1, signal_}, {"pidfd", 1, pidfd}, {"priority", 1, priority}, {"affinity", 1, affinity}, {"limits-of", 1, limits_of},

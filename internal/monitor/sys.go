@@ -1,0 +1,68 @@
+package monitor
+
+import (
+	"path"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/cgroup"
+)
+
+// sysMount is a directory of the host that a box has, read-only, below /sys.
+type sysMount struct {
+	target string // below /sys
+	tree   int    // a descriptor of the detached mount
+}
+
+const sysAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
+
+// openSys opens what the box has in /sys: the job's own cgroups, in which programs look
+// for their limits, and nothing beside or above them. Their files belong to the host's
+// root; some of v1's can be written to by everybody (cgroup.event_control), but for the
+// mount.
+func openSys(views []cgroup.View) ([]sysMount, error) {
+	mounts := make([]sysMount, 0, len(views))
+	for _, v := range views {
+		fd, err := openTree(Tree{Source: v.Dir}, sysAttrs, -1)
+		if err != nil {
+			closeSys(mounts)
+			return nil, err
+		}
+		mounts = append(mounts, sysMount{path.Join("fs/cgroup", v.Name), fd})
+	}
+	return mounts, nil
+}
+
+func closeSys(mounts []sysMount) {
+	for _, m := range mounts {
+		unix.Close(m.tree)
+	}
+}
+
+// mountSys makes /sys: a tmpfs with the places of the mounts, which wait in the slots
+// from slotTree on, and then no more is written there.
+func mountSys(p *program, box *Box, mounts []sysMount) {
+	p.mount("sys", "sys", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755,size=4k,nr_inodes=128")
+	made := map[string]bool{"sys": true}
+	var mkdirs func(dir string)
+	mkdirs = func(dir string) {
+		if !made[dir] {
+			made[dir] = true
+			mkdirs(path.Dir(dir))
+			p.mkdir(dir, 0o755)
+		}
+	}
+	for i, m := range mounts {
+		target, tree := path.Join("sys", m.target), uintptr(slotTree+i)
+		mkdirs(target)
+		p.call("attach /"+target, unix.SYS_MOVE_MOUNT, tree, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
+		p.call("close the tree of /"+target, unix.SYS_CLOSE, tree).slot(0)
+	}
+	for _, v := range box.Cgroup.Views() {
+		for _, name := range v.Aliases {
+			p.call("symlink "+name, unix.SYS_SYMLINKAT, p.str(v.Name), atFDCWD, p.str("sys/fs/cgroup/"+name))
+		}
+	}
+	p.call("freeze /sys", unix.SYS_MOUNT, 0, p.str("sys"), 0,
+		unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0)
+}
