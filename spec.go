@@ -1,6 +1,7 @@
 package joblet
 
 import (
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -139,6 +140,9 @@ func (s Spec) CommandLine() string {
 }
 
 func shellQuote(s string) string {
+	if !utf8.ValidString(s) {
+		return quoteBytes(s)
+	}
 	safe := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("%+,-./:=@_", r)
 	}
@@ -146,6 +150,27 @@ func shellQuote(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// quoteBytes quotes what is not UTF-8 as bash and zsh do.
+func quoteBytes(s string) string {
+	var b strings.Builder
+	b.WriteString("$'")
+	for len(s) > 0 {
+		r, n := utf8.DecodeRuneInString(s)
+		switch {
+		case r == utf8.RuneError && n == 1:
+			fmt.Fprintf(&b, `\x%02x`, s[0])
+		case r == '\'' || r == '\\':
+			b.WriteByte('\\')
+			b.WriteRune(r)
+		default:
+			b.WriteString(s[:n])
+		}
+		s = s[n:]
+	}
+	b.WriteByte('\'')
+	return b.String()
 }
 
 // Validate reports the first thing in s that can never work.
@@ -169,7 +194,7 @@ func (s Spec) Validate() error {
 				return err
 			}
 			if err := validString(name + "=" + value); err != nil {
-				return Errorf(InvalidArgument, "environment variable %s: %w", name, err)
+				return Errorf(InvalidArgument, "environment variable %.100s: %w", name, err)
 			}
 			size += len(name) + len(value) + 2
 		}
@@ -301,25 +326,25 @@ func validString(s string) error {
 	if i := strings.IndexByte(s, 0); i >= 0 {
 		return Errorf(InvalidArgument, "holds a NUL byte at offset %d", i)
 	}
-	if !utf8.ValidString(s) {
-		return Errorf(InvalidArgument, "is not valid UTF-8; pass binary data in a file")
-	}
 	if len(s) > MaxStringLen {
 		return Errorf(InvalidArgument, "%d bytes long: at most %d are possible; pass large data in a file", len(s), MaxStringLen)
 	}
 	return nil
 }
 
-// ValidEnvName reports whether name may name an environment variable:
-// [A-Za-z_][A-Za-z0-9_]*.
+// envPrefix begins the names of the variables that Joblet sets.
+const envPrefix = "JOBLET_"
+
+// ValidEnvName reports whether name may name an environment variable: all that
+// execve(2) takes, but for names that begin with JOBLET_.
 func ValidEnvName(name string) error {
-	for i, r := range name {
-		if r != '_' && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (i == 0 || r < '0' || r > '9') {
-			return Errorf(InvalidArgument, "environment variable name %.100q: only letters, digits and _ are allowed, and no digit first", name)
-		}
-	}
-	if name == "" {
+	switch {
+	case name == "":
 		return Errorf(InvalidArgument, "environment variable without a name")
+	case strings.ContainsAny(name, "=\x00"):
+		return Errorf(InvalidArgument, "environment variable name %.100q: must not hold = or a NUL byte", name)
+	case strings.HasPrefix(name, envPrefix):
+		return Errorf(InvalidArgument, "environment variable name %.100q: names that begin with %s are Joblet's own; choose another", name, envPrefix)
 	}
 	return nil
 }

@@ -130,10 +130,18 @@ type Job struct {
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
-	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
-	Denied         []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
+	// these take precedence.
+	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
+	EnvironmentBytes       [][]byte      `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	CommandBytes           []byte        `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
+	WorkDirBytes           []byte        `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
+	SecretEnvironmentBytes [][]byte      `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`
+	UploadsBytes           [][]byte      `protobuf:"bytes,185,rep,name=uploads_bytes,json=uploadsBytes,proto3" json:"uploads_bytes,omitempty"`
+	Security               *JobSecurity  `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
+	Denied                 []*DeniedCall `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
@@ -530,6 +538,48 @@ func (x *Job) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *Job) GetArgsBytes() [][]byte {
+	if x != nil {
+		return x.ArgsBytes
+	}
+	return nil
+}
+
+func (x *Job) GetEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.EnvironmentBytes
+	}
+	return nil
+}
+
+func (x *Job) GetCommandBytes() []byte {
+	if x != nil {
+		return x.CommandBytes
+	}
+	return nil
+}
+
+func (x *Job) GetWorkDirBytes() []byte {
+	if x != nil {
+		return x.WorkDirBytes
+	}
+	return nil
+}
+
+func (x *Job) GetSecretEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.SecretEnvironmentBytes
+	}
+	return nil
+}
+
+func (x *Job) GetUploadsBytes() [][]byte {
+	if x != nil {
+		return x.UploadsBytes
+	}
+	return nil
+}
+
 func (x *Job) GetSecurity() *JobSecurity {
 	if x != nil {
 		return x.Security
@@ -586,6 +636,7 @@ type FileUpload struct {
 	Content       []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
 	Mode          uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
 	IsDirectory   bool                   `protobuf:"varint,4,opt,name=is_directory,json=isDirectory,proto3" json:"is_directory,omitempty"`
+	PathBytes     []byte                 `protobuf:"bytes,180,opt,name=path_bytes,json=pathBytes,proto3" json:"path_bytes,omitempty"` // if it is not UTF-8
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -646,6 +697,13 @@ func (x *FileUpload) GetIsDirectory() bool {
 		return x.IsDirectory
 	}
 	return false
+}
+
+func (x *FileUpload) GetPathBytes() []byte {
+	if x != nil {
+		return x.PathBytes
+	}
+	return nil
 }
 
 type GetJobStatusRequest struct {
@@ -750,10 +808,18 @@ type GetJobStatusResponse struct {
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
-	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
-	Denied         []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
+	// these take precedence.
+	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
+	EnvironmentBytes       [][]byte      `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	CommandBytes           []byte        `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
+	WorkDirBytes           []byte        `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
+	SecretEnvironmentBytes [][]byte      `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`
+	UploadsBytes           [][]byte      `protobuf:"bytes,185,rep,name=uploads_bytes,json=uploadsBytes,proto3" json:"uploads_bytes,omitempty"`
+	Security               *JobSecurity  `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
+	Denied                 []*DeniedCall `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *GetJobStatusResponse) Reset() {
@@ -1160,6 +1226,48 @@ func (x *GetJobStatusResponse) GetOutOfMemory() bool {
 func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
 	if x != nil {
 		return x.Terminal
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetArgsBytes() [][]byte {
+	if x != nil {
+		return x.ArgsBytes
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.EnvironmentBytes
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetCommandBytes() []byte {
+	if x != nil {
+		return x.CommandBytes
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetWorkDirBytes() []byte {
+	if x != nil {
+		return x.WorkDirBytes
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetSecretEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.SecretEnvironmentBytes
+	}
+	return nil
+}
+
+func (x *GetJobStatusResponse) GetUploadsBytes() [][]byte {
+	if x != nil {
+		return x.UploadsBytes
 	}
 	return nil
 }
@@ -5140,9 +5248,16 @@ type RunJobRequest struct {
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
 	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
-	Security          *JobSecurity           `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
+	// these take precedence.
+	ArgsBytes              [][]byte     `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
+	EnvironmentBytes       [][]byte     `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	CommandBytes           []byte       `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
+	WorkDirBytes           []byte       `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
+	SecretEnvironmentBytes [][]byte     `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`
+	Security               *JobSecurity `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *RunJobRequest) Reset() {
@@ -5409,6 +5524,41 @@ func (x *RunJobRequest) GetLimits() *JobLimits {
 func (x *RunJobRequest) GetTerminal() *WindowSize {
 	if x != nil {
 		return x.Terminal
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetArgsBytes() [][]byte {
+	if x != nil {
+		return x.ArgsBytes
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.EnvironmentBytes
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetCommandBytes() []byte {
+	if x != nil {
+		return x.CommandBytes
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetWorkDirBytes() []byte {
+	if x != nil {
+		return x.WorkDirBytes
+	}
+	return nil
+}
+
+func (x *RunJobRequest) GetSecretEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.SecretEnvironmentBytes
 	}
 	return nil
 }
@@ -7842,16 +7992,22 @@ func (*ExecInput_Resize) isExecInput_Input() {}
 func (*ExecInput_Signal) isExecInput_Input() {}
 
 type ExecJobRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Command       string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
-	Args          []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
-	Environment   map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside the job's own
-	WorkDir       string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
-	Stdin         bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
-	Terminal      *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Uuid        string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Command     string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
+	Args        []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
+	Environment map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside the job's own
+	WorkDir     string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
+	Stdin       bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
+	Terminal    *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
+	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
+	// these take precedence.
+	ArgsBytes        [][]byte `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
+	EnvironmentBytes [][]byte `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	CommandBytes     []byte   `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
+	WorkDirBytes     []byte   `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *ExecJobRequest) Reset() {
@@ -7929,6 +8085,34 @@ func (x *ExecJobRequest) GetStdin() bool {
 func (x *ExecJobRequest) GetTerminal() *WindowSize {
 	if x != nil {
 		return x.Terminal
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetArgsBytes() [][]byte {
+	if x != nil {
+		return x.ArgsBytes
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.EnvironmentBytes
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetCommandBytes() []byte {
+	if x != nil {
+		return x.CommandBytes
+	}
+	return nil
+}
+
+func (x *ExecJobRequest) GetWorkDirBytes() []byte {
+	if x != nil {
+		return x.WorkDirBytes
 	}
 	return nil
 }
@@ -8213,11 +8397,12 @@ func (x *JobAttempt) GetUsage() *JobUsage {
 }
 
 type RerunJobRequest struct {
-	state             protoimpl.MessageState `protogen:"open.v1"`
-	Uuid              string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	SecretEnvironment map[string]string      `protobuf:"bytes,2,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // if the job had one: it is not kept
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	state                  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid                   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	SecretEnvironment      map[string]string      `protobuf:"bytes,2,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // if the job had one: it is not kept
+	SecretEnvironmentBytes [][]byte               `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`                                                        // NAME=VALUE, all of them, if one is not UTF-8
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *RerunJobRequest) Reset() {
@@ -8260,6 +8445,13 @@ func (x *RerunJobRequest) GetUuid() string {
 func (x *RerunJobRequest) GetSecretEnvironment() map[string]string {
 	if x != nil {
 		return x.SecretEnvironment
+	}
+	return nil
+}
+
+func (x *RerunJobRequest) GetSecretEnvironmentBytes() [][]byte {
+	if x != nil {
+		return x.SecretEnvironmentBytes
 	}
 	return nil
 }
@@ -8390,6 +8582,7 @@ type GetJobFilesRequest struct {
 	// Paths relative to /work, "**" for any directories; a directory stands for
 	// all in it. None: everything. One that matches nothing is a NotFound error.
 	Patterns      []string `protobuf:"bytes,2,rep,name=patterns,proto3" json:"patterns,omitempty"`
+	PatternsBytes [][]byte `protobuf:"bytes,180,rep,name=patterns_bytes,json=patternsBytes,proto3" json:"patterns_bytes,omitempty"` // all of them, if one is not UTF-8
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8434,6 +8627,13 @@ func (x *GetJobFilesRequest) GetUuid() string {
 func (x *GetJobFilesRequest) GetPatterns() []string {
 	if x != nil {
 		return x.Patterns
+	}
+	return nil
+}
+
+func (x *GetJobFilesRequest) GetPatternsBytes() [][]byte {
+	if x != nil {
+		return x.PatternsBytes
 	}
 	return nil
 }
@@ -9583,7 +9783,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x99\x0f\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x95\x11\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9644,7 +9844,14 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\n" +
+	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
+	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
+	"\rcommand_bytes\x18\xb6\x01 \x01(\fR\fcommandBytes\x12%\n" +
+	"\x0ework_dir_bytes\x18\xb7\x01 \x01(\fR\fworkDirBytes\x129\n" +
+	"\x18secret_environment_bytes\x18\xb8\x01 \x03(\fR\x16secretEnvironmentBytes\x12$\n" +
+	"\ruploads_bytes\x18\xb9\x01 \x03(\fR\fuploadsBytes\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
 	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
@@ -9656,15 +9863,17 @@ const file_joblet_proto_rawDesc = "" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x03\"\x0e\n" +
-	"\fEmptyRequest\"q\n" +
+	"\fEmptyRequest\"\x91\x01\n" +
 	"\n" +
 	"FileUpload\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
 	"\acontent\x18\x02 \x01(\fR\acontent\x12\x12\n" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
-	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
+	"\fis_directory\x18\x04 \x01(\bR\visDirectory\x12\x1e\n" +
+	"\n" +
+	"path_bytes\x18\xb4\x01 \x01(\fR\tpathBytes\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x97\x10\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x93\x12\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9727,7 +9936,14 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\n" +
+	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
+	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
+	"\rcommand_bytes\x18\xb6\x01 \x01(\fR\fcommandBytes\x12%\n" +
+	"\x0ework_dir_bytes\x18\xb7\x01 \x01(\fR\fworkDirBytes\x129\n" +
+	"\x18secret_environment_bytes\x18\xb8\x01 \x03(\fR\x16secretEnvironmentBytes\x12$\n" +
+	"\ruploads_bytes\x18\xb9\x01 \x03(\fR\fuploadsBytes\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
 	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
@@ -10096,7 +10312,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x84\v\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xda\f\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
@@ -10136,7 +10352,13 @@ const file_joblet_proto_rawDesc = "" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
 	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\n" +
+	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
+	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
+	"\rcommand_bytes\x18\xb6\x01 \x01(\fR\fcommandBytes\x12%\n" +
+	"\x0ework_dir_bytes\x18\xb7\x01 \x01(\fR\fworkDirBytes\x129\n" +
+	"\x18secret_environment_bytes\x18\xb8\x01 \x03(\fR\x16secretEnvironmentBytes\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -10334,7 +10556,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12,\n" +
 	"\x06resize\x18\x03 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resize\x12\x18\n" +
 	"\x06signal\x18\x04 \x01(\x05H\x00R\x06signalB\a\n" +
-	"\x05input\"\xbe\x02\n" +
+	"\x05input\"\xd9\x03\n" +
 	"\x0eExecJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -10342,7 +10564,12 @@ const file_joblet_proto_rawDesc = "" +
 	"\venvironment\x18\x04 \x03(\v2'.joblet.ExecJobRequest.EnvironmentEntryR\venvironment\x12\x19\n" +
 	"\bwork_dir\x18\x05 \x01(\tR\aworkDir\x12\x14\n" +
 	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12.\n" +
-	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x1a>\n" +
+	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\n" +
+	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
+	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
+	"\rcommand_bytes\x18\xb6\x01 \x01(\fR\fcommandBytes\x12%\n" +
+	"\x0ework_dir_bytes\x18\xb7\x01 \x01(\fR\fworkDirBytes\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9c\x01\n" +
@@ -10365,10 +10592,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06status\x18\x03 \x01(\tR\x06status\x12#\n" +
 	"\x04exit\x18\x04 \x01(\v2\x0f.joblet.JobExitR\x04exit\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\x12&\n" +
-	"\x05usage\x18\x06 \x01(\v2\x10.joblet.JobUsageR\x05usage\"\xca\x01\n" +
+	"\x05usage\x18\x06 \x01(\v2\x10.joblet.JobUsageR\x05usage\"\x85\x02\n" +
 	"\x0fRerunJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12]\n" +
-	"\x12secret_environment\x18\x02 \x03(\v2..joblet.RerunJobRequest.SecretEnvironmentEntryR\x11secretEnvironment\x1aD\n" +
+	"\x12secret_environment\x18\x02 \x03(\v2..joblet.RerunJobRequest.SecretEnvironmentEntryR\x11secretEnvironment\x129\n" +
+	"\x18secret_environment_bytes\x18\xb8\x01 \x03(\fR\x16secretEnvironmentBytes\x1aD\n" +
 	"\x16SecretEnvironmentEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"~\n" +
@@ -10380,10 +10608,11 @@ const file_joblet_proto_rawDesc = "" +
 	"\x11PruneJobsResponse\x12#\n" +
 	"\rdeleted_count\x18\x01 \x01(\x05R\fdeletedCount\x12\x1f\n" +
 	"\vfreed_bytes\x18\x02 \x01(\x03R\n" +
-	"freedBytes\"D\n" +
+	"freedBytes\"l\n" +
 	"\x12GetJobFilesRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x1a\n" +
-	"\bpatterns\x18\x02 \x03(\tR\bpatterns\"e\n" +
+	"\bpatterns\x18\x02 \x03(\tR\bpatterns\x12&\n" +
+	"\x0epatterns_bytes\x18\xb4\x01 \x03(\fR\rpatternsBytes\"e\n" +
 	"\x10SignalJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12%\n" +

@@ -444,7 +444,7 @@ func (c *Client) Cancel(ctx context.Context, ref string) (joblet.Job, error) {
 // the new one as Run does. Secrets are not kept: they are to be given again, all
 // that the job had.
 func (c *Client) Rerun(ctx context.Context, ref string, secrets map[string]string) (joblet.Job, error) {
-	out, err := c.jobs.RerunJob(ctx, &api.RerunJobRequest{Uuid: ref, SecretEnvironment: secrets})
+	out, err := c.jobs.RerunJob(ctx, wire.RerunToProto(ref, secrets))
 	return job(out.GetJob(), err)
 }
 

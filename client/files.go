@@ -158,7 +158,7 @@ func (w *archiveWriter) Write(p []byte) (n int, err error) {
 // goes wrong after the first bytes is an error of Read. Close cuts the call.
 func (c *Client) Files(ctx context.Context, ref string, patterns []string) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.jobs.GetJobFiles(ctx, &api.GetJobFilesRequest{Uuid: ref, Patterns: patterns})
+	stream, err := c.jobs.GetJobFiles(ctx, wire.FilesToProto(ref, patterns))
 	if err != nil {
 		cancel()
 		return nil, err

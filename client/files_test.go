@@ -276,7 +276,7 @@ func TestSubmitRefused(t *testing.T) {
 			t.Errorf("too long: got %v", err)
 		}
 	}
-	for _, err := range c.Submit(t.Context(), joblet.Spec{Command: "\xff"}, Input{}, false) {
+	for _, err := range c.Submit(t.Context(), joblet.Spec{Command: "a", IdempotencyKey: "\xff"}, Input{}, false) {
 		if joblet.KindOf(err) != joblet.InvalidArgument {
 			t.Errorf("not UTF-8: got %v", err)
 		}

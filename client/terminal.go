@@ -145,19 +145,15 @@ type Exec struct {
 // Exec runs a further process in the job that ref names and returns once its
 // command runs. Close, or the end of ctx, ends it.
 func (c *Client) Exec(ctx context.Context, ref string, spec joblet.ExecSpec) (*Exec, error) {
-	r, err := wire.ExecToProto(ref, spec)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	x := &Exec{ctx: ctx, cancel: cancel}
-	err = func() error {
+	err := func() error {
 		stream, err := c.jobs.ExecJob(ctx)
 		if err != nil {
 			return err
 		}
 		x.stream = stream
-		if err := stream.Send(&api.ExecInput{Input: &api.ExecInput_Run{Run: r}}); err != nil && !errors.Is(err, io.EOF) {
+		if err := stream.Send(&api.ExecInput{Input: &api.ExecInput_Run{Run: wire.ExecToProto(ref, spec)}}); err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		first, err := stream.Recv()

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/joblet/joblet"
 )
@@ -68,7 +67,8 @@ func readEnvFile(env map[string]string, name string, lookup func(string) (string
 
 // parseEnvFile reads lines as docker-run(1) does: NAME=VALUE with the value as
 // it stands, quotes and blanks too; NAME for the variable here; empty lines and
-// comments behind "#". Its errors show nothing of a line: it may be a secret.
+// comments behind "#". Its errors show nothing of a line but plain names: it may be
+// a secret.
 func parseEnvFile(env map[string]string, file string, text []byte, lookup func(string) (string, bool)) error {
 	number := 0
 	for line := range bytes.Lines(bytes.TrimPrefix(text, []byte("\ufeff"))) {
@@ -89,17 +89,41 @@ func parseEnvFile(env map[string]string, file string, text []byte, lookup func(s
 
 func parseEnvLine(line string, lookup func(string) (string, bool)) (name, value string, err error) {
 	name, value, ok := strings.Cut(line, "=")
+	shown := "the line"
+	if plainName(name) {
+		shown = name
+	}
 	switch {
-	case joblet.ValidEnvName(name) != nil:
-		return "", "", errors.New("not NAME=VALUE: a name is letters, digits and _, no digit first")
-	case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
-		return "", "", fmt.Errorf("the value of %s holds a NUL byte or is not UTF-8", name)
+	case name == "":
+		return "", "", errors.New("not NAME=VALUE: there is no name")
+	case ok && strings.HasPrefix(name, "export "):
+		return "", "", errors.New("not NAME=VALUE: leave out export")
+	case ok && strings.TrimRight(name, " \t") != name:
+		return "", "", errors.New("not NAME=VALUE: leave out the blanks before =")
+	case strings.ContainsRune(line, 0):
+		return "", "", fmt.Errorf("%s holds a NUL byte", shown)
+	case joblet.ValidEnvName(name) != nil: // one that is Joblet's own
+		return "", "", joblet.ValidEnvName(name)
 	case len(line) > joblet.MaxStringLen:
-		return "", "", fmt.Errorf("%s is %d bytes long: at most %d are possible", name, len(line), joblet.MaxStringLen)
+		return "", "", fmt.Errorf("%s is %d bytes long: at most %d are possible", shown, len(line), joblet.MaxStringLen)
 	case !ok:
-		if value, ok = lookup(name); !ok {
+		value, ok = lookup(name)
+		switch {
+		case !ok && shown == name:
 			return "", "", fmt.Errorf("there is no variable %s here to pass on", name)
+		case !ok:
+			return "", "", errors.New("not NAME=VALUE: there is no variable of that name here to pass on")
 		}
 	}
 	return name, value, nil
+}
+
+// plainName reports whether a name is one that programs usually have.
+func plainName(name string) bool {
+	for i, r := range name {
+		if r != '_' && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && (i == 0 || r < '0' || r > '9') {
+			return false
+		}
+	}
+	return name != ""
 }

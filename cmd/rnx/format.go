@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -230,7 +231,8 @@ func notRun(j joblet.Job) bool {
 	return j.State == joblet.Failed && j.Exit == nil && (j.Failure == joblet.CommandNotFound || j.Failure == joblet.NotExecutable)
 }
 
-// jobJSON is a job as --json shows it, and what --format templates get.
+// jobJSON is a job as --json shows it, and what --format templates get. JSON texts are
+// UTF-8: what is not has U+FFFD there, and stands in Base64 as well.
 type jobJSON struct {
 	UUID           string              `json:"uuid"`
 	Name           string              `json:"name,omitempty"`
@@ -277,6 +279,29 @@ type jobJSON struct {
 	OutOfMemory    bool                `json:"out_of_memory,omitempty"`
 	Usage          *usageJSON          `json:"usage,omitempty"` // of the latest attempt, so far or in all
 	Denied         []joblet.DeniedCall `json:"denied,omitempty"`
+	Base64         *bytesJSON          `json:"base64,omitempty"`
+}
+
+// bytesJSON is what of a job is not UTF-8, exactly: lists as a whole, variables as
+// NAME=VALUE.
+type bytesJSON struct {
+	Command   []byte   `json:"command,omitempty"`
+	Args      [][]byte `json:"args,omitempty"`
+	WorkDir   []byte   `json:"work_dir,omitempty"`
+	Env       [][]byte `json:"environment,omitempty"`
+	SecretEnv [][]byte `json:"secret_environment,omitempty"`
+	Uploads   [][]byte `json:"uploads,omitempty"`
+}
+
+func newBytesJSON(s joblet.Spec) *bytesJSON {
+	b := bytesJSON{
+		Command: joblet.RawText(s.Command), Args: joblet.RawTexts(s.Args), WorkDir: joblet.RawText(s.WorkDir),
+		Env: joblet.RawEnv(s.Env), SecretEnv: joblet.RawEnv(s.Redacted().SecretEnv), Uploads: joblet.RawTexts(s.Uploads),
+	}
+	if reflect.ValueOf(b).IsZero() {
+		return nil
+	}
+	return &b
 }
 
 // usageJSON is what a job took. What the host does not count is 0.
@@ -336,7 +361,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage), Denied: j.Denied,
-		Terminal: s.Terminal,
+		Terminal: s.Terminal, Base64: newBytesJSON(s),
 	}
 	if out.Args == nil {
 		out.Args = []string{}

@@ -101,11 +101,17 @@ func TestEnvFile(t *testing.T) {
 		}, ""},
 		{"A=1\n\nNOT_HERE\n", nil, "f.env:3: there is no variable NOT_HERE here"},
 		{"A=1\nhunter2-rest-of-a-secret\n", nil, "f.env:2: not NAME=VALUE"},
+		{"discovery.type=single-node\nmy-var=1\nüber=2\n\xff=\xfe\na b=3\n%=\n2=\n", map[string]string{
+			"discovery.type": "single-node", "my-var": "1", "über": "2", "\xff": "\xfe", "a b": "3", "%": "", "2": "",
+		}, ""},
+		{"JOBLET_JOB_ID=1\n", nil, "f.env:1: environment variable name \"JOBLET_JOB_ID\": names that begin with JOBLET_"},
+		{"JOBLET_a.b=1\n", nil, "f.env:1: environment variable name \"JOBLET_a.b\": names that begin with JOBLET_"},
+		{"joblet_x=1\nJOBLETX=2\nXJOBLET_=3\n", map[string]string{"joblet_x": "1", "JOBLETX": "2", "XJOBLET_": "3"}, ""},
 		{"A =1\n", nil, "f.env:1: not NAME=VALUE"},
 		{"export A=1\n", nil, "f.env:1: not NAME=VALUE"},
 		{"=1\n", nil, "f.env:1: not NAME=VALUE"},
-		{"A=\x00hunter2\n", nil, "f.env:1: the value of A holds a NUL"},
-		{"A=\xffhunter2\n", nil, "f.env:1: the value of A"},
+		{"A=\x00hunter2\n", nil, "f.env:1: A holds a NUL"},
+		{"hunter2\x00=x\n", nil, "f.env:1: the line holds a NUL"},
 		{"A=" + strings.Repeat("x", joblet.MaxStringLen) + "\n", nil, "f.env:1: A is "},
 	} {
 		env := map[string]string{}

@@ -43,7 +43,7 @@ func TestUsageErrors(t *testing.T) {
 		{"job run --rumtime=x true", 125, `rnx: unknown flag: --rumtime; did you mean --runtime?`},
 		{"job run --timeout=soon true", 125, `rnx: invalid argument "soon" for "--timeout" flag`},
 		{"job run --timeout=-1s true", 125, `rnx: timeout -1s: must be between`},
-		{"job run -e 1A=b true", 125, `rnx: --env: environment variable name "1A"`},
+		{"job run -e JOBLET_A=b true", 125, `rnx: --env: environment variable name "JOBLET_A"`},
 		{"job run --label==a true", 125, `rnx: --label: label is empty`},
 		{"job run --env-file=/nonexistent/x true", 125, `rnx: --env-file: open /nonexistent/x: no such file`},
 		{"job run --secret-env-file=/nonexistent/x true", 125, `rnx: --secret-env-file: open`},
@@ -260,7 +260,7 @@ func TestTable(t *testing.T) {
 	want := `ID        NAME  STATUS   EXIT  STARTED              DURATION  RUNTIME      COMMAND
 11111111  ü     RUNNING  -     2026-01-02 03:02:35  1m30s     -            sh -c 'echo a\nb\x1b[2J'
 22222222  -     FAILED   137   2026-01-02 02:04:05  1.23s     python-3.11  true
-33333333  -     FAILED   -     -                    -         -            '\xff'
+33333333  -     FAILED   -     -                    -         -            $'\xff'
 `
 	if b.String() != want {
 		t.Errorf("got\n%swant\n%s", b.String(), want)

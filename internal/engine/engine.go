@@ -532,7 +532,7 @@ func (b *Box) Start(run *Run) (*Process, error) {
 	// A box waits for its job for long, and its monitor may have been stopped meanwhile.
 	defer time.AfterFunc(wakeAfter, func() { b.engine.Wake(b.ID) }).Stop()
 	_ = b.conn.SetDeadline(time.Now().Add(limit))
-	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: &run.Run}); err != nil {
+	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run.Packed()}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", late(err, limit)), b.conn.Close())
 	}
 	fault.Point("box.sent")

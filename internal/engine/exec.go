@@ -99,7 +99,7 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 		_ = f.Close()
 	}
 	theirs = nil
-	config := monitor.Exec{PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: &run.Run}
+	config := monitor.Exec{PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: run.Packed()}
 	// Whoever asked may go away while the job is joined.
 	deadline := time.Now().Add(joinTimeout)
 	_ = x.conn.SetDeadline(deadline)

@@ -122,6 +122,7 @@ func (m *monitor) run() error {
 	err := ReadMessage(daemon, &req)
 	switch {
 	case err == nil && req.Exec != nil:
+		req.Exec.Run.unpack()
 		return m.exec(req.Exec)
 	case err != nil || req.Box == nil:
 		return errors.Join(errors.New("no box on the control socket"), err)
@@ -134,6 +135,7 @@ func (m *monitor) run() error {
 			m.killChild() // not needed: the daemon stops, or is gone
 			return nil
 		}
+		req.Run.unpack()
 		boxErr = m.startJob(req.Run)
 	}
 	if boxErr != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -107,6 +108,26 @@ func TestMessages(t *testing.T) {
 	huge := binary.BigEndian.AppendUint32(nil, maxMessage+1)
 	if err := ReadMessage(bytes.NewReader(huge), &got); err == nil || !strings.Contains(err.Error(), "too large") {
 		t.Errorf("huge: %v", err)
+	}
+}
+
+// TestRunBytes: what execve takes need not be UTF-8.
+func TestRunBytes(t *testing.T) {
+	t.Parallel()
+	for _, want := range []Run{
+		{Command: "a", Args: []string{"ü"}, Env: []string{"A=b"}, Path: "/bin", WorkDir: "/"},
+		{Command: "\xff", Args: []string{"", "\xfe"}, Env: []string{"\xff=1", "B="}, Path: "/\xff", WorkDir: "/\xfe"},
+		{Command: "a", Args: []string{"ü"}, Env: []string{"A=\xff"}},
+	} {
+		sent := want
+		var b bytes.Buffer
+		var got Request
+		if err := errors.Join(WriteMessage(&b, Request{Run: sent.Packed()}), ReadMessage(&b, &got)); err != nil {
+			t.Fatal(err)
+		}
+		if got.Run.unpack(); !reflect.DeepEqual(*got.Run, want) || !reflect.DeepEqual(sent, want) {
+			t.Errorf("got %+v\nwant %+v", *got.Run, want)
+		}
 	}
 }
 

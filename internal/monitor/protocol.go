@@ -150,6 +150,8 @@ type Run struct {
 	Path    string   `json:"path"` // where Command is looked for, as in $PATH
 	WorkDir string   `json:"workdir"`
 	Init    bool     `json:"init,omitempty"`
+	// Raw has those of them that are not UTF-8, on the way to the monitor.
+	Raw *RawRun `json:"raw,omitempty"`
 
 	// StdinPath is a file of the host that is the job's standard input.
 	// StdinStream makes a pipe of it instead, fed through a connection that
@@ -185,6 +187,45 @@ type Run struct {
 	LogShrinks bool `json:"log_shrinks,omitempty"`
 	// WorkMaxBytes bounds what is kept of /work when the job ends.
 	WorkMaxBytes int64 `json:"work_max_bytes,omitempty"`
+}
+
+// RawRun has what of a Run JSON cannot carry as text.
+type RawRun struct {
+	Command []byte   `json:"command,omitempty"`
+	Args    [][]byte `json:"args,omitempty"`
+	Env     [][]byte `json:"env,omitempty"`
+	Path    []byte   `json:"path,omitempty"`
+	WorkDir []byte   `json:"workdir,omitempty"`
+}
+
+// Packed returns r as it is sent: all bytes in it survive.
+func (r Run) Packed() *Run {
+	raw := RawRun{
+		Command: joblet.RawText(r.Command), Args: joblet.RawTexts(r.Args), Env: joblet.RawTexts(r.Env),
+		Path: joblet.RawText(r.Path), WorkDir: joblet.RawText(r.WorkDir),
+	}
+	if raw.Command == nil && raw.Args == nil && raw.Env == nil && raw.Path == nil && raw.WorkDir == nil {
+		return &r
+	}
+	r.Raw = &raw
+	if raw.Args != nil {
+		r.Args = nil
+	}
+	if raw.Env != nil {
+		r.Env = nil
+	}
+	return &r
+}
+
+// unpack undoes Packed.
+func (r *Run) unpack() {
+	raw := r.Raw
+	if raw == nil {
+		return
+	}
+	r.Command, r.Path, r.WorkDir = joblet.FromRaw(r.Command, raw.Command), joblet.FromRaw(r.Path, raw.Path), joblet.FromRaw(r.WorkDir, raw.WorkDir)
+	r.Args, r.Env = joblet.FromRawTexts(r.Args, raw.Args), joblet.FromRawTexts(r.Env, raw.Env)
+	r.Raw = nil
 }
 
 // Tree is a directory or file of the host that the job sees read-only.

@@ -189,7 +189,8 @@ func uploads(files []*api.FileUpload) *io.PipeReader {
 		t := tar.NewWriter(out)
 		err := func() error {
 			for _, f := range files {
-				h := &tar.Header{Typeflag: tar.TypeReg, Name: f.GetPath(), Size: int64(len(f.GetContent())), Mode: int64(f.GetMode() & 0o777)}
+				name := joblet.FromRaw(f.GetPath(), f.GetPathBytes())
+				h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(f.GetContent())), Mode: int64(f.GetMode() & 0o777)}
 				if f.GetIsDirectory() {
 					h.Typeflag, h.Name, h.Size = tar.TypeDir, strings.TrimSuffix(h.Name, "/")+"/", 0
 				}
@@ -197,7 +198,7 @@ func uploads(files []*api.FileUpload) *io.PipeReader {
 					h.Mode = map[bool]int64{false: 0o644, true: 0o755}[f.GetIsDirectory()]
 				}
 				if err := t.WriteHeader(h); err != nil {
-					return joblet.Errorf(joblet.InvalidArgument, "upload %.100q: %w", f.GetPath(), err)
+					return joblet.Errorf(joblet.InvalidArgument, "upload %.100q: %w", name, err)
 				}
 				if !f.GetIsDirectory() {
 					if _, err := t.Write(f.GetContent()); err != nil {
@@ -215,7 +216,7 @@ func uploads(files []*api.FileUpload) *io.PipeReader {
 func (s *jobService) GetJobFiles(r *api.GetJobFilesRequest, out grpc.ServerStreamingServer[api.DataChunk]) error {
 	piece := replyOf(out.Context()).piece()
 	w := bufio.NewWriterSize(chunkWriter{out, piece}, piece)
-	if err := s.sup.Files(out.Context(), r.GetUuid(), r.GetPatterns(), w); err != nil {
+	if err := s.sup.Files(out.Context(), r.GetUuid(), wire.PatternsFromProto(r), w); err != nil {
 		return err
 	}
 	return w.Flush()

@@ -219,7 +219,7 @@ func shorten(p *api.Job) *api.Job {
 	if proto.Size(p) <= share {
 		return p
 	}
-	p.Environment, p.SecretEnvironment = nil, nil
+	p.Environment, p.SecretEnvironment, p.EnvironmentBytes, p.SecretEnvironmentBytes = nil, nil, nil, nil
 	if proto.Size(p) <= share {
 		return p
 	}
@@ -371,7 +371,7 @@ func (s *jobService) PruneJobs(ctx context.Context, r *api.PruneJobsRequest) (*a
 }
 
 func (s *jobService) RerunJob(ctx context.Context, r *api.RerunJobRequest) (*api.RunJobResponse, error) {
-	job, err := s.sup.Rerun(ctx, r.GetUuid(), callerOf(ctx).name(), r.GetSecretEnvironment())
+	job, err := s.sup.Rerun(ctx, r.GetUuid(), callerOf(ctx).name(), wire.SecretsFromProto(r))
 	if err != nil {
 		return nil, err
 	}

@@ -84,15 +84,15 @@ func fullJob(t *testing.T) Record {
 	job := Record{Job: joblet.Job{
 		ID: joblet.NewID(),
 		Spec: joblet.Spec{
-			Command: "sh", Args: []string{"-c", "a && b > 'c' \u2028 <ü>", ""}, Name: "nightly", Runtime: "python-3.11", WorkDir: "/work/x",
-			Env:       map[string]string{"A": "1", "B": "line\nline"},
+			Command: "sh", Args: []string{"-c", "a && b > 'c' \u2028 <ü>", "", "\xff"}, Name: "nightly", Runtime: "python-3.11", WorkDir: "/work/x",
+			Env:       map[string]string{"A": "1", "B": "line\nline", "\xff": "\xfe"},
 			SecretEnv: map[string]string{"TOKEN": "hunter2-in-clear", "EMPTY": ""},
 			Timeout:   time.Minute + 1, Init: true,
 			Labels:   map[string]string{"team/x": "vision \u2028 \"ü\" \\n", "empty": ""},
 			Schedule: "*/5 * * * *", Overlap: joblet.OverlapQueue,
 			Retries: 3, RetryDelay: time.Second, RetryOn: []int{1, 124},
 			DependsOn: []string{"a"}, Priority: -7, IdempotencyKey: "once ü",
-			Stdin: joblet.StdinStream, Uploads: []string{"data"}, LogMax: 1 << 20,
+			Stdin: joblet.StdinStream, Uploads: []string{"data", "\xff"}, LogMax: 1 << 20,
 			Terminal: joblet.WindowSize{Rows: 24, Columns: 80},
 			Security: joblet.Security{
 				Profile: joblet.ProfileNested, AllowCalls: []string{"kcmp"}, DenyCalls: []string{"ptrace"},
@@ -230,7 +230,7 @@ func TestRefusedChanges(t *testing.T) {
 			j.Past = []joblet.Attempt{{State: joblet.Failed, Ended: time.Date(10001, 1, 1, 0, 0, 0, 0, time.UTC)}}
 		}), joblet.InvalidArgument},
 		{"huge secrets", with(func(j *Record) { j.Sealed = make([]byte, maxSealedSize+1) }), joblet.InvalidArgument},
-		{"not UTF-8", with(func(j *Record) { j.Spec.Args = []string{"\xff"} }), joblet.InvalidArgument},
+		{"not UTF-8", with(func(j *Record) { j.Spec.IdempotencyKey = "\xff" }), joblet.InvalidArgument},
 		{"too large", with(func(j *Record) { j.Spec.Args = []string{strings.Repeat("x", maxSpecSize)} }), joblet.InvalidArgument},
 	} {
 		t.Run(tc.name, func(t *testing.T) { wantKind(t, s.Insert(t.Context(), tc.job), tc.kind) })

@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/rand"
@@ -84,7 +85,11 @@ func (s *sealer) seal(id string, secrets map[string]string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	plain, err := json.Marshal(secrets)
+	var v any = secrets
+	if raw := joblet.RawEnv(secrets); raw != nil {
+		v = raw
+	}
+	plain, err := json.Marshal(v)
 	if err != nil {
 		return nil, err
 	}
@@ -107,10 +112,16 @@ func (s *sealer) open(id string, sealed []byte) (map[string]string, error) {
 		return nil, fmt.Errorf("open a job's secrets with the key %s: %w", s.path, err)
 	}
 	var secrets map[string]string
-	if err := json.Unmarshal(plain, &secrets); err != nil {
+	var raw [][]byte
+	if bytes.HasPrefix(plain, []byte("[")) { // not all of it is UTF-8
+		err = json.Unmarshal(plain, &raw)
+	} else {
+		err = json.Unmarshal(plain, &secrets)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open a job's secrets: %w", err)
 	}
-	return secrets, nil
+	return joblet.FromRawEnv(secrets, raw), nil
 }
 
 // checkKey refuses to go on when no secret of the jobs can be opened although

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -323,6 +324,12 @@ func TestSecrets(t *testing.T) {
 	b := sealer{path: path} // the next daemon
 	if got, err := b.open("one", sealed); err != nil || got["TOKEN"] != "hunter2" || len(got) != 2 {
 		t.Errorf("%v %v", got, err)
+	}
+	odd := map[string]string{"A": "\xff", "\xfe": "b", "C": ""}
+	if sealed, err := a.seal("one", odd); err != nil {
+		t.Error(err)
+	} else if got, err := b.open("one", sealed); err != nil || !maps.Equal(got, odd) {
+		t.Errorf("not UTF-8: %q %v", got, err)
 	}
 	if _, err := b.open("two", sealed); err == nil {
 		t.Error("another job's secrets could be opened")

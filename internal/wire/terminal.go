@@ -1,10 +1,7 @@
 package wire
 
 import (
-	"maps"
 	"math"
-	"slices"
-	"unicode/utf8"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
@@ -32,23 +29,20 @@ func WindowFromProto(p *api.WindowSize) joblet.WindowSize {
 }
 
 // ExecToProto returns the request for a process in the job that ref names.
-func ExecToProto(ref string, e joblet.ExecSpec) (*api.ExecJobRequest, error) {
-	texts := slices.Concat([]string{e.Command, e.WorkDir}, e.Args, slices.Collect(maps.Keys(e.Env)), slices.Collect(maps.Values(e.Env)))
-	for _, text := range texts {
-		if !utf8.ValidString(text) {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "%.100q: not UTF-8, and the API carries nothing else", text)
-		}
-	}
+func ExecToProto(ref string, e joblet.ExecSpec) *api.ExecJobRequest {
 	return &api.ExecJobRequest{
-		Uuid: ref, Command: e.Command, Args: e.Args, Environment: e.Env, WorkDir: e.WorkDir,
+		Uuid: ref, Command: text(e.Command), Args: joblet.Texts(e.Args), Environment: joblet.TextEnv(e.Env), WorkDir: text(e.WorkDir),
 		Stdin: e.Stdin, Terminal: WindowToProto(e.Terminal),
-	}, nil
+		CommandBytes: joblet.RawText(e.Command), ArgsBytes: joblet.RawTexts(e.Args),
+		EnvironmentBytes: joblet.RawEnv(e.Env), WorkDirBytes: joblet.RawText(e.WorkDir),
+	}
 }
 
 // ExecFromProto returns the process that r asks for, not yet validated.
 func ExecFromProto(r *api.ExecJobRequest) joblet.ExecSpec {
 	return joblet.ExecSpec{
-		Command: r.GetCommand(), Args: r.GetArgs(), Env: r.GetEnvironment(), WorkDir: r.GetWorkDir(),
+		Command: joblet.FromRaw(r.GetCommand(), r.GetCommandBytes()), Args: joblet.FromRawTexts(r.GetArgs(), r.GetArgsBytes()),
+		Env: joblet.FromRawEnv(r.GetEnvironment(), r.GetEnvironmentBytes()), WorkDir: joblet.FromRaw(r.GetWorkDir(), r.GetWorkDirBytes()),
 		Stdin: r.GetStdin(), Terminal: WindowFromProto(r.GetTerminal()),
 	}
 }

@@ -13,18 +13,11 @@ func TestExecRoundTrip(t *testing.T) {
 	var seed int64
 	var want joblet.ExecSpec
 	fill(t, reflect.ValueOf(&want).Elem(), &seed)
-	p, err := ExecToProto("ref", want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := ExecFromProto(p); !reflect.DeepEqual(got, want) || p.GetUuid() != "ref" {
-		t.Errorf("got  %+v\nwant %+v", got, want)
-	}
-	for name, e := range map[string]joblet.ExecSpec{
-		"argument": {Args: []string{"\xff"}}, "variable": {Env: map[string]string{"A": "\xff"}}, "workdir": {WorkDir: "/\xff"},
-	} {
-		if _, err := ExecToProto("x", e); joblet.KindOf(err) != joblet.InvalidArgument {
-			t.Errorf("%s that is not UTF-8: %v", name, err)
+	odd := joblet.ExecSpec{Command: "a\xff", Args: []string{"", "\xff"}, Env: map[string]string{"\xff": "a", "b": "\xfe"}, WorkDir: "/\xff"}
+	for _, want := range []joblet.ExecSpec{want, odd} {
+		p := overWire(t, ExecToProto("ref", want))
+		if got := ExecFromProto(p); !reflect.DeepEqual(got, want) || p.GetUuid() != "ref" {
+			t.Errorf("got  %+v\nwant %+v", got, want)
 		}
 	}
 }

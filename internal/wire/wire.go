@@ -5,10 +5,8 @@
 package wire
 
 import (
-	"maps"
 	"math"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -21,28 +19,16 @@ import (
 )
 
 // SpecToProto returns the request that asks for s. Secrets are in it; s.Uploads
-// are not: they say what came along. Protobuf texts are UTF-8, so a spec that
-// holds other bytes is refused.
+// are not: they say what came along. Only arguments, variables and paths may be other
+// bytes than UTF-8.
 func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
-	for i, a := range slices.Concat([]string{s.Command}, s.Args) {
-		if !utf8.ValidString(a) {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "argument %d: %.100q is not UTF-8, and the API carries nothing else", i, a)
-		}
-	}
-	for _, env := range []map[string]string{s.Env, s.SecretEnv} {
-		for name, value := range env {
-			if !utf8.ValidString(name) || !utf8.ValidString(value) {
-				return nil, joblet.Errorf(joblet.InvalidArgument, "environment variable %.100q: not UTF-8, and the API carries nothing else", name)
-			}
-		}
-	}
 	for name, value := range s.Labels {
 		if !utf8.ValidString(name) || !utf8.ValidString(value) {
 			return nil, joblet.Errorf(joblet.InvalidArgument, "label %.100q: not UTF-8", name)
 		}
 	}
 	for what, text := range map[string]string{
-		"job name": s.Name, "runtime name": s.Runtime, "workdir": s.WorkDir, "schedule": s.Schedule,
+		"job name": s.Name, "runtime name": s.Runtime, "schedule": s.Schedule,
 		"overlap": string(s.Overlap), "idempotency key": s.IdempotencyKey, "standard input": string(s.Stdin),
 		"dependency": strings.Join(s.DependsOn, " "), "processors": s.Limits.CPUCores,
 		"security": securityText(s.Security),
@@ -52,13 +38,13 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		}
 	}
 	return &api.RunJobRequest{
-		Command:           s.Command,
-		Args:              s.Args,
+		Command:           text(s.Command),
+		Args:              joblet.Texts(s.Args),
 		Name:              s.Name,
 		Runtime:           s.Runtime,
-		WorkDir:           s.WorkDir,
-		Environment:       s.Env,
-		SecretEnvironment: s.SecretEnv,
+		WorkDir:           text(s.WorkDir),
+		Environment:       joblet.TextEnv(s.Env),
+		SecretEnvironment: joblet.TextEnv(s.SecretEnv),
 		TimeoutMs:         toMillis(s.Timeout),
 		Init:              s.Init,
 		Labels:            s.Labels,
@@ -75,6 +61,9 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		Limits:            LimitsToProto(s.Limits),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
+
+		CommandBytes: joblet.RawText(s.Command), ArgsBytes: joblet.RawTexts(s.Args), WorkDirBytes: joblet.RawText(s.WorkDir),
+		EnvironmentBytes: joblet.RawEnv(s.Env), SecretEnvironmentBytes: joblet.RawEnv(s.SecretEnv),
 	}, nil
 }
 
@@ -108,13 +97,13 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		return joblet.Spec{}, joblet.Errorf(joblet.InvalidArgument, "retry_on with %d statuses: there are only %d", n, maxRetryOn)
 	}
 	return joblet.Spec{
-		Command:   r.GetCommand(),
-		Args:      r.GetArgs(),
+		Command:   joblet.FromRaw(r.GetCommand(), r.GetCommandBytes()),
+		Args:      joblet.FromRawTexts(r.GetArgs(), r.GetArgsBytes()),
 		Name:      r.GetName(),
 		Runtime:   r.GetRuntime(),
-		WorkDir:   r.GetWorkDir(),
-		Env:       r.GetEnvironment(),
-		SecretEnv: r.GetSecretEnvironment(),
+		WorkDir:   joblet.FromRaw(r.GetWorkDir(), r.GetWorkDirBytes()),
+		Env:       joblet.FromRawEnv(r.GetEnvironment(), r.GetEnvironmentBytes()),
+		SecretEnv: joblet.FromRawEnv(r.GetSecretEnvironment(), r.GetSecretEnvironmentBytes()),
 		Timeout:   timeout,
 		Init:      r.GetInit(),
 
@@ -143,15 +132,15 @@ func JobToProto(j joblet.Job) *api.Job {
 	p := &api.Job{
 		Uuid:              j.ID,
 		Command:           text(s.Command),
-		Args:              texts(s.Args),
+		Args:              joblet.Texts(s.Args),
 		Status:            j.State.String(),
 		StartTime:         formatTime(j.Started),
 		EndTime:           formatTime(j.Ended),
 		ExitCode:          exitCode(j),
 		ScheduledTime:     formatTime(j.Scheduled),
 		Runtime:           s.Runtime,
-		Environment:       textMap(s.Env),
-		SecretEnvironment: s.SecretEnv,
+		Environment:       joblet.TextEnv(s.Env),
+		SecretEnvironment: joblet.TextEnv(s.SecretEnv),
 		Name:              s.Name,
 		Exit:              exitToProto(j.Exit),
 		Reason:            text(j.Reason),
@@ -164,19 +153,19 @@ func JobToProto(j joblet.Job) *api.Job {
 		Init:              s.Init,
 		IdBase:            j.IDBase,
 		WorkDir:           text(s.WorkDir),
-		Labels:            textMap(s.Labels),
+		Labels:            joblet.TextEnv(s.Labels),
 		Priority:          toInt32(s.Priority),
 		Attempt:           toInt32(j.Attempt),
 		Retries:           toInt32(s.Retries),
 		RetryDelayMs:      toMillis(s.RetryDelay),
 		RetryOn:           toInt32s(s.RetryOn),
-		DependsOn:         texts(s.DependsOn),
+		DependsOn:         joblet.Texts(s.DependsOn),
 		Schedule:          text(s.Schedule),
 		Overlap:           text(string(s.Overlap)),
 		Parent:            j.Parent,
 		IdempotencyKey:    text(s.IdempotencyKey),
 		Stdin:             text(string(s.Stdin)),
-		Uploads:           texts(s.Uploads),
+		Uploads:           joblet.Texts(s.Uploads),
 		LogMaxBytes:       s.LogMax,
 		WorkBytes:         j.WorkBytes,
 		Usage:             usageToProto(j.Usage),
@@ -184,6 +173,9 @@ func JobToProto(j joblet.Job) *api.Job {
 		Denied:            deniedToProto(j.Denied),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
+
+		CommandBytes: joblet.RawText(s.Command), ArgsBytes: joblet.RawTexts(s.Args), WorkDirBytes: joblet.RawText(s.WorkDir),
+		EnvironmentBytes: joblet.RawEnv(s.Env), SecretEnvironmentBytes: joblet.RawEnv(s.SecretEnv), UploadsBytes: joblet.RawTexts(s.Uploads),
 	}
 	showLimits(p, s.Limits)
 	if j.State == joblet.Failed && j.Exit == nil {
@@ -238,13 +230,13 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 	j := joblet.Job{
 		ID: p.GetUuid(),
 		Spec: joblet.Spec{
-			Command:   p.GetCommand(),
-			Args:      p.GetArgs(),
+			Command:   joblet.FromRaw(p.GetCommand(), p.GetCommandBytes()),
+			Args:      joblet.FromRawTexts(p.GetArgs(), p.GetArgsBytes()),
 			Name:      p.GetName(),
 			Runtime:   p.GetRuntime(),
-			WorkDir:   p.GetWorkDir(),
-			Env:       p.GetEnvironment(),
-			SecretEnv: p.GetSecretEnvironment(),
+			WorkDir:   joblet.FromRaw(p.GetWorkDir(), p.GetWorkDirBytes()),
+			Env:       joblet.FromRawEnv(p.GetEnvironment(), p.GetEnvironmentBytes()),
+			SecretEnv: joblet.FromRawEnv(p.GetSecretEnvironment(), p.GetSecretEnvironmentBytes()),
 			Timeout:   time.Duration(p.GetTimeoutMs()) * time.Millisecond,
 			Init:      p.GetInit(),
 
@@ -258,7 +250,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Priority:       int(p.GetPriority()),
 			IdempotencyKey: p.GetIdempotencyKey(),
 			Stdin:          joblet.Stdin(p.GetStdin()),
-			Uploads:        p.GetUploads(),
+			Uploads:        joblet.FromRawTexts(p.GetUploads(), p.GetUploadsBytes()),
 			LogMax:         p.GetLogMaxBytes(),
 			Limits:         LimitsFromProto(p.GetLimits()),
 			Security:       securityFromProto(p.GetSecurity()),
@@ -576,23 +568,25 @@ func parseTimes(fields []timeField) error {
 
 // text makes what may hold any bytes (a path, an error's text) fit for a
 // protobuf string.
-func text(s string) string { return strings.ToValidUTF8(s, "\ufffd") }
+func text(s string) string { return joblet.Text(s) }
 
-func texts(all []string) []string {
-	if !slices.ContainsFunc(all, func(s string) bool { return !utf8.ValidString(s) }) {
-		return all
-	}
-	all = slices.Clone(all)
-	for i := range all {
-		all[i] = text(all[i])
-	}
-	return all
+// FilesToProto returns the request for those files of the job that ref names that
+// match the patterns.
+func FilesToProto(ref string, patterns []string) *api.GetJobFilesRequest {
+	return &api.GetJobFilesRequest{Uuid: ref, Patterns: joblet.Texts(patterns), PatternsBytes: joblet.RawTexts(patterns)}
 }
 
-func textMap(m map[string]string) map[string]string {
-	m = maps.Clone(m)
-	for k, v := range m {
-		m[k] = text(v)
-	}
-	return m
+// PatternsFromProto returns the patterns that r asks for.
+func PatternsFromProto(r *api.GetJobFilesRequest) []string {
+	return joblet.FromRawTexts(r.GetPatterns(), r.GetPatternsBytes())
+}
+
+// RerunToProto returns the request to run the job that ref names again.
+func RerunToProto(ref string, secrets map[string]string) *api.RerunJobRequest {
+	return &api.RerunJobRequest{Uuid: ref, SecretEnvironment: joblet.TextEnv(secrets), SecretEnvironmentBytes: joblet.RawEnv(secrets)}
+}
+
+// SecretsFromProto returns the secrets that r gives.
+func SecretsFromProto(r *api.RerunJobRequest) map[string]string {
+	return joblet.FromRawEnv(r.GetSecretEnvironment(), r.GetSecretEnvironmentBytes())
 }

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"reflect"
 	"slices"
@@ -151,6 +152,57 @@ func TestJobMessages(t *testing.T) {
 		same := status.ByName(f.Name())
 		if same == nil || same.Kind() != f.Kind() || same.Cardinality() != f.Cardinality() || same.Message() != f.Message() && !f.IsMap() {
 			t.Errorf("%s: GetJobStatusResponse has %v", f.Name(), same)
+		}
+	}
+}
+
+// TestBytes: what need not be UTF-8 arrives as it was, and clients that know nothing of
+// it see a text.
+func TestBytes(t *testing.T) {
+	t.Parallel()
+	const odd = "a\xff\xed\xa0\x80"
+	for name, s := range map[string]joblet.Spec{
+		"command":  {Command: odd},
+		"argument": {Command: "a", Args: []string{"", odd, "ü"}},
+		"workdir":  {Command: "a", WorkDir: "/" + odd},
+		"value":    {Command: "a", Env: map[string]string{"A": odd, "B": "ü=", "C": ""}},
+		"name":     {Command: "a", Env: map[string]string{odd: "1", odd + "\xfe": "2", joblet.Text(odd): "3"}},
+		"secret":   {Command: "a", SecretEnv: map[string]string{"A": odd, odd: "x"}},
+		"upload":   {Command: "a", Uploads: []string{odd, "b"}},
+	} {
+		p, err := SpecToProto(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := SpecFromProto(overWire(t, p))
+		want := s
+		if want.Uploads = nil; err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %+v, %v; want %+v", name, got, err, want)
+		}
+		job, want := joblet.Job{State: joblet.Running, Spec: s}, s.Redacted()
+		if got, err := JobFromProto(overWire(t, JobToProto(job))); err != nil || !reflect.DeepEqual(got.Spec, want) {
+			t.Errorf("%s: Job: got %+v, %v; want %+v", name, got.Spec, err, want)
+		}
+		if got, err := StatusFromProto(overWire(t, StatusToProto(job))); err != nil || !reflect.DeepEqual(got.Spec, want) {
+			t.Errorf("%s: GetJobStatusResponse: got %+v, %v; want %+v", name, got.Spec, err, want)
+		}
+	}
+	p, err := SpecToProto(joblet.Spec{Command: odd, Args: []string{"\xff", "b"}, Env: map[string]string{"A": "\xff"}})
+	if err != nil || p.Command != "a\ufffd" || !slices.Equal(p.Args, []string{"\ufffd", "b"}) || p.Environment["A"] != "\ufffd" {
+		t.Errorf("as text: %v, %v", p, err)
+	}
+	plain, err := SpecToProto(joblet.Spec{Command: "a", Args: []string{"ü"}, Env: map[string]string{"A": "ü"}, SecretEnv: map[string]string{"B": ""}, WorkDir: "/"})
+	if err != nil || plain.CommandBytes != nil || plain.ArgsBytes != nil || plain.EnvironmentBytes != nil || plain.SecretEnvironmentBytes != nil || plain.WorkDirBytes != nil {
+		t.Errorf("bytes of what is text: %v, %v", plain, err)
+	}
+	for _, patterns := range [][]string{nil, {"a"}, {"a", "\xff"}} {
+		if got := PatternsFromProto(overWire(t, FilesToProto("x", patterns))); !slices.Equal(got, patterns) {
+			t.Errorf("patterns: got %q, want %q", got, patterns)
+		}
+	}
+	for _, secrets := range []map[string]string{nil, {"A": "b"}, {"A": "\xff", "\xfe": ""}} {
+		if got := SecretsFromProto(overWire(t, RerunToProto("x", secrets))); !maps.Equal(got, secrets) {
+			t.Errorf("secrets: got %q, want %q", got, secrets)
 		}
 	}
 }
@@ -321,8 +373,6 @@ func TestRefused(t *testing.T) {
 		"timeout below 0":  kind(SpecFromProto(&api.RunJobRequest{Timeout: "-1s"})),
 		"timeout too long": kind(SpecFromProto(&api.RunJobRequest{Timeout: "87601h"})),
 		"huge timeout":     kind(SpecFromProto(&api.RunJobRequest{TimeoutMs: 1 << 62})),
-		"not UTF-8":        kind(SpecToProto(joblet.Spec{Command: "a\xff"})),
-		"env not UTF-8":    kind(SpecToProto(joblet.Spec{Command: "a", Env: map[string]string{"A": "\xff"}})),
 		"label not UTF-8":  kind(SpecToProto(joblet.Spec{Command: "a", Labels: map[string]string{"A": "\xff"}})),
 		"dependency":       kind(SpecToProto(joblet.Spec{Command: "a", DependsOn: []string{"x", "\xff"}})),
 		"key":              kind(SpecToProto(joblet.Spec{Command: "a", IdempotencyKey: "\xff"})),
@@ -424,6 +474,8 @@ func protoScalar(t *testing.T, f protoreflect.FieldDescriptor) protoreflect.Valu
 	switch f.Kind() {
 	case protoreflect.StringKind:
 		return protoreflect.ValueOfString("x")
+	case protoreflect.BytesKind:
+		return protoreflect.ValueOfBytes([]byte("x"))
 	case protoreflect.Int32Kind:
 		return protoreflect.ValueOfInt32(1)
 	case protoreflect.Int64Kind:

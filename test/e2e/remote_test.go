@@ -866,17 +866,20 @@ func TestRemoteUpload(t *testing.T) {
 		t.Fatal(err)
 	}
 	jobs := api.NewJobServiceClient(rawConn(t, conf))
-	request := &api.RunJobRequest{Command: "sh", Args: []string{"-c", "wc -c < big; stat -c '%a %n' script dir; ./script"}, Uploads: []*api.FileUpload{
+	request := &api.RunJobRequest{Command: "sh", ArgsBytes: [][]byte{
+		[]byte("-c"), []byte("wc -c < big; stat -c '%a %n' script dir; ./script; cat \"$1\""), []byte("sh"), []byte("\xff"),
+	}, Uploads: []*api.FileUpload{
 		{Path: "big", Content: bytes.Repeat([]byte("x"), 120<<20), Mode: 0o644},
 		{Path: "script", Content: []byte("#!/bin/sh\necho ran\n"), Mode: 0o100755}, // only the permission bits count
 		{Path: "dir", IsDirectory: true, Mode: 1<<31 | 0o750},
+		{Path: "\ufffd", PathBytes: []byte("\xff"), Content: []byte("odd\n")},
 	}}
 	out, err := jobs.RunJob(t.Context(), request)
 	if err != nil {
 		t.Fatal(err)
 	}
 	res := r.rnx(t.Context(), "job", "log", "-f", out.GetJobUuid())
-	if res.stdout != "125829120\n755 script\n750 dir\nran\n" {
+	if res.stdout != "125829120\n755 script\n750 dir\nran\nodd\n" {
 		t.Errorf("got %v", res)
 	}
 	request.Uploads[0].Content = bytes.Repeat([]byte("x"), 129<<20)

@@ -67,7 +67,7 @@ func TestRefusedLeavesNothing(t *testing.T) {
 	d := newDaemon(t)
 	for _, args := range [][]string{
 		{"no-such-command"}, {"/usr"}, {"--workdir=/usr/nope", "true"}, {"--runtime=nope", "true"},
-		{"true", "\xff\xfe"},
+		{"--idempotency-key=\xff\xfe", "true"},
 	} {
 		if r := d.job(t, args...); r.status < 125 || r.status > 127 || strings.Count(r.stderr, "\n") != 1 {
 			t.Errorf("%.40q: %.400v", args, r)
