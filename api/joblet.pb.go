@@ -10,7 +10,8 @@
 // methods beyond that contract have numbers from 100, or messages of their own.
 //
 // Jobs are named by their UUID, by an unambiguous prefix of it, or by name.
-// Times are RFC 3339 texts unless their names say otherwise.
+// Times are RFC 3339 texts unless their names say otherwise; those of the public
+// API are in whole seconds.
 
 package api
 
@@ -77,6 +78,7 @@ func (x *Jobs) GetJobs() []*Job {
 type Job struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Uuid              string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	OldName           string                 `protobuf:"bytes,2,opt,name=old_name,json=oldName,proto3" json:"old_name,omitempty"` // name, for clients before version 2.5
 	Command           string                 `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
 	Args              []string               `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
 	MaxCpu            int32                  `protobuf:"varint,5,opt,name=max_cpu,json=maxCpu,proto3" json:"max_cpu,omitempty"`
@@ -99,37 +101,40 @@ type Job struct {
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
 	// Present once PID 1's end is known; exit_code is its short form: the code,
 	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
-	Exit           *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
-	Reason         string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
-	CreatedTime    string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
-	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
-	HostPid        int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
-	LogBytes       int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
-	TimeoutMs      int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	Init           bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
-	IdBase         uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
-	WorkDir        string            `protobuf:"bytes,110,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
-	Labels         map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Priority       int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
-	Attempt        int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
-	Past           []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
-	Retries        int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
-	RetryDelayMs   int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
-	RetryOn        []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
-	DependsOn      []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
-	Schedule       string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
-	Overlap        string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	Parent         string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
-	IdempotencyKey string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	Stdin          string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	Uploads        []string          `protobuf:"bytes,124,rep,name=uploads,proto3" json:"uploads,omitempty"`
-	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
-	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
-	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
-	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
-	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
-	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
-	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	Exit            *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
+	Reason          string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
+	CreatedTime     string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
+	Owner           string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
+	HostPid         int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
+	LogBytes        int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	TimeoutMs       int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Init            bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
+	IdBase          uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
+	WorkDir         string            `protobuf:"bytes,110,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
+	Labels          map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Priority        int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
+	Attempt         int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
+	Past            []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
+	Retries         int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
+	RetryDelayMs    int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
+	RetryOn         []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	DependsOn       []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	Schedule        string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Overlap         string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
+	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
+	IdempotencyKey  string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Stdin           string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	Uploads         []string          `protobuf:"bytes,124,rep,name=uploads,proto3" json:"uploads,omitempty"`
+	LogMaxBytes     int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
+	Failure         string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
+	WorkBytes       int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
+	Limits          *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
+	Usage           *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
+	OutOfMemory     bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
+	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
+	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"` // present: it has a pseudo-terminal, of this size at first
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -177,6 +182,13 @@ func (*Job) Descriptor() ([]byte, []int) {
 func (x *Job) GetUuid() string {
 	if x != nil {
 		return x.Uuid
+	}
+	return ""
+}
+
+func (x *Job) GetOldName() string {
+	if x != nil {
+		return x.OldName
 	}
 	return ""
 }
@@ -531,6 +543,27 @@ func (x *Job) GetOutOfMemory() bool {
 	return false
 }
 
+func (x *Job) GetStartTimeNs() int64 {
+	if x != nil {
+		return x.StartTimeNs
+	}
+	return 0
+}
+
+func (x *Job) GetEndTimeNs() int64 {
+	if x != nil {
+		return x.EndTimeNs
+	}
+	return 0
+}
+
+func (x *Job) GetScheduledTimeNs() int64 {
+	if x != nil {
+		return x.ScheduledTimeNs
+	}
+	return 0
+}
+
 func (x *Job) GetTerminal() *WindowSize {
 	if x != nil {
 		return x.Terminal
@@ -753,6 +786,7 @@ func (x *GetJobStatusRequest) GetUuid() string {
 type GetJobStatusResponse struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Uuid              string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	OldName           string                 `protobuf:"bytes,2,opt,name=old_name,json=oldName,proto3" json:"old_name,omitempty"` // name, for clients before version 2.5
 	Command           string                 `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
 	Args              []string               `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
 	MaxCpu            int32                  `protobuf:"varint,5,opt,name=max_cpu,json=maxCpu,proto3" json:"max_cpu,omitempty"`
@@ -779,35 +813,38 @@ type GetJobStatusResponse struct {
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
 	// Present once PID 1's end is known; exit_code is its short form: the code,
 	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
-	Exit           *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
-	Reason         string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
-	CreatedTime    string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
-	Owner          string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
-	HostPid        int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
-	LogBytes       int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
-	TimeoutMs      int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
-	Init           bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
-	IdBase         uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
-	Labels         map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Priority       int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
-	Attempt        int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
-	Past           []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
-	Retries        int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
-	RetryDelayMs   int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
-	RetryOn        []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
-	DependsOn      []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
-	Schedule       string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
-	Overlap        string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	Parent         string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
-	IdempotencyKey string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
-	Stdin          string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	LogMaxBytes    int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
-	Failure        string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
-	WorkBytes      int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
-	Limits         *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
-	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
-	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
-	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	Exit            *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
+	Reason          string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
+	CreatedTime     string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
+	Owner           string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
+	HostPid         int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
+	LogBytes        int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
+	TimeoutMs       int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	Init            bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
+	IdBase          uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
+	Labels          map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Priority        int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
+	Attempt         int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
+	Past            []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
+	Retries         int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
+	RetryDelayMs    int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
+	RetryOn         []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
+	DependsOn       []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
+	Schedule        string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	Overlap         string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
+	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
+	IdempotencyKey  string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Stdin           string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	LogMaxBytes     int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
+	Failure         string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
+	WorkBytes       int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
+	Limits          *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
+	Usage           *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
+	OutOfMemory     bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
+	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
+	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
+	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"` // present: it has a pseudo-terminal, of this size at first
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -855,6 +892,13 @@ func (*GetJobStatusResponse) Descriptor() ([]byte, []int) {
 func (x *GetJobStatusResponse) GetUuid() string {
 	if x != nil {
 		return x.Uuid
+	}
+	return ""
+}
+
+func (x *GetJobStatusResponse) GetOldName() string {
+	if x != nil {
+		return x.OldName
 	}
 	return ""
 }
@@ -1221,6 +1265,27 @@ func (x *GetJobStatusResponse) GetOutOfMemory() bool {
 		return x.OutOfMemory
 	}
 	return false
+}
+
+func (x *GetJobStatusResponse) GetStartTimeNs() int64 {
+	if x != nil {
+		return x.StartTimeNs
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetEndTimeNs() int64 {
+	if x != nil {
+		return x.EndTimeNs
+	}
+	return 0
+}
+
+func (x *GetJobStatusResponse) GetScheduledTimeNs() int64 {
+	if x != nil {
+		return x.ScheduledTimeNs
+	}
+	return 0
 }
 
 func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
@@ -5214,6 +5279,7 @@ func (x *TestRuntimeResponse) GetExitCode() int32 {
 
 type RunJobRequest struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
+	OldName           string                 `protobuf:"bytes,1,opt,name=old_name,json=oldName,proto3" json:"old_name,omitempty"` // name, of clients before version 2.5
 	Command           string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
 	Args              []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
 	MaxCpu            int32                  `protobuf:"varint,4,opt,name=max_cpu,json=maxCpu,proto3" json:"max_cpu,omitempty"`
@@ -5288,6 +5354,13 @@ func (x *RunJobRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use RunJobRequest.ProtoReflect.Descriptor instead.
 func (*RunJobRequest) Descriptor() ([]byte, []int) {
 	return file_joblet_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *RunJobRequest) GetOldName() string {
+	if x != nil {
+		return x.OldName
+	}
+	return ""
 }
 
 func (x *RunJobRequest) GetCommand() string {
@@ -5741,10 +5814,21 @@ func (x *DeniedCall) GetRemedy() string {
 }
 
 type RunJobResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
-	Status        string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
-	Job           *Job                   `protobuf:"bytes,100,opt,name=job,proto3" json:"job,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	JobUuid string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
+	Status  string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
+	// The job, for clients before version 2.5; without args when they are long.
+	Command       string   `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
+	Args          []string `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
+	MaxCpu        int32    `protobuf:"varint,5,opt,name=max_cpu,json=maxCpu,proto3" json:"max_cpu,omitempty"`
+	CpuCores      string   `protobuf:"bytes,6,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"`
+	MaxMemory     int32    `protobuf:"varint,7,opt,name=max_memory,json=maxMemory,proto3" json:"max_memory,omitempty"`
+	MaxIoBps      int32    `protobuf:"varint,8,opt,name=max_io_bps,json=maxIoBps,proto3" json:"max_io_bps,omitempty"`
+	StartTime     string   `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	EndTime       string   `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	ExitCode      int32    `protobuf:"varint,11,opt,name=exit_code,json=exitCode,proto3" json:"exit_code,omitempty"`
+	ScheduledTime string   `protobuf:"bytes,12,opt,name=scheduled_time,json=scheduledTime,proto3" json:"scheduled_time,omitempty"`
+	Job           *Job     `protobuf:"bytes,100,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5789,6 +5873,76 @@ func (x *RunJobResponse) GetJobUuid() string {
 func (x *RunJobResponse) GetStatus() string {
 	if x != nil {
 		return x.Status
+	}
+	return ""
+}
+
+func (x *RunJobResponse) GetCommand() string {
+	if x != nil {
+		return x.Command
+	}
+	return ""
+}
+
+func (x *RunJobResponse) GetArgs() []string {
+	if x != nil {
+		return x.Args
+	}
+	return nil
+}
+
+func (x *RunJobResponse) GetMaxCpu() int32 {
+	if x != nil {
+		return x.MaxCpu
+	}
+	return 0
+}
+
+func (x *RunJobResponse) GetCpuCores() string {
+	if x != nil {
+		return x.CpuCores
+	}
+	return ""
+}
+
+func (x *RunJobResponse) GetMaxMemory() int32 {
+	if x != nil {
+		return x.MaxMemory
+	}
+	return 0
+}
+
+func (x *RunJobResponse) GetMaxIoBps() int32 {
+	if x != nil {
+		return x.MaxIoBps
+	}
+	return 0
+}
+
+func (x *RunJobResponse) GetStartTime() string {
+	if x != nil {
+		return x.StartTime
+	}
+	return ""
+}
+
+func (x *RunJobResponse) GetEndTime() string {
+	if x != nil {
+		return x.EndTime
+	}
+	return ""
+}
+
+func (x *RunJobResponse) GetExitCode() int32 {
+	if x != nil {
+		return x.ExitCode
+	}
+	return 0
+}
+
+func (x *RunJobResponse) GetScheduledTime() string {
+	if x != nil {
+		return x.ScheduledTime
 	}
 	return ""
 }
@@ -9783,9 +9937,10 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x95\x11\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x9d\x12\n" +
 	"\x03Job\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
+	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x04 \x03(\tR\x04args\x12\x17\n" +
 	"\amax_cpu\x18\x05 \x01(\x05R\x06maxCpu\x12\x1b\n" +
@@ -9843,7 +9998,10 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12#\n" +
+	"\rstart_time_ns\x18\x85\x01 \x01(\x03R\vstartTimeNs\x12\x1f\n" +
+	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
+	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
@@ -9862,7 +10020,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x03\"\x0e\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0e\n" +
 	"\fEmptyRequest\"\x91\x01\n" +
 	"\n" +
 	"FileUpload\x12\x12\n" +
@@ -9873,9 +10031,10 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"path_bytes\x18\xb4\x01 \x01(\fR\tpathBytes\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x93\x12\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x9b\x13\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
+	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x04 \x03(\tR\x04args\x12\x17\n" +
 	"\amax_cpu\x18\x05 \x01(\x05R\x06maxCpu\x12\x1b\n" +
@@ -9935,7 +10094,10 @@ const file_joblet_proto_rawDesc = "" +
 	"work_bytes\x18\x7f \x01(\x03R\tworkBytes\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
-	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
+	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12#\n" +
+	"\rstart_time_ns\x18\x85\x01 \x01(\x03R\vstartTimeNs\x12\x1f\n" +
+	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
+	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
@@ -9954,7 +10116,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x02\x10\x03J\x04\b\x15\x10\x17\"i\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x15\x10\x17\"i\n" +
 	"\x0eStopJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x16\n" +
 	"\x06signal\x18d \x01(\x05R\x06signal\x12\x1e\n" +
@@ -10312,8 +10474,9 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xda\f\n" +
-	"\rRunJobRequest\x12\x18\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xef\f\n" +
+	"\rRunJobRequest\x12\x19\n" +
+	"\bold_name\x18\x01 \x01(\tR\aoldName\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
 	"\amax_cpu\x18\x04 \x01(\x05R\x06maxCpu\x12\x1b\n" +
@@ -10368,7 +10531,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x01\x10\x02J\x04\b\x0f\x10\x12\"\xce\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01J\x04\b\x0f\x10\x12\"\xce\x01\n" +
 	"\vJobSecurity\x12\x18\n" +
 	"\aprofile\x18\x01 \x01(\tR\aprofile\x12\x1f\n" +
 	"\vallow_calls\x18\x02 \x03(\tR\n" +
@@ -10386,11 +10549,25 @@ const file_joblet_proto_rawDesc = "" +
 	"\bargument\x18\x02 \x01(\tR\bargument\x12\x14\n" +
 	"\x05errno\x18\x03 \x01(\tR\x05errno\x12\x14\n" +
 	"\x05count\x18\x04 \x01(\x04R\x05count\x12\x16\n" +
-	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"h\n" +
+	"\x06remedy\x18\x05 \x01(\tR\x06remedy\"\x81\x03\n" +
 	"\x0eRunJobResponse\x12\x19\n" +
 	"\bjob_uuid\x18\x01 \x01(\tR\ajobUuid\x12\x16\n" +
-	"\x06status\x18\x02 \x01(\tR\x06status\x12\x1d\n" +
-	"\x03job\x18d \x01(\v2\v.joblet.JobR\x03jobJ\x04\b\x03\x10\r\";\n" +
+	"\x06status\x18\x02 \x01(\tR\x06status\x12\x18\n" +
+	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
+	"\x04args\x18\x04 \x03(\tR\x04args\x12\x17\n" +
+	"\amax_cpu\x18\x05 \x01(\x05R\x06maxCpu\x12\x1b\n" +
+	"\tcpu_cores\x18\x06 \x01(\tR\bcpuCores\x12\x1d\n" +
+	"\n" +
+	"max_memory\x18\a \x01(\x05R\tmaxMemory\x12\x1c\n" +
+	"\n" +
+	"max_io_bps\x18\b \x01(\x05R\bmaxIoBps\x12\x1d\n" +
+	"\n" +
+	"start_time\x18\t \x01(\tR\tstartTime\x12\x19\n" +
+	"\bend_time\x18\n" +
+	" \x01(\tR\aendTime\x12\x1b\n" +
+	"\texit_code\x18\v \x01(\x05R\bexitCode\x12%\n" +
+	"\x0escheduled_time\x18\f \x01(\tR\rscheduledTime\x12\x1d\n" +
+	"\x03job\x18d \x01(\v2\v.joblet.JobR\x03job\";\n" +
 	"\tTimestamp\x12\x18\n" +
 	"\aseconds\x18\x01 \x01(\x03R\aseconds\x12\x14\n" +
 	"\x05nanos\x18\x02 \x01(\x05R\x05nanos\"0\n" +

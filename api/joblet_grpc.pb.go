@@ -10,7 +10,8 @@
 // methods beyond that contract have numbers from 100, or messages of their own.
 //
 // Jobs are named by their UUID, by an unambiguous prefix of it, or by name.
-// Times are RFC 3339 texts unless their names say otherwise.
+// Times are RFC 3339 texts unless their names say otherwise; those of the public
+// API are in whole seconds.
 
 package api
 
@@ -62,6 +63,8 @@ const (
 type JobServiceClient interface {
 	RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (*RunJobResponse, error)
 	GetJobStatus(ctx context.Context, in *GetJobStatusRequest, opts ...grpc.CallOption) (*GetJobStatusResponse, error)
+	// StopJob answers once the job has ended, but after 8 s at the latest: STOPPING
+	// says that the job has not ended yet. WaitJob waits for the end.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error)
 	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error)
@@ -70,8 +73,9 @@ type JobServiceClient interface {
 	// streams as one; FollowJob keeps them apart.
 	GetJobLogs(ctx context.Context, in *GetJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
 	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
-	// When they take more than 16 MiB, those of more than 1,677 bytes come without
-	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
+	// When they take more than 4 MiB, which is what clients receive by default, the
+	// largest come without their environment or, if that is not enough, in outline;
+	// GetJobStatus has it all.
 	ListJobs(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*Jobs, error)
 	// StreamJobMetrics sends the samples that were kept of the job, then new ones
 	// until it has ended.
@@ -498,6 +502,8 @@ func (c *jobServiceClient) ListJobProcesses(ctx context.Context, in *ListJobProc
 type JobServiceServer interface {
 	RunJob(context.Context, *RunJobRequest) (*RunJobResponse, error)
 	GetJobStatus(context.Context, *GetJobStatusRequest) (*GetJobStatusResponse, error)
+	// StopJob answers once the job has ended, but after 8 s at the latest: STOPPING
+	// says that the job has not ended yet. WaitJob waits for the end.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
 	CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error)
 	DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error)
@@ -506,8 +512,9 @@ type JobServiceServer interface {
 	// streams as one; FollowJob keeps them apart.
 	GetJobLogs(*GetJobLogsRequest, grpc.ServerStreamingServer[DataChunk]) error
 	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
-	// When they take more than 16 MiB, those of more than 1,677 bytes come without
-	// their environment or, if that is not enough, in outline; GetJobStatus has it all.
+	// When they take more than 4 MiB, which is what clients receive by default, the
+	// largest come without their environment or, if that is not enough, in outline;
+	// GetJobStatus has it all.
 	ListJobs(context.Context, *EmptyRequest) (*Jobs, error)
 	// StreamJobMetrics sends the samples that were kept of the job, then new ones
 	// until it has ended.

@@ -431,7 +431,11 @@ func (c *Client) Jobs(ctx context.Context, f joblet.Filter) iter.Seq2[joblet.Job
 // Stop ends a job and returns it once it has ended.
 func (c *Client) Stop(ctx context.Context, ref string, opt joblet.StopOptions) (joblet.Job, error) {
 	out, err := c.jobs.StopJob(ctx, wire.StopToProto(ref, opt))
-	return job(out.GetJob(), err)
+	j, err := job(out.GetJob(), err)
+	if err != nil || j.State.Final() {
+		return j, err
+	}
+	return c.Wait(ctx, j.ID)
 }
 
 // Cancel takes back a job that is PENDING or SCHEDULED and returns it.

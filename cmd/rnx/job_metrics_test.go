@@ -95,7 +95,7 @@ func (w *watched) GetJobStatus(_ context.Context, r *api.GetJobStatusRequest) (*
 	if job.ID == idC || job.ID == idD {
 		job.State, job.Exit, job.Ended = joblet.Completed, &joblet.Exit{}, clock(0)
 	}
-	return wire.StatusToProto(job), nil
+	return wire.StatusToProto(wire.JobToProto(job)), nil
 }
 
 func (w *watched) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {

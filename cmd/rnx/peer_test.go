@@ -253,7 +253,7 @@ func (p *peer) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer
 func (p *peer) GetJobStatus(_ context.Context, r *api.GetJobStatusRequest) (*api.GetJobStatusResponse, error) {
 	for _, id := range []string{idA, idB, idC} {
 		if strings.HasPrefix(id, r.GetUuid()) {
-			return wire.StatusToProto(joblet.Job{ID: id, State: joblet.Completed, Exit: &joblet.Exit{}, Spec: joblet.Spec{Command: "x"}}), nil
+			return wire.StatusToProto(wire.JobToProto(joblet.Job{ID: id, State: joblet.Completed, Exit: &joblet.Exit{}, Spec: joblet.Spec{Command: "x"}})), nil
 		}
 	}
 	err, _ := wire.ErrorToStatus(joblet.Errorf(joblet.NotFound, "no job %q", r.GetUuid()))

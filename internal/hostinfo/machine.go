@@ -51,8 +51,15 @@ type identity struct {
 }
 
 func (r *Reader) readIdentity() identity {
-	id, _ := os.ReadFile(filepath.Join(r.etc, "machine-id"))
-	return identity{nodeID: nodeID(string(id)), cloud: r.readCloud()}
+	return identity{nodeID: readNodeID(r.etc), cloud: r.readCloud()}
+}
+
+// NodeID returns the Machine.NodeID of this host.
+func NodeID() string { return readNodeID("/etc") }
+
+func readNodeID(etc string) string {
+	id, _ := os.ReadFile(filepath.Join(etc, "machine-id"))
+	return nodeID(string(id))
 }
 
 // application tells our ids from other programs' ids of the same machine.

@@ -23,7 +23,7 @@ const sysAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_AT
 func openSys(views []cgroup.View) ([]sysMount, error) {
 	mounts := make([]sysMount, 0, len(views))
 	for _, v := range views {
-		fd, err := openTree(Tree{Source: v.Dir}, sysAttrs, -1)
+		fd, err := openTree(Tree{Source: Name(v.Dir)}, sysAttrs, -1)
 		if err != nil {
 			closeSys(mounts)
 			return nil, err

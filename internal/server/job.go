@@ -7,26 +7,47 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/wire"
 )
 
 const (
-	maxListed = 10_000   // jobs in the one message of ListJobs
-	maxList   = 16 << 20 // bytes of that message
+	maxListed = 10_000        // jobs in the one message of ListJobs
+	maxList   = 4<<20 - 1<<10 // bytes of that message: clients receive 4 MiB by default
+
+	// firstShare is what a job takes at most of a list that has outgrown maxList at
+	// first, leastShare when all other jobs of the list take as much.
+	firstShare = 64 << 10
+	leastShare = maxList / maxListed
 
 	historyBatch = 100 // samples that GetJobMetrics holds
 
+	// stopAnswer is after what time StopJob answers at the latest: existing clients
+	// wait for 10 s.
+	stopAnswer = 8 * time.Second
 )
+
+// nodeID is what the messages of jobs, and the status of the host, call this host.
+var nodeID = sync.OnceValue(hostinfo.NodeID)
+
+// jobToProto returns a job of this host as lists show it.
+func jobToProto(job joblet.Job) *api.Job {
+	p := wire.JobToProto(job)
+	p.NodeId = nodeID()
+	return p
+}
 
 type jobService struct {
 	api.UnimplementedJobServiceServer
@@ -91,7 +112,7 @@ func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.Run
 	if err != nil {
 		return nil, err
 	}
-	return &api.RunJobResponse{JobUuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
+	return wire.RunToProto(jobToProto(job)), nil
 }
 
 func (s *jobService) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
@@ -120,7 +141,7 @@ func (s *jobService) follow(ctx context.Context, id string, opt joblet.LogOption
 	if err != nil {
 		return err
 	}
-	return send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: wire.JobToProto(job)}})
+	return send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: jobToProto(job)}})
 }
 
 // paced lets pieces of output through for which a call has room.
@@ -134,7 +155,7 @@ func paced(ctx context.Context) supervisor.Gate {
 
 // jobEvent says that a job waits or runs.
 func jobEvent(job joblet.Job) *api.JobEvent {
-	p := wire.JobToProto(job)
+	p := jobToProto(job)
 	switch {
 	case job.State.Final():
 		return &api.JobEvent{Event: &api.JobEvent_Ended{Ended: p}}
@@ -174,14 +195,14 @@ func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusReques
 	if err != nil {
 		return nil, err
 	}
-	return wire.StatusToProto(job), nil
+	return wire.StatusToProto(jobToProto(job)), nil
 }
 
 func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jobs, error) {
 	var l jobList
 	if err := s.sup.EachJob(ctx, joblet.Filter{Limit: maxListed}, nil, func(job joblet.Job) error {
 		job, _ = s.srv.shown(ctx, joblet.Filter{}, job)
-		l.add(wire.JobToProto(job))
+		l.add(jobToProto(job))
 		return nil
 	}); err != nil {
 		return nil, err
@@ -190,50 +211,71 @@ func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jo
 }
 
 // jobList is the one message of ListJobs. When it outgrows maxList, the jobs that
-// take more than their share are shortened; those of other people are not.
+// take most are shortened, until it does not.
 type jobList struct {
 	jobs  []*api.Job
 	size  int
-	short bool
+	share int // of the message, that a job takes at most; 0: no bound
 }
 
 func (l *jobList) add(p *api.Job) {
-	if l.short {
-		p = shorten(p)
+	if l.share > 0 {
+		shorten(p, l.share)
 	}
-	l.jobs, l.size = append(l.jobs, p), l.size+proto.Size(p)
-	if l.short || l.size <= maxList {
-		return
-	}
-	l.short, l.size = true, 0
-	for i, p := range l.jobs {
-		l.jobs[i] = shorten(p)
-		l.size += proto.Size(l.jobs[i])
+	l.jobs, l.size = append(l.jobs, p), l.size+entrySize(p)
+	for l.size > maxList && l.share != leastShare {
+		if l.share == 0 {
+			l.share = firstShare
+		} else {
+			l.share = max(l.share/2, leastShare)
+		}
+		l.size = 0
+		for _, p := range l.jobs {
+			shorten(p, l.share)
+			l.size += entrySize(p)
+		}
 	}
 }
 
-// shorten returns what of p takes at most its share of maxList: all of it, all but
-// the environment, or the outline.
-func shorten(p *api.Job) *api.Job {
-	const share = maxList / maxListed
-	if proto.Size(p) <= share {
-		return p
+// entrySize is what a job takes of a list.
+func entrySize(p *api.Job) int {
+	return protowire.SizeTag(1) + protowire.SizeBytes(proto.Size(p))
+}
+
+// shorten leaves of p what takes at most a share, no less than leastShare, of a list:
+// all of it, all but the environment, the outline, or what every list shows.
+func shorten(p *api.Job, share int) {
+	if entrySize(p) <= share {
+		return
 	}
 	p.Environment, p.SecretEnvironment, p.EnvironmentBytes, p.SecretEnvironmentBytes = nil, nil, nil, nil
-	if proto.Size(p) <= share {
-		return p
+	if entrySize(p) <= share {
+		return
 	}
-	const maxCommand = 256
-	command := p.Command
-	if len(command) > maxCommand {
-		command = strings.ToValidUTF8(command[:maxCommand], "") + "…"
+	least := &api.Job{
+		Uuid: p.Uuid, Name: p.Name, Status: p.Status, NodeId: p.NodeId, Runtime: p.Runtime,
+		ScheduledTime: p.ScheduledTime, StartTime: p.StartTime, EndTime: p.EndTime, ExitCode: p.ExitCode,
 	}
-	return &api.Job{
-		Uuid: p.Uuid, Name: p.Name, Command: command, Owner: p.Owner, Status: p.Status, Attempt: p.Attempt, Parent: p.Parent,
-		CreatedTime: p.CreatedTime, ScheduledTime: p.ScheduledTime, StartTime: p.StartTime, EndTime: p.EndTime,
-		ExitCode: p.ExitCode, Exit: p.Exit, Failure: p.Failure, OutOfMemory: p.OutOfMemory,
-		Runtime: p.Runtime, MaxCpu: p.MaxCpu, MaxMemory: p.MaxMemory, MaxIoBps: p.MaxIoBps,
+	outline := proto.CloneOf(least)
+	outline.Command = cutCommand(p.Command, 256)
+	outline.OldName, outline.Owner, outline.Attempt, outline.Parent, outline.CreatedTime = p.OldName, p.Owner, p.Attempt, p.Parent, p.CreatedTime
+	outline.StartTimeNs, outline.EndTimeNs, outline.ScheduledTimeNs = p.StartTimeNs, p.EndTimeNs, p.ScheduledTimeNs
+	outline.Exit, outline.Failure, outline.OutOfMemory = p.Exit, p.Failure, p.OutOfMemory
+	outline.MaxCpu, outline.MaxMemory, outline.MaxIoBps = p.MaxCpu, p.MaxMemory, p.MaxIoBps
+	if entrySize(outline) > share {
+		least.Command = cutCommand(p.Command, 64)
+		outline = least
 	}
+	proto.Reset(p)
+	proto.Merge(p, outline)
+}
+
+// cutCommand returns the beginning of a command that is longer than most.
+func cutCommand(command string, most int) string {
+	if len(command) <= most {
+		return command
+	}
+	return strings.ToValidUTF8(command[:most], "") + "…"
 }
 
 // errEnough ends a list that has as many jobs as were wanted.
@@ -279,7 +321,7 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		if !ok {
 			return nil
 		}
-		p := wire.JobToProto(job)
+		p := jobToProto(job)
 		n := proto.Size(p)
 		if size+n > most {
 			if err := send(); err != nil {
@@ -302,12 +344,16 @@ func (s *jobService) StopJob(ctx context.Context, r *api.StopJobRequest) (*api.S
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.sup.Stop(ctx, r.GetUuid(), opt)
+	job, err := s.sup.StopWithin(ctx, r.GetUuid(), opt, stopAnswer)
 	if err != nil {
 		return nil, err
 	}
-	p := wire.JobToProto(job)
-	return &api.StopJobResponse{Uuid: p.Uuid, Status: p.Status, EndTime: p.EndTime, ExitCode: p.ExitCode, Job: p}, nil
+	p := jobToProto(job)
+	answer := &api.StopJobResponse{Uuid: p.Uuid, Status: p.Status, EndTime: p.EndTime, ExitCode: p.ExitCode, Job: p}
+	if !job.State.Final() {
+		answer.Status = joblet.Stopping.String() // of one that has not begun to run, too
+	}
+	return answer, nil
 }
 
 func (s *jobService) CancelJob(ctx context.Context, r *api.CancelJobRequest) (*api.CancelJobResponse, error) {
@@ -315,7 +361,7 @@ func (s *jobService) CancelJob(ctx context.Context, r *api.CancelJobRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	return &api.CancelJobResponse{Uuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
+	return &api.CancelJobResponse{Uuid: job.ID, Status: job.State.String(), Job: jobToProto(job)}, nil
 }
 
 func (s *jobService) SignalJob(ctx context.Context, r *api.SignalJobRequest) (*api.SignalJobResponse, error) {
@@ -334,7 +380,7 @@ func (s *jobService) WaitJob(ctx context.Context, r *api.WaitJobRequest) (*api.W
 	if err != nil {
 		return nil, err
 	}
-	return &api.WaitJobResponse{Job: wire.JobToProto(job)}, nil
+	return &api.WaitJobResponse{Job: jobToProto(job)}, nil
 }
 
 func (s *jobService) DeleteJob(ctx context.Context, r *api.DeleteJobRequest) (*api.DeleteJobResponse, error) {
@@ -375,7 +421,7 @@ func (s *jobService) RerunJob(ctx context.Context, r *api.RerunJobRequest) (*api
 	if err != nil {
 		return nil, err
 	}
-	return &api.RunJobResponse{JobUuid: job.ID, Status: job.State.String(), Job: wire.JobToProto(job)}, nil
+	return wire.RunToProto(jobToProto(job)), nil
 }
 
 func (s *jobService) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
@@ -457,7 +503,7 @@ func (s *jobService) PauseJob(ctx context.Context, r *api.PauseJobRequest) (*api
 	if err != nil {
 		return nil, err
 	}
-	return &api.PauseJobResponse{Job: wire.JobToProto(job)}, nil
+	return &api.PauseJobResponse{Job: jobToProto(job)}, nil
 }
 
 func (s *jobService) ResumeJob(ctx context.Context, r *api.ResumeJobRequest) (*api.ResumeJobResponse, error) {
@@ -465,7 +511,7 @@ func (s *jobService) ResumeJob(ctx context.Context, r *api.ResumeJobRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	return &api.ResumeJobResponse{Job: wire.JobToProto(job)}, nil
+	return &api.ResumeJobResponse{Job: jobToProto(job)}, nil
 }
 
 func (s *jobService) UpdateJob(ctx context.Context, r *api.UpdateJobRequest) (*api.UpdateJobResponse, error) {
@@ -473,7 +519,7 @@ func (s *jobService) UpdateJob(ctx context.Context, r *api.UpdateJobRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	return &api.UpdateJobResponse{Job: wire.JobToProto(job)}, nil
+	return &api.UpdateJobResponse{Job: jobToProto(job)}, nil
 }
 
 func (s *jobService) StreamJobTelematics(*api.StreamJobTelematicsRequest, grpc.ServerStreamingServer[api.TelematicsEvent]) error {

@@ -29,7 +29,7 @@ func TestJobList(t *testing.T) {
 		}
 		l.add(p)
 	}
-	if n := proto.Size(&api.Jobs{Jobs: l.jobs}); len(l.jobs) != maxListed || n > maxList+8*maxListed {
+	if n := proto.Size(&api.Jobs{Jobs: l.jobs}); len(l.jobs) != maxListed || n > maxList {
 		t.Errorf("%d jobs, %d bytes", len(l.jobs), n)
 	}
 	for i, p := range l.jobs[:8] {
@@ -42,6 +42,21 @@ func TestJobList(t *testing.T) {
 			i%4 == 2 && len(p.Command) > 300:
 			t.Errorf("%d: got %.500v", i, p)
 		}
+	}
+	var longest jobList
+	at := "2026-01-02T03:04:05Z"
+	for range maxListed {
+		longest.add(&api.Job{
+			Uuid: joblet.NewID(), Name: large[:joblet.MaxNameLen], OldName: large[:joblet.MaxNameLen], Runtime: large[:joblet.MaxNameLen], NodeId: joblet.NewID(),
+			Owner: large[:60], Command: large, Status: "INITIALIZING", ExitCode: -1, CreatedTime: at, StartTime: at, EndTime: at, ScheduledTime: at,
+			StartTimeNs: 1 << 62, EndTimeNs: 1 << 62, ScheduledTimeNs: 1 << 62, Failure: "COMMAND_NOT_FOUND", Parent: joblet.NewID(),
+		})
+	}
+	if n := proto.Size(&api.Jobs{Jobs: longest.jobs}); n > maxList {
+		t.Errorf("jobs with everything: %d bytes", n)
+	}
+	if p := longest.jobs[maxListed-1]; len(p.Uuid) != 36 || len(p.Name) != joblet.MaxNameLen || p.Status == "" || p.StartTime != at || !strings.HasPrefix(p.Command, "xxx") {
+		t.Errorf("a job with everything: got %v", p)
 	}
 	var few jobList
 	few.add(&api.Job{Environment: map[string]string{"A": large}})

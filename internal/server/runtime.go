@@ -15,7 +15,6 @@ import (
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/supervisor"
-	"github.com/joblet/joblet/internal/wire"
 )
 
 const (
@@ -143,7 +142,7 @@ func (s *runtimeService) TestRuntime(ctx context.Context, r *api.TestRuntimeRequ
 		return nil, err
 	}
 	output = output[max(0, len(output)-maxTestOutput):]
-	p := wire.JobToProto(job)
+	p := jobToProto(job)
 	answer := &api.TestRuntimeResponse{
 		Success:  job.State == joblet.Completed,
 		Output:   strings.ToValidUTF8(string(output), "\ufffd"),

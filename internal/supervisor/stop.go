@@ -51,10 +51,62 @@ func (s *Supervisor) process(ctx context.Context, id string) (*engine.Process, e
 	return v.proc, err
 }
 
+// StopWithin is Stop, but returns after a time at the latest. A job that has not ended
+// by then ends as soon as it can be asked to.
+func (s *Supervisor) StopWithin(ctx context.Context, id string, opt joblet.StopOptions, within time.Duration) (joblet.Job, error) {
+	waiting, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	asking, abandon := context.WithCancel(s.ctx)
+	asked := make(chan error, 1)
+	s.background(func() {
+		defer abandon()
+		asked <- s.askToEnd(asking, id, opt)
+	})
+	select {
+	case err := <-asked:
+		if err != nil {
+			return joblet.Job{}, err
+		}
+	case <-waiting.Done():
+		if ctx.Err() != nil || !s.keepAsking(id) {
+			abandon()
+		}
+	case <-s.ctx.Done():
+		abandon()
+		return joblet.Job{}, joblet.Errorf(joblet.Unavailable, "the daemon is stopping; job %s goes on", joblet.ShortID(id))
+	}
+	job, err := s.awaitEnd(waiting, id)
+	if err != nil && waiting.Err() != nil && ctx.Err() == nil {
+		return s.Job(ctx, id)
+	}
+	return job, err
+}
+
+// keepAsking reports whether the job lacks a goroutine that waits to have it end. It
+// has one from then on.
+func (s *Supervisor) keepAsking(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.live[id]
+	if l == nil || l.asking {
+		return false
+	}
+	l.asking = true
+	return true
+}
+
 // Stop ends a job and returns it once it has ended. A job that ends by itself
 // after it was asked to is STOPPED whatever its status; one that waits to run
 // for the first time is CANCELED.
 func (s *Supervisor) Stop(ctx context.Context, id string, opt joblet.StopOptions) (joblet.Job, error) {
+	if err := s.askToEnd(ctx, id, opt); err != nil {
+		return joblet.Job{}, err
+	}
+	return s.awaitEnd(ctx, id)
+}
+
+// askToEnd has a job end: at once if it waits, otherwise as opt says.
+func (s *Supervisor) askToEnd(ctx context.Context, id string, opt joblet.StopOptions) error {
 	if opt.Signal == 0 {
 		opt.Signal = int(syscall.SIGTERM)
 	}
@@ -62,25 +114,25 @@ func (s *Supervisor) Stop(ctx context.Context, id string, opt joblet.StopOptions
 		opt.Grace = joblet.DefaultGrace
 	}
 	if err := validSignal(opt.Signal); err != nil {
-		return joblet.Job{}, err
+		return err
 	}
 	for {
 		l, v, err := s.standing(ctx, id, true)
 		if err != nil {
-			return joblet.Job{}, err
+			return err
 		}
 		if v.proc == nil && !v.silent {
 			if s.cancelWaiting(l, canceledReason) {
-				return s.awaitEnd(ctx, id)
+				return nil
 			}
 			continue // it has begun to run meanwhile
 		}
 		fault.Point("stop.begin")
 		if err := s.stopping(l, v.proc, opt); err != nil {
-			return joblet.Job{}, err
+			return err
 		}
 		fault.Point("stop.sent")
-		return s.awaitEnd(ctx, id)
+		return nil
 	}
 }
 

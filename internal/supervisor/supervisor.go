@@ -105,6 +105,7 @@ type live struct {
 	silent   bool          // it runs under a monitor of a former daemon's that does not answer
 	stop     *stopRequest  // of the latest run; nil: nobody has asked
 	hurry    chan struct{} // stop is new
+	asking   bool          // a goroutine waits to have it end
 	stuck    error         // why its end cannot be recorded; nil: it can, or was not tried
 	onDisk   bool          // its exit record, or the database, says how it ended
 	settled  bool          // the database has its end

@@ -428,6 +428,40 @@ func TestStopWins(t *testing.T) {
 	}
 }
 
+// TestStopWithin: a stop that does not wait is carried out all the same, asked for once
+// or many times.
+func TestStopWithin(t *testing.T) {
+	s := open(t, t.TempDir(), nil)
+	defer closing(t, s)
+	job, err := s.Submit(t.Context(), joblet.Spec{Command: "true", Schedule: "+1h"}, "test", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Between waiting and running, nothing can ask it to end.
+	l := s.find(job.ID)
+	setStarting(s, l, true)
+	for range 3 {
+		if job, err := s.StopWithin(t.Context(), job.ID, joblet.StopOptions{}, 0); err != nil || job.State.Final() {
+			t.Errorf("got %v, %v", job.State, err)
+		}
+	}
+	setStarting(s, l, false)
+	if job, err := s.Wait(t.Context(), job.ID); err != nil || job.State != joblet.Canceled {
+		t.Errorf("got %v, %v", job.State, err)
+	}
+	if _, err := s.StopWithin(t.Context(), job.ID, joblet.StopOptions{}, time.Minute); joblet.KindOf(err) != joblet.FailedPrecondition {
+		t.Errorf("an ended job: %v", err)
+	}
+}
+
+// setStarting has a waiting job look as if it were about to run, or not.
+func setStarting(s *Supervisor, l *live, starting bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l.starting = starting
+	l.tell()
+}
+
 // TestEndStays: between the moment when a job's end is in the database and that when
 // the job is what it says, nobody else can write its record: it would be that of a
 // job that waits.

@@ -181,6 +181,14 @@ func ValidRange(r *api.GetJobMetricsRequest) (from, to time.Time, limit int, err
 	return from, to, int(r.GetLimit()), nil
 }
 
+// exactNano returns the Unix time of t; 0 if the field cannot hold it.
+func exactNano(t time.Time) int64 {
+	if n := unixNano(t); n > 1 && n < math.MaxInt64 {
+		return n
+	}
+	return 0
+}
+
 // unixNano returns 0 for the zero time, and the nearest bound for one that the
 // field cannot hold.
 func unixNano(t time.Time) int64 {

@@ -5,6 +5,7 @@
 package wire
 
 import (
+	"cmp"
 	"math"
 	"reflect"
 	"strings"
@@ -99,7 +100,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 	return joblet.Spec{
 		Command:   joblet.FromRaw(r.GetCommand(), r.GetCommandBytes()),
 		Args:      joblet.FromRawTexts(r.GetArgs(), r.GetArgsBytes()),
-		Name:      r.GetName(),
+		Name:      cmp.Or(r.GetName(), r.GetOldName()),
 		Runtime:   r.GetRuntime(),
 		WorkDir:   joblet.FromRaw(r.GetWorkDir(), r.GetWorkDirBytes()),
 		Env:       joblet.FromRawEnv(r.GetEnvironment(), r.GetEnvironmentBytes()),
@@ -134,14 +135,18 @@ func JobToProto(j joblet.Job) *api.Job {
 		Command:           text(s.Command),
 		Args:              joblet.Texts(s.Args),
 		Status:            j.State.String(),
-		StartTime:         formatTime(j.Started),
-		EndTime:           formatTime(j.Ended),
+		StartTime:         formatSeconds(j.Started),
+		EndTime:           formatSeconds(j.Ended),
 		ExitCode:          exitCode(j),
-		ScheduledTime:     formatTime(j.Scheduled),
+		ScheduledTime:     formatSeconds(j.Scheduled),
+		StartTimeNs:       exactNano(j.Started),
+		EndTimeNs:         exactNano(j.Ended),
+		ScheduledTimeNs:   exactNano(j.Scheduled),
 		Runtime:           s.Runtime,
 		Environment:       joblet.TextEnv(s.Env),
 		SecretEnvironment: joblet.TextEnv(s.SecretEnv),
 		Name:              s.Name,
+		OldName:           s.Name,
 		Exit:              exitToProto(j.Exit),
 		Reason:            text(j.Reason),
 		CreatedTime:       formatTime(j.Created),
@@ -190,12 +195,24 @@ func JobToProto(j joblet.Job) *api.Job {
 	return p
 }
 
-// StatusToProto returns j as GetJobStatus shows it: the same as JobToProto in
-// the older message.
-func StatusToProto(j joblet.Job) *api.GetJobStatusResponse {
-	p := &api.GetJobStatusResponse{}
-	copyFields(p, JobToProto(j))
-	return p
+// StatusToProto returns the job that p shows as GetJobStatus does, in the older
+// message.
+func StatusToProto(p *api.Job) *api.GetJobStatusResponse {
+	status := &api.GetJobStatusResponse{}
+	copyFields(status, p)
+	return status
+}
+
+// RunToProto returns the answer of a call that accepted the job that p shows.
+func RunToProto(p *api.Job) *api.RunJobResponse {
+	r := &api.RunJobResponse{}
+	copyFields(r, p)
+	r.JobUuid, r.Job = p.GetUuid(), p
+	const most = 2 << 20 // clients receive 4 MiB by default
+	if proto.Size(r) > most {
+		r.Args = nil // the job has them as well
+	}
+	return r
 }
 
 // copyFields sets dst's fields to those of the same name in src, which it shares
@@ -278,6 +295,14 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 		{"scheduled_time", &j.Scheduled, p.GetScheduledTime()},
 	}); err != nil {
 		return joblet.Job{}, err
+	}
+	for _, exact := range []struct {
+		to *time.Time
+		ns int64
+	}{{&j.Started, p.GetStartTimeNs()}, {&j.Ended, p.GetEndTimeNs()}, {&j.Scheduled, p.GetScheduledTimeNs()}} {
+		if exact.ns != 0 {
+			*exact.to = time.Unix(0, exact.ns).UTC()
+		}
 	}
 	for _, past := range p.GetPast() {
 		a := joblet.Attempt{Exit: exitFromProto(past.GetExit()), Reason: past.GetReason(), Usage: usageFromProto(past.GetUsage())}
@@ -543,6 +568,15 @@ func formatTime(t time.Time) string {
 		return ""
 	}
 	return t.UTC().Format(time.RFC3339Nano)
+}
+
+// formatSeconds is formatTime for fields of the public API, whose clients read
+// whole seconds.
+func formatSeconds(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.UTC().Format(time.RFC3339)
 }
 
 type timeField struct {

@@ -135,7 +135,7 @@ func TestJobRoundTrip(t *testing.T) {
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: Job:\ngot  %+v, %v\nwant %+v", name, got, err, want)
 		}
-		got, err = StatusFromProto(overWire(t, StatusToProto(job)))
+		got, err = StatusFromProto(overWire(t, StatusToProto(JobToProto(job))))
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("%s: GetJobStatusResponse:\ngot  %+v, %v\nwant %+v", name, got, err, want)
 		}
@@ -183,7 +183,7 @@ func TestBytes(t *testing.T) {
 		if got, err := JobFromProto(overWire(t, JobToProto(job))); err != nil || !reflect.DeepEqual(got.Spec, want) {
 			t.Errorf("%s: Job: got %+v, %v; want %+v", name, got.Spec, err, want)
 		}
-		if got, err := StatusFromProto(overWire(t, StatusToProto(job))); err != nil || !reflect.DeepEqual(got.Spec, want) {
+		if got, err := StatusFromProto(overWire(t, StatusToProto(JobToProto(job)))); err != nil || !reflect.DeepEqual(got.Spec, want) {
 			t.Errorf("%s: GetJobStatusResponse: got %+v, %v; want %+v", name, got.Spec, err, want)
 		}
 	}
@@ -228,12 +228,51 @@ func TestFailure(t *testing.T) {
 	}
 }
 
+// TestOldFields: clients before version 2.5 find a job's name and the answer of RunJob
+// where they look for them, and no client finds parts of a second in public times.
+func TestOldFields(t *testing.T) {
+	t.Parallel()
+	if s, err := SpecFromProto(&api.RunJobRequest{OldName: "old"}); err != nil || s.Name != "old" {
+		t.Errorf("old name: got %q, %v", s.Name, err)
+	}
+	if s, err := SpecFromProto(&api.RunJobRequest{OldName: "old", Name: "new"}); err != nil || s.Name != "new" {
+		t.Errorf("both names: got %q, %v", s.Name, err)
+	}
+	job := filled[joblet.Job](t)
+	p := JobToProto(job)
+	run, status := RunToProto(p), StatusToProto(p)
+	if p.GetOldName() != job.Spec.Name || status.GetOldName() != job.Spec.Name {
+		t.Errorf("got names %q and %q", p.GetOldName(), status.GetOldName())
+	}
+	fields := run.ProtoReflect().Descriptor().Fields()
+	for i := range fields.Len() {
+		if f := fields.Get(i); !run.ProtoReflect().Has(f) {
+			t.Errorf("%s of the answer is not set", f.Name())
+		}
+	}
+	for name, s := range map[string]string{
+		"start_time": p.GetStartTime(), "end_time": p.GetEndTime(), "scheduled_time": p.GetScheduledTime(), "the status": status.GetStartTime(), "the answer": run.GetStartTime(),
+	} {
+		if m, err := time.Parse("2006-01-02T15:04:05Z", s); err != nil || m.Nanosecond() != 0 || strings.Contains(s, ".") {
+			t.Errorf("%s: got %q", name, s)
+		}
+	}
+	job.Spec.Args = []string{strings.Repeat("x", 1<<20), strings.Repeat("x", 1<<20)}
+	if run := RunToProto(JobToProto(job)); len(run.GetArgs()) != 0 || len(run.GetJob().GetArgs()) != 2 || proto.Size(run) > 4<<20 {
+		t.Errorf("long arguments: %d of them, %d bytes", len(run.GetArgs()), proto.Size(run))
+	}
+	later := joblet.Job{State: joblet.Scheduled, Scheduled: time.Date(2999, 1, 2, 3, 4, 5, 0, time.UTC)}
+	if got, err := JobFromProto(JobToProto(later)); err != nil || !got.Scheduled.Equal(later.Scheduled) {
+		t.Errorf("a late time: got %v, %v", got.Scheduled, err)
+	}
+}
+
 func TestSecretsNeverShown(t *testing.T) {
 	t.Parallel()
 	job := joblet.Job{ID: joblet.NewID(), State: joblet.Running, Spec: joblet.Spec{
 		Command: "true", SecretEnv: map[string]string{"TOKEN": "hunter2"},
 	}}
-	for _, m := range []proto.Message{JobToProto(job), StatusToProto(job)} {
+	for _, m := range []proto.Message{JobToProto(job), StatusToProto(JobToProto(job))} {
 		b, err := proto.Marshal(m)
 		if err != nil {
 			t.Fatal(err)
@@ -289,7 +328,7 @@ func TestTimeoutField(t *testing.T) {
 	}
 	for timeout, want := range map[time.Duration]string{0: "", 30 * time.Second: "30s", 90 * time.Minute: "1h30m0s"} {
 		job := joblet.Job{Spec: joblet.Spec{Timeout: timeout}}
-		if got, status := JobToProto(job).GetTimeout(), StatusToProto(job).GetTimeout(); got != want || status != want {
+		if got, status := JobToProto(job).GetTimeout(), StatusToProto(JobToProto(job)).GetTimeout(); got != want || status != want {
 			t.Errorf("%v: got %q and %q", timeout, got, status)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,5 +132,52 @@ func TestPublicMetrics(t *testing.T) {
 	stream, err = jobs.StreamJobMetrics(ctx, &api.StreamJobMetricsRequest{JobUuid: id})
 	if got := events(t, stream, err, nil); !slices.Equal(got, want) || len(got) < len(before) {
 		t.Errorf("an ended job: got %d, %d are kept", got, want)
+	}
+}
+
+// TestPublicStop: StopJob answers before existing clients, which wait for 10 s, give
+// up; rnx waits for the end.
+func TestPublicStop(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	jobs := api.NewJobServiceClient(d.public(t))
+	var ids []string
+	for range 2 {
+		run, err := jobs.RunJob(t.Context(), &api.RunJobRequest{Command: "sh", Args: []string{"-c", "trap : TERM; echo ready; while :; do sleep 1000; done"}, OldName: "stubborn"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if run.GetCommand() != "sh" || len(run.GetArgs()) != 2 || run.GetStartTime() == "" {
+			t.Errorf("got %v", run)
+		}
+		ids = append(ids, run.GetJobUuid())
+		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", run.GetJobUuid()).stdout == "ready\n" }) {
+			t.Fatal("the job is not ready")
+		}
+	}
+	waited := make(chan result, 1)
+	go func() { waited <- d.rnx(t.Context(), "job", "stop", "--json", "--grace=9s", ids[1]) }()
+	grace := time.Minute.Milliseconds() // longer than the default, for a host that is slow
+	stopped, err := jobs.StopJob(t.Context(), &api.StopJobRequest{Uuid: ids[0], GraceMs: &grace})
+	if err != nil || stopped.GetStatus() != "STOPPING" {
+		t.Errorf("got %v, %v", stopped, err)
+	}
+	if r := <-waited; r.status != 0 || !strings.Contains(r.stdout, `"STOPPED"`) {
+		t.Errorf("rnx job stop: got %v", r)
+	}
+	if _, err := jobs.SignalJob(t.Context(), &api.SignalJobRequest{Uuid: ids[0], Signal: 9}); err != nil {
+		t.Fatal(err)
+	}
+	end, err := jobs.WaitJob(t.Context(), &api.WaitJobRequest{Uuid: ids[0]})
+	if err != nil || end.GetJob().GetStatus() != "STOPPED" || end.GetJob().GetOldName() != "stubborn" {
+		t.Errorf("got %v, %v", end, err)
+	}
+	host, err := api.NewMonitoringServiceClient(d.public(t)).GetSystemStatus(t.Context(), &api.EmptyRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status, err := jobs.GetJobStatus(t.Context(), &api.GetJobStatusRequest{Uuid: ids[0]})
+	if err != nil || status.GetNodeId() != host.GetHost().GetNodeId() || end.GetJob().GetNodeId() != status.GetNodeId() {
+		t.Errorf("node of the host %q, of the job %q: %v", host.GetHost().GetNodeId(), status.GetNodeId(), err)
 	}
 }
