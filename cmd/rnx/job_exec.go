@@ -176,7 +176,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 			}
 		} else if spec.Stdin {
 			go func() { // ends with the process
-				if _, err := io.Copy(x, a.in); err == nil {
+				if _, err := io.Copy(x, a.stdin()); err == nil {
 					_ = x.CloseInput() // Wait tells what becomes of the process
 				} else if ctx.Err() == nil {
 					cancel(fmt.Errorf("the process's standard input: %w", err))

@@ -96,7 +96,7 @@ there is no such command.`,
 			if err != nil {
 				return err
 			}
-			in, err := opt.input(spec, a.in, a.note)
+			in, err := opt.input(spec, a.stdin, a.note)
 			if err != nil {
 				return err
 			}
@@ -273,7 +273,7 @@ const maxLeftOutNotes = 10
 
 // input opens what goes along with the job; nil: nothing does. It notes which files
 // cannot go.
-func (o *runOptions) input(spec joblet.Spec, stdin io.Reader, note func(format string, args ...any)) (*input, error) {
+func (o *runOptions) input(spec joblet.Spec, stdin func() io.Reader, note func(format string, args ...any)) (*input, error) {
 	in := &input{keep: spec.Stdin == joblet.StdinFile}
 	var sources []archive.Source
 	seen := make(map[string]string)
@@ -329,7 +329,7 @@ func (o *runOptions) input(spec joblet.Spec, stdin io.Reader, note func(format s
 	switch o.stdin {
 	case "":
 	case "-":
-		in.stdin = stdin
+		in.stdin = stdin()
 	default:
 		f, err := os.Open(o.stdin)
 		if err != nil {

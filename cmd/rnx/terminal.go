@@ -23,6 +23,9 @@ import (
 // terminal is the user's own, connected to that of a job or of a process in
 // one. While it is raw every key is the other side's, Ctrl-C too.
 //
+// In the background, where another has the user's terminal, it is neither made raw
+// nor read: the kernel stops a process that does so (SIGTTOU, SIGTTIN).
+//
 // Whatever happens, end puts it back: it is deferred in the goroutine that
 // follows the job, and every other goroutine of ours runs under guard.
 type terminal struct {
@@ -42,8 +45,10 @@ type terminal struct {
 	stuck bool       // it did not
 	line  *line      // to where what is typed goes; nil: to nowhere just now
 	saved *term.State
+	asked bool // to be raw: it is while we are in its foreground
 	raw   bool
 	rawAt time.Time
+	looks bool  // whether we are in the foreground: a goroutine does
 	modes modes // that the other side has set here
 }
 
@@ -107,6 +112,11 @@ func (t *terminal) connect(l *line) {
 	default:
 		close(t.ready)
 	}
+	t.moved()
+}
+
+// moved has the line told of the window's size.
+func (t *terminal) moved() {
 	select {
 	case t.other <- struct{}{}:
 	default:
@@ -119,11 +129,26 @@ func (t *terminal) connected() *line {
 	return t.line
 }
 
-// makeRaw hands the terminal over. It may be called again.
+// makeRaw hands the terminal over, in the background as soon as we are in its
+// foreground. It may be called again.
 func (t *terminal) makeRaw() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.tty == nil || t.raw {
+	if t.asked = t.tty != nil; !t.asked || t.raw {
+		return nil
+	}
+	return t.take()
+}
+
+// take makes the terminal raw, or has that done once we are in its foreground. t.mu is
+// held.
+func (t *terminal) take() error {
+	if !foreground(t.tty) {
+		t.raw = false
+		if !t.looks {
+			t.looks = true
+			t.guard(t.awaitForeground)
+		}
 		return nil
 	}
 	saved, err := term.MakeRaw(int(t.tty.Fd()))
@@ -137,6 +162,36 @@ func (t *terminal) makeRaw() error {
 	return nil
 }
 
+// foregroundPause is between two looks for the foreground: a shell that gives it to
+// a process which was not stopped does not tell that.
+const foregroundPause = 100 * time.Millisecond
+
+// awaitForeground takes the terminal once we are in its foreground.
+func (t *terminal) awaitForeground() {
+	tick := time.NewTicker(foregroundPause)
+	defer tick.Stop()
+	for range tick.C {
+		if t.found() {
+			return
+		}
+	}
+}
+
+// found reports whether there is nothing more to wait for in awaitForeground.
+func (t *terminal) found() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.asked && !t.raw {
+		if !foreground(t.tty) {
+			return false
+		}
+		_ = t.take()
+		t.moved()
+	}
+	t.looks = false
+	return true
+}
+
 // rawAgo is how long a signal that a key has sent may take to be seen.
 const rawAgo = time.Second
 
@@ -145,7 +200,10 @@ const rawAgo = time.Second
 func (t *terminal) pressed(sig syscall.Signal) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.tty != nil && keyOf(sig) != 0 && (!t.raw || time.Since(t.rawAt) < rawAgo)
+	if t.tty == nil || keyOf(sig) == 0 || !foreground(t.tty) {
+		return false
+	}
+	return !t.raw || time.Since(t.rawAt) < rawAgo
 }
 
 // press types the key for a signal, and reports whether there was one to type.
@@ -169,7 +227,7 @@ func keyOf(sig syscall.Signal) byte {
 func (t *terminal) isRaw() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.raw
+	return t.raw && foreground(t.tty) // and not that a shell, which has stopped us, took it back
 }
 
 // resetTime is how long the terminal may take to be switched back. One that takes
@@ -182,11 +240,13 @@ const resetTime = 500 * time.Millisecond
 func (t *terminal) end() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.tty == nil || !t.raw {
+	if t.tty == nil {
 		return
 	}
-	_ = term.Restore(int(t.tty.Fd()), t.saved)
-	t.raw = false
+	if t.raw && foreground(t.tty) {
+		_ = term.Restore(int(t.tty.Fd()), t.saved)
+	}
+	t.asked, t.raw = false, false
 	reset := t.modes.reset()
 	if reset == "" {
 		return
@@ -220,16 +280,14 @@ func (t *terminal) isStuck() bool {
 }
 
 // again makes the terminal raw again after a shell had it, which has put its own
-// modes back (SIGCONT). One that has hung up, which sends SIGCONT too, stays as it
-// is: its keys were the other side's to the end.
+// modes back (SIGCONT). In the background it leaves the terminal to the shell. One that
+// has hung up, which sends SIGCONT too, stays as it is: its keys were the other side's
+// to the end.
 func (t *terminal) again() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.raw {
-		return
-	}
-	if _, err := term.MakeRaw(int(t.tty.Fd())); err == nil {
-		t.rawAt = time.Now()
+	if t.asked {
+		_ = t.take()
 	}
 }
 
@@ -317,12 +375,14 @@ func (t *terminal) typing(ctx context.Context, detach, giveUp, gone func()) {
 		return
 	}
 	in, polled := t.in, false
-	if t.tty != nil {
-		if f, r := reopen(t.tty, os.O_RDONLY); f != nil {
-			in, polled = r, true
-			defer f.Close()
-			defer context.AfterFunc(ctx, func() { _ = f.Close() })()
-			if !t.awaitReady(ctx, f) {
+	if isTerminal(t.in) {
+		k := newKeyboard(ctx, t.in.(*os.File))
+		in = k
+		if k.anew != nil {
+			polled = true
+			defer k.anew.Close()
+			defer context.AfterFunc(ctx, func() { _ = k.anew.Close() })()
+			if t.tty != nil && !t.awaitReady(ctx, k.anew) {
 				if ctx.Err() == nil {
 					gone()
 				}
@@ -429,6 +489,60 @@ func reopen(stream any, mode int) (*os.File, io.ReadWriter) {
 	}
 	_ = f.Close()
 	return nil, nil
+}
+
+// keyboard reads a terminal while we are in its foreground.
+type keyboard struct {
+	ctx  context.Context
+	tty  *os.File // that was given to us
+	anew *os.File // it, opened anew; nil: it could not be
+	in   io.Reader
+}
+
+func newKeyboard(ctx context.Context, tty *os.File) *keyboard {
+	k := &keyboard{ctx: ctx, tty: tty, in: tty}
+	if f, r := reopen(tty, os.O_RDONLY); f != nil {
+		k.anew, k.in = f, r
+	}
+	return k
+}
+
+// Read waits for something to be typed, and in the background for the foreground.
+func (k *keyboard) Read(p []byte) (int, error) {
+	for {
+		if err := k.await(); err != nil {
+			return 0, err
+		}
+		if foreground(k.tty) {
+			return k.in.Read(p)
+		}
+		select {
+		case <-k.ctx.Done():
+			return 0, k.ctx.Err()
+		case <-time.After(foregroundPause):
+		}
+	}
+}
+
+// await waits until there is something to read, or the terminal has hung up.
+func (k *keyboard) await() error {
+	if k.anew == nil {
+		readable(k.tty.Fd(), true)
+		return nil
+	}
+	raw, err := k.anew.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool { return readable(fd, false) })
+}
+
+// stdin is our standard input. From a terminal only keyboards read.
+func (a *app) stdin() io.Reader {
+	if !isTerminal(a.in) {
+		return a.in
+	}
+	return newKeyboard(context.Background(), a.in.(*os.File)) // until rnx ends
 }
 
 // watchWindow tells the line of changes of the window's size until ctx ends, also

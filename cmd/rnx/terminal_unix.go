@@ -7,7 +7,30 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
+
+// foreground reports whether we may read a terminal and set its modes: we are in its
+// foreground process group, or it controls no session of ours and stops nobody.
+func foreground(tty *os.File) bool {
+	group, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGPGRP)
+	return err != nil || group == unix.Getpgrp()
+}
+
+// readable reports whether a read would not wait, and waits for that if it is to.
+func readable(fd uintptr, wait bool) bool {
+	timeout := 0
+	if wait {
+		timeout = -1
+	}
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, timeout)
+		if err != unix.EINTR {
+			return n > 0 || err != nil
+		}
+	}
+}
 
 // windowChanges returns a channel that tells that the window may have another
 // size now; it is closed when ctx ends. Coming back after having been stopped

@@ -7,6 +7,11 @@ import (
 	"time"
 )
 
+// foreground reports that there is no background: Windows has no job control.
+func foreground(*os.File) bool { return true }
+
+func readable(uintptr, bool) bool { return true }
+
 // windowChanges returns a channel that tells that the window may have another
 // size now; it is closed when ctx ends. Windows has no signal for it.
 func windowChanges(ctx context.Context, t *terminal) <-chan struct{} {
