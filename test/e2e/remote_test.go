@@ -802,7 +802,7 @@ func TestLogin(t *testing.T) {
 func TestLargeLists(t *testing.T) {
 	t.Parallel()
 	r := newRemoteDaemon(t, "")
-	const large = 10 // of 1.8 MB
+	const large = 4 // of 1.8 MB
 	spec := joblet.Spec{Command: "true", Schedule: "+1h", Env: map[string]string{}}
 	for i := range 15 {
 		spec.Env[fmt.Sprint("V", i)] = strings.Repeat("x", 120_000)
