@@ -96,7 +96,7 @@ var publicKeys = []publicKey{
 	{path: "joblet.minMemoryLimit", why: "limits have no lower bound of their own"},
 	{path: "joblet.minIoLimit", why: "limits have no lower bound of their own"},
 	{path: "joblet.maxConcurrentJobs", to: (*migration).concurrent},
-	{path: "joblet.jobTimeout", to: (*migration).jobTimeout},
+	{path: "joblet.jobTimeout", why: "no key limits the time of all jobs: rnx job run --timeout limits that of one"},
 	{path: "joblet.cleanupTimeout", why: "a job has 10 s to end when it is stopped; rnx job stop --grace changes that"},
 	{path: "joblet.validateCommands", why: "a command that is not there always is an error, with status 127"},
 	{path: "joblet.allowedCommands", why: "developers may run any command: what a job can do is limited by its isolation"},
@@ -549,14 +549,6 @@ func (m *migration) concurrent(value any) (string, string, error) {
 	}
 	text := strconv.FormatInt(n, 10)
 	return "max-concurrent: " + text + ", and further jobs wait", "", m.set("max-concurrent", text)
-}
-
-func (m *migration) jobTimeout(value any) (string, string, error) {
-	d, err := time.ParseDuration(fmt.Sprint(value))
-	if err == nil && d == 0 {
-		return "", "0 is no limit, as here", nil
-	}
-	return "", "no key does that: give each job its limit with rnx job run --timeout", nil
 }
 
 func (m *migration) logLevel(value any) (string, string, error) {

@@ -272,3 +272,44 @@ func TestServePublicConfig(t *testing.T) {
 		t.Errorf("as rnx-config.yml: %v", err)
 	}
 }
+
+// TestMigratingKeys: docs/MIGRATING.md has a row for each key of the public file, which
+// says what import does with it, and no other.
+func TestMigratingKeys(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/MIGRATING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "\n## The daemon's configuration\n")
+	section, _, _ = strings.Cut(section, "\nVariables of the environment")
+	defaults, err := cli(t, "config", "default")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]string{}
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 || !strings.Contains(cells[1], "`") {
+			continue
+		}
+		path := strings.Trim(cells[1], " `")
+		rows[path] = strings.TrimSpace(cells[2])
+		if k := findPublicKey(path); k == nil || k.path != path {
+			t.Errorf("%s: is in the document alone", path)
+		} else if (k.to == nil) != (rows[path] == "–") {
+			t.Errorf("%s: the document says %q", path, rows[path])
+		}
+		for i, key := range strings.Fields(strings.ReplaceAll(strings.Trim(rows[path], "–"), "`", "")) {
+			limit := i > 0 && slices.Contains(limitNames(), key)
+			if !limit && !strings.Contains(defaults, "\n#"+key+":") {
+				t.Errorf("%s: there is no key %q", path, key)
+			}
+		}
+	}
+	for _, k := range publicKeys {
+		if rows[k.path] == "" {
+			t.Errorf("%s: is not in the document", k.path)
+		}
+	}
+}

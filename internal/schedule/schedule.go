@@ -19,11 +19,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/robfig/cron/v3"
 
@@ -125,7 +126,7 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	if !relative {
 		rest, relative = strings.CutPrefix(joined, "in ")
 	}
-	if relative || plainDuration.MatchString(joined) {
+	if relative || plainDuration(joined) {
 		d, err := parseDuration(rest)
 		if err != nil {
 			return time.Time{}, bad(text, "%w; give a time from now as \"30min\", \"+1h30m\" or \"+2d\"", err)
@@ -167,20 +168,37 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	return t, nil
 }
 
-// plainDuration tells a time from now without "+": a number and letters.
-var plainDuration = regexp.MustCompile(`^[0-9.]+ ?[A-Za-zµμ]`)
+// plainDuration reports whether a text is meant as a time from now, without "+": it
+// begins with a number and letters.
+func plainDuration(s string) bool {
+	rest := strings.TrimLeft(s, "0123456789.")
+	next, _ := utf8.DecodeRuneInString(strings.TrimPrefix(rest, " "))
+	return rest != s && unicode.IsLetter(next)
+}
 
-// units are those of a duration: Go's, days, and words.
-var units = map[string]time.Duration{
-	"ns": time.Nanosecond, "us": time.Microsecond, "µs": time.Microsecond, "μs": time.Microsecond, "ms": time.Millisecond,
-	"s": time.Second, "sec": time.Second, "secs": time.Second, "second": time.Second, "seconds": time.Second,
-	"m": time.Minute, "min": time.Minute, "mins": time.Minute, "minute": time.Minute, "minutes": time.Minute,
-	"h": time.Hour, "hr": time.Hour, "hrs": time.Hour, "hour": time.Hour, "hours": time.Hour,
-	"d": day, "day": day, "days": day,
+// unitOf returns what a unit of a duration is: one of Go's, days, or a word.
+func unitOf(name string) (unit time.Duration, ok bool) {
+	switch name {
+	case "ns":
+		return time.Nanosecond, true
+	case "us", "µs", "μs":
+		return time.Microsecond, true
+	case "ms":
+		return time.Millisecond, true
+	case "s", "sec", "secs", "second", "seconds":
+		return time.Second, true
+	case "m", "min", "mins", "minute", "minutes":
+		return time.Minute, true
+	case "h", "hr", "hrs", "hour", "hours":
+		return time.Hour, true
+	case "d", "day", "days":
+		return oneDay, true
+	}
+	return 0, false
 }
 
 const (
-	day         = 24 * time.Hour
+	oneDay      = 24 * time.Hour
 	maxDuration = 2 * maxAhead // more would overflow, and is too far ahead anyway
 )
 
@@ -198,7 +216,7 @@ func parseDuration(s string) (time.Duration, error) {
 			name = s[:end]
 		}
 		s = strings.TrimLeft(s[len(name):], " ")
-		unit, ok := units[name]
+		unit, ok := unitOf(name)
 		switch {
 		case number == "":
 			return 0, fmt.Errorf("%.20q without a number", cmp.Or(name, s))
@@ -211,9 +229,10 @@ func parseDuration(s string) (time.Duration, error) {
 		if err != nil {
 			return 0, err
 		}
-		if sum += d; sum > maxDuration {
+		if d > maxDuration-sum {
 			return 0, errors.New("is more than 100 years ahead")
 		}
+		sum += d
 	}
 	return sum, nil
 }

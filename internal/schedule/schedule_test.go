@@ -178,6 +178,8 @@ func TestBad(t *testing.T) {
 		"+65535d2500000h":                   "100 years",
 		"+99999999999999999999d":            "100 years",
 		"36500d1s":                          "100 years",
+		"+70000d70000d":                     "100 years", // more than fits
+		"+70000d70000d70000d":               "100 years",
 		"+d":                                `"d" without a number`,
 		"in 2 weeks":                        `"weeks" is no unit`,
 		"in":                                "+1h30m",
