@@ -14,14 +14,28 @@ type sysMount struct {
 	tree   int    // a descriptor of the detached mount
 }
 
+// sysTrees are the parts of the host's /sys that a box has, where the host has them:
+// processors, memory and NUMA nodes, which programs set themselves up for, and the sizes
+// of huge pages. This is a list of what is shown and not of what is hidden, because new
+// kernels add to /sys, and most of it tells the host from others: serial numbers of
+// mainboards and disks, addresses of network devices, firmware tables. The few files
+// below them that do so are for the host's root only (topology/ppin).
+var sysTrees = []string{
+	"devices/system/cpu", "devices/system/memory", "devices/system/node", "kernel/mm/hugepages", "kernel/mm/transparent_hugepage",
+}
+
+// sysEmpty are directories in which lsblk and lspci look for devices; without them they
+// fail.
+var sysEmpty = []string{"block", "bus/pci/devices", "class/block", "dev/block"}
+
 const sysAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
-// openSys opens what the box has in /sys: the job's own cgroups, in which programs look
-// for their limits, and nothing beside or above them. Their files belong to the host's
-// root; some of v1's can be written to by everybody (cgroup.event_control), but for the
-// mount.
+// openSys opens what the box has in /sys: the trees above, and the job's own cgroups, in
+// which programs look for their limits, and nothing beside or above these. Their files
+// belong to the host's root; some of v1's can be written to by everybody
+// (cgroup.event_control), but for the mount.
 func openSys(views []cgroup.View) ([]sysMount, error) {
-	mounts := make([]sysMount, 0, len(views))
+	mounts := make([]sysMount, 0, len(views)+len(sysTrees))
 	for _, v := range views {
 		fd, err := openTree(Tree{Source: Name(v.Dir)}, sysAttrs, -1)
 		if err != nil {
@@ -29,6 +43,11 @@ func openSys(views []cgroup.View) ([]sysMount, error) {
 			return nil, err
 		}
 		mounts = append(mounts, sysMount{path.Join("fs/cgroup", v.Name), fd})
+	}
+	for _, target := range sysTrees {
+		if fd, err := openTree(Tree{Source: "/sys/" + target}, sysAttrs, -1); err == nil { // otherwise the job has less to read
+			mounts = append(mounts, sysMount{target, fd})
+		}
 	}
 	return mounts, nil
 }
@@ -57,6 +76,9 @@ func mountSys(p *program, box *Box, mounts []sysMount) {
 		mkdirs(target)
 		p.call("attach /"+target, unix.SYS_MOVE_MOUNT, tree, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
 		p.call("close the tree of /"+target, unix.SYS_CLOSE, tree).slot(0)
+	}
+	for _, dir := range sysEmpty {
+		mkdirs("sys/" + dir)
 	}
 	for _, v := range box.Cgroup.Views() {
 		for _, name := range v.Aliases {
