@@ -253,8 +253,14 @@ func (p placement) rename(w *tar.Writer, archived archive.Reader, h *tar.Header)
 			skipped++
 			continue
 		}
+		target := h.Linkname
+		if h.Typeflag == tar.TypeLink { // a name in the archive
+			if target, ok = p.place(path.Clean(target)); !ok {
+				return skipped, joblet.Errorf(joblet.Internal, "%s is a further name of %s, which is not copied", clean, h.Linkname)
+			}
+		}
 		renamed := tar.Header{
-			Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, ModTime: h.ModTime,
+			Typeflag: h.Typeflag, Name: name, Linkname: target, Size: h.Size, Mode: h.Mode, ModTime: h.ModTime,
 			Format: tar.FormatPAX, PAXRecords: h.PAXRecords,
 		}
 		if err := w.WriteHeader(&renamed); err != nil {

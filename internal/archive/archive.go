@@ -1,8 +1,10 @@
 // Package archive carries a job's files as tar archives: from the client into a
 // job's /work, and from there back. Whoever wrote an archive or a tree is not
-// trusted: an archive holds only directories, regular files and symbolic links
-// with relative names, and no name of it leads outside. Nor does a link on its way
-// back. Into a job, links go as they are: nothing but the job follows them.
+// trusted: an archive holds only directories, regular files, symbolic links and further
+// names of its files (hard links), with relative names, and no name of it leads outside.
+// Nor does a symbolic link on its way back. Into a job, those go as they are: nothing but
+// the job follows them. A further name is that of a file before it in the archive, whose
+// content counts once.
 //
 // Names are bytes: what is not UTF-8 is carried exactly. Times of modification are
 // carried in nanoseconds. Owners, other times and all mode bits but the permissions
@@ -74,6 +76,7 @@ const (
 	directory
 	file
 	link
+	hard // a further name of a file
 )
 
 // tree knows all names of an archive, so that no name comes twice or lies below
@@ -159,6 +162,16 @@ func (t *tree) count() error {
 	}
 	t.stats.Entries++
 	return nil
+}
+
+// find returns the node of a clean name.
+func (t *tree) find(name string) (id int32, ok bool) {
+	for elem := range strings.SplitSeq(name, "/") {
+		if id, ok = t.index[child{id, elem}]; !ok {
+			return 0, false
+		}
+	}
+	return id, true
 }
 
 // repeat notes an entry that adds nothing, so that a stream of them ends.
@@ -306,6 +319,8 @@ func newHeader(name string, k kind, mode fs.FileMode, mtime int64) *tar.Header {
 		h.Typeflag = tar.TypeReg
 	case link:
 		h.Typeflag = tar.TypeSymlink
+	case hard:
+		h.Typeflag = tar.TypeLink
 	}
 	return h
 }
@@ -335,6 +350,8 @@ type source struct {
 	tree  *tree
 	inErr error // of the content's reader
 	links func(name, target string) error
+
+	originals map[int32]int32 // the files of further names
 }
 
 // input counts, and keeps the error of a reader apart from those of the
@@ -363,7 +380,7 @@ func (in *input) Read(p []byte) (int, error) {
 
 // newSource returns a source with what checks its links.
 func newSource(r io.Reader, lim Limits, links func(name, target string) error) *source {
-	s := &source{in: input{r: r}, tree: newTree(lim), links: links}
+	s := &source{in: input{r: r}, tree: newTree(lim), links: links, originals: map[int32]int32{}}
 	s.tar = tar.NewReader(newHideHoles(&s.in))
 	return s
 }
@@ -376,7 +393,10 @@ type entry struct {
 	mode   fs.FileMode
 	mtime  int64
 	size   int64 // of its content in the archive
+	pos    int64 // of its content in the archive
 	target string
+
+	original int32 // in the tree: the file of which this is a further name
 
 	extents []extent // where the content belongs, in a file with holes; nil: there are none
 	length  int64    // of that file
@@ -411,8 +431,11 @@ func (s *source) next() (entry, error) {
 		case h.Typeflag == tar.TypeSymlink:
 			e.kind, e.target = link, h.Linkname
 			err = s.links(e.name, e.target)
+		case h.Typeflag == tar.TypeLink:
+			e.kind = hard
+			e.original, err = s.original(h)
 		default:
-			err = refuse(h.Name, "type %q: only directories, regular files and symbolic links are possible", h.Typeflag)
+			err = refuse(h.Name, "type %q: only directories, regular files and links are possible", h.Typeflag)
 		}
 		if err != nil {
 			return entry{}, err
@@ -431,13 +454,32 @@ func (s *source) next() (entry, error) {
 			return entry{}, err
 		}
 		if fresh {
-			e.id = id
+			e.id, e.pos = id, s.in.n
+			if e.kind == hard {
+				s.originals[id] = e.original
+			}
 			return e, nil
 		}
 		if err := s.tree.repeat(h.Name); err != nil {
 			return entry{}, err
 		}
 	}
+}
+
+// original returns the file of which an entry is a further name.
+func (s *source) original(h *tar.Header) (int32, error) {
+	target, err := cleanName(h.Linkname)
+	if err != nil {
+		return 0, refuse(h.Name, "a hard link to %.200q, which no file can have as its name here", h.Linkname)
+	}
+	id, ok := s.tree.find(target)
+	switch {
+	case ok && s.tree.nodes[id].kind == file:
+		return id, nil
+	case ok && s.tree.nodes[id].kind == hard:
+		return s.originals[id], nil
+	}
+	return 0, refuse(h.Name, "a hard link to %.200q, which is no file before it in the archive", h.Linkname)
 }
 
 // end makes sure that the archive has not been cut off where an entry ends, and
@@ -484,9 +526,9 @@ func copyN(w io.Writer, r io.Reader, size int64) (int64, error) {
 
 const copySize = 8 << 10
 
-// copy copies an entry's content.
-func (s *source) copy(w io.Writer, size int64) error {
-	_, err := copyN(w, s, size)
+// copy copies an entry's content, which r reads.
+func (s *source) copy(w io.Writer, r io.Reader, size int64) error {
+	_, err := copyN(w, r, size)
 	if s.inErr != nil {
 		return s.inErr
 	}

@@ -29,11 +29,21 @@ type packer struct {
 	visits int     // names that may still be looked at
 	device *uint64 // of the tree, which is not left for what is mounted in it; nil: it may be
 	above  []above
+	names  map[inode]named // of files with several names, those in the archive
 
 	// For a user's own files.
 	leftOut func(file string, why error)
 	ignore  ignore
 	top     string // what ignore counts from
+}
+
+// inode tells a file from others.
+type inode struct{ device, number uint64 }
+
+// named is a file that is in the archive under a name.
+type named struct {
+	name string
+	fi   fs.FileInfo
 }
 
 // above is a directory above the one being read. Its entry is written when the
@@ -58,7 +68,7 @@ func (o *output) Write(p []byte) (int, error) {
 }
 
 func newPacker(w io.Writer, lim Limits) *packer {
-	p := &packer{out: output{w: w}, tree: newTree(lim)}
+	p := &packer{out: output{w: w}, tree: newTree(lim), names: map[inode]named{}}
 	p.tar = tar.NewWriter(newShowHoles(&p.out))
 	return p
 }
@@ -69,7 +79,7 @@ func newPacker(w io.Writer, lim Limits) *packer {
 // what is mounted in the tree, as a job with a mount namespace of its own may do.
 // What an archive cannot hold, and what goes beyond lim, is left out and
 // counted; Check takes what it writes. A file that several names lead to comes
-// once for each; one that is being written has the length that it had at
+// once, and its further names as hard links; one that is being written has the length that it had at
 // first, with zeros for what has vanished. Holes stay holes, and take and count
 // nothing. It looks at no more than ten times
 // lim.Entries names.
@@ -113,7 +123,7 @@ func PackPaths(w io.Writer, sources []Source, f Filter, lim Limits) (Stats, erro
 
 // CheckPaths looks for what would be an error of PackPaths. It reads no content.
 func CheckPaths(sources []Source, f Filter, lim Limits) (Stats, error) {
-	p := &packer{tree: newTree(lim)}
+	p := &packer{tree: newTree(lim), names: map[inode]named{}}
 	return p.paths(sources, f)
 }
 
@@ -345,6 +355,8 @@ func (p *packer) put(name string, h *tar.Header) error {
 		k = directory
 	case tar.TypeSymlink:
 		k = link
+	case tar.TypeLink:
+		k = hard
 	}
 	_, fresh, err := p.tree.add(name, k, 0, 0)
 	if err != nil || !fresh || p.tar == nil {
@@ -357,6 +369,16 @@ func (p *packer) put(name string, h *tar.Header) error {
 func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) error {
 	if !fi.Mode().IsRegular() {
 		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+	}
+	id, several := inodeOf(fi)
+	// One that has changed since may be another with the same number.
+	if first, ok := p.names[id]; several && ok && first.fi.Size() == fi.Size() && first.fi.ModTime().Equal(fi.ModTime()) {
+		h := header(name, hard, fi)
+		h.Linkname = first.name
+		if err := p.entry(h); err != nil {
+			return p.skip(local, err)
+		}
+		return nil
 	}
 	size := fi.Size()
 	h := header(name, file, fi)
@@ -377,6 +399,9 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 	if err := p.entry(h); err != nil {
 		p.tree.stats.Bytes -= size
 		return p.skip(local, err)
+	}
+	if several {
+		p.names[id] = named{name, fi}
 	}
 	if p.tar == nil {
 		return nil
