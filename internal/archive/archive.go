@@ -54,10 +54,13 @@ type Stats struct {
 	Top     []string // the distinct first elements of names, sorted, at most 100
 	// Skipped counts what was left out. PackTree: all that is not a directory,
 	// a file or a link that stays inside, what vanished or cannot be read, what
-	// goes beyond the limits. Unpack: links, where Windows does not allow them.
+	// goes beyond the limits. Select and Unpack: what the archive says that it lacks;
+	// and links, where Windows does not allow them.
 	Skipped int
 	// Beyond counts those of them that the limits left out.
 	Beyond int
+	// LeftOut names some of them, at most 100.
+	LeftOut []LeftOut
 }
 
 // errLimit marks what goes beyond the limits.
@@ -209,8 +212,10 @@ func (t *tree) result() Stats {
 }
 
 func refuse(name, format string, args ...any) error {
-	return joblet.Errorf(joblet.InvalidArgument, "archive entry %.200q: %w", name, fmt.Errorf(format, args...))
+	return joblet.Errorf(joblet.InvalidArgument, "%s%w", entryPrefix(name), fmt.Errorf(format, args...))
 }
+
+func entryPrefix(name string) string { return fmt.Sprintf("archive entry %.200q: ", name) }
 
 // cleanName returns a name without "." and superfluous slashes, "." for the top
 // itself.
@@ -352,6 +357,10 @@ type source struct {
 	links func(name, target string) error
 
 	originals map[int32]int32 // the files of further names
+
+	comments bool // the archive may say what it lacks
+	skipped  int
+	leftOut  []LeftOut
 }
 
 // input counts, and keeps the error of a reader apart from those of the
@@ -412,6 +421,12 @@ func (s *source) next() (entry, error) {
 		}
 		if err != nil {
 			return entry{}, s.damaged(err)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader && s.comments && s.leftOut == nil {
+			var ok bool
+			if s.skipped, s.leftOut, ok = ReadLeftOut(h); ok {
+				continue
+			}
 		}
 		e := entry{mode: fs.FileMode(h.Mode) & 0o777, mtime: toNanos(h.ModTime)}
 		if e.length, e.extents, err = readSparse(h); err != nil {

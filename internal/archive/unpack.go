@@ -32,7 +32,7 @@ func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
 // comes with the content. An archive that Check would refuse is an error, and so is a link that leads
 // outside, or could.
 func Select(w io.Writer, r io.ReaderAt, match func(name string) bool) (Stats, error) {
-	stats, err := copyEntries(w, newSource(io.NewSectionReader(r, 0, math.MaxInt64), unbounded, checkTarget), match, r)
+	stats, err := copyEntries(w, ourSource(io.NewSectionReader(r, 0, math.MaxInt64), unbounded), match, r)
 	if e, ok := errors.AsType[*joblet.Error](err); ok && e.Kind == joblet.InvalidArgument {
 		err = joblet.Errorf(joblet.Internal, "stored archive: %w", err) // not the caller's doing
 	}
@@ -44,8 +44,17 @@ var unbounded = Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32}
 
 // Verify reads one of our own archives, of either direction, to its end.
 func Verify(r io.Reader) error {
-	_, err := Check(io.Discard, r, unbounded)
+	s := newSource(r, unbounded, checkLink)
+	s.comments = true
+	_, err := copyEntries(io.Discard, s, nil, nil)
 	return err
+}
+
+// ourSource returns a source of files on their way from a job.
+func ourSource(r io.Reader, lim Limits) *source {
+	s := newSource(r, lim, checkTarget)
+	s.comments = true
+	return s
 }
 
 // copyEntries needs stored only with match.
@@ -101,6 +110,10 @@ func copyEntries(w io.Writer, s *source, match func(string) bool, stored io.Read
 		}
 		stats.Bytes += e.size
 	}
+	stats.Skipped, stats.LeftOut = chosen(s.skipped, s.leftOut, match)
+	if err := writeLeftOut(out, stats.Skipped, stats.LeftOut); err != nil {
+		return Stats{}, fmt.Errorf("write archive: %w", err)
+	}
 	if err := out.Close(); err != nil {
 		return Stats{}, fmt.Errorf("write archive: %w", err)
 	}
@@ -148,7 +161,7 @@ func (t *tree) markAbove(id int32, do func(name string, n node) error) error {
 // New files and directories have the archive's times, where it has any and the
 // file system takes them.
 func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
-	return unpack(root, newSource(r, lim, checkTarget))
+	return unpack(root, ourSource(r, lim))
 }
 
 // UnpackForJob is Unpack for an archive that Check has passed, below a job's root:
@@ -174,7 +187,9 @@ func unpack(root *os.Root, s *source) (Stats, error) {
 	if err := u.finishDirs(); err != nil {
 		return Stats{}, err
 	}
-	return u.tree.result(), nil
+	stats := u.tree.result()
+	stats.Skipped, stats.LeftOut = stats.Skipped+u.skipped, append(u.leftOut, stats.LeftOut...)
+	return stats, nil
 }
 
 type unpacker struct {
@@ -210,6 +225,7 @@ func (u *unpacker) entry(e entry) error {
 	}
 	if err != nil && e.kind == link && !hasModes {
 		u.tree.stats.Skipped++
+		u.tree.stats.note(e.name, errors.New("is a link, which this system does not allow"))
 		return nil
 	}
 	if err != nil {

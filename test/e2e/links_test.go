@@ -78,3 +78,72 @@ func TestFilesHardLinks(t *testing.T) {
 		t.Error(job.Reason)
 	}
 }
+
+// TestFilesLeftOut: what does not come out of a job is named, by a running job and by one
+// that has ended, whatever daemon is asked.
+func TestFilesLeftOut(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const make = `mkdir out; cd out; echo a > a; ln -s a in; ln -s /etc/passwd abs; mkfifo "$1" pipe; for i in {1..15}; do ln -s ../../x l$i; done; ln -s ../a up`
+	notes := func(of, stderr string) {
+		t.Helper()
+		for text, count := range map[string]int{
+			"rnx: left out of the " + of + ": out/": 10, "rnx: left out of the " + of + ": 8 more\n": 1, "\xff": 0,
+		} {
+			if strings.Count(stderr, text) != count {
+				t.Errorf("%q comes not %d times:\n%s", text, count, stderr)
+			}
+		}
+	}
+	run := []string{"bash", "-c", make, "bash", "odd\xff"}
+	dir := t.TempDir()
+	if r := d.in(t, dir, append([]string{"job", "run", "--name=ended", "--download=out", "--download-to=."}, run...)...); r.status != 0 {
+		t.Errorf("%v", r)
+	} else {
+		notes("download", r.stderr)
+	}
+	running := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600", "bash", "odd\xff")
+	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", running).stdout == "ready\n" }) {
+		t.Fatal("not ready")
+	}
+	d.kill(t)
+	d.restart(t)
+	for _, id := range []string{"ended", running} {
+		r := d.in(t, t.TempDir(), "job", "cp", id+":.", "copy")
+		if r.status != 0 {
+			t.Errorf("%v", r)
+		}
+		notes("copy", r.stderr)
+		r = d.rnx(t.Context(), "job", "cp", id+":.", "-")
+		if r.status != 0 {
+			t.Errorf("%v", r)
+		}
+		notes("archive", r.stderr)
+		// Other programs take it.
+		list := exec.Command("tar", "-t")
+		list.Stdin = strings.NewReader(r.stdout)
+		if out, err := list.CombinedOutput(); err != nil || !strings.HasPrefix(string(out), "out/\n") || strings.Contains(string(out), "left") {
+			t.Errorf("tar: %v %s", err, out)
+		}
+		for file, why := range map[string]string{
+			"pipe": `out/pipe is a named pipe`, "odd\xff": `out/odd\xff is a named pipe`, "abs": `out/abs is a link to "/etc/passwd", which may lead outside`,
+			"l1": `out/l1 is a link to "../../x", which may lead outside`,
+		} {
+			r := d.in(t, t.TempDir(), "job", "cp", id+":out/"+file, ".")
+			if want := "rnx: left out of the copy: " + why + "\nrnx: nothing was copied: all that matches was left out\n"; r.status != 1 || r.stderr != want {
+				t.Errorf("%q: %v\nwant %s", file, r, want)
+			}
+		}
+		r = d.in(t, t.TempDir(), "--json", "job", "cp", id+":out", ".")
+		if !strings.Contains(r.stdout, `"skipped":18,"left_out":[{"name":"out/`) || r.stderr != "" {
+			t.Errorf("--json: %v", r)
+		}
+		// up leads out of out/, which is what this copies.
+		if r := d.in(t, t.TempDir(), "job", "cp", id+":out/up", "."); r.status != 1 || r.stderr != "rnx: left out of the copy: out/up is a link to \"../a\", which leads out of what is copied\nrnx: nothing was copied: all that matches was left out\n" {
+			t.Errorf("%v", r)
+		}
+	}
+	if r := d.in(t, t.TempDir(), "job", "cp", "ended:out/a", "."); r.status != 0 || r.stderr != "" {
+		t.Errorf("nothing of it: %v", r)
+	}
+}
