@@ -104,7 +104,8 @@ type JobServiceClient interface {
 	// PruneJobs deletes the jobs that have ended and pass a filter.
 	PruneJobs(ctx context.Context, in *PruneJobsRequest, opts ...grpc.CallOption) (*PruneJobsResponse, error)
 	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
-	// running job as they are, of an ended one as it left them.
+	// running job as they are, of an ended one as it left them. If something is left
+	// out, the archive ends with a comment (a global extended header) that names it.
 	GetJobFiles(ctx context.Context, in *GetJobFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
 	// AttachJob connects a terminal to a running job that has one: the caller sends
 	// attach, then stdin and resize as they come; the job's output comes back from
@@ -543,7 +544,8 @@ type JobServiceServer interface {
 	// PruneJobs deletes the jobs that have ended and pass a filter.
 	PruneJobs(context.Context, *PruneJobsRequest) (*PruneJobsResponse, error)
 	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
-	// running job as they are, of an ended one as it left them.
+	// running job as they are, of an ended one as it left them. If something is left
+	// out, the archive ends with a comment (a global extended header) that names it.
 	GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error
 	// AttachJob connects a terminal to a running job that has one: the caller sends
 	// attach, then stdin and resize as they come; the job's output comes back from

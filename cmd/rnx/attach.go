@@ -168,7 +168,7 @@ func (at *attachment) run(ctx context.Context, get *download, begin func(context
 		at.app.noteDenied(job)
 	}
 	if get != nil && !job.Started.IsZero() {
-		if err := get.fetch(ctx, at.conn(), job.ID); err != nil {
+		if err := get.fetch(ctx, at.app, at.conn(), job.ID); err != nil {
 			if status, _ := job.Status(); status == 0 {
 				return err
 			}

@@ -32,7 +32,8 @@ what is copied when there is nothing of that name; "-" writes a tar archive to
 stdout. "JOB:." and "JOB:DIR/." copy what is in a directory, without itself. Of a
 pattern, the directories before its first *, ? or [ are left out. Files that
 exist are replaced; nothing is written outside of DEST. Times of modification are
-the job's, and so are permission bits without what your umask takes away.
+the job's, and so are permission bits without what your umask takes away. Links
+that lead out of /work, sockets, devices and FIFOs are left out and named.
 
 Files go into a job with "rnx job run --upload".` + jobRefHelp,
 		Example: `  rnx job cp 3f2a:out.csv .
@@ -136,23 +137,64 @@ func (a *app) copy(ctx context.Context, c *client.Client, from copySource, to st
 	}
 	defer r.Close()
 	if to == "-" {
-		_, err := io.Copy(a.out, r)
-		return err
+		return a.copyArchive(r)
 	}
 	stats, err := unpackAs(r, from, to)
 	if err != nil {
 		return fmt.Errorf("copy to %s: %w", to, err)
 	}
-	if stats.Skipped > 0 {
-		a.note("%d links left out: they lead out of what was copied, or this system has none", stats.Skipped)
-	}
+	a.noteLeftOut("copy", stats)
 	if a.json {
-		return a.writeJSON(struct {
-			Entries int   `json:"entries"`
-			Bytes   int64 `json:"bytes"`
-			Skipped int   `json:"skipped,omitempty"`
-		}{stats.Entries, stats.Bytes, stats.Skipped})
+		left := []leftOutJSON{}
+		for _, l := range stats.LeftOut {
+			left = append(left, leftOutJSON(l))
+		}
+		err = a.writeJSON(struct {
+			Entries int           `json:"entries"`
+			Bytes   int64         `json:"bytes"`
+			Skipped int           `json:"skipped,omitempty"`
+			LeftOut []leftOutJSON `json:"left_out,omitempty"` // some of them
+		}{stats.Entries, stats.Bytes, stats.Skipped, left})
 	}
+	if err == nil && stats.Entries == 0 && stats.Skipped > 0 && !from.contents {
+		return joblet.Errorf(joblet.FailedPrecondition, "nothing was copied: all that matches was left out")
+	}
+	return err
+}
+
+type leftOutJSON struct {
+	Name string `json:"name"`
+	Why  string `json:"why"`
+}
+
+// noteLeftOut says what does not come with a job's files.
+func (a *app) noteLeftOut(from string, stats archive.Stats) {
+	named := stats.LeftOut[:min(len(stats.LeftOut), maxLeftOutNotes)]
+	for _, l := range named {
+		a.note("left out of the %s: %s %s", from, printable(l.Name), printable(l.Why))
+	}
+	if more := stats.Skipped - len(named); more > 0 {
+		a.note("left out of the %s: %d more", from, more)
+	}
+}
+
+// copyArchive writes an archive to stdout, and says what it lacks.
+func (a *app) copyArchive(r io.Reader) error {
+	var lacks archive.Stats
+	out := io.TeeReader(r, a.out)
+	for archived := archive.NewReader(out); ; {
+		h, err := archived.Next()
+		if err != nil { // the rest tells whether it was cut off
+			break
+		}
+		if skipped, files, ok := archive.ReadLeftOut(h); ok {
+			lacks.Skipped, lacks.LeftOut = skipped, files
+		}
+	}
+	if _, err := io.Copy(io.Discard, out); err != nil {
+		return err
+	}
+	a.noteLeftOut("archive", lacks)
 	return nil
 }
 
@@ -223,51 +265,63 @@ func (p placement) place(name string) (string, bool) {
 // them.
 func (p placement) unpack(root *os.Root, archived archive.Reader, h *tar.Header) (archive.Stats, error) {
 	in, out := io.Pipe()
-	skipped := make(chan int, 1)
+	left := make(chan archive.Stats, 1)
 	go func() {
-		n, err := p.rename(tar.NewWriter(out), archived, h)
-		skipped <- n
+		stats, err := p.rename(tar.NewWriter(out), archived, h)
+		left <- stats
 		out.CloseWithError(err) // for the reader: io.EOF without an error
 	}()
 	stats, err := archive.Unpack(root, in, archive.DefaultLimits)
 	in.Close() // always nil; the writer's next write fails
 	if err == nil {
-		stats.Skipped += <-skipped
+		more := <-left
+		stats.Skipped, stats.LeftOut = stats.Skipped+more.Skipped, append(more.LeftOut, stats.LeftOut...)
 	}
 	return stats, err
 }
 
-// rename copies entries and returns how many links it left out, because with
-// their new names they would lead outside.
-func (p placement) rename(w *tar.Writer, archived archive.Reader, h *tar.Header) (skipped int, err error) {
+// rename copies entries and returns what is left out: what the archive lacks, and links
+// that with their new names would lead outside.
+func (p placement) rename(w *tar.Writer, archived archive.Reader, h *tar.Header) (left archive.Stats, err error) {
 	for ; h != nil && err == nil; h, err = archived.Next() {
+		if skipped, files, ok := archive.ReadLeftOut(h); ok {
+			left.Skipped, left.LeftOut = left.Skipped+skipped, append(left.LeftOut, files...)
+			continue
+		}
 		clean := path.Clean(h.Name)
 		if p.file == "" && p.strip == clean && h.Typeflag != tar.TypeDir {
-			return skipped, joblet.Errorf(joblet.InvalidArgument, "%s is no directory", clean)
+			return left, joblet.Errorf(joblet.InvalidArgument, "%s is no directory", clean)
 		}
 		name, ok := p.place(clean)
 		if !ok {
 			continue
 		}
 		if h.Typeflag == tar.TypeSymlink && outside(path.Join(path.Dir(name), h.Linkname)) {
-			skipped++
+			left.Skipped++
+			left.LeftOut = append(left.LeftOut, archive.LeftOut{Name: clean, Why: fmt.Sprintf("is a link to %.200q, which leads out of what is copied", h.Linkname)})
 			continue
 		}
+		target := h.Linkname
+		if h.Typeflag == tar.TypeLink { // a name in the archive
+			if target, ok = p.place(path.Clean(target)); !ok {
+				return left, joblet.Errorf(joblet.Internal, "%s is a further name of %s, which is not copied", clean, h.Linkname)
+			}
+		}
 		renamed := tar.Header{
-			Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode, ModTime: h.ModTime,
+			Typeflag: h.Typeflag, Name: name, Linkname: target, Size: h.Size, Mode: h.Mode, ModTime: h.ModTime,
 			Format: tar.FormatPAX, PAXRecords: h.PAXRecords,
 		}
 		if err := w.WriteHeader(&renamed); err != nil {
-			return skipped, err
+			return left, err
 		}
 		if _, err := io.Copy(w, archived); err != nil {
-			return skipped, err
+			return left, err
 		}
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		return skipped, err
+		return left, err
 	}
-	return skipped, w.Close()
+	return left, w.Close()
 }
 
 // outside reports whether a clean relative path leads above where it begins.
@@ -293,11 +347,14 @@ func (d *download) open() error {
 	return nil
 }
 
-func (d *download) fetch(ctx context.Context, c *client.Client, id string) error {
+func (d *download) fetch(ctx context.Context, a *app, c *client.Client, id string) error {
 	r, err := c.Files(ctx, id, d.patterns)
 	if err == nil {
 		defer r.Close()
-		_, err = archive.Unpack(d.root, r, archive.DefaultLimits)
+		var stats archive.Stats
+		if stats, err = archive.Unpack(d.root, r, archive.DefaultLimits); err == nil {
+			a.noteLeftOut("download", stats)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("download from job %s: %w", joblet.ShortID(id), err)

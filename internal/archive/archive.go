@@ -1,8 +1,10 @@
 // Package archive carries a job's files as tar archives: from the client into a
 // job's /work, and from there back. Whoever wrote an archive or a tree is not
-// trusted: an archive holds only directories, regular files and symbolic links
-// with relative names, and no name of it leads outside. Nor does a link on its way
-// back. Into a job, links go as they are: nothing but the job follows them.
+// trusted: an archive holds only directories, regular files, symbolic links and further
+// names of its files (hard links), with relative names, and no name of it leads outside.
+// Nor does a symbolic link on its way back. Into a job, those go as they are: nothing but
+// the job follows them. A further name is that of a file before it in the archive, whose
+// content counts once.
 //
 // Names are bytes: what is not UTF-8 is carried exactly. Times of modification are
 // carried in nanoseconds. Owners, other times and all mode bits but the permissions
@@ -52,10 +54,13 @@ type Stats struct {
 	Top     []string // the distinct first elements of names, sorted, at most 100
 	// Skipped counts what was left out. PackTree: all that is not a directory,
 	// a file or a link that stays inside, what vanished or cannot be read, what
-	// goes beyond the limits. Unpack: links, where Windows does not allow them.
+	// goes beyond the limits. Select and Unpack: what the archive says that it lacks;
+	// and links, where Windows does not allow them.
 	Skipped int
 	// Beyond counts those of them that the limits left out.
 	Beyond int
+	// LeftOut names some of them, at most 100.
+	LeftOut []LeftOut
 }
 
 // errLimit marks what goes beyond the limits.
@@ -74,6 +79,7 @@ const (
 	directory
 	file
 	link
+	hard // a further name of a file
 )
 
 // tree knows all names of an archive, so that no name comes twice or lies below
@@ -161,6 +167,16 @@ func (t *tree) count() error {
 	return nil
 }
 
+// find returns the node of a clean name.
+func (t *tree) find(name string) (id int32, ok bool) {
+	for elem := range strings.SplitSeq(name, "/") {
+		if id, ok = t.index[child{id, elem}]; !ok {
+			return 0, false
+		}
+	}
+	return id, true
+}
+
 // repeat notes an entry that adds nothing, so that a stream of them ends.
 func (t *tree) repeat(name string) error {
 	if err := t.count(); err != nil {
@@ -196,8 +212,10 @@ func (t *tree) result() Stats {
 }
 
 func refuse(name, format string, args ...any) error {
-	return joblet.Errorf(joblet.InvalidArgument, "archive entry %.200q: %w", name, fmt.Errorf(format, args...))
+	return joblet.Errorf(joblet.InvalidArgument, "%s%w", entryPrefix(name), fmt.Errorf(format, args...))
 }
+
+func entryPrefix(name string) string { return fmt.Sprintf("archive entry %.200q: ", name) }
 
 // cleanName returns a name without "." and superfluous slashes, "." for the top
 // itself.
@@ -306,6 +324,8 @@ func newHeader(name string, k kind, mode fs.FileMode, mtime int64) *tar.Header {
 		h.Typeflag = tar.TypeReg
 	case link:
 		h.Typeflag = tar.TypeSymlink
+	case hard:
+		h.Typeflag = tar.TypeLink
 	}
 	return h
 }
@@ -335,6 +355,12 @@ type source struct {
 	tree  *tree
 	inErr error // of the content's reader
 	links func(name, target string) error
+
+	originals map[int32]int32 // the files of further names
+
+	comments bool // the archive may say what it lacks
+	skipped  int
+	leftOut  []LeftOut
 }
 
 // input counts, and keeps the error of a reader apart from those of the
@@ -363,7 +389,7 @@ func (in *input) Read(p []byte) (int, error) {
 
 // newSource returns a source with what checks its links.
 func newSource(r io.Reader, lim Limits, links func(name, target string) error) *source {
-	s := &source{in: input{r: r}, tree: newTree(lim), links: links}
+	s := &source{in: input{r: r}, tree: newTree(lim), links: links, originals: map[int32]int32{}}
 	s.tar = tar.NewReader(newHideHoles(&s.in))
 	return s
 }
@@ -376,7 +402,10 @@ type entry struct {
 	mode   fs.FileMode
 	mtime  int64
 	size   int64 // of its content in the archive
+	pos    int64 // of its content in the archive
 	target string
+
+	original int32 // in the tree: the file of which this is a further name
 
 	extents []extent // where the content belongs, in a file with holes; nil: there are none
 	length  int64    // of that file
@@ -392,6 +421,12 @@ func (s *source) next() (entry, error) {
 		}
 		if err != nil {
 			return entry{}, s.damaged(err)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader && s.comments && s.leftOut == nil {
+			var ok bool
+			if s.skipped, s.leftOut, ok = ReadLeftOut(h); ok {
+				continue
+			}
 		}
 		e := entry{mode: fs.FileMode(h.Mode) & 0o777, mtime: toNanos(h.ModTime)}
 		if e.length, e.extents, err = readSparse(h); err != nil {
@@ -411,8 +446,11 @@ func (s *source) next() (entry, error) {
 		case h.Typeflag == tar.TypeSymlink:
 			e.kind, e.target = link, h.Linkname
 			err = s.links(e.name, e.target)
+		case h.Typeflag == tar.TypeLink:
+			e.kind = hard
+			e.original, err = s.original(h)
 		default:
-			err = refuse(h.Name, "type %q: only directories, regular files and symbolic links are possible", h.Typeflag)
+			err = refuse(h.Name, "type %q: only directories, regular files and links are possible", h.Typeflag)
 		}
 		if err != nil {
 			return entry{}, err
@@ -431,13 +469,32 @@ func (s *source) next() (entry, error) {
 			return entry{}, err
 		}
 		if fresh {
-			e.id = id
+			e.id, e.pos = id, s.in.n
+			if e.kind == hard {
+				s.originals[id] = e.original
+			}
 			return e, nil
 		}
 		if err := s.tree.repeat(h.Name); err != nil {
 			return entry{}, err
 		}
 	}
+}
+
+// original returns the file of which an entry is a further name.
+func (s *source) original(h *tar.Header) (int32, error) {
+	target, err := cleanName(h.Linkname)
+	if err != nil {
+		return 0, refuse(h.Name, "a hard link to %.200q, which no file can have as its name here", h.Linkname)
+	}
+	id, ok := s.tree.find(target)
+	switch {
+	case ok && s.tree.nodes[id].kind == file:
+		return id, nil
+	case ok && s.tree.nodes[id].kind == hard:
+		return s.originals[id], nil
+	}
+	return 0, refuse(h.Name, "a hard link to %.200q, which is no file before it in the archive", h.Linkname)
 }
 
 // end makes sure that the archive has not been cut off where an entry ends, and
@@ -484,9 +541,9 @@ func copyN(w io.Writer, r io.Reader, size int64) (int64, error) {
 
 const copySize = 8 << 10
 
-// copy copies an entry's content.
-func (s *source) copy(w io.Writer, size int64) error {
-	_, err := copyN(w, s, size)
+// copy copies an entry's content, which r reads.
+func (s *source) copy(w io.Writer, r io.Reader, size int64) error {
+	_, err := copyN(w, r, size)
 	if s.inErr != nil {
 		return s.inErr
 	}

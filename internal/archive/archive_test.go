@@ -65,6 +65,10 @@ func fileOf(name, content string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o640, Uname: content}
 }
 
+func hardOf(name, target string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target, Mode: 0o640}
+}
+
 func linkOf(name, target string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}
 }
@@ -220,7 +224,7 @@ func TestRoundTrip(t *testing.T) {
 			for i, step := range []func() (Stats, error){
 				func() (Stats, error) { return pack(&packed) },
 				func() (Stats, error) { return Check(&checked, iotest.OneByteReader(&packed), generous) },
-				func() (Stats, error) { return Select(&selected, &checked, nil) },
+				func() (Stats, error) { return Select(&selected, bytes.NewReader(checked.Bytes()), nil) },
 				func() (Stats, error) {
 					out := t.TempDir()
 					write(t, 0o400, "old", out, "run.sh")
@@ -290,7 +294,7 @@ func TestTimes(t *testing.T) {
 			if _, err := PackTree(&all, openRoot(t, dir), nil, generous); err != nil {
 				return Stats{}, err
 			}
-			return Select(w, &all, deep.Match)
+			return Select(w, bytes.NewReader(all.Bytes()), deep.Match)
 		},
 		"paths": func(w io.Writer) (Stats, error) { return PackPaths(w, []Source{{Path: dir}}, Filter{}, generous) },
 	} {
@@ -450,7 +454,21 @@ func TestRefusals(t *testing.T) {
 		"link over dir":    {tarOf(t, fileOf("d/f", ""), linkOf("d", "e")), `"d"`},
 		"dir over link":    {tarOf(t, linkOf("d", "e"), dirOf("d")), `"d"`},
 		"twice":            {tarOf(t, fileOf("f", "1"), fileOf("./f", "2")), `"f"`},
-		"hard link":        {tarOf(t, fileOf("f", "1"), tar.Header{Typeflag: tar.TypeLink, Name: "g", Linkname: "f"}), `type '1'`},
+		"hard: absolute":   {tarOf(t, hardOf("g", "/etc/shadow")), `"/etc/shadow"`},
+		"hard: out":        {tarOf(t, fileOf("f", "1"), hardOf("g", "d/../f")), `"d/../f"`},
+		"hard: to nothing": {tarOf(t, hardOf("g", "")), `""`},
+		"hard: missing":    {tarOf(t, hardOf("g", "f")), "no file before it"},
+		"hard: later":      {tarOf(t, hardOf("g", "f"), fileOf("f", "1")), "no file before it"},
+		"hard: itself":     {tarOf(t, hardOf("g", "g")), "no file before it"},
+		"hard: to dir":     {tarOf(t, dirOf("d"), hardOf("g", "d")), "no file before it"},
+		"hard: to link":    {tarOf(t, fileOf("f", "1"), linkOf("l", "f"), hardOf("g", "l")), "no file before it"},
+		"hard: through":    {tarOf(t, dirOf("d"), fileOf("d/f", "1"), linkOf("l", "d"), hardOf("g", "l/f")), "no file before it"},
+		"hard: implied":    {tarOf(t, fileOf("d/f", "1"), hardOf("g", "d")), "no file before it"},
+		"hard: top":        {tarOf(t, hardOf("g", ".")), "no file before it"},
+		"hard: as top":     {tarOf(t, fileOf("f", "1"), hardOf(".", "f")), "no name"},
+		"hard: twice":      {tarOf(t, fileOf("f", "1"), fileOf("g", "1"), hardOf("g", "f")), "already"},
+		"hard: below":      {tarOf(t, fileOf("f", "1"), hardOf("g", "f"), fileOf("g/h", "")), `"g/h"`},
+		"hard: too many":   {tarOf(t, append(many[:9:9], hardOf("a", "0"), hardOf("b", "0"))...), "at most 10"},
 		"device":           {tarOf(t, tar.Header{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}), `"null"`},
 		"fifo":             {tarOf(t, tar.Header{Typeflag: tar.TypeFifo, Name: "p"}), `"p"`},
 		"global header":    {tarOf(t, tar.Header{Typeflag: tar.TypeXGlobalHeader, Name: "g", PAXRecords: map[string]string{"path": "x"}}), `type 'g'`},
@@ -676,7 +694,7 @@ func TestSelect(t *testing.T) {
 
 // FuzzCheck says that what passes Check can be unpacked, and that nothing is made
 // outside; nor does a link lead there, of what is unpacked for anything but a job. An archive is given by its bytes, or, since chance finds
-// no checksums, by lines "dNAME", "fNAME" and "lNAME>TARGET".
+// no checksums, by lines "dNAME", "fNAME", "lNAME>TARGET" and "hNAME>TARGET".
 func FuzzCheck(f *testing.F) {
 	f.Add(tarOf(f, dirOf("d"), fileOf("d/f", "12345"), linkOf("d/l", "../d/f")), "")
 	f.Add(tarOf(f, fileOf(strings.Repeat("long/", 60)+"x", "x")), "")
@@ -684,6 +702,9 @@ func FuzzCheck(f *testing.F) {
 	f.Add([]byte{}, "fa/b/c\nla/x>b\nla/b/y>../x/c\nd./a//b")
 	f.Add([]byte{}, "ll>.\nfl/f\nl../m>x/..\nd")
 	f.Add([]byte{}, "ll>/etc\nlm>../../x\nfd/f\nld/n>/")
+	f.Add([]byte{}, "fd/f\nhg>d/f\nhd/h>g\nll>g\nhm>l")
+	f.Add([]byte{}, "ll>/etc\nhg>l/passwd\nff\nh../x>f\nhf>f")
+	f.Add(tarOf(f, fileOf("f", "12345"), hardOf("d/g", "./f"), hardOf("h", "d/g")), "")
 	f.Fuzz(func(t *testing.T, data []byte, lines string) {
 		if lines != "" {
 			data = archiveOf(lines)
@@ -740,7 +761,7 @@ func FuzzCheck(f *testing.F) {
 				t.Errorf("checked: %+v; packed again: %+v %v", stats, packed, err)
 			}
 		}
-		if _, err := Check(io.Discard, &again, Limits{math.MaxInt64, 1000}); err != nil {
+		if err := Verify(&again); err != nil {
 			t.Errorf("packed again: %v", err)
 		}
 	})
@@ -761,6 +782,8 @@ func archiveOf(lines string) []byte {
 			h.Mode = int64(len(target))
 		case 'l':
 			h = linkOf(name, target)
+		case 'h':
+			h = hardOf(name, target)
 		}
 		_ = w.WriteHeader(&h) // what cannot be written is left out
 	}

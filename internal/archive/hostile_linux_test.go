@@ -83,16 +83,48 @@ func TestPackTreeHostile(t *testing.T) {
 	within(t, 20*time.Second, func() {
 		stats, err := PackTree(&buf, openRoot(t, dir), nil, generous)
 		// Left out: fifo, socket, four links, and the directory that is too deep. Of
-		// huge, all but its beginning is a hole.
-		if err != nil || stats.Entries != 3+1+100 || stats.Bytes != 8+4096 || stats.Skipped != 7 {
+		// huge, all but its beginning is a hole. A further name counts nothing.
+		if err != nil || stats.Entries != 3+1+100 || stats.Bytes != 4+4096 || stats.Skipped != 7 {
 			t.Errorf("got %+v %v", stats, err)
 		}
 	})
 	if strings.Contains(buf.String(), secret) {
 		t.Error("the archive holds a file from outside")
 	}
-	if _, err := Check(io.Discard, &buf, generous); err != nil {
+	if err := Verify(bytes.NewReader(buf.Bytes())); err != nil {
 		t.Error(err)
+	}
+	// What is left out is named, on each way that the archive goes.
+	left := map[string]string{
+		"fifo": "is a named pipe", "socket": "is a socket", "absolute": `is a link to "/etc/passwd", which may lead outside`,
+		"out": `is a link to "../` + filepath.Base(outside) + `/file", which may lead outside`, "outdir": `is a link to "` + outside + `", which may lead outside`,
+		"tricky": `is a link to "x/../..", which may lead outside`,
+	}
+	named := func(way string, stats Stats, err error) {
+		t.Helper()
+		if err != nil || stats.Skipped != 7 || len(stats.LeftOut) != 7 {
+			t.Errorf("%s: got %+v %v", way, stats, err)
+		}
+		for _, l := range stats.LeftOut {
+			if want, ok := left[l.Name]; ok && l.Why != want || !ok && !strings.HasPrefix(l.Name, "d/d/") {
+				t.Errorf("%s: %.100q %s", way, l.Name, l.Why)
+			}
+		}
+	}
+	var selected, some bytes.Buffer
+	stats, err := Select(&selected, bytes.NewReader(buf.Bytes()), nil)
+	named("Select", stats, err)
+	stats, err = Unpack(openRoot(t, t.TempDir()), &selected, generous)
+	named("Unpack", stats, err)
+	match, err := NewMatcher([]string{"good", "fifo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stats, err := Select(&some, bytes.NewReader(buf.Bytes()), match.Match); err != nil || stats.Skipped != 1 || len(stats.LeftOut) != 1 || stats.LeftOut[0].Name != "fifo" {
+		t.Errorf("some: got %+v %v", stats, err)
+	}
+	if _, err := Check(io.Discard, &buf, generous); joblet.KindOf(err) != joblet.InvalidArgument {
+		t.Errorf("as an upload: got %v", err) // it comes from a job alone
 	}
 	for _, name := range []string{"fifo", "socket"} {
 		within(t, 20*time.Second, func() {
@@ -133,10 +165,13 @@ func TestPackTreeLimits(t *testing.T) {
 		var buf bytes.Buffer
 		got, err := PackTree(&buf, root, nil, tt.lim)
 		tt.want.Top, tt.want.Beyond = []string{"d"}, tt.want.Skipped
-		if err != nil || fmt.Sprint(got) != fmt.Sprint(tt.want) {
+		if len(got.LeftOut) != tt.want.Skipped {
+			t.Errorf("%+v: left out: %v", tt.lim, got.LeftOut)
+		}
+		if got.LeftOut = nil; err != nil || fmt.Sprint(got) != fmt.Sprint(tt.want) {
 			t.Errorf("%+v: got %+v %v, want %+v", tt.lim, got, err, tt.want)
 		}
-		if _, err := Check(io.Discard, &buf, tt.lim); err != nil {
+		if err := Verify(&buf); err != nil {
 			t.Errorf("%+v: %v", tt.lim, err)
 		}
 	}
@@ -221,7 +256,7 @@ func TestPackTreeChanging(t *testing.T) {
 				t.Error("the archive holds a file from outside")
 				return
 			}
-			if _, err := Check(io.Discard, bytes.NewReader(buf.Bytes()), generous); err != nil {
+			if err := Verify(bytes.NewReader(buf.Bytes())); err != nil {
 				t.Error(err)
 				return
 			}
@@ -289,5 +324,33 @@ func TestUnpackUmask(t *testing.T) { // not parallel: the umask is the process's
 			t.Errorf("%03o: %v", umask, err)
 		}
 		diff(t, list(t, dir), want)
+	}
+}
+
+// TestLeftOutIsBounded: a job with many odd files does not make the list of them long.
+func TestLeftOutIsBounded(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for i := range 2 * maxLeftOut {
+		if err := os.Symlink("/"+strings.Repeat("x", 3000), filepath.Join(dir, fmt.Sprintf("%03d", i)+strings.Repeat("n", 200)+"\xff")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var buf bytes.Buffer
+	stats, err := PackTree(&buf, openRoot(t, dir), nil, generous)
+	if err != nil || stats.Skipped != 2*maxLeftOut || len(stats.LeftOut) != maxLeftOut || buf.Len() > 2*maxLeftOutText {
+		t.Errorf("got %d bytes, %d of %d, %v", buf.Len(), len(stats.LeftOut), stats.Skipped, err)
+	}
+	if got, err := Unpack(openRoot(t, t.TempDir()), &buf, generous); err != nil || got.Skipped != stats.Skipped || fmt.Sprint(got.LeftOut) != fmt.Sprint(stats.LeftOut) {
+		t.Errorf("unpacked: %v %v", got, err)
+	}
+	for _, text := range []string{
+		"x", commentPrefix, commentPrefix + "{}", commentPrefix + `{"skipped":0,"files":[["YQ==","Yg=="]]}`, commentPrefix + `{"skipped":-1,"files":[["YQ==","Yg=="]]}`,
+		commentPrefix + `{"skipped":1,"files":[["YQ==","/w=="]]}`, commentPrefix + `{"skipped":1000,"files":[` + strings.Repeat(`["",""],`, maxLeftOut) + `["",""]]}`,
+	} {
+		archive := tarOf(t, tar.Header{Typeflag: tar.TypeXGlobalHeader, PAXRecords: map[string]string{keyComment: text}})
+		if _, err := Unpack(openRoot(t, t.TempDir()), bytes.NewReader(archive), generous); joblet.KindOf(err) != joblet.InvalidArgument {
+			t.Errorf("%.100s: %v", text, err)
+		}
 	}
 }

@@ -29,11 +29,21 @@ type packer struct {
 	visits int     // names that may still be looked at
 	device *uint64 // of the tree, which is not left for what is mounted in it; nil: it may be
 	above  []above
+	names  map[inode]named // of files with several names, those in the archive
 
 	// For a user's own files.
 	leftOut func(file string, why error)
 	ignore  ignore
 	top     string // what ignore counts from
+}
+
+// inode tells a file from others.
+type inode struct{ device, number uint64 }
+
+// named is a file that is in the archive under a name.
+type named struct {
+	name string
+	fi   fs.FileInfo
 }
 
 // above is a directory above the one being read. Its entry is written when the
@@ -58,7 +68,7 @@ func (o *output) Write(p []byte) (int, error) {
 }
 
 func newPacker(w io.Writer, lim Limits) *packer {
-	p := &packer{out: output{w: w}, tree: newTree(lim)}
+	p := &packer{out: output{w: w}, tree: newTree(lim), names: map[inode]named{}}
 	p.tar = tar.NewWriter(newShowHoles(&p.out))
 	return p
 }
@@ -67,9 +77,9 @@ func newPacker(w io.Writer, lim Limits) *packer {
 // directories that lead there. It expects anything of the tree, which may
 // change meanwhile: it never follows a link, never waits for a file, and stays out of
 // what is mounted in the tree, as a job with a mount namespace of its own may do.
-// What an archive cannot hold, and what goes beyond lim, is left out and
-// counted; Check takes what it writes. A file that several names lead to comes
-// once for each; one that is being written has the length that it had at
+// What an archive cannot hold, and what goes beyond lim, is left out, counted
+// and named at the end of the archive; Select takes what it writes. A file that several names lead to comes
+// once, and its further names as hard links; one that is being written has the length that it had at
 // first, with zeros for what has vanished. Holes stay holes, and take and count
 // nothing. It looks at no more than ten times
 // lim.Entries names.
@@ -113,7 +123,7 @@ func PackPaths(w io.Writer, sources []Source, f Filter, lim Limits) (Stats, erro
 
 // CheckPaths looks for what would be an error of PackPaths. It reads no content.
 func CheckPaths(sources []Source, f Filter, lim Limits) (Stats, error) {
-	p := &packer{tree: newTree(lim)}
+	p := &packer{tree: newTree(lim), names: map[inode]named{}}
 	return p.paths(sources, f)
 }
 
@@ -137,7 +147,14 @@ func (p *packer) close() (Stats, error) {
 	if p.tar == nil {
 		return p.tree.result(), nil
 	}
-	if err := p.tar.Close(); err != nil {
+	var err error
+	if !p.strict {
+		err = writeLeftOut(p.tar, p.tree.stats.Skipped, p.tree.stats.LeftOut)
+	}
+	if err == nil {
+		err = p.tar.Close()
+	}
+	if err != nil {
 		return Stats{}, fmt.Errorf("write archive: %w", err)
 	}
 	return p.tree.result(), nil
@@ -146,7 +163,7 @@ func (p *packer) close() (Stats, error) {
 func (p *packer) source(s Source, exclude ignore) error {
 	fi, err := os.Stat(s.Path)
 	if err != nil {
-		return p.skip(s.Path, err)
+		return p.skip(s.Path, s.Name, err)
 	}
 	name := s.Name
 	if name == "" && !fi.IsDir() {
@@ -166,17 +183,17 @@ func (p *packer) source(s Source, exclude ignore) error {
 	if !fi.IsDir() {
 		f, err := os.OpenFile(s.Path, os.O_RDONLY|nonblock, 0)
 		if err != nil {
-			return p.skip(s.Path, err)
+			return p.skip(s.Path, s.Name, err)
 		}
 		defer f.Close()
 		if fi, err = f.Stat(); err != nil {
-			return p.skip(s.Path, err)
+			return p.skip(s.Path, s.Name, err)
 		}
 		return p.file(s.Path, f, name, fi)
 	}
 	root, err := os.OpenRoot(s.Path)
 	if err != nil {
-		return p.skip(s.Path, err)
+		return p.skip(s.Path, s.Name, err)
 	}
 	defer root.Close()
 	own, err := readIgnore(root)
@@ -186,7 +203,7 @@ func (p *packer) source(s Source, exclude ignore) error {
 	p.ignore, p.top = slices.Concat(own, exclude), name
 	if name != "." {
 		if err := p.entry(header(name, directory, fi)); err != nil {
-			return p.skip(s.Path, err)
+			return p.skip(s.Path, s.Name, err)
 		}
 		p.above = append(p.above, above{name, nil})
 	}
@@ -197,7 +214,7 @@ func (p *packer) source(s Source, exclude ignore) error {
 func (p *packer) dir(root *os.Root, name string) error {
 	d, err := root.Open(".")
 	if err != nil {
-		return p.skip(root.Name(), err)
+		return p.skip(root.Name(), name, err)
 	}
 	defer d.Close()
 	for {
@@ -205,7 +222,7 @@ func (p *packer) dir(root *os.Root, name string) error {
 		slices.Sort(elems)
 		for _, elem := range elems {
 			if p.visits--; p.visits < 0 {
-				return p.skip(root.Name(), &limitError{fmt.Sprintf("too many files: at most %d are possible", p.tree.lim.Entries)})
+				return p.skip(root.Name(), name, &limitError{fmt.Sprintf("too many files: at most %d are possible", p.tree.lim.Entries)})
 			}
 			if err := p.visit(root, elem, path.Join(name, elem)); err != nil {
 				return err
@@ -215,7 +232,7 @@ func (p *packer) dir(root *os.Root, name string) error {
 			return nil
 		}
 		if err != nil {
-			return p.skip(root.Name(), err)
+			return p.skip(root.Name(), name, err)
 		}
 	}
 }
@@ -224,10 +241,10 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	local := filepath.Join(root.Name(), elem)
 	fi, err := root.Lstat(elem)
 	if err != nil {
-		return p.skip(local, err)
+		return p.skip(local, name, err)
 	}
 	if p.device != nil && *device(fi) != *p.device {
-		return p.skip(local, errors.New("is on another file system"))
+		return p.skip(local, name, errors.New("is on another file system"))
 	}
 	if p.ignore.match(strings.TrimPrefix(name, p.top+"/"), fi.IsDir()) {
 		return nil
@@ -241,7 +258,7 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	case fi.Mode().Type() == fs.ModeSymlink:
 		target, err := root.Readlink(elem)
 		if err != nil {
-			return p.skip(local, err)
+			return p.skip(local, name, err)
 		}
 		target = filepath.ToSlash(target)
 		check := checkTarget
@@ -249,16 +266,19 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 			check = checkLink
 		}
 		if err := check(name, target); err != nil {
-			return p.leave(local, err)
+			if !p.strict {
+				err = fmt.Errorf("is a link to %.200q, which may lead outside", target)
+			}
+			return p.leave(local, name, err)
 		}
 		h := header(name, link, fi)
 		h.Linkname = target
 		if err := p.entry(h); err != nil {
-			return p.skip(local, err)
+			return p.skip(local, name, err)
 		}
 		return nil
 	case !fi.Mode().IsRegular():
-		return p.leave(local, fmt.Errorf("is a %s", typeName(fi.Mode())))
+		return p.leave(local, name, fmt.Errorf("is a %s", typeName(fi.Mode())))
 	}
 	// Somebody may put another file here at any time. Only that which was seen
 	// without following a link is read; a few attempts, since programs replace
@@ -266,7 +286,7 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	for range 3 {
 		f, err := root.OpenFile(elem, os.O_RDONLY|nonblock, 0)
 		if err != nil {
-			return p.skip(local, err)
+			return p.skip(local, name, err)
 		}
 		opened, err := f.Stat()
 		if err == nil && os.SameFile(fi, opened) {
@@ -278,18 +298,18 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 			break
 		}
 	}
-	return p.skip(local, errors.New("is being replaced while it is read"))
+	return p.skip(local, name, errors.New("is being replaced while it is read"))
 }
 
 func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted bool) error {
 	local := filepath.Join(root.Name(), elem)
 	if _, err := cleanName(name); err != nil {
-		return p.skip(local, err)
+		return p.skip(local, name, err)
 	}
 	h := header(name, directory, fi)
 	if wanted {
 		if err := p.entry(h); err != nil {
-			return p.skip(local, err)
+			return p.skip(local, name, err)
 		}
 		h = nil
 	}
@@ -297,12 +317,12 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	// fifo in its place does not make us wait.
 	sub, err := root.OpenRoot(elem + "/.")
 	if err != nil {
-		return p.skip(local, err)
+		return p.skip(local, name, err)
 	}
 	defer sub.Close()
 	opened, err := sub.Stat(".")
 	if err != nil || !os.SameFile(fi, opened) {
-		return p.skip(local, errors.New("is being replaced while it is read"))
+		return p.skip(local, name, errors.New("is being replaced while it is read"))
 	}
 	p.above = append(p.above, above{name, h})
 	defer func() { p.above = p.above[:len(p.above)-1] }()
@@ -345,6 +365,8 @@ func (p *packer) put(name string, h *tar.Header) error {
 		k = directory
 	case tar.TypeSymlink:
 		k = link
+	case tar.TypeLink:
+		k = hard
 	}
 	_, fresh, err := p.tree.add(name, k, 0, 0)
 	if err != nil || !fresh || p.tar == nil {
@@ -356,7 +378,17 @@ func (p *packer) put(name string, h *tar.Header) error {
 // file writes an open file.
 func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) error {
 	if !fi.Mode().IsRegular() {
-		return p.skip(local, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+		return p.skip(local, name, fmt.Errorf("is a %s: only directories, regular files and symbolic links are possible", typeName(fi.Mode())))
+	}
+	id, several := inodeOf(fi)
+	// One that has changed since may be another with the same number.
+	if first, ok := p.names[id]; several && ok && first.fi.Size() == fi.Size() && first.fi.ModTime().Equal(fi.ModTime()) {
+		h := header(name, hard, fi)
+		h.Linkname = first.name
+		if err := p.entry(h); err != nil {
+			return p.skip(local, name, err)
+		}
+		return nil
 	}
 	size := fi.Size()
 	h := header(name, file, fi)
@@ -371,12 +403,15 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		extents = []extent{{0, size}}
 	}
 	if err := p.tree.grow(name, size); err != nil {
-		return p.skip(local, err)
+		return p.skip(local, name, err)
 	}
 	h.Size = size
 	if err := p.entry(h); err != nil {
 		p.tree.stats.Bytes -= size
-		return p.skip(local, err)
+		return p.skip(local, name, err)
+	}
+	if several {
+		p.names[id] = named{name, fi}
 	}
 	if p.tar == nil {
 		return nil
@@ -400,7 +435,7 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 }
 
 // skip counts what is left out, or makes an error of it.
-func (p *packer) skip(local string, err error) error {
+func (p *packer) skip(local, name string, err error) error {
 	switch {
 	case p.out.err != nil:
 		return fmt.Errorf("write archive: %w", p.out.err)
@@ -410,6 +445,7 @@ func (p *packer) skip(local string, err error) error {
 		return joblet.Errorf(joblet.InvalidArgument, "%s: %w", local, cause(err))
 	}
 	p.tree.stats.Skipped++
+	p.noteSkip(name, err)
 	if errors.Is(err, errLimit) {
 		p.tree.stats.Beyond++
 	}
@@ -417,9 +453,9 @@ func (p *packer) skip(local string, err error) error {
 }
 
 // leave counts what an archive cannot hold, and tells of a user's own files.
-func (p *packer) leave(local string, err error) error {
+func (p *packer) leave(local, name string, err error) error {
 	if !p.strict {
-		return p.skip(local, err)
+		return p.skip(local, name, err)
 	}
 	p.tree.stats.Skipped++
 	if p.leftOut != nil {

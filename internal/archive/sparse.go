@@ -322,8 +322,8 @@ func NewReader(r io.Reader) Reader { return Reader{tar.NewReader(newHideHoles(r)
 // Next returns the next entry.
 func (r Reader) Next() (*tar.Header, error) {
 	h, err := r.Reader.Next()
-	if err != nil {
-		return nil, err
+	if err != nil || h.Typeflag == tar.TypeXGlobalHeader {
+		return h, err
 	}
 	_, extents, err := readSparse(h)
 	if err != nil {

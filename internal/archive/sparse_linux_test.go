@@ -95,7 +95,7 @@ func TestHoles(t *testing.T) {
 		do   func(io.Writer, io.Reader) (Stats, error)
 	}{
 		{"Check", func(w io.Writer, r io.Reader) (Stats, error) { return Check(w, r, lim) }},
-		{"Select", func(w io.Writer, r io.Reader) (Stats, error) { return Select(w, r, nil) }},
+		{"Select", func(w io.Writer, r io.Reader) (Stats, error) { return Select(w, r.(io.ReaderAt), nil) }},
 	} {
 		copied := &bytes.Buffer{}
 		if _, err := way.do(copied, bytes.NewReader(packed.Bytes())); err != nil || copied.Len() > 2<<20 {
@@ -211,7 +211,7 @@ func TestHugeHoles(t *testing.T) {
 	if err != nil || stats.Beyond != 1 || packed.Len() > 1<<20 {
 		t.Fatalf("%+v, %d bytes, %v", stats, packed.Len(), err)
 	}
-	if _, err := Select(&selected, &packed, nil); err != nil {
+	if _, err := Select(&selected, bytes.NewReader(packed.Bytes()), nil); err != nil {
 		t.Fatal(err)
 	}
 	to := t.TempDir()

@@ -17,21 +17,22 @@ import (
 )
 
 // Check copies an archive that somebody sent for a job, entry by entry: what arrives
-// in w holds only directories, regular files and symbolic links, with clean relative
-// names. Links may lead anywhere. It reads r to its end. Anything else is an error of
+// in w holds only directories, regular files, symbolic and hard links, with clean relative
+// names. Symbolic links may lead anywhere. It reads r to its end. Anything else is an error of
 // kind InvalidArgument that names the entry: absolute names, "..", names below a link
-// or a file, a file that comes twice, hard links, devices, more than lim, and an
-// archive that has been cut off. Errors of r and w are returned as they are, wrapped.
+// or a file, a file that comes twice, hard links to anything but a file before them,
+// devices, more than lim, and an archive that has been cut off. Errors of r and w are returned as they are, wrapped.
 func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
-	return copyEntries(w, newSource(r, lim, checkLink), nil)
+	return copyEntries(w, newSource(r, lim, checkLink), nil, nil)
 }
 
 // Select copies those entries of one of our own archives that match passes
 // (nil: all), with the directories above them. The result counts what was
-// copied. An archive that Check would refuse is an error, and so is a link that leads
+// copied. Where a further name of a file is chosen and the file's first one is not, it
+// comes with the content. An archive that Check would refuse is an error, and so is a link that leads
 // outside, or could.
-func Select(w io.Writer, r io.Reader, match func(name string) bool) (Stats, error) {
-	stats, err := copyEntries(w, newSource(r, unbounded, checkTarget), match)
+func Select(w io.Writer, r io.ReaderAt, match func(name string) bool) (Stats, error) {
+	stats, err := copyEntries(w, ourSource(io.NewSectionReader(r, 0, math.MaxInt64), unbounded), match, r)
 	if e, ok := errors.AsType[*joblet.Error](err); ok && e.Kind == joblet.InvalidArgument {
 		err = joblet.Errorf(joblet.Internal, "stored archive: %w", err) // not the caller's doing
 	}
@@ -43,13 +44,25 @@ var unbounded = Limits{Bytes: math.MaxInt64, Entries: math.MaxInt32}
 
 // Verify reads one of our own archives, of either direction, to its end.
 func Verify(r io.Reader) error {
-	_, err := Check(io.Discard, r, unbounded)
+	s := newSource(r, unbounded, checkLink)
+	s.comments = true
+	_, err := copyEntries(io.Discard, s, nil, nil)
 	return err
 }
 
-func copyEntries(w io.Writer, s *source, match func(string) bool) (Stats, error) {
+// ourSource returns a source of files on their way from a job.
+func ourSource(r io.Reader, lim Limits) *source {
+	s := newSource(r, lim, checkTarget)
+	s.comments = true
+	return s
+}
+
+// copyEntries needs stored only with match.
+func copyEntries(w io.Writer, s *source, match func(string) bool, stored io.ReaderAt) (Stats, error) {
 	out := tar.NewWriter(newShowHoles(w))
 	var stats Stats
+	passed := map[int32]entry{}  // files that were not chosen
+	called := map[int32]string{} // the first of their further names that was
 	for {
 		e, err := s.next()
 		if err == io.EOF {
@@ -59,7 +72,24 @@ func copyEntries(w io.Writer, s *source, match func(string) bool) (Stats, error)
 			return Stats{}, err
 		}
 		if match != nil && !match(e.name) {
+			if e.kind == file {
+				passed[e.id] = e
+			}
 			continue
+		}
+		content := io.Reader(s)
+		if e.kind == hard {
+			e.target = s.tree.name(e.original)
+			first, ok := passed[e.original]
+			switch name := called[e.original]; {
+			case ok && name == "":
+				called[e.original] = e.name
+				e.kind, e.mode, e.mtime = file, first.mode, first.mtime
+				e.size, e.extents, e.length = first.size, first.extents, first.length
+				content = io.NewSectionReader(stored, first.pos, first.size)
+			case ok:
+				e.target = name
+			}
 		}
 		if err := s.tree.markAbove(e.id, func(name string, n node) error {
 			return out.WriteHeader(newHeader(name, directory, n.mode, n.mtime))
@@ -75,10 +105,14 @@ func copyEntries(w io.Writer, s *source, match func(string) bool) (Stats, error)
 		if err := out.WriteHeader(h); err != nil {
 			return Stats{}, fmt.Errorf("write archive: %w", err)
 		}
-		if err := s.copy(out, e.size); err != nil {
+		if err := s.copy(out, content, e.size); err != nil {
 			return Stats{}, fmt.Errorf("copy %.200q: %w", e.name, err)
 		}
 		stats.Bytes += e.size
+	}
+	stats.Skipped, stats.LeftOut = chosen(s.skipped, s.leftOut, match)
+	if err := writeLeftOut(out, stats.Skipped, stats.LeftOut); err != nil {
+		return Stats{}, fmt.Errorf("write archive: %w", err)
 	}
 	if err := out.Close(); err != nil {
 		return Stats{}, fmt.Errorf("write archive: %w", err)
@@ -127,7 +161,7 @@ func (t *tree) markAbove(id int32, do func(name string, n node) error) error {
 // New files and directories have the archive's times, where it has any and the
 // file system takes them.
 func Unpack(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
-	return unpack(root, newSource(r, lim, checkTarget))
+	return unpack(root, ourSource(r, lim))
 }
 
 // UnpackForJob is Unpack for an archive that Check has passed, below a job's root:
@@ -153,7 +187,9 @@ func unpack(root *os.Root, s *source) (Stats, error) {
 	if err := u.finishDirs(); err != nil {
 		return Stats{}, err
 	}
-	return u.tree.result(), nil
+	stats := u.tree.result()
+	stats.Skipped, stats.LeftOut = stats.Skipped+u.skipped, append(u.leftOut, stats.LeftOut...)
+	return stats, nil
 }
 
 type unpacker struct {
@@ -167,12 +203,18 @@ func (u *unpacker) entry(e entry) error {
 	if e.kind == directory {
 		return u.makeDir(e.id)
 	}
+	if e.kind == hard {
+		e.target = u.tree.name(e.original)
+	}
 	if err := u.makeDir(u.tree.nodes[e.id].parent); err != nil {
 		return err
 	}
 	create := func() error { return u.createFile(e) }
-	if e.kind == link {
+	switch e.kind {
+	case link:
 		create = func() error { return u.root.Symlink(filepath.FromSlash(e.target), e.name) }
+	case hard:
+		create = func() error { return u.createLink(e) }
 	}
 	err := create()
 	if errors.Is(err, fs.ErrExist) {
@@ -183,6 +225,7 @@ func (u *unpacker) entry(e entry) error {
 	}
 	if err != nil && e.kind == link && !hasModes {
 		u.tree.stats.Skipped++
+		u.tree.stats.note(e.name, errors.New("is a link, which this system does not allow"))
 		return nil
 	}
 	if err != nil {
@@ -226,6 +269,47 @@ func (u *unpacker) createFile(e entry) error {
 	return nil
 }
 
+// createLink gives a file a further name. Where that cannot be, it copies the file.
+func (u *unpacker) createLink(e entry) error {
+	err := u.root.Link(filepath.FromSlash(e.target), filepath.FromSlash(e.name))
+	if errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if err == nil {
+		fi, err := u.root.Lstat(e.name)
+		if err != nil || fi.Mode().IsRegular() {
+			return err
+		}
+		return errors.Join(fmt.Errorf("%q was replaced meanwhile", e.target), u.root.Remove(e.name))
+	}
+	before, statErr := u.root.Lstat(e.target)
+	if statErr != nil || !before.Mode().IsRegular() { // another one has taken it away
+		return err
+	}
+	f, openErr := u.root.OpenFile(e.target, os.O_RDONLY|nonblock, 0)
+	if openErr != nil {
+		return err
+	}
+	defer f.Close()
+	if fi, statErr := f.Stat(); statErr != nil || !os.SameFile(fi, before) {
+		return err
+	}
+	if err := u.tree.grow(e.name, before.Size()); err != nil { // it takes room now
+		return err
+	}
+	to, err := u.root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, before.Mode().Perm())
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(to, f)
+	if err = errors.Join(err, to.Close()); err != nil {
+		_ = u.root.Remove(e.name)
+		return err
+	}
+	u.setTime(e.name, toNanos(before.ModTime()))
+	return nil
+}
+
 // setTime sets a time of modification. Where that cannot be, the content still counts.
 func (u *unpacker) setTime(name string, mtime int64) {
 	if mtime != 0 {
@@ -236,10 +320,10 @@ func (u *unpacker) setTime(name string, mtime int64) {
 // fill writes a file's content, and no holes.
 func (u *unpacker) fill(f *os.File, e entry) error {
 	if e.extents == nil {
-		return u.copy(f, e.size)
+		return u.copy(f, u, e.size)
 	}
 	for _, piece := range e.extents {
-		if err := u.copy(io.NewOffsetWriter(f, piece.offset), piece.length); err != nil {
+		if err := u.copy(io.NewOffsetWriter(f, piece.offset), u, piece.length); err != nil {
 			return err
 		}
 	}
