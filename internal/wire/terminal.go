@@ -41,7 +41,7 @@ func ExecToProto(ref string, e joblet.ExecSpec) (*api.ExecJobRequest, error) {
 	}
 	return &api.ExecJobRequest{
 		Uuid: ref, Command: e.Command, Args: e.Args, Environment: e.Env, WorkDir: e.WorkDir,
-		Stdin: e.Stdin, Terminal: WindowToProto(e.Terminal),
+		Stdin: e.Stdin, MergeOutput: e.MergeOutput, Terminal: WindowToProto(e.Terminal),
 	}, nil
 }
 
@@ -49,7 +49,7 @@ func ExecToProto(ref string, e joblet.ExecSpec) (*api.ExecJobRequest, error) {
 func ExecFromProto(r *api.ExecJobRequest) joblet.ExecSpec {
 	return joblet.ExecSpec{
 		Command: r.GetCommand(), Args: r.GetArgs(), Env: r.GetEnvironment(), WorkDir: r.GetWorkDir(),
-		Stdin: r.GetStdin(), Terminal: WindowFromProto(r.GetTerminal()),
+		Stdin: r.GetStdin(), MergeOutput: r.GetMergeOutput(), Terminal: WindowFromProto(r.GetTerminal()),
 	}
 }
 

@@ -76,6 +76,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		Limits:            LimitsToProto(s.Limits),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
+		MergeOutput:       s.MergeOutput,
 	}, nil
 }
 
@@ -133,6 +134,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		Limits:         specLimits(r),
 		Security:       securityFromProto(r.GetSecurity()),
 		Terminal:       WindowFromProto(r.GetTerminal()),
+		MergeOutput:    r.GetMergeOutput(),
 	}, nil
 }
 
@@ -189,6 +191,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		Denied:            deniedToProto(j.Denied),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
+		MergeOutput:       s.MergeOutput,
 	}
 	showLimits(p, s.Limits)
 	if j.State == joblet.Failed && j.Exit == nil {
@@ -280,6 +283,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Limits:         LimitsFromProto(p.GetLimits()),
 			Security:       securityFromProto(p.GetSecurity()),
 			Terminal:       WindowFromProto(p.GetTerminal()),
+			MergeOutput:    p.GetMergeOutput(),
 		},
 		Usage:       usageFromProto(p.GetUsage()),
 		OutOfMemory: p.GetOutOfMemory(),
