@@ -82,7 +82,10 @@ type Spec struct {
 	Stdin   Stdin    `json:"stdin,omitempty"`
 	Uploads []string `json:"uploads,omitempty"` // what came along to be put into /work: the first parts of the paths
 
-	LogMax int64 `json:"log_max,omitempty"` // bytes of output kept, the newest; 0: DefaultLogMax
+	// MergeOutput makes standard error the same pipe as standard output: all output is
+	// Stdout's, exactly in the order in which it was written. A terminal does so anyway.
+	MergeOutput bool  `json:"merge_output,omitempty"`
+	LogMax      int64 `json:"log_max,omitempty"` // bytes of output kept, the newest; 0: DefaultLogMax
 
 	// Terminal is the size, at first, of the pseudo-terminal that is the job's
 	// standard input, output and error; zero: it has none.

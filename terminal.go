@@ -27,6 +27,8 @@ type ExecSpec struct {
 	Env     map[string]string // beside the job's own
 	WorkDir string            // empty: the job's
 	Stdin   bool              // it has a standard input; otherwise that is empty
+	// MergeOutput makes standard error the same pipe as standard output.
+	MergeOutput bool
 	// Terminal is the size of the pseudo-terminal that the process gets; zero: none.
 	Terminal WindowSize
 }

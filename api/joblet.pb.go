@@ -134,7 +134,8 @@ type Job struct {
 	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
 	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
-	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"` // present: it has a pseudo-terminal, of this size at first
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // present: it has a pseudo-terminal, of this size at first
+	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"` // standard error is the same pipe as standard output
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -571,6 +572,13 @@ func (x *Job) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *Job) GetMergeOutput() bool {
+	if x != nil {
+		return x.MergeOutput
+	}
+	return false
+}
+
 func (x *Job) GetArgsBytes() [][]byte {
 	if x != nil {
 		return x.ArgsBytes
@@ -844,7 +852,8 @@ type GetJobStatusResponse struct {
 	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
 	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
-	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"` // present: it has a pseudo-terminal, of this size at first
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // present: it has a pseudo-terminal, of this size at first
+	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"` // standard error is the same pipe as standard output
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -1293,6 +1302,13 @@ func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
 		return x.Terminal
 	}
 	return nil
+}
+
+func (x *GetJobStatusResponse) GetMergeOutput() bool {
+	if x != nil {
+		return x.MergeOutput
+	}
+	return false
 }
 
 func (x *GetJobStatusResponse) GetArgsBytes() [][]byte {
@@ -5312,6 +5328,7 @@ type RunJobRequest struct {
 	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
+	MergeOutput       bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`         // standard error is the same pipe as standard output
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
 	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
@@ -5583,6 +5600,13 @@ func (x *RunJobRequest) GetLogMaxBytes() int64 {
 func (x *RunJobRequest) GetDetach() bool {
 	if x != nil {
 		return x.Detach
+	}
+	return false
+}
+
+func (x *RunJobRequest) GetMergeOutput() bool {
+	if x != nil {
+		return x.MergeOutput
 	}
 	return false
 }
@@ -8154,6 +8178,7 @@ type ExecJobRequest struct {
 	WorkDir     string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
 	Stdin       bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
 	Terminal    *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
+	MergeOutput bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`                                                     // standard error is the same pipe as standard output
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes        [][]byte `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -8241,6 +8266,13 @@ func (x *ExecJobRequest) GetTerminal() *WindowSize {
 		return x.Terminal
 	}
 	return nil
+}
+
+func (x *ExecJobRequest) GetMergeOutput() bool {
+	if x != nil {
+		return x.MergeOutput
+	}
+	return false
 }
 
 func (x *ExecJobRequest) GetArgsBytes() [][]byte {
@@ -9937,7 +9969,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x9d\x12\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xc1\x12\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -10002,7 +10034,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rstart_time_ns\x18\x85\x01 \x01(\x03R\vstartTimeNs\x12\x1f\n" +
 	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\"\n" +
+	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
 	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
@@ -10031,7 +10064,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"path_bytes\x18\xb4\x01 \x01(\fR\tpathBytes\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x9b\x13\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xbf\x13\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -10098,7 +10131,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rstart_time_ns\x18\x85\x01 \x01(\x03R\vstartTimeNs\x12\x1f\n" +
 	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\"\n" +
+	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
 	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
@@ -10474,7 +10508,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xef\f\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x92\r\n" +
 	"\rRunJobRequest\x12\x19\n" +
 	"\bold_name\x18\x01 \x01(\tR\aoldName\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -10513,7 +10547,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18o \x01(\tR\x05stdin\x12\x14\n" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
-	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
+	"\x06detach\x18r \x01(\bR\x06detach\x12!\n" +
+	"\fmerge_output\x18t \x01(\bR\vmergeOutput\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
 	"\n" +
@@ -10733,7 +10768,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18\x02 \x01(\fH\x00R\x05stdin\x12,\n" +
 	"\x06resize\x18\x03 \x01(\v2\x12.joblet.WindowSizeH\x00R\x06resize\x12\x18\n" +
 	"\x06signal\x18\x04 \x01(\x05H\x00R\x06signalB\a\n" +
-	"\x05input\"\xd9\x03\n" +
+	"\x05input\"\xfc\x03\n" +
 	"\x0eExecJobRequest\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -10741,7 +10776,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\venvironment\x18\x04 \x03(\v2'.joblet.ExecJobRequest.EnvironmentEntryR\venvironment\x12\x19\n" +
 	"\bwork_dir\x18\x05 \x01(\tR\aworkDir\x12\x14\n" +
 	"\x05stdin\x18\x06 \x01(\bR\x05stdin\x12.\n" +
-	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +
+	"\bterminal\x18\a \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12!\n" +
+	"\fmerge_output\x18t \x01(\bR\vmergeOutput\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
 	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +

@@ -274,6 +274,7 @@ type jobJSON struct {
 	Stdin          joblet.Stdin        `json:"stdin,omitempty"`
 	Uploads        []string            `json:"uploads,omitempty"`
 	Terminal       joblet.WindowSize   `json:"terminal,omitzero"` // its size at first
+	MergeOutput    bool                `json:"merge_output,omitempty"`
 	Limits         joblet.Limits       `json:"limits,omitzero"`
 	Security       joblet.Security     `json:"security,omitzero"`
 	OutOfMemory    bool                `json:"out_of_memory,omitempty"`
@@ -361,7 +362,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage), Denied: j.Denied,
-		Terminal: s.Terminal, Base64: newBytesJSON(s),
+		Terminal: s.Terminal, MergeOutput: s.MergeOutput, Base64: newBytesJSON(s),
 	}
 	if out.Args == nil {
 		out.Args = []string{}

@@ -41,8 +41,9 @@ func (o *ttyFlags) wanted(byDefault bool) (bool, error) {
 
 type execOptions struct {
 	ttyFlags
-	env variables
-	dir string
+	env   variables
+	dir   string
+	merge bool
 }
 
 func newExecCommand(a *app) *cobra.Command {
@@ -84,6 +85,7 @@ command.`,
 	opt.add(f)
 	f.StringArrayVarP(&opt.env.given, "env", "e", nil, "`NAME=VALUE` beside the job's own, or NAME to pass on the one here; may be given again")
 	f.StringArrayVar(&opt.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
+	f.BoolVar(&opt.merge, "merge", false, "one stream of output, in exact order, as 2>&1 makes it")
 	f.StringVarP(&opt.dir, "workdir", "w", "", "`DIR` in the job to start in (default: the job's)")
 	_ = cmd.RegisterFlagCompletionFunc("env-file", completeFiles)
 	return cmd
@@ -131,7 +133,7 @@ func (a *app) exec(ctx context.Context, opt execOptions, ref string, command []s
 		return joblet.Errorf(joblet.InvalidArgument, "--json: what the process writes is shown as it is")
 	}
 	a.noteTerminals()
-	spec := joblet.ExecSpec{Command: command[0], Args: command[1:], WorkDir: opt.dir}
+	spec := joblet.ExecSpec{Command: command[0], Args: command[1:], WorkDir: opt.dir, MergeOutput: opt.merge}
 	opt.env.flag = "--env"
 	var err error
 	if spec.Env, err = opt.env.read(os.LookupEnv); err != nil {

@@ -171,6 +171,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.exclude, "exclude", nil, "`PATTERN` of files in uploaded directories to leave out; may be given again")
 	f.StringArrayVar(&o.download, "download", nil, "`PATTERN` of files in /work to fetch at the end; may be given again")
 	f.StringVar(&o.downloadTo, "download-to", "", "`DIR` to fetch them into (default: the current one)")
+	f.BoolVar(&o.spec.MergeOutput, "merge", false, "one stream of output, in exact order, as 2>&1 makes it")
 	f.StringVar(&o.logMax, "log-max", "", "`SIZE` of output to keep, the newest, such as 64M (default "+formatBytes(joblet.DefaultLogMax)+")")
 }
 

@@ -106,6 +106,9 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	if s.Terminal != (joblet.WindowSize{}) {
 		line("Terminal", "yes")
 	}
+	if s.MergeOutput {
+		line("Output", "merged")
+	}
 	line("Uploads", strings.Join(s.Uploads, " "))
 	line("Owner", j.Owner)
 	line("Created", formatTime(j.Created))

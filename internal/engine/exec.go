@@ -23,7 +23,7 @@ type Exec struct {
 	PID int // as the host numbers it
 	// Stdin is where it reads from, nil for a process without input; Stdout and
 	// Stderr what it writes. With a terminal all that is the terminal, and Stderr
-	// nil.
+	// nil; also when its output is merged.
 	Stdin, Stdout, Stderr *os.File
 
 	conn    *os.File
@@ -74,6 +74,10 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 	if run.Terminal == nil {
 		for i, ours := range []**os.File{&x.Stdin, &x.Stdout, &x.Stderr} {
 			if i == 0 && !run.StdinStream {
+				continue
+			}
+			if i == 2 && run.MergeOutput {
+				stdio[2] = stdio[1]
 				continue
 			}
 			r, w, err := os.Pipe()

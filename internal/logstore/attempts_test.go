@@ -706,7 +706,7 @@ func TestShrink(t *testing.T) {
 						check(t, err)
 						p = p[k:]
 						for k > 0 {
-							n, err := w.Drain(pr, s, time.Now())
+							n, err := w.Drain(pr, s, maxPiece, time.Now())
 							k -= n
 							shrink(err)
 						}

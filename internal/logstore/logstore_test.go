@@ -56,7 +56,7 @@ func drainAll(w *Writer, fd int, s Stream, took func(n int)) error {
 		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
 			return err
 		}
-		n, err := w.Drain(fd, s, time.Now())
+		n, err := w.Drain(fd, s, maxPiece, time.Now())
 		if err == io.EOF {
 			return nil
 		}
@@ -200,7 +200,7 @@ func TestRoundTrip(t *testing.T) {
 				check(t, err)
 				p = p[:k]
 				for n := 0; n < k; {
-					d, err := w.Drain(pr, s, now)
+					d, err := w.Drain(pr, s, maxPiece, now)
 					check(t, err)
 					n += d
 				}
@@ -218,7 +218,7 @@ func TestRoundTrip(t *testing.T) {
 		if live.Ended() {
 			t.Fatal("ended before its end")
 		}
-		if n, err := w.Drain(pr, Stdout, start); n != 0 || err != nil {
+		if n, err := w.Drain(pr, Stdout, maxPiece, start); n != 0 || err != nil {
 			t.Fatalf("empty pipe: %d, %v", n, err)
 		}
 		if !w.Dirty() {
@@ -325,7 +325,7 @@ func TestSources(t *testing.T) {
 		p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 		check(t, err)
 		defer unix.Close(p[0])
-		if n, err := w.Drain(p[0], Stdout, time.Now()); n != 0 || err != nil {
+		if n, err := w.Drain(p[0], Stdout, maxPiece, time.Now()); n != 0 || err != nil {
 			t.Fatalf("empty: %d, %v", n, err)
 		}
 		_, err = unix.Write(p[1], []byte("hello"))
@@ -667,7 +667,7 @@ func TestFullDisk(t *testing.T) {
 				_, err := unix.Write(pw, p)
 				check(t, err)
 				for took < int64(len(sent)) {
-					n, err := w.Drain(pr, Stderr, time.Now())
+					n, err := w.Drain(pr, Stderr, maxPiece, time.Now())
 					took += int64(n)
 					retry(err)
 				}

@@ -258,8 +258,8 @@ func (w *Writer) adoptRecords(mtime time.Time) error {
 // the limit has removed since.
 func (w *Writer) Size() int64 { return w.size }
 
-// Drain moves what fd holds now, at most 1 MiB of it, to the log and returns
-// how much that was: n is 0 without an error when there is nothing now, and the
+// Drain moves what fd holds now, most bytes and 1 MiB of it at most, to the log and
+// returns how much that was: n is 0 without an error when there is nothing now, and the
 // error is io.EOF at fd's end. now is the time of the bytes.
 //
 // fd is best the read end of a pipe, whose bytes then go to the file without
@@ -268,16 +268,16 @@ func (w *Writer) Size() int64 { return w.size }
 // be full at any moment. fd may also be another descriptor, non-blocking then,
 // such as the master of a pseudo-terminal, whose EIO after hang-up counts as
 // the end. n > 0 may come with an error.
-func (w *Writer) Drain(fd int, s Stream, now time.Time) (n int, err error) {
+func (w *Writer) Drain(fd int, s Stream, most int, now time.Time) (n int, err error) {
 	if err := w.settle(); err != nil {
 		return 0, err
 	}
 	if w.copies {
-		return w.drainCopy(fd, s, now)
+		return w.drainCopy(fd, s, most, now)
 	}
 	for {
 		off := w.size
-		n, err := unix.Splice(fd, nil, w.log, &off, maxPiece, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		n, err := unix.Splice(fd, nil, w.log, &off, min(most, maxPiece), unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 		switch {
 		case n > 0:
 			return int(n), w.took(n, s, now)
@@ -288,19 +288,19 @@ func (w *Writer) Drain(fd int, s Stream, now time.Time) (n int, err error) {
 		case err == unix.EINVAL:
 			// Neither end is a pipe, or the file system has no splice_write.
 			w.copies = true
-			return w.drainCopy(fd, s, now)
+			return w.drainCopy(fd, s, most, now)
 		case err != unix.EINTR:
 			return 0, &opError{"splice to log", err}
 		}
 	}
 }
 
-func (w *Writer) drainCopy(fd int, s Stream, now time.Time) (int, error) {
+func (w *Writer) drainCopy(fd int, s Stream, most int, now time.Time) (int, error) {
 	if w.buf == nil {
 		w.buf = make([]byte, copySize)
 	}
 	for {
-		n, err := unix.Read(fd, w.buf)
+		n, err := unix.Read(fd, w.buf[:min(most, copySize)])
 		switch {
 		case n > 0:
 			w.held, w.heldBy = w.buf[:n], record{stream: s, time: now.UnixNano()}

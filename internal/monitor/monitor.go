@@ -56,6 +56,7 @@ type monitor struct {
 	goSocket    int    // our end
 	statusRead  int    // end of file: the command runs, or the set-up has failed
 	output      [2]int // read ends of stdout and stderr; -1 once at their end
+	arrivals    arrivals
 	writeEnds   [2]int
 	userns      int
 	log         *logstore.Writer
@@ -246,6 +247,9 @@ func (m *monitor) buildBox(box *Box) error {
 			return step("give the job its pipe", err)
 		}
 		m.output[i], m.writeEnds[i] = pipe[0], pipe[1]
+	}
+	if m.arrivals, err = newArrivals(m.output); err != nil {
+		return err
 	}
 	sockets, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -613,10 +617,8 @@ func (m *monitor) watch() {
 			return // no descriptor of ours can be bad
 		}
 		if !logWaits || ended {
-			for i := range m.output {
-				if fds[2+i].Revents != 0 || ended || fds[0].Revents != 0 {
-					m.drain(i)
-				}
+			if fds[2].Revents != 0 || fds[3].Revents != 0 || ended || fds[0].Revents != 0 {
+				m.drainOutput()
 			}
 		}
 		if fds[4].Revents != 0 {
@@ -635,9 +637,7 @@ func (m *monitor) watch() {
 			m.stdin.close()
 			m.denied.close()
 			m.logGiveUpAt = time.Now().Add(m.patience())
-			for i := range m.output {
-				m.drain(i) // what was written last; nobody is left who could write more
-			}
+			m.drainOutput() // what was written last; nobody is left who could write more
 		}
 		m.serve(fds[fixed:])
 		if fds[1].Revents != 0 {
@@ -648,7 +648,6 @@ func (m *monitor) watch() {
 
 const (
 	maxConns = 64 // of which most last for a moment
-	maxDrain = 64 // pieces of one stream that are moved in a row
 	// syncDelay bounds how old output may be that a crash of the host loses.
 	syncDelay = time.Second
 	// logRetry is how often a full disk is tried again.
@@ -778,37 +777,6 @@ func statusMask(status []byte, field string) (mask uint64) {
 
 func (m *monitor) signal(sig syscall.Signal) {
 	_ = unix.PidfdSendSignal(m.pidfd, sig, nil, 0) // ESRCH: it has ended, and poll tells
-}
-
-// drain moves what a pipe holds into the log. Until a full disk has room again
-// the bytes stay in the pipe and the job waits: nothing that it could write is
-// lost.
-func (m *monitor) drain(i int) {
-	stream := [2]logstore.Stream{logstore.Stdout, logstore.Stderr}[i]
-	// Not for ever: a job that floods must not keep us from hearing that it is to stop.
-	for round := 0; m.output[i] >= 0 && round < maxDrain; round++ {
-		n, err := m.log.Drain(m.output[i], stream, time.Now())
-		switch {
-		case err == nil && n == 0:
-			return
-		case err == nil:
-			m.retryLogAt = time.Time{}
-		case errors.Is(err, io.EOF) && m.hungUp():
-			return
-		case errors.Is(err, io.EOF):
-			unix.Close(m.output[i])
-			m.output[i] = -1
-		case m.logShrinks && m.shrinkLog(err):
-		default:
-			m.retryLogAt = time.Now().Add(logRetry)
-			if !m.logGiveUpAt.IsZero() && time.Now().After(m.logGiveUpAt) {
-				m.record.LogError = "the last output was lost: " + err.Error()
-				unix.Close(m.output[i])
-				m.output[i] = -1
-			}
-			return
-		}
-	}
 }
 
 // shrinkLog makes room for new output on a full disk, if it is one, by giving up

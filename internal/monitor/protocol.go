@@ -161,6 +161,8 @@ type Run struct {
 	// Terminal is the size of a pseudo-terminal that is standard input, output
 	// and error instead.
 	Terminal *WindowSize `json:"terminal,omitempty"`
+	// MergeOutput makes standard error the same pipe as standard output.
+	MergeOutput bool `json:"merge_output,omitempty"`
 	// FilesPath is an archive of the host to be unpacked into /work.
 	FilesPath string `json:"files_path,omitempty"`
 

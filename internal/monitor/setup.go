@@ -67,6 +67,9 @@ func jobProgram(p *program, box *Box, run *Run) {
 	}
 	attachTrees(p, run)
 	connectInput(p, run)
+	if run.MergeOutput {
+		p.call("merge standard error into standard output", unix.SYS_DUP3, 1, 2, 0)
+	}
 	leadSession(p, run)
 	coverFiles(p, run)
 	if run.Home != "" {

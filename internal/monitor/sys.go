@@ -45,7 +45,7 @@ func openSys(views []cgroup.View) ([]sysMount, error) {
 		mounts = append(mounts, sysMount{path.Join("fs/cgroup", v.Name), fd})
 	}
 	for _, target := range sysTrees {
-		if fd, err := openTree(Tree{Source: "/sys/" + target}, sysAttrs, -1); err == nil { // otherwise the job has less to read
+		if fd, err := openTree(Tree{Source: Name("/sys/" + target)}, sysAttrs, -1); err == nil { // otherwise the job has less to read
 			mounts = append(mounts, sysMount{target, fd})
 		}
 	}

@@ -329,7 +329,7 @@ func (s *jobService) ExecJob(call grpc.BidiStreamingServer[api.ExecInput, api.Ex
 }
 
 func execOutput(x *engine.Exec, f *os.File, stream int32, send func(*api.ExecEvent) error) error {
-	if f == nil { // a terminal is one stream
+	if f == nil { // there is one stream
 		return nil
 	}
 	return x.Copy(f, func(b []byte) error {

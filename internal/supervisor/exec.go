@@ -73,6 +73,7 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*e
 	spec := l.rec.Spec // with its secrets, which are in the environment of the job's other processes
 	s.mu.Unlock()
 	spec.Command, spec.Args, spec.Init, spec.Terminal = e.Command, e.Args, false, e.Terminal
+	spec.MergeOutput = e.MergeOutput
 	spec.Security.LogDenied = false // its monitor writes no record
 	if e.WorkDir != "" {
 		spec.WorkDir = e.WorkDir

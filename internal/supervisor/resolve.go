@@ -55,6 +55,7 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	maps.Copy(env, spec.Env)
 	maps.Copy(env, spec.SecretEnv)
 	run.Command, run.Args, run.WorkDir, run.Init = spec.Command, spec.Args, spec.WorkDir, spec.Init
+	run.MergeOutput = spec.MergeOutput
 	run.Path = env["PATH"]
 	for _, name := range slices.Sorted(maps.Keys(env)) {
 		run.Env = append(run.Env, name+"="+env[name])

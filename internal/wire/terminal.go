@@ -32,7 +32,7 @@ func WindowFromProto(p *api.WindowSize) joblet.WindowSize {
 func ExecToProto(ref string, e joblet.ExecSpec) *api.ExecJobRequest {
 	return &api.ExecJobRequest{
 		Uuid: ref, Command: text(e.Command), Args: joblet.Texts(e.Args), Environment: joblet.TextEnv(e.Env), WorkDir: text(e.WorkDir),
-		Stdin: e.Stdin, Terminal: WindowToProto(e.Terminal),
+		Stdin: e.Stdin, MergeOutput: e.MergeOutput, Terminal: WindowToProto(e.Terminal),
 		CommandBytes: joblet.RawText(e.Command), ArgsBytes: joblet.RawTexts(e.Args),
 		EnvironmentBytes: joblet.RawEnv(e.Env), WorkDirBytes: joblet.RawText(e.WorkDir),
 	}
@@ -43,7 +43,7 @@ func ExecFromProto(r *api.ExecJobRequest) joblet.ExecSpec {
 	return joblet.ExecSpec{
 		Command: joblet.FromRaw(r.GetCommand(), r.GetCommandBytes()), Args: joblet.FromRawTexts(r.GetArgs(), r.GetArgsBytes()),
 		Env: joblet.FromRawEnv(r.GetEnvironment(), r.GetEnvironmentBytes()), WorkDir: joblet.FromRaw(r.GetWorkDir(), r.GetWorkDirBytes()),
-		Stdin: r.GetStdin(), Terminal: WindowFromProto(r.GetTerminal()),
+		Stdin: r.GetStdin(), MergeOutput: r.GetMergeOutput(), Terminal: WindowFromProto(r.GetTerminal()),
 	}
 }
 

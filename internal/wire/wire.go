@@ -62,6 +62,7 @@ func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 		Limits:            LimitsToProto(s.Limits),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
+		MergeOutput:       s.MergeOutput,
 
 		CommandBytes: joblet.RawText(s.Command), ArgsBytes: joblet.RawTexts(s.Args), WorkDirBytes: joblet.RawText(s.WorkDir),
 		EnvironmentBytes: joblet.RawEnv(s.Env), SecretEnvironmentBytes: joblet.RawEnv(s.SecretEnv),
@@ -122,6 +123,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		Limits:         specLimits(r),
 		Security:       securityFromProto(r.GetSecurity()),
 		Terminal:       WindowFromProto(r.GetTerminal()),
+		MergeOutput:    r.GetMergeOutput(),
 	}, nil
 }
 
@@ -178,6 +180,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		Denied:            deniedToProto(j.Denied),
 		Security:          securityToProto(s.Security),
 		Terminal:          WindowToProto(s.Terminal),
+		MergeOutput:       s.MergeOutput,
 
 		CommandBytes: joblet.RawText(s.Command), ArgsBytes: joblet.RawTexts(s.Args), WorkDirBytes: joblet.RawText(s.WorkDir),
 		EnvironmentBytes: joblet.RawEnv(s.Env), SecretEnvironmentBytes: joblet.RawEnv(s.SecretEnv), UploadsBytes: joblet.RawTexts(s.Uploads),
@@ -272,6 +275,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			Limits:         LimitsFromProto(p.GetLimits()),
 			Security:       securityFromProto(p.GetSecurity()),
 			Terminal:       WindowFromProto(p.GetTerminal()),
+			MergeOutput:    p.GetMergeOutput(),
 		},
 		Usage:       usageFromProto(p.GetUsage()),
 		OutOfMemory: p.GetOutOfMemory(),
