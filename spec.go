@@ -55,7 +55,7 @@ type Spec struct {
 	Limits   Limits   `json:"limits,omitzero"`
 	Security Security `json:"security,omitzero"`
 
-	Timeout time.Duration `json:"timeout,omitempty"` // of each run; 0: none
+	Timeout time.Duration `json:"timeout,omitempty"` // of each run; then SIGTERM, and SIGKILL DefaultGrace later; 0: none
 	Init    bool          `json:"init,omitempty"`    // a small reaper as PID 1, the command as its child
 
 	Labels map[string]string `json:"labels,omitempty"`
@@ -70,6 +70,10 @@ type Spec struct {
 	Retries    int           `json:"retries,omitempty"`     // further runs after one that failed
 	RetryDelay time.Duration `json:"retry_delay,omitempty"` // before the first of them, doubled each time; 0: DefaultRetryDelay
 	RetryOn    []int         `json:"retry_on,omitempty"`    // exit statuses to retry, as Exit.Status and StatusTimeout; none: all but 0
+
+	// RetryOnLost retries a run that was LOST: its monitor was killed, say. Without
+	// RetryOn that is all that is retried then.
+	RetryOnLost bool `json:"retry_on_lost,omitempty"`
 
 	DependsOn []string `json:"depends_on,omitempty"` // jobs that must have COMPLETED first
 	Priority  int      `json:"priority,omitempty"`   // in the queue; higher first

@@ -130,6 +130,7 @@ type Job struct {
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	RetryOnLost    bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
 	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	Denied         []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
 	unknownFields  protoimpl.UnknownFields
@@ -530,6 +531,13 @@ func (x *Job) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *Job) GetRetryOnLost() bool {
+	if x != nil {
+		return x.RetryOnLost
+	}
+	return false
+}
+
 func (x *Job) GetSecurity() *JobSecurity {
 	if x != nil {
 		return x.Security
@@ -750,6 +758,7 @@ type GetJobStatusResponse struct {
 	Usage          *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
 	OutOfMemory    bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
 	Terminal       *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	RetryOnLost    bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
 	Security       *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	Denied         []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
 	unknownFields  protoimpl.UnknownFields
@@ -1164,6 +1173,13 @@ func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *GetJobStatusResponse) GetRetryOnLost() bool {
+	if x != nil {
+		return x.RetryOnLost
+	}
+	return false
+}
+
 func (x *GetJobStatusResponse) GetSecurity() *JobSecurity {
 	if x != nil {
 		return x.Security
@@ -1182,7 +1198,7 @@ type StopJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Signal        int32                  `protobuf:"varint,100,opt,name=signal,proto3" json:"signal,omitempty"`                        // the first signal; 0: SIGTERM
-	GraceMs       *int64                 `protobuf:"varint,101,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"` // from it to the kill; absent: 10 s; 0: kill at once
+	GraceMs       *int64                 `protobuf:"varint,101,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"` // from it to the kill; absent: 10 s; 0, or no handler for the signal: kill at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5124,7 +5140,7 @@ type RunJobRequest struct {
 	GpuMemoryMb       int32                  `protobuf:"varint,20,opt,name=gpu_memory_mb,json=gpuMemoryMb,proto3" json:"gpu_memory_mb,omitempty"`
 	Timeout           string                 `protobuf:"bytes,21,opt,name=timeout,proto3" json:"timeout,omitempty"`                        // a duration such as "30s"; timeout_ms takes precedence
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`                             // a label; need not be unique
-	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // 0: none
+	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // of each run; then SIGTERM, and 10 s later SIGKILL; 0: none
 	Init              bool                   `protobuf:"varint,102,opt,name=init,proto3" json:"init,omitempty"`                            // a small reaper as PID 1, the command as its child
 	Labels            map[string]string      `protobuf:"bytes,103,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Overlap           string                 `protobuf:"bytes,104,opt,name=overlap,proto3" json:"overlap,omitempty"`                                     // of a repeated job's runs: "skip" (default) or "queue"
@@ -5138,6 +5154,7 @@ type RunJobRequest struct {
 	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
+	RetryOnLost       bool                   `protobuf:"varint,115,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"`       // retry an attempt that was LOST; without retry_on, nothing else
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
 	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
 	Security          *JobSecurity           `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
@@ -5395,6 +5412,13 @@ func (x *RunJobRequest) GetLogMaxBytes() int64 {
 func (x *RunJobRequest) GetDetach() bool {
 	if x != nil {
 		return x.Detach
+	}
+	return false
+}
+
+func (x *RunJobRequest) GetRetryOnLost() bool {
+	if x != nil {
+		return x.RetryOnLost
 	}
 	return false
 }
@@ -9575,7 +9599,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x99\x0f\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xbe\x0f\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9636,7 +9660,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12#\n" +
+	"\rretry_on_lost\x18\xab\x01 \x01(\bR\vretryOnLost\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
 	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
@@ -9656,7 +9681,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x97\x10\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xbc\x10\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\acommand\x18\x03 \x01(\tR\acommand\x12\x12\n" +
@@ -9719,7 +9744,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12'\n" +
 	"\x05usage\x18\x83\x01 \x01(\v2\x10.joblet.JobUsageR\x05usage\x12#\n" +
 	"\rout_of_memory\x18\x84\x01 \x01(\bR\voutOfMemory\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12#\n" +
+	"\rretry_on_lost\x18\xab\x01 \x01(\bR\vretryOnLost\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
 	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
@@ -10088,7 +10114,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x84\v\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xa8\v\n" +
 	"\rRunJobRequest\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x17\n" +
@@ -10126,7 +10152,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18o \x01(\tR\x05stdin\x12\x14\n" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
-	"\x06detach\x18r \x01(\bR\x06detach\x12*\n" +
+	"\x06detach\x18r \x01(\bR\x06detach\x12\"\n" +
+	"\rretry_on_lost\x18s \x01(\bR\vretryOnLost\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x1a>\n" +

@@ -239,8 +239,13 @@ func retryWords(s joblet.Spec) string {
 		delay = joblet.DefaultRetryDelay
 	}
 	text := fmt.Sprintf("up to %d times, after %v, doubled each time", s.Retries, delay)
-	if len(s.RetryOn) > 0 {
-		text += ", on status " + formatStatuses(slices.Sorted(slices.Values(s.RetryOn)))
+	switch statuses := formatStatuses(slices.Sorted(slices.Values(s.RetryOn))); {
+	case s.RetryOnLost && statuses != "":
+		text += ", on status " + statuses + " and when lost"
+	case s.RetryOnLost:
+		text += ", when lost"
+	case statuses != "":
+		text += ", on status " + statuses
 	}
 	return text
 }

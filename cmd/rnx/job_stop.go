@@ -18,7 +18,7 @@ func newStopCommand(a *app) *cobra.Command {
 		Short: "End jobs: a signal, some time, then a kill",
 		Long: `End jobs: PID 1 gets a signal, and what is left of the job after the grace
 period is killed. The kernel drops a signal for which a job's PID 1 has no
-handler: such a job, sleep for one, ends at the end of the grace period.
+handler: such a job, sleep for one, is killed at once.
 Prints the id of each job once it has ended.` + jobRefHelp,
 		Example: `  rnx job stop 3f2a
   rnx job stop --signal=INT --grace=1m web`,

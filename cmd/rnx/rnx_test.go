@@ -165,9 +165,9 @@ func TestFlagsStopAtCommand(t *testing.T) {
 			},
 		},
 		{
-			[]string{"-l", "team=a", "--label=urgent", "--retry=3", "--retry-delay=2s", "--retry-on", "7,1-3,2", "--depends-on=a,b", "--depends-on", "c", "--priority=-5", "--idempotency-key=k", "--log-max=64M", "--stdin", "x"},
+			[]string{"-l", "team=a", "--label=urgent", "--retry=3", "--retry-delay=2s", "--retry-on", "7,1-3,lost,2", "--depends-on=a,b", "--depends-on", "c", "--priority=-5", "--idempotency-key=k", "--log-max=64M", "--stdin", "x"},
 			joblet.Spec{
-				Command: "x", Labels: map[string]string{"team": "a", "urgent": ""}, Retries: 3, RetryDelay: 2 * time.Second, RetryOn: []int{1, 2, 3, 7},
+				Command: "x", Labels: map[string]string{"team": "a", "urgent": ""}, Retries: 3, RetryDelay: 2 * time.Second, RetryOn: []int{1, 2, 3, 7}, RetryOnLost: true,
 				DependsOn: []string{"a", "b", "c"}, Priority: -5, IdempotencyKey: "k", LogMax: 64 << 20, Stdin: joblet.StdinFile,
 			},
 		},
