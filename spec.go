@@ -11,12 +11,13 @@ import (
 )
 
 // Bounds on what a Spec may hold. execve(2) takes at most 128 KiB in one
-// string and, with the usual 8 MiB stack, 2 MiB in all; both are checked here
-// so that the user reads a sentence and not E2BIG.
+// string and, with the usual 8 MiB stack, 2 MiB in all, in which each string has an
+// end and a pointer; both are checked here so that the user reads a sentence and not
+// E2BIG.
 const (
-	MaxArgs       = 65536                // arguments, the command included
 	MaxStringLen  = 128*1024 - 1         // bytes in one argument or one NAME=value
-	MaxArgEnvSize = 2*1024*1024 - 4096*8 // bytes of all arguments and the environment
+	MaxArgEnvSize = 2*1024*1024 - 4096*8 // bytes of all arguments and the environment, with StringCost for each
+	StringCost    = 1 + 8
 	MaxNameLen    = 63
 	MaxPathLen    = 4095
 	MaxTimeout    = 10 * 365 * 24 * time.Hour
@@ -157,15 +158,15 @@ func (s Spec) Validate() error {
 	if s.Command == "" {
 		return Errorf(InvalidArgument, "no command given")
 	}
-	if len(s.Args) >= MaxArgs {
-		return Errorf(InvalidArgument, "%d arguments: at most %d are possible", len(s.Args), MaxArgs-1)
+	size := len(s.Command) + StringCost
+	if err := validString(s.Command); err != nil {
+		return Errorf(InvalidArgument, "argument 0: %w", err)
 	}
-	size := 0
-	for i, a := range slices.Concat([]string{s.Command}, s.Args) {
+	for i, a := range s.Args {
 		if err := validString(a); err != nil {
-			return Errorf(InvalidArgument, "argument %d: %w", i, err)
+			return Errorf(InvalidArgument, "argument %d: %w", i+1, err)
 		}
-		size += len(a) + 1
+		size += len(a) + StringCost
 	}
 	for _, env := range []map[string]string{s.Env, s.SecretEnv} {
 		for name, value := range env {
@@ -175,11 +176,11 @@ func (s Spec) Validate() error {
 			if err := validString(name + "=" + value); err != nil {
 				return Errorf(InvalidArgument, "environment variable %s: %w", name, err)
 			}
-			size += len(name) + len(value) + 2
+			size += len(name) + 1 + len(value) + StringCost
 		}
 	}
 	if size > MaxArgEnvSize {
-		return Errorf(InvalidArgument, "arguments and environment take %d bytes: at most %d are possible; pass large data in a file", size, MaxArgEnvSize)
+		return Errorf(InvalidArgument, "arguments and environment take %d bytes, %d of overhead for each string included: at most %d are possible; pass large data in a file", size, StringCost, MaxArgEnvSize)
 	}
 	if s.Name != "" {
 		if err := ValidName("job name", s.Name); err != nil {

@@ -537,7 +537,7 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 // note tells the user something that is no failure.
 func (a *app) note(format string, args ...any) {
 	if !a.json {
-		fmt.Fprintf(a.errOut, "rnx: "+format+"\n", args...)
+		fmt.Fprintf(a.errOut, "rnx: %s\n", joblet.Shorten(fmt.Sprintf(format, args...)))
 	}
 }
 
