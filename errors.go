@@ -3,6 +3,8 @@ package joblet
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode/utf8"
 )
 
 // Kind says what sort of failure an error is, for programs. Package
@@ -55,6 +57,59 @@ func (e *Error) Unwrap() error { return e.Err }
 // Errorf returns an *Error of the given kind; format may hold %w.
 func Errorf(kind Kind, format string, args ...any) error {
 	return &Error{Kind: kind, Err: fmt.Errorf(format, args...)}
+}
+
+// Bounds on what Shorten leaves.
+const (
+	maxWord, wordHead, wordTail = 200, 120, 60
+	maxLine, lineHead, lineTail = 1000, 600, 300
+)
+
+// Shorten returns a message without the middle of words and lines that are very long: of
+// a name of thousands of bytes a reader needs the ends, and what is said about it.
+func Shorten(message string) string {
+	if len(message) <= maxWord {
+		return message
+	}
+	var b strings.Builder
+	for line := range strings.Lines(message) {
+		text := strings.TrimSuffix(line, "\n")
+		var words strings.Builder
+		for text != "" {
+			end := strings.IndexAny(text, " \t")
+			if end < 0 {
+				end = len(text)
+			}
+			words.WriteString(withoutMiddle(text[:end], maxWord, wordHead, wordTail))
+			if text = text[end:]; text != "" {
+				words.WriteByte(text[0])
+				text = text[1:]
+			}
+		}
+		b.WriteString(withoutMiddle(words.String(), maxLine, lineHead, lineTail))
+		if strings.HasSuffix(line, "\n") {
+			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
+
+// withoutMiddle returns s if it has at most limit bytes, and else its ends, of about
+// head and tail bytes.
+func withoutMiddle(s string, limit, head, tail int) string {
+	if len(s) <= limit {
+		return s
+	}
+	tail = len(s) - tail
+	for range utf8.UTFMax - 1 { // no halves of runes
+		if !utf8.RuneStart(s[head]) {
+			head--
+		}
+		if !utf8.RuneStart(s[tail]) {
+			tail++
+		}
+	}
+	return s[:head] + "…" + s[tail:]
 }
 
 // KindOf returns the kind of the first *Error in err's chain, or Internal.

@@ -23,6 +23,13 @@ func TestValidate(t *testing.T) {
 	for i := range 40 {
 		many[fmt.Sprintf("V%d", i)] = strings.Repeat("x", 60000)
 	}
+	small := make(map[string]string)
+	for i := range MaxArgEnvSize / (StringCost + 7) {
+		small[fmt.Sprintf("V%06d", i)] = ""
+	}
+	if err := (Spec{Command: "true", Args: make([]string, MaxArgEnvSize/StringCost-2)}).Validate(); err != nil {
+		t.Error(err)
+	}
 	tests := []struct {
 		name   string
 		change func(s *Spec)
@@ -34,7 +41,8 @@ func TestValidate(t *testing.T) {
 		{"long argument", func(s *Spec) { s.Args = []string{strings.Repeat("x", MaxStringLen+1)} }, "at most"},
 		{"10 MiB in all", func(s *Spec) { s.Args = strings.Fields(strings.Repeat(strings.Repeat("x", 100000)+" ", 100)) }, "arguments and environment take"},
 		{"large environment", func(s *Spec) { s.Env = many }, "arguments and environment take"},
-		{"too many arguments", func(s *Spec) { s.Args = make([]string, MaxArgs) }, "at most"},
+		{"too many arguments", func(s *Spec) { s.Args = make([]string, MaxArgEnvSize/StringCost) }, "at most"},
+		{"too many variables", func(s *Spec) { s.Env = small }, "at most"},
 		{"variable without a name", func(s *Spec) { s.Env = map[string]string{"": "x"} }, "without a name"},
 		{"variable with = in its name", func(s *Spec) { s.SecretEnv = map[string]string{"A=B": "x"} }, "must not hold ="},
 		{"variable with NUL in its name", func(s *Spec) { s.Env = map[string]string{"A\x00": "x"} }, "NUL byte"},
@@ -208,5 +216,24 @@ func TestSpecBytes(t *testing.T) {
 	var old Spec
 	if err := json.Unmarshal([]byte(`{"command":"a","args":["b"],"timeout":5}`), &old); err != nil || old.Command != "a" || len(old.Args) != 1 || old.Timeout != 5 {
 		t.Errorf("%+v %v", old, err)
+	}
+}
+
+func TestShorten(t *testing.T) {
+	t.Parallel()
+	word := func(n int) string { return strings.Repeat("x", n) }
+	for _, tt := range []struct{ message, want string }{
+		{"", ""},
+		{"cannot open /a/b: no such file", "cannot open /a/b: no such file"},
+		{word(200) + " " + word(200), word(200) + " " + word(200)},
+		{"cannot open " + word(5000) + ": no such file", "cannot open " + word(120) + "…" + word(59) + ": no such file"},
+		{"a  b\t" + word(201) + "\n\nc\n", "a  b\t" + word(120) + "…" + word(60) + "\n\nc\n"},
+		{strings.Repeat("ab ", 1000) + "why", strings.Repeat("ab ", 200) + "…" + strings.Repeat("ab ", 99) + "why"},
+		{strings.Repeat("ü", 500) + "ä", strings.Repeat("ü", 60) + "…" + strings.Repeat("ü", 29) + "ä"},
+		{strings.Repeat("\x80", 500), strings.Repeat("\x80", 117) + "…" + strings.Repeat("\x80", 57)},
+	} {
+		if got := Shorten(tt.message); got != tt.want {
+			t.Errorf("%.40q: got %q, want %q", tt.message, got, tt.want)
+		}
 	}
 }

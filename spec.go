@@ -12,12 +12,13 @@ import (
 )
 
 // Bounds on what a Spec may hold. execve(2) takes at most 128 KiB in one
-// string and, with the usual 8 MiB stack, 2 MiB in all; both are checked here
-// so that the user reads a sentence and not E2BIG.
+// string and, with the usual 8 MiB stack, 2 MiB in all, in which each string has an
+// end and a pointer; both are checked here so that the user reads a sentence and not
+// E2BIG.
 const (
-	MaxArgs       = 65536                // arguments, the command included
 	MaxStringLen  = 128*1024 - 1         // bytes in one argument or one NAME=value
-	MaxArgEnvSize = 2*1024*1024 - 4096*8 // bytes of all arguments and the environment
+	MaxArgEnvSize = 2*1024*1024 - 4096*8 // bytes of all arguments and the environment, with StringCost for each
+	StringCost    = 1 + 8
 	MaxNameLen    = 63
 	MaxPathLen    = 4095
 	MaxTimeout    = 10 * 365 * 24 * time.Hour
@@ -56,7 +57,7 @@ type Spec struct {
 	Limits   Limits   `json:"limits,omitzero"`
 	Security Security `json:"security,omitzero"`
 
-	Timeout time.Duration `json:"timeout,omitempty"` // of each run; 0: none
+	Timeout time.Duration `json:"timeout,omitempty"` // of each run; then SIGTERM, and SIGKILL DefaultGrace later; 0: none
 	Init    bool          `json:"init,omitempty"`    // a small reaper as PID 1, the command as its child
 
 	Labels map[string]string `json:"labels,omitempty"`
@@ -71,6 +72,10 @@ type Spec struct {
 	Retries    int           `json:"retries,omitempty"`     // further runs after one that failed
 	RetryDelay time.Duration `json:"retry_delay,omitempty"` // before the first of them, doubled each time; 0: DefaultRetryDelay
 	RetryOn    []int         `json:"retry_on,omitempty"`    // exit statuses to retry, as Exit.Status and StatusTimeout; none: all but 0
+
+	// RetryOnLost retries a run that was LOST: its monitor was killed, say. Without
+	// RetryOn that is all that is retried then.
+	RetryOnLost bool `json:"retry_on_lost,omitempty"`
 
 	DependsOn []string `json:"depends_on,omitempty"` // jobs that must have COMPLETED first
 	Priority  int      `json:"priority,omitempty"`   // in the queue; higher first
@@ -181,15 +186,15 @@ func (s Spec) Validate() error {
 	if s.Command == "" {
 		return Errorf(InvalidArgument, "no command given")
 	}
-	if len(s.Args) >= MaxArgs {
-		return Errorf(InvalidArgument, "%d arguments: at most %d are possible", len(s.Args), MaxArgs-1)
+	size := len(s.Command) + StringCost
+	if err := validString(s.Command); err != nil {
+		return Errorf(InvalidArgument, "argument 0: %w", err)
 	}
-	size := 0
-	for i, a := range slices.Concat([]string{s.Command}, s.Args) {
+	for i, a := range s.Args {
 		if err := validString(a); err != nil {
-			return Errorf(InvalidArgument, "argument %d: %w", i, err)
+			return Errorf(InvalidArgument, "argument %d: %w", i+1, err)
 		}
-		size += len(a) + 1
+		size += len(a) + StringCost
 	}
 	for _, env := range []map[string]string{s.Env, s.SecretEnv} {
 		for name, value := range env {
@@ -199,11 +204,11 @@ func (s Spec) Validate() error {
 			if err := validString(name + "=" + value); err != nil {
 				return Errorf(InvalidArgument, "environment variable %.100s: %w", name, err)
 			}
-			size += len(name) + len(value) + 2
+			size += len(name) + 1 + len(value) + StringCost
 		}
 	}
 	if size > MaxArgEnvSize {
-		return Errorf(InvalidArgument, "arguments and environment take %d bytes: at most %d are possible; pass large data in a file", size, MaxArgEnvSize)
+		return Errorf(InvalidArgument, "arguments and environment take %d bytes, %d of overhead for each string included: at most %d are possible; pass large data in a file", size, StringCost, MaxArgEnvSize)
 	}
 	if s.Name != "" {
 		if err := ValidName("job name", s.Name); err != nil {

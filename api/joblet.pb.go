@@ -134,8 +134,9 @@ type Job struct {
 	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
 	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
-	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // present: it has a pseudo-terminal, of this size at first
-	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"` // standard error is the same pipe as standard output
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
+	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // standard error is the same pipe as standard output
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -572,6 +573,13 @@ func (x *Job) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *Job) GetRetryOnLost() bool {
+	if x != nil {
+		return x.RetryOnLost
+	}
+	return false
+}
+
 func (x *Job) GetMergeOutput() bool {
 	if x != nil {
 		return x.MergeOutput
@@ -852,8 +860,9 @@ type GetJobStatusResponse struct {
 	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
 	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
-	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // present: it has a pseudo-terminal, of this size at first
-	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"` // standard error is the same pipe as standard output
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
+	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
+	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // standard error is the same pipe as standard output
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -1304,6 +1313,13 @@ func (x *GetJobStatusResponse) GetTerminal() *WindowSize {
 	return nil
 }
 
+func (x *GetJobStatusResponse) GetRetryOnLost() bool {
+	if x != nil {
+		return x.RetryOnLost
+	}
+	return false
+}
+
 func (x *GetJobStatusResponse) GetMergeOutput() bool {
 	if x != nil {
 		return x.MergeOutput
@@ -1371,7 +1387,7 @@ type StopJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Signal        int32                  `protobuf:"varint,100,opt,name=signal,proto3" json:"signal,omitempty"`                        // the first signal; 0: SIGTERM
-	GraceMs       *int64                 `protobuf:"varint,101,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"` // from it to the kill; absent: 10 s; 0: kill at once
+	GraceMs       *int64                 `protobuf:"varint,101,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"` // from it to the kill; absent: 10 s; 0, or no handler for the signal: kill at once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5314,7 +5330,7 @@ type RunJobRequest struct {
 	GpuMemoryMb       int32                  `protobuf:"varint,20,opt,name=gpu_memory_mb,json=gpuMemoryMb,proto3" json:"gpu_memory_mb,omitempty"`
 	Timeout           string                 `protobuf:"bytes,21,opt,name=timeout,proto3" json:"timeout,omitempty"`                        // a duration such as "30s"; timeout_ms takes precedence
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`                             // a label; need not be unique
-	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // 0: none
+	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // of each run; then SIGTERM, and 10 s later SIGKILL; 0: none
 	Init              bool                   `protobuf:"varint,102,opt,name=init,proto3" json:"init,omitempty"`                            // a small reaper as PID 1, the command as its child
 	Labels            map[string]string      `protobuf:"bytes,103,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Overlap           string                 `protobuf:"bytes,104,opt,name=overlap,proto3" json:"overlap,omitempty"`                                     // of a repeated job's runs: "skip" (default) or "queue"
@@ -5328,6 +5344,7 @@ type RunJobRequest struct {
 	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
 	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
+	RetryOnLost       bool                   `protobuf:"varint,115,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"`       // retry an attempt that was LOST; without retry_on, nothing else
 	MergeOutput       bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`         // standard error is the same pipe as standard output
 	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
 	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
@@ -5600,6 +5617,13 @@ func (x *RunJobRequest) GetLogMaxBytes() int64 {
 func (x *RunJobRequest) GetDetach() bool {
 	if x != nil {
 		return x.Detach
+	}
+	return false
+}
+
+func (x *RunJobRequest) GetRetryOnLost() bool {
+	if x != nil {
+		return x.RetryOnLost
 	}
 	return false
 }
@@ -9969,7 +9993,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xc1\x12\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xe6\x12\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -10034,7 +10058,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rstart_time_ns\x18\x85\x01 \x01(\x03R\vstartTimeNs\x12\x1f\n" +
 	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\"\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12#\n" +
+	"\rretry_on_lost\x18\xab\x01 \x01(\bR\vretryOnLost\x12\"\n" +
 	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
@@ -10064,7 +10089,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"path_bytes\x18\xb4\x01 \x01(\fR\tpathBytes\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xbf\x13\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xe4\x13\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -10131,7 +10156,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\rstart_time_ns\x18\x85\x01 \x01(\x03R\vstartTimeNs\x12\x1f\n" +
 	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
-	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\"\n" +
+	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12#\n" +
+	"\rretry_on_lost\x18\xab\x01 \x01(\bR\vretryOnLost\x12\"\n" +
 	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
@@ -10508,7 +10534,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\asuccess\x18\x02 \x01(\bR\asuccess\x12\x16\n" +
 	"\x06output\x18\x03 \x01(\tR\x06output\x12\x14\n" +
 	"\x05error\x18\x04 \x01(\tR\x05error\x12\x1b\n" +
-	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\x92\r\n" +
+	"\texit_code\x18\x05 \x01(\x05R\bexitCodeJ\x04\b\x01\x10\x02\"\xb6\r\n" +
 	"\rRunJobRequest\x12\x19\n" +
 	"\bold_name\x18\x01 \x01(\tR\aoldName\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -10547,7 +10573,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x05stdin\x18o \x01(\tR\x05stdin\x12\x14\n" +
 	"\x05files\x18p \x01(\bR\x05files\x12\"\n" +
 	"\rlog_max_bytes\x18q \x01(\x03R\vlogMaxBytes\x12\x16\n" +
-	"\x06detach\x18r \x01(\bR\x06detach\x12!\n" +
+	"\x06detach\x18r \x01(\bR\x06detach\x12\"\n" +
+	"\rretry_on_lost\x18s \x01(\bR\vretryOnLost\x12!\n" +
 	"\fmerge_output\x18t \x01(\bR\vmergeOutput\x12*\n" +
 	"\x06limits\x18\x82\x01 \x01(\v2\x11.joblet.JobLimitsR\x06limits\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\x1e\n" +

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -101,7 +102,7 @@ func (o fsckOptions) run(ctx context.Context, stdout, stderr io.Writer) int {
 }
 
 func (o fsckOptions) fail(stderr io.Writer, err error) int {
-	fmt.Fprintln(stderr, "joblet: fsck:", err)
+	fmt.Fprintln(stderr, "joblet: fsck:", joblet.Shorten(err.Error()))
 	return fsckFailed
 }
 

@@ -15,7 +15,7 @@ import (
 func main() {
 	runtimes.SandboxInit() // the daemon starts its own program to build runtimes
 	if err := newCommand().Execute(); err != nil {
-		fmt.Fprintln(os.Stderr, "joblet:", err)
+		fmt.Fprintln(os.Stderr, "joblet:", joblet.Shorten(err.Error()))
 		os.Exit(1)
 	}
 }

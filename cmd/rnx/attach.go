@@ -283,7 +283,8 @@ func (at *attachment) meet(j joblet.Job, waiting bool) {
 			at.retried <- syscall.Signal(sig) // has room: forward has taken the one before
 		}
 	}
-	if !at.tty {
+	// A log gets one line: that and why the job does not start at once.
+	if !at.tty && (at.lastNote != "" || j.Reason == "" || j.Attempt > 0) {
 		return
 	}
 	if note := waitingNote(j, time.Now()); note != at.lastNote {
@@ -329,6 +330,8 @@ func attemptWords(a joblet.Attempt) string {
 	switch {
 	case a.State == joblet.TimedOut:
 		return "ran out of time"
+	case a.State == joblet.Lost:
+		return "was lost"
 	case a.Exit != nil && a.Exit.Signal != 0:
 		return "was killed by " + signalName(a.Exit.Signal)
 	case a.Exit != nil:
@@ -534,7 +537,7 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 // note tells the user something that is no failure.
 func (a *app) note(format string, args ...any) {
 	if !a.json {
-		fmt.Fprintf(a.errOut, "rnx: "+format+"\n", args...)
+		fmt.Fprintf(a.errOut, "rnx: %s\n", joblet.Shorten(fmt.Sprintf(format, args...)))
 	}
 }
 

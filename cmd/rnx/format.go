@@ -268,6 +268,7 @@ type jobJSON struct {
 	Retries        int                 `json:"retries,omitempty"`
 	RetryDelayMS   int64               `json:"retry_delay_ms,omitempty"`
 	RetryOn        []int               `json:"retry_on,omitempty"`
+	RetryOnLost    bool                `json:"retry_on_lost,omitempty"`
 	DependsOn      []string            `json:"depends_on,omitempty"`
 	Priority       int                 `json:"priority,omitempty"`
 	IdempotencyKey string              `json:"idempotency_key,omitempty"`
@@ -359,7 +360,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Created: j.Created, Started: j.Started, Ended: j.Ended,
 		Reason: j.Reason, HostPID: j.PID, LogBytes: j.LogBytes, LogMaxBytes: s.LogMax, WorkBytes: j.WorkBytes,
 		Schedule: s.Schedule, Overlap: s.Overlap, Scheduled: j.Scheduled, Parent: j.Parent, Attempt: j.Attempt,
-		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn,
+		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn, RetryOnLost: s.RetryOnLost,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage), Denied: j.Denied,
 		Terminal: s.Terminal, MergeOutput: s.MergeOutput, Base64: newBytesJSON(s),

@@ -85,12 +85,13 @@ func completeStates(states ...joblet.State) cobra.CompletionFunc {
 	return cobra.FixedCompletions(names, cobra.ShellCompDirectiveNoFileComp)
 }
 
-// jobsCommand does one thing to each job named on the command line.
-func (a *app) jobsCommand(cmd *cobra.Command, do func(ctx context.Context, c *client.Client, ref string) error) *cobra.Command {
+// jobsCommand does one thing to each job named on the command line, to some at once;
+// what do returns shows the result, if it is not nil.
+func (a *app) jobsCommand(cmd *cobra.Command, do func(ctx context.Context, c *client.Client, ref string) (show func() error, err error)) *cobra.Command {
 	cmd.Args = atLeastOne("job")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.with(cmd.Context(), func(c *client.Client) error {
-			return a.each(args, func(ref string) error { return do(cmd.Context(), c, ref) })
+			return a.each(args, doing, func(ref string) (func() error, error) { return do(cmd.Context(), c, ref) })
 		})
 	}
 	return cmd
@@ -103,6 +104,14 @@ func jobID(ctx context.Context, c *client.Client, ref string) (string, error) {
 	}
 	j, err := c.Job(ctx, ref)
 	return j.ID, err
+}
+
+// shown returns what shows a job that a command has changed, unless it failed.
+func (a *app) shown(j joblet.Job, err error) (func() error, error) {
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return a.show(j) }, nil
 }
 
 // show prints a job that a command has changed: its id, or all as JSON.

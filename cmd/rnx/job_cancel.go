@@ -18,11 +18,7 @@ Prints the id of each job.` + jobRefHelp,
 		Example: `  rnx job cancel 3f2a
   rnx job cancel $(rnx job list -q --status=pending)`,
 		ValidArgsFunction: a.completeJobs(waitingStates...),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
-		j, err := c.Cancel(ctx, ref)
-		if err != nil {
-			return err
-		}
-		return a.show(j)
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+		return a.shown(c.Cancel(ctx, ref))
 	})
 }

@@ -334,8 +334,12 @@ type download struct {
 	root     *os.Root
 }
 
-// open makes sure that there is a place for the files, before the job runs.
+// open makes sure that the patterns are possible and that there is a place for the
+// files, before the job runs.
 func (d *download) open() error {
+	if _, err := archive.NewMatcher(d.patterns); err != nil {
+		return joblet.Errorf(joblet.InvalidArgument, "--download: %w", err)
+	}
 	dir := cmp.Or(d.dir, ".")
 	err := os.MkdirAll(dir, 0o777)
 	if err == nil {

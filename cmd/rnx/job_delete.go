@@ -17,7 +17,9 @@ func newDeleteCommand(a *app) *cobra.Command {
 		Long:              "Delete jobs that have ended: their records and output." + jobRefHelp,
 		Example:           "  rnx job delete 3f2a",
 		ValidArgsFunction: a.completeJobs(finalStates...),
-	}, func(ctx context.Context, c *client.Client, ref string) error { return c.Delete(ctx, ref) })
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+		return nil, c.Delete(ctx, ref)
+	})
 }
 
 func newDeleteAllCommand(a *app) *cobra.Command {

@@ -19,19 +19,15 @@ func newKillCommand(a *app) *cobra.Command {
 		Example: `  rnx job kill 3f2a
   rnx job kill --signal=HUP web`,
 		ValidArgsFunction: a.completeJobs(aliveStates...),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
 		sig, err := parseSignal(signal)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if sig != sigkill {
-			return c.Signal(ctx, ref, sig)
+			return nil, c.Signal(ctx, ref, sig)
 		}
-		j, err := c.Stop(ctx, ref, joblet.StopOptions{Signal: sigkill, Grace: 0})
-		if err != nil {
-			return err
-		}
-		return a.show(j)
+		return a.shown(c.Stop(ctx, ref, joblet.StopOptions{Signal: sigkill, Grace: 0}))
 	})
 	cmd.Flags().StringVarP(&signal, "signal", "s", "KILL", "signal to send")
 	return cmd

@@ -38,12 +38,12 @@ it.`,
 			}
 			if !follow {
 				return a.with(cmd.Context(), func(c *client.Client) error {
-					return a.each(args, func(ref string) error {
+					return a.each(args, 1, func(ref string) (func() error, error) { // they begin in this order
 						j, err := c.Rerun(cmd.Context(), ref, env)
 						if err != nil {
-							return unanswered(err)
+							return nil, unanswered(err)
 						}
-						return a.show(j)
+						return a.shown(j, nil)
 					})
 				})
 			}

@@ -141,7 +141,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVarP(&o.labels, "label", "l", nil, "`NAME=VALUE` to find jobs by; may be given again")
 	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in, its `NAME` (default: the host's programs)")
 	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "`DIR` in the job to start in (default "+joblet.DefaultWorkDir+")")
-	f.DurationVar(&o.spec.Timeout, "timeout", 0, "end the job after so long, such as 90s or 2h; 0: never")
+	f.DurationVar(&o.spec.Timeout, "timeout", 0, fmt.Sprintf("SIGTERM after so long, such as 90s or 2h, and SIGKILL %v later; 0: never", joblet.DefaultGrace))
 	f.BoolVar(&o.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")
 
 	addLimits(f, &o.spec.Limits)
@@ -160,7 +160,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 
 	f.IntVar(&o.spec.Retries, "retry", 0, "run again up to `N` times when it fails")
 	f.DurationVar(&o.spec.RetryDelay, "retry-delay", 0, fmt.Sprintf("before the first retry, doubled with each (default %v)", joblet.DefaultRetryDelay))
-	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110 (default: all but 0)")
+	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110, and lost for an attempt whose end nobody knows (default: all but 0)")
 
 	o.ttyFlags.add(f)
 	f.Lookup("interactive").Usage = "the same as --stdin; with -t, what is typed"
@@ -212,7 +212,7 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 	}
 	s.Overlap = joblet.Overlap(strings.ToLower(o.overlap))
 	if o.retryOn != "" {
-		if s.RetryOn, err = parseStatuses(o.retryOn); err != nil {
+		if s.RetryOn, s.RetryOnLost, err = parseRetryOn(o.retryOn); err != nil {
 			return s, joblet.Errorf(joblet.InvalidArgument, "--retry-on: %w", err)
 		}
 	}
@@ -233,7 +233,7 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 		}
 	}
 	switch {
-	case s.Retries == 0 && (s.RetryDelay != 0 || s.RetryOn != nil):
+	case s.Retries == 0 && (s.RetryDelay != 0 || s.RetryOn != nil || s.RetryOnLost):
 		return s, joblet.Errorf(joblet.InvalidArgument, "--retry-delay and --retry-on say how to retry: add --retry=N")
 	case len(o.download) > 0 && o.detached():
 		return s, joblet.Errorf(joblet.InvalidArgument, `--download: rnx does not wait for the end of this job; fetch its files with "rnx job cp" then`)

@@ -28,28 +28,30 @@ func newStatusCommand(a *app) *cobra.Command {
   rnx job status --format='{{.Status}} {{.ExitCode}}' 3f2a
   rnx job status --json 3f2a | jq .exit_code`,
 		ValidArgsFunction: a.completeJobs(),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
 		t, err := parseFormat(format) // known to be good
 		if err != nil {
-			return err
+			return nil, err
 		}
 		j, err := c.Job(ctx, ref)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		switch {
-		case t != nil:
-			return a.writeFormat(t, j)
-		case a.json:
-			return a.writeJSON(newJobJSON(j))
-		}
-		if !first {
-			if err := a.println(""); err != nil {
-				return err
+		return func() error {
+			switch {
+			case t != nil:
+				return a.writeFormat(t, j)
+			case a.json:
+				return a.writeJSON(newJobJSON(j))
 			}
-		}
-		first = false
-		return writeStatus(a.out, j, time.Now())
+			if !first {
+				if err := a.println(""); err != nil {
+					return err
+				}
+			}
+			first = false
+			return writeStatus(a.out, j, time.Now())
+		}, nil
 	})
 	cmd.Flags().StringVar(&format, "format", "", "Go `TEMPLATE` for each job")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
@@ -242,8 +244,13 @@ func retryWords(s joblet.Spec) string {
 		delay = joblet.DefaultRetryDelay
 	}
 	text := fmt.Sprintf("up to %d times, after %v, doubled each time", s.Retries, delay)
-	if len(s.RetryOn) > 0 {
-		text += ", on status " + formatStatuses(slices.Sorted(slices.Values(s.RetryOn)))
+	switch statuses := formatStatuses(slices.Sorted(slices.Values(s.RetryOn))); {
+	case s.RetryOnLost && statuses != "":
+		text += ", on status " + statuses + " and when lost"
+	case s.RetryOnLost:
+		text += ", when lost"
+	case statuses != "":
+		text += ", on status " + statuses
 	}
 	return text
 }

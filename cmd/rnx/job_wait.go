@@ -21,16 +21,17 @@ Exit status: that of the last job, as "rnx job run" gives it; 1 when something
 failed.`,
 		Example:           "  rnx job wait $(rnx job run -d sleep 5)",
 		ValidArgsFunction: a.completeJobs(aliveStates...),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
 		j, err := c.Wait(ctx, ref)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		last, _ = j.Status()
-		if a.json {
-			return a.writeJSON(newJobJSON(j))
-		}
-		return a.println(strconv.Itoa(last))
+		return func() error {
+			if last, _ = j.Status(); a.json {
+				return a.writeJSON(newJobJSON(j))
+			}
+			return a.println(strconv.Itoa(last))
+		}, nil
 	})
 	wait := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

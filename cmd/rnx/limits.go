@@ -71,12 +71,8 @@ what the job cannot do without is refused.` + jobRefHelp,
 		Example: `  rnx job update --max-memory=2G --max-cpu=150 3f2a
   rnx job update --max-iobps=20M web`,
 		ValidArgsFunction: a.completeJobs(aliveStates...),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
-		j, err := c.Update(ctx, ref, limits)
-		if err != nil {
-			return err
-		}
-		return a.show(j)
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+		return a.shown(c.Update(ctx, ref, limits))
 	})
 	cmd.Flags().SortFlags = false
 	addLimits(cmd.Flags(), &limits)
@@ -97,12 +93,8 @@ func newPauseCommand(a *app) *cobra.Command {
 memory and their time goes on: a --timeout ends a paused job as any other.` + jobRefHelp,
 		Example:           `  rnx job pause 3f2a && rnx job resume 3f2a`,
 		ValidArgsFunction: a.completeJobs(joblet.Running),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
-		j, err := c.Pause(ctx, ref)
-		if err != nil {
-			return err
-		}
-		return a.show(j)
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+		return a.shown(c.Pause(ctx, ref))
 	})
 }
 
@@ -114,12 +106,8 @@ func newResumeCommand(a *app) *cobra.Command {
 		Long:              "Let jobs go on that were paused." + jobRefHelp,
 		Example:           `  rnx job resume 3f2a`,
 		ValidArgsFunction: a.completeJobs(joblet.Paused),
-	}, func(ctx context.Context, c *client.Client, ref string) error {
-		j, err := c.Resume(ctx, ref)
-		if err != nil {
-			return err
-		}
-		return a.show(j)
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+		return a.shown(c.Resume(ctx, ref))
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -99,14 +100,14 @@ func (a *app) run(ctx context.Context, args []string) int {
 // report prints the one line that says why rnx fails.
 func (a *app) report(status int, err error) {
 	if !a.json {
-		fmt.Fprintf(a.errOut, "rnx: %s\n", printable(err.Error()))
+		fmt.Fprintf(a.errOut, "rnx: %s\n", printable(joblet.Shorten(err.Error())))
 		return
 	}
 	_ = json.NewEncoder(a.errOut).Encode(struct {
 		Error      string `json:"error"`
 		Kind       string `json:"kind"`
 		ExitStatus int    `json:"exit_status"`
-	}{err.Error(), joblet.KindOf(err).String(), status})
+	}{joblet.Shorten(err.Error()), joblet.KindOf(err).String(), status})
 }
 
 // writeJSON prints v as one line of JSON.
@@ -185,17 +186,45 @@ func flagError(cmd *cobra.Command, err error) error {
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
 }
 
-// each does something with every argument, says what failed, and goes on.
-func (a *app) each(args []string, do func(string) error) error {
-	var failed *exitError
-	for _, arg := range slices.Compact(slices.Clone(args)) {
-		if err := do(arg); err != nil {
-			if len(args) == 1 {
-				return err
+// doing is how many arguments something is done with at once, where it may be.
+const doing = 16
+
+// each does something with every argument, with at most limit of them at once. In
+// the order of the arguments it shows what came of it and says what failed, and goes on.
+func (a *app) each(args []string, limit int, do func(string) (show func() error, err error)) error {
+	type result struct {
+		show func() error
+		err  error
+	}
+	given := len(args)
+	args = slices.Compact(slices.Clone(args))
+	results := make([]chan result, len(args))
+	for i := range results {
+		results[i] = make(chan result, 1)
+	}
+	var next atomic.Int64
+	for range min(limit, len(args)) {
+		go func() { // ends when all is done, or with the process
+			for i := int(next.Add(1)) - 1; i < len(args); i = int(next.Add(1)) - 1 {
+				show, err := do(args[i])
+				results[i] <- result{show, err}
 			}
-			a.report(statusFailed, fmt.Errorf("%s: %w", arg, err))
-			failed = &exitError{status: statusFailed}
+		}()
+	}
+	var failed *exitError
+	for i, arg := range args {
+		r := <-results[i]
+		if r.err == nil && r.show != nil {
+			r.err = r.show()
 		}
+		if r.err == nil {
+			continue
+		}
+		if given == 1 {
+			return r.err
+		}
+		a.report(statusFailed, fmt.Errorf("%s: %w", arg, r.err))
+		failed = &exitError{status: statusFailed}
 	}
 	if failed != nil {
 		return failed

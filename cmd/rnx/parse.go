@@ -70,6 +70,22 @@ func momentFlag(flag, s string, now time.Time) (time.Time, error) {
 	return t, nil
 }
 
+// parseRetryOn reads exit statuses as parseStatuses, and the word "lost" among them.
+func parseRetryOn(s string) (statuses []int, lost bool, err error) {
+	var rest []string
+	for part := range strings.SplitSeq(s, ",") {
+		if strings.EqualFold(strings.TrimSpace(part), "lost") {
+			lost = true
+		} else {
+			rest = append(rest, part)
+		}
+	}
+	if rest != nil {
+		statuses, err = parseStatuses(strings.Join(rest, ","))
+	}
+	return statuses, lost, err
+}
+
 // parseStatuses reads exit statuses, "1,3,100-110", and returns them in order.
 func parseStatuses(s string) ([]int, error) {
 	var all []int
@@ -81,7 +97,7 @@ func parseStatuses(s string) ([]int, error) {
 			last, err = strconv.ParseUint(high, 10, 8)
 		}
 		if err != nil || first == 0 || last < first {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "%.40q: give exit statuses from 1 to 255, such as 1,3,100-110", part)
+			return nil, joblet.Errorf(joblet.InvalidArgument, "%.40q: give exit statuses from 1 to 255, such as 1,3,100-110, or \"lost\"", part)
 		}
 		for status := first; status <= last; status++ {
 			all = append(all, int(status))

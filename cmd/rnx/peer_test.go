@@ -545,7 +545,7 @@ func TestLogAgain(t *testing.T) {
 	}
 }
 
-// TestNotes: what a job waits for is told to a terminal, and only once.
+// TestNotes: what a job waits for is told once, and to a terminal whenever it changes.
 func TestNotes(t *testing.T) {
 	t.Parallel()
 	events := func(yield func(client.Event, error) bool) {
@@ -560,7 +560,7 @@ func TestNotes(t *testing.T) {
 	}
 	for tty, want := range map[bool]string{
 		true:  "rnx: job aaaaaaaa waits: busy\nrnx: job aaaaaaaa: attempt 1 of 4 failed with status 3; next now\n",
-		false: "",
+		false: "rnx: job aaaaaaaa waits: busy\n",
 	} {
 		var errOut bytes.Buffer
 		at := (&app{out: io.Discard, errOut: &errOut}).attach(nil)

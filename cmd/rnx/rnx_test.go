@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -165,9 +168,9 @@ func TestFlagsStopAtCommand(t *testing.T) {
 			},
 		},
 		{
-			[]string{"-l", "team=a", "--label=urgent", "--retry=3", "--retry-delay=2s", "--retry-on", "7,1-3,2", "--depends-on=a,b", "--depends-on", "c", "--priority=-5", "--idempotency-key=k", "--log-max=64M", "--stdin", "x"},
+			[]string{"-l", "team=a", "--label=urgent", "--retry=3", "--retry-delay=2s", "--retry-on", "7,1-3,lost,2", "--depends-on=a,b", "--depends-on", "c", "--priority=-5", "--idempotency-key=k", "--log-max=64M", "--stdin", "x"},
 			joblet.Spec{
-				Command: "x", Labels: map[string]string{"team": "a", "urgent": ""}, Retries: 3, RetryDelay: 2 * time.Second, RetryOn: []int{1, 2, 3, 7},
+				Command: "x", Labels: map[string]string{"team": "a", "urgent": ""}, Retries: 3, RetryDelay: 2 * time.Second, RetryOn: []int{1, 2, 3, 7}, RetryOnLost: true,
 				DependsOn: []string{"a", "b", "c"}, Priority: -5, IdempotencyKey: "k", LogMax: 64 << 20, Stdin: joblet.StdinFile,
 			},
 		},
@@ -552,5 +555,51 @@ func TestWarnOfKey(t *testing.T) {
 		if errOut.String() != want {
 			t.Errorf("%+v: got %q", tt, errOut.String())
 		}
+	}
+}
+
+// TestEach: something is done with many arguments at once, and what came of it is shown
+// in their order.
+func TestEach(t *testing.T) {
+	t.Parallel()
+	var args []string
+	for i := range 1000 {
+		args = append(args, fmt.Sprint(i))
+	}
+	var under, most atomic.Int32
+	all := make(chan struct{}) // closed once as many as may are under way
+	var out, errOut bytes.Buffer
+	a := &app{out: &out, errOut: &errOut}
+	err := a.each(args, doing, func(arg string) (func() error, error) {
+		n := under.Add(1)
+		defer under.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		if n == doing {
+			select {
+			case <-all:
+			default:
+				close(all)
+			}
+		}
+		select {
+		case <-all:
+		case <-time.After(time.Minute):
+			t.Error("only some are done at once")
+		}
+		if arg == "7" || arg == "901" {
+			return nil, errors.New("is bad")
+		}
+		return func() error { return a.println(arg) }, nil
+	})
+	want := strings.Join(slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return arg == "7" || arg == "901" }), "\n") + "\n"
+	if e, ok := errors.AsType[*exitError](err); !ok || e.status != 1 || out.String() != want || errOut.String() != "rnx: 7: is bad\nrnx: 901: is bad\n" {
+		t.Errorf("%v, %.100q, %q", err, out.String(), errOut.String())
+	}
+	if got := most.Load(); got != doing {
+		t.Errorf("%d at once, want %d", got, doing)
+	}
+	if err := a.each([]string{"x"}, doing, func(string) (func() error, error) { return nil, io.EOF }); err != io.EOF {
+		t.Errorf("of a single one: %v", err)
 	}
 }

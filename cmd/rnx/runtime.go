@@ -201,18 +201,20 @@ func newRemoveCommand(a *app) *cobra.Command {
 		ValidArgsFunction: a.completeRuntimes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.with(cmd.Context(), func(c *client.Client) error {
-				return a.each(args, func(name string) error {
+				return a.each(args, doing, func(name string) (func() error, error) {
 					freed, err := c.RemoveRuntime(cmd.Context(), name)
 					if err != nil {
-						return err
+						return nil, err
 					}
-					if a.json {
-						return a.writeJSON(struct {
-							Name  string `json:"name"`
-							Freed int64  `json:"freed_bytes"`
-						}{name, freed})
-					}
-					return a.println(fmt.Sprintf("%s removed, %s freed", name, formatBytes(freed)))
+					return func() error {
+						if a.json {
+							return a.writeJSON(struct {
+								Name  string `json:"name"`
+								Freed int64  `json:"freed_bytes"`
+							}{name, freed})
+						}
+						return a.println(fmt.Sprintf("%s removed, %s freed", name, formatBytes(freed)))
+					}, nil
 				})
 			})
 		},

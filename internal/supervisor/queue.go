@@ -593,7 +593,7 @@ func (s *Supervisor) failLaunch(l *live, cause error) {
 	s.mu.Lock()
 	end := l.rec
 	s.mu.Unlock()
-	end.State, end.Reason, end.Failure = joblet.Failed, cause.Error(), joblet.KindOf(cause)
+	end.State, end.Reason, end.Failure = joblet.Failed, joblet.Shorten(cause.Error()), joblet.KindOf(cause)
 	s.freePlace()
 	s.cfg.Metrics.NotStarted(end.Failure)
 	s.endWithoutRun(l, end)

@@ -114,8 +114,11 @@ func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir
 	switch {
 	case rec.State == joblet.Running && !begunOnly(dir, rec):
 	case rec.State == joblet.Running && (rec.Box == "" || !engine.HasMonitor(runDirs, rec.Box)):
-		lost := rec.Reason
-		conclude(&rec.Job, nil, dir)
+		lost, run := rec.Reason, rec.Job
+		if conclude(&run, nil, dir); rec.Box != "" && retries(run) { // recovery concludes it, and lets it wait for its next attempt
+			break
+		}
+		rec.Job = run
 		rec.Reason = strings.TrimSuffix(rec.Reason+"; "+lost, "; ")
 		rec.DiskBytes = dirBytes(dir)
 	case !rec.State.Final() && !rec.State.Alive() && len(rec.Spec.SecretEnv) > 0:

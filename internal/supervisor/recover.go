@@ -67,7 +67,7 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 	}
 	if r.Failure != nil {
 		err := startError(job.Spec, *r.Failure)
-		job.State, job.Reason, job.Failure, job.Ended = joblet.Failed, err.Error(), joblet.KindOf(err), time.Now()
+		job.State, job.Reason, job.Failure, job.Ended = joblet.Failed, joblet.Shorten(err.Error()), joblet.KindOf(err), time.Now()
 		return
 	}
 	job.Exit = &joblet.Exit{Code: r.Code, Signal: r.Signal}

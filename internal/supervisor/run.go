@@ -425,8 +425,10 @@ func (s *Supervisor) settle(l *live) {
 	}
 	rec.Usage = rec.Usage.Max(seen)
 	run := rec.Job
-	// Whatever it was that ended it. Without the secrets that it had it would be another job.
-	again := retries(rec.Job) && !asked && !(len(rec.Spec.SecretEnv) > 0 && masked(rec.Spec.SecretEnv))
+	// Whatever it was that ended it. Without the secrets that it had it would be another
+	// job. The run of the job of which this one is a copy goes on.
+	again := retries(rec.Job) && !asked && !(len(rec.Spec.SecretEnv) > 0 && masked(rec.Spec.SecretEnv)) &&
+		!(run.State == joblet.Lost && l.apart != "" && s.where.copied)
 	if again {
 		retry(&rec.Job)
 	} else {
@@ -442,9 +444,19 @@ func (s *Supervisor) settle(l *live) {
 	s.mu.Unlock()
 	s.countEnd(run, g, again)
 	fault.Point("end.concluded")
+	if again && run.State == joblet.Lost {
+		s.killMonitors(rec.ID, rec.Box) // what has no cgroup of the box, too
+	}
 	if err := s.release(l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
-		s.background(func() { s.releaseLater(rec) })
+		if again && run.State == joblet.Lost {
+			// Nothing of an attempt whose end nobody saw may run beside the next.
+			if !s.releaseLater(rec) {
+				return // the daemon stops first: recover does it
+			}
+		} else {
+			s.background(func() { s.releaseLater(rec) })
+		}
 	}
 	fault.Point("end.released")
 	if again {
@@ -468,15 +480,16 @@ func (s *Supervisor) settle(l *live) {
 // does not leave: one that waits in the kernel for a disk, say.
 const releaseEvery = 10 * time.Second
 
-func (s *Supervisor) releaseLater(rec store.Record) {
+// releaseLater reports whether it could before the daemon stops.
+func (s *Supervisor) releaseLater(rec store.Record) bool {
 	for {
 		select {
 		case <-s.ctx.Done():
-			return // the next daemon does it
+			return false // the next daemon does it
 		case <-time.After(releaseEvery):
 		}
 		if s.engine.Release(rec.Box, rec.IDBase) == nil {
-			return
+			return true
 		}
 	}
 }
@@ -560,11 +573,16 @@ func (s *Supervisor) setStuck(l *live, err error) {
 
 // retries reports whether a job that was concluded so is to run again.
 func retries(job joblet.Job) bool {
-	if job.Attempt > job.Spec.Retries || job.State != joblet.Failed && job.State != joblet.TimedOut || job.Exit == nil {
+	switch {
+	case job.Attempt > job.Spec.Retries:
+		return false
+	case job.State == joblet.Lost:
+		return job.Spec.RetryOnLost
+	case job.State != joblet.Failed && job.State != joblet.TimedOut || job.Exit == nil:
 		return false
 	}
 	status, _ := job.Status()
-	return len(job.Spec.RetryOn) == 0 || slices.Contains(job.Spec.RetryOn, status)
+	return len(job.Spec.RetryOn) == 0 && !job.Spec.RetryOnLost || slices.Contains(job.Spec.RetryOn, status)
 }
 
 // maxBackoff bounds the pause between two attempts, unless the user's first one
@@ -583,7 +601,11 @@ func retry(job *joblet.Job) {
 	job.Past = append(slices.Clone(job.Past), joblet.Attempt{
 		Started: job.Started, Ended: job.Ended, State: job.State, Exit: job.Exit, Reason: job.Reason, Usage: job.Usage,
 	})
-	job.Reason = fmt.Sprintf("attempt %d of %d ended with status %d", job.Attempt, job.Spec.Retries+1, status)
+	how := fmt.Sprintf("ended with status %d", status)
+	if job.State == joblet.Lost {
+		how = "was lost"
+	}
+	job.Reason = fmt.Sprintf("attempt %d of %d %s", job.Attempt, job.Spec.Retries+1, how)
 	job.State, job.Scheduled = joblet.Scheduled, job.Ended.Add(delay)
 	job.Exit, job.PID, job.Ended = nil, 0, time.Time{}
 }

@@ -275,6 +275,12 @@ func TestRetry(t *testing.T) {
 		"status unlisted": {failed(1, 1, 3), false},
 		"never run":       {joblet.Job{State: joblet.Failed, Attempt: 1, Spec: joblet.Spec{Retries: 5}}, false},
 		"timeout":         {joblet.Job{State: joblet.TimedOut, Attempt: 1, Exit: &joblet.Exit{Signal: 9}, Spec: joblet.Spec{Retries: 5, RetryOn: []int{124}}}, true},
+		"lost":            {joblet.Job{State: joblet.Lost, Attempt: 1, Spec: joblet.Spec{Retries: 1}}, false},
+		"lost, status":    {joblet.Job{State: joblet.Lost, Attempt: 1, Spec: joblet.Spec{Retries: 1, RetryOn: []int{125}}}, false},
+		"lost, asked for": {joblet.Job{State: joblet.Lost, Attempt: 1, Spec: joblet.Spec{Retries: 1, RetryOnLost: true}}, true},
+		"lost, used up":   {joblet.Job{State: joblet.Lost, Attempt: 2, Spec: joblet.Spec{Retries: 1, RetryOnLost: true}}, false},
+		"lost alone":      {joblet.Job{State: joblet.Failed, Attempt: 1, Exit: &joblet.Exit{Code: 7}, Spec: joblet.Spec{Retries: 1, RetryOnLost: true}}, false},
+		"lost or status":  {joblet.Job{State: joblet.Failed, Attempt: 1, Exit: &joblet.Exit{Code: 7}, Spec: joblet.Spec{Retries: 1, RetryOn: []int{7}, RetryOnLost: true}}, true},
 		"stopped":         {joblet.Job{State: joblet.Stopped, Attempt: 1, Exit: &joblet.Exit{Signal: 9}, Spec: joblet.Spec{Retries: 5}}, false},
 	} {
 		if got := retries(tt.job); got != tt.want {

@@ -145,7 +145,7 @@ func TestLongErrors(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if n := len(url.PathEscape(s.Message())) + base64.StdEncoding.EncodedLen(len(details)); n > 7<<10+512 || n < 2<<10 {
+		if n := len(url.PathEscape(s.Message())) + base64.StdEncoding.EncodedLen(len(details)); n > 7<<10+512 || n < 512 {
 			t.Errorf("%s: %d bytes of headers", name, n)
 		}
 		if m := s.Message(); !utf8.ValidString(m) || strings.Count(m, "…") != 1 || name != "gRPC's" && (!strings.HasPrefix(m, "begin ") || !strings.HasSuffix(m, " end")) {

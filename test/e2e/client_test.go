@@ -31,7 +31,7 @@ func TestClientBadInput(t *testing.T) {
 		{"NUL in the command", joblet.Spec{Command: "ec\x00ho"}, joblet.InvalidArgument},
 		{"10 MiB of arguments", joblet.Spec{Command: "true", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 103)}, joblet.InvalidArgument},
 		{"10 MiB in one argument", joblet.Spec{Command: "true", Args: []string{strings.Repeat("x", 10<<20)}}, joblet.InvalidArgument},
-		{"many arguments", joblet.Spec{Command: "true", Args: make([]string, joblet.MaxArgs)}, joblet.InvalidArgument},
+		{"many arguments", joblet.Spec{Command: "true", Args: make([]string, joblet.MaxArgEnvSize/joblet.StringCost)}, joblet.InvalidArgument},
 		{"runtime outside", joblet.Spec{Command: "true", Runtime: "../../etc"}, joblet.InvalidArgument},
 		{"unknown runtime", joblet.Spec{Command: "true", Runtime: "nope"}, joblet.NotFound},
 		{"workdir outside", joblet.Spec{Command: "true", WorkDir: "/work/../.."}, joblet.InvalidArgument},

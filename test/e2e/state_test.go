@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/testenv"
 )
 
@@ -97,7 +98,7 @@ const untilFile = "while [ ! -e /tmp/end ]; do sleep 0.1; done; echo ended; exit
 
 func (d *daemon) letEnd(t *testing.T, id string) {
 	t.Helper()
-	d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/end")
+	d.rnx(patient(t), "job", "exec", id, "touch", "/tmp/end") // which may end with the job
 	if r := d.rnx(t.Context(), "job", "wait", id); r.status != 7 {
 		t.Errorf("the job: %v", r)
 	}
@@ -121,7 +122,7 @@ func TestStateCopied(t *testing.T) {
 	t.Run("beside the original", func(t *testing.T) {
 		t.Parallel()
 		d := newDaemon(t)
-		id := strings.TrimSpace(d.must(t, "-d", "--retry=3", "sh", "-c", untilFile))
+		id := strings.TrimSpace(d.must(t, "-d", "--retry=3", "--retry-on=lost", "sh", "-c", untilFile))
 		ended := strings.TrimSpace(d.must(t, "-d", "echo", "kept"))
 		d.says(t, 0, `0\n`, ``, "job", "wait", ended)
 		other := d.beside(t, copyState(t, d), "")
@@ -225,6 +226,7 @@ func TestStateOtherBoot(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	id := strings.TrimSpace(d.must(t, "-d", "sleep", "1000"))
+	again := d.detach(t, "--retry=1", "--retry-delay=1ms", "--retry-on=lost", "sh", "-c", "[ $JOBLET_ATTEMPT = 2 ] || sleep 1000")
 	d.kill(t)
 	name := filepath.Join(d.state, "identity.json")
 	text, err := os.ReadFile(name)
@@ -246,5 +248,8 @@ func TestStateOtherBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.isLost(t, id, "restarted")
+	if job := d.ends(t, again, joblet.Completed); job.Attempt != 2 || !strings.Contains(job.Past[0].Reason, "restarted") {
+		t.Errorf("%+v", job)
+	}
 	d.must(t, "true")
 }
