@@ -136,6 +136,7 @@ type Job struct {
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
 	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // present: it has a pseudo-terminal, of this size at first
 	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"` // standard error is the same pipe as standard output
+	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                           // what was asked for in public fields and this host cannot give
 	Security        *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	Denied          []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
 	unknownFields   protoimpl.UnknownFields
@@ -571,6 +572,13 @@ func (x *Job) GetMergeOutput() bool {
 	return false
 }
 
+func (x *Job) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 func (x *Job) GetSecurity() *JobSecurity {
 	if x != nil {
 		return x.Security
@@ -796,6 +804,7 @@ type GetJobStatusResponse struct {
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
 	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // present: it has a pseudo-terminal, of this size at first
 	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"` // standard error is the same pipe as standard output
+	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                           // what was asked for in public fields and this host cannot give
 	Security        *JobSecurity      `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
 	Denied          []*DeniedCall     `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
 	unknownFields   protoimpl.UnknownFields
@@ -1243,6 +1252,13 @@ func (x *GetJobStatusResponse) GetMergeOutput() bool {
 		return x.MergeOutput
 	}
 	return false
+}
+
+func (x *GetJobStatusResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 func (x *GetJobStatusResponse) GetSecurity() *JobSecurity {
@@ -9761,7 +9777,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xc5\x10\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xe2\x10\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -9827,7 +9843,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\"\n" +
-	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x120\n" +
+	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1b\n" +
+	"\bwarnings\x18\xad\x01 \x03(\tR\bwarnings\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
 	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +
@@ -9847,7 +9864,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\x04mode\x18\x03 \x01(\rR\x04mode\x12!\n" +
 	"\fis_directory\x18\x04 \x01(\bR\visDirectory\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xc3\x11\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xe0\x11\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -9915,7 +9932,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\vend_time_ns\x18\x86\x01 \x01(\x03R\tendTimeNs\x12+\n" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12\"\n" +
-	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x120\n" +
+	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1b\n" +
+	"\bwarnings\x18\xad\x01 \x03(\tR\bwarnings\x120\n" +
 	"\bsecurity\x18\xdc\x01 \x01(\v2\x13.joblet.JobSecurityR\bsecurity\x12+\n" +
 	"\x06denied\x18\xdd\x01 \x03(\v2\x12.joblet.DeniedCallR\x06denied\x1a>\n" +
 	"\x10EnvironmentEntry\x12\x10\n" +

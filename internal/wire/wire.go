@@ -22,7 +22,7 @@ import (
 )
 
 // SpecToProto returns the request that asks for s. Secrets are in it; s.Uploads
-// are not: they say what came along. Protobuf texts are UTF-8, so a spec that
+// and s.Warnings are not: they say what came along, and what became of it. Protobuf texts are UTF-8, so a spec that
 // holds other bytes is refused.
 func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 	for i, a := range slices.Concat([]string{s.Command}, s.Args) {
@@ -184,6 +184,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		IdempotencyKey:    text(s.IdempotencyKey),
 		Stdin:             text(string(s.Stdin)),
 		Uploads:           texts(s.Uploads),
+		Warnings:          s.Warnings,
 		LogMaxBytes:       s.LogMax,
 		WorkBytes:         j.WorkBytes,
 		Usage:             usageToProto(j.Usage),
@@ -279,6 +280,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			IdempotencyKey: p.GetIdempotencyKey(),
 			Stdin:          joblet.Stdin(p.GetStdin()),
 			Uploads:        p.GetUploads(),
+			Warnings:       p.GetWarnings(),
 			LogMax:         p.GetLogMaxBytes(),
 			Limits:         LimitsFromProto(p.GetLimits()),
 			Security:       securityFromProto(p.GetSecurity()),
@@ -379,6 +381,9 @@ func StopFromProto(r *api.StopJobRequest) (joblet.StopOptions, error) {
 	o.Grace, err = fromMillis("grace_ms", r.GetGraceMs())
 	return o, err
 }
+
+// Refuse is a header of RunJob: see there.
+const Refuse = "joblet-refuse"
 
 // ExecAnswers is a header of ExecJob: see there.
 const ExecAnswers = "joblet-exec-answers"
