@@ -392,6 +392,27 @@ func ParseCPUs(list string) ([]int, error) {
 	return slices.Compact(all), nil
 }
 
+// FormatCPUs returns the numbers of processors, which are in order, as ParseCPUs reads
+// them.
+func FormatCPUs(cpus []int) string {
+	var b strings.Builder
+	for i := 0; i < len(cpus); {
+		end := i
+		for end+1 < len(cpus) && cpus[end+1] == cpus[end]+1 {
+			end++
+		}
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(strconv.Itoa(cpus[i]))
+		if end > i {
+			b.WriteString("-" + strconv.Itoa(cpus[end]))
+		}
+		i = end + 1
+	}
+	return b.String()
+}
+
 func parseNumber(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {

@@ -2,6 +2,7 @@ package joblet
 
 import (
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -183,4 +184,16 @@ func FuzzLimits(f *testing.F) {
 			t.Fatalf("%+v became %+v", l, back)
 		}
 	})
+}
+
+func TestFormatCPUs(t *testing.T) {
+	t.Parallel()
+	for want, cpus := range map[string][]int{"": nil, "0": {0}, "0-1": {0, 1}, "1,3": {1, 3}, "0-2,4,6-7": {0, 1, 2, 4, 6, 7}} {
+		if got := FormatCPUs(cpus); got != want {
+			t.Errorf("%v: got %q, want %q", cpus, got, want)
+		}
+		if back, err := ParseCPUs(want); want != "" && (err != nil || !slices.Equal(back, cpus)) {
+			t.Errorf("%q: read as %v, %v", want, back, err)
+		}
+	}
 }

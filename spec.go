@@ -46,7 +46,7 @@ type Spec struct {
 	Command string   `json:"command"`
 	Args    []string `json:"args,omitempty"`
 	Name    string   `json:"name,omitempty"`    // a label of the user's; need not be unique
-	Runtime string   `json:"runtime,omitempty"` // empty: the host's own programs, read-only
+	Runtime string   `json:"runtime,omitempty"` // as SplitRuntime has it; a job's record has the name. Empty: the host's own programs, read-only
 	WorkDir string   `json:"workdir,omitempty"` // absolute, in the job; empty: DefaultWorkDir
 
 	Env map[string]string `json:"env,omitempty"`
@@ -86,6 +86,9 @@ type Spec struct {
 
 	Stdin   Stdin    `json:"stdin,omitempty"`
 	Uploads []string `json:"uploads,omitempty"` // what came along to be put into /work: the first parts of the paths
+
+	// Warnings say what the daemon made of limits that its host cannot give.
+	Warnings []string `json:"warnings,omitempty"`
 
 	// MergeOutput makes standard error the same pipe as standard output: all output is
 	// Stdout's, exactly in the order in which it was written. A terminal does so anyway.
@@ -216,7 +219,7 @@ func (s Spec) Validate() error {
 		}
 	}
 	if s.Runtime != "" {
-		if err := ValidName("runtime name", s.Runtime); err != nil {
+		if _, _, err := SplitRuntime(s.Runtime); err != nil {
 			return err
 		}
 	}
@@ -375,6 +378,31 @@ func ValidName(what, name string) error {
 		}
 	}
 	return nil
+}
+
+// SplitRuntime reads what names an installed runtime: NAME or NAME@VERSION, of which it
+// returns the two parts, or LANGUAGE:VERSION, which is name as a whole.
+func SplitRuntime(ref string) (name, version string, err error) {
+	name, version, versioned := strings.Cut(ref, "@")
+	language, of, isLanguage := strings.Cut(name, ":")
+	if err := ValidName("runtime name", language); err != nil {
+		return "", "", err
+	}
+	switch {
+	case isLanguage && versioned:
+		err = Errorf(InvalidArgument, "runtime %.130q: give NAME, NAME@VERSION or LANGUAGE:VERSION", ref)
+	case isLanguage:
+		err = validVersion(of)
+	case versioned:
+		err = validVersion(version)
+	}
+	return name, version, err
+}
+
+// validVersion reports whether v can be a runtime's version: as a name, '+' and '~'
+// allowed as well.
+func validVersion(v string) error {
+	return ValidName("runtime version", strings.NewReplacer("+", "-", "~", "-").Replace(v))
 }
 
 // ValidPath reports whether p is an absolute, clean path of usable length:

@@ -137,6 +137,7 @@ type Job struct {
 	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
 	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // standard error is the same pipe as standard output
+	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                             // what was asked for in public fields and this host cannot give
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -587,6 +588,13 @@ func (x *Job) GetMergeOutput() bool {
 	return false
 }
 
+func (x *Job) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 func (x *Job) GetArgsBytes() [][]byte {
 	if x != nil {
 		return x.ArgsBytes
@@ -863,6 +871,7 @@ type GetJobStatusResponse struct {
 	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
 	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
 	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // standard error is the same pipe as standard output
+	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                             // what was asked for in public fields and this host cannot give
 	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
 	// these take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
@@ -1325,6 +1334,13 @@ func (x *GetJobStatusResponse) GetMergeOutput() bool {
 		return x.MergeOutput
 	}
 	return false
+}
+
+func (x *GetJobStatusResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
 }
 
 func (x *GetJobStatusResponse) GetArgsBytes() [][]byte {
@@ -9993,7 +10009,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"\fjoblet.proto\x12\x06joblet\"'\n" +
 	"\x04Jobs\x12\x1f\n" +
-	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\xe6\x12\n" +
+	"\x04jobs\x18\x01 \x03(\v2\v.joblet.JobR\x04jobs\"\x83\x13\n" +
 	"\x03Job\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -10060,7 +10076,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12#\n" +
 	"\rretry_on_lost\x18\xab\x01 \x01(\bR\vretryOnLost\x12\"\n" +
-	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1e\n" +
+	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1b\n" +
+	"\bwarnings\x18\xad\x01 \x03(\tR\bwarnings\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
 	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +
@@ -10089,7 +10106,7 @@ const file_joblet_proto_rawDesc = "" +
 	"\n" +
 	"path_bytes\x18\xb4\x01 \x01(\fR\tpathBytes\")\n" +
 	"\x13GetJobStatusRequest\x12\x12\n" +
-	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\xe4\x13\n" +
+	"\x04uuid\x18\x01 \x01(\tR\x04uuid\"\x81\x14\n" +
 	"\x14GetJobStatusResponse\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x19\n" +
 	"\bold_name\x18\x02 \x01(\tR\aoldName\x12\x18\n" +
@@ -10158,7 +10175,8 @@ const file_joblet_proto_rawDesc = "" +
 	"\x11scheduled_time_ns\x18\x87\x01 \x01(\x03R\x0fscheduledTimeNs\x12/\n" +
 	"\bterminal\x18\xaa\x01 \x01(\v2\x12.joblet.WindowSizeR\bterminal\x12#\n" +
 	"\rretry_on_lost\x18\xab\x01 \x01(\bR\vretryOnLost\x12\"\n" +
-	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1e\n" +
+	"\fmerge_output\x18\xac\x01 \x01(\bR\vmergeOutput\x12\x1b\n" +
+	"\bwarnings\x18\xad\x01 \x03(\tR\bwarnings\x12\x1e\n" +
 	"\n" +
 	"args_bytes\x18\xb4\x01 \x03(\fR\targsBytes\x12,\n" +
 	"\x11environment_bytes\x18\xb5\x01 \x03(\fR\x10environmentBytes\x12$\n" +

@@ -61,6 +61,9 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type JobServiceClient interface {
+	// RunJob answers once the job runs, or waits. A job whose command cannot be run is
+	// FAILED; with the header "joblet-refuse: 1" it is an error, and there is no job.
+	// Limits in public fields that this host cannot give are changed (Job.warnings).
 	RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (*RunJobResponse, error)
 	GetJobStatus(ctx context.Context, in *GetJobStatusRequest, opts ...grpc.CallOption) (*GetJobStatusResponse, error)
 	// StopJob answers once the job has ended, but after 8 s at the latest: STOPPING
@@ -501,6 +504,9 @@ func (c *jobServiceClient) ListJobProcesses(ctx context.Context, in *ListJobProc
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
 type JobServiceServer interface {
+	// RunJob answers once the job runs, or waits. A job whose command cannot be run is
+	// FAILED; with the header "joblet-refuse: 1" it is an error, and there is no job.
+	// Limits in public fields that this host cannot give are changed (Job.warnings).
 	RunJob(context.Context, *RunJobRequest) (*RunJobResponse, error)
 	GetJobStatus(context.Context, *GetJobStatusRequest) (*GetJobStatusResponse, error)
 	// StopJob answers once the job has ended, but after 8 s at the latest: STOPPING

@@ -38,6 +38,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -280,7 +281,7 @@ func (c *Client) Run(ctx context.Context, spec joblet.Spec) (joblet.Job, error) 
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	out, err := c.jobs.RunJob(ctx, r)
+	out, err := c.jobs.RunJob(metadata.AppendToOutgoingContext(ctx, wire.Refuse, "1"), r)
 	return job(out.GetJob(), err)
 }
 

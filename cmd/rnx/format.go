@@ -276,6 +276,7 @@ type jobJSON struct {
 	Uploads        []string            `json:"uploads,omitempty"`
 	Terminal       joblet.WindowSize   `json:"terminal,omitzero"` // its size at first
 	MergeOutput    bool                `json:"merge_output,omitempty"`
+	Warnings       []string            `json:"warnings,omitempty"` // on limits
 	Limits         joblet.Limits       `json:"limits,omitzero"`
 	Security       joblet.Security     `json:"security,omitzero"`
 	OutOfMemory    bool                `json:"out_of_memory,omitempty"`
@@ -363,7 +364,7 @@ func newJobJSON(j joblet.Job) jobJSON {
 		Retries: s.Retries, RetryDelayMS: s.RetryDelay.Milliseconds(), RetryOn: s.RetryOn, RetryOnLost: s.RetryOnLost,
 		DependsOn: s.DependsOn, Priority: s.Priority, IdempotencyKey: s.IdempotencyKey, Stdin: s.Stdin, Uploads: s.Uploads,
 		Limits: s.Limits, Security: s.Security, OutOfMemory: j.OutOfMemory, Usage: newUsageJSON(j.Usage), Denied: j.Denied,
-		Terminal: s.Terminal, MergeOutput: s.MergeOutput, Base64: newBytesJSON(s),
+		Terminal: s.Terminal, MergeOutput: s.MergeOutput, Warnings: s.Warnings, Base64: newBytesJSON(s),
 	}
 	if out.Args == nil {
 		out.Args = []string{}

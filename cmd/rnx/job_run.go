@@ -139,7 +139,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVarP(&o.detach, "detach", "d", false, "print the job's id and leave it running")
 	f.StringVar(&o.spec.Name, "name", "", "a `NAME` to find the job by")
 	f.StringArrayVarP(&o.labels, "label", "l", nil, "`NAME=VALUE` to find jobs by; may be given again")
-	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in, its `NAME` (default: the host's programs)")
+	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in: its `NAME`, NAME@VERSION or LANGUAGE:VERSION (default: the host's programs)")
 	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "`DIR` in the job to start in (default "+joblet.DefaultWorkDir+")")
 	f.DurationVar(&o.spec.Timeout, "timeout", 0, fmt.Sprintf("SIGTERM after so long, such as 90s or 2h, and SIGKILL %v later; 0: never", joblet.DefaultGrace))
 	f.BoolVar(&o.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")

@@ -94,6 +94,9 @@ func writeStatus(w io.Writer, j joblet.Job, now time.Time) error {
 		line("Init", "yes")
 	}
 	line("Limits", limitWords(s.Limits))
+	for _, w := range s.Warnings {
+		line("Warning", w)
+	}
 	line("Security", securityWords(s.Security))
 	for _, name := range slices.Sorted(maps.Keys(s.Labels)) {
 		line("Label", name+"="+s.Labels[name])

@@ -182,6 +182,20 @@ func (h *Hierarchy) checkCores(list string) error {
 	if err != nil {
 		return err
 	}
+	cpus, there, err := h.jobCPUs()
+	if err != nil {
+		return err
+	}
+	for _, cpu := range asked {
+		if !slices.Contains(cpus, cpu) {
+			return joblet.Errorf(joblet.InvalidArgument, "--cpu-cores %s: this host has no processor %d for jobs: it has %s", list, cpu, there)
+		}
+	}
+	return nil
+}
+
+// jobCPUs returns the processors that jobs may have, as a list and as text.
+func (h *Hierarchy) jobCPUs() (cpus []int, list string, err error) {
 	dir := h.where("cpuset")
 	var data []byte
 	for _, file := range []string{"cpuset.cpus.effective", "cpuset.effective_cpus", "cpuset.cpus"} {
@@ -190,19 +204,59 @@ func (h *Hierarchy) checkCores(list string) error {
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("read the processors that jobs may have: %w", err)
+		return nil, "", fmt.Errorf("read the processors that jobs may have: %w", err)
 	}
-	there := strings.TrimSpace(string(data))
-	cpus, err := joblet.ParseCPUs(there)
-	if err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
+	list = strings.TrimSpace(string(data))
+	if cpus, err = joblet.ParseCPUs(list); err != nil {
+		return nil, "", fmt.Errorf("%s: %w", dir, err)
 	}
-	for _, cpu := range asked {
-		if !slices.Contains(cpus, cpu) {
-			return joblet.Errorf(joblet.InvalidArgument, "--cpu-cores %s: this host has no processor %d for jobs: it has %s", list, cpu, there)
+	return cpus, list, nil
+}
+
+// Fit returns limits of the public API with what this host cannot give changed to what
+// comes next to it, and says what it has changed. What can never be is left for Check and
+// Limits.Validate.
+func (h *Hierarchy) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
+	var changed []string
+	note := func(format string, args ...any) { changed = append(changed, fmt.Sprintf(format, args...)) }
+	if l.CPUPercent > 0 {
+		online, err := OnlineCPUs()
+		if err != nil {
+			return l, nil, err
+		}
+		if most := int64(100 * len(online)); l.CPUPercent > most {
+			note("max_cpu %d: this host has %d processors; the job gets %d", l.CPUPercent, len(online), most)
+			l.CPUPercent = most
 		}
 	}
-	return nil
+	if asked, err := joblet.ParseCPUs(l.CPUCores); err == nil && h.where("cpuset") != "" {
+		cpus, there, err := h.jobCPUs()
+		if err != nil {
+			return l, nil, err
+		}
+		have := slices.DeleteFunc(slices.Clone(asked), func(cpu int) bool { return !slices.Contains(cpus, cpu) })
+		if len(have) == 0 {
+			have = cpus
+		}
+		if !slices.Equal(have, asked) {
+			got := joblet.FormatCPUs(have)
+			note("cpu_cores %s: this host has the processors %s for jobs; the job gets %s", l.CPUCores, there, got)
+			l.CPUCores = got
+		}
+	}
+	if l.MemoryBytes > 0 && l.MemoryBytes < joblet.MinMemory {
+		note("max_memory %d: the least is %d; the job gets that", l.MemoryBytes>>20, joblet.MinMemory>>20)
+		l.MemoryBytes = joblet.MinMemory
+	}
+	if l.MemoryBytes > joblet.MaxMemory {
+		note("max_memory %d: the most is %d; the job gets that", l.MemoryBytes>>20, joblet.MaxMemory>>20)
+		l.MemoryBytes = joblet.MaxMemory
+	}
+	if l.IOBps > 0 && l.IOBps < joblet.MinIOBps {
+		note("max_io_bps %d: the least is %d; the job gets that", l.IOBps, joblet.MinIOBps)
+		l.IOBps = joblet.MinIOBps
+	}
+	return l, changed, nil
 }
 
 // Limit sets the limits of a job that has none but those of Create.

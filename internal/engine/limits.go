@@ -105,6 +105,9 @@ func shmBytes(l joblet.Limits) int64 {
 	return max(memory/2, joblet.MinShm)
 }
 
+// FitLimits is cgroup.Hierarchy.Fit.
+func (e *Engine) FitLimits(l joblet.Limits) (joblet.Limits, []string, error) { return e.groups.Fit(l) }
+
 // CheckLimits reports whether this host can enforce the limits, and whether what
 // they ask for is possible on it.
 func (e *Engine) CheckLimits(l joblet.Limits) error {

@@ -157,18 +157,82 @@ func (s *Store) Get(name string) (Runtime, error) {
 	return rt, nil
 }
 
+// Find returns the installed runtime that ref names, as joblet.SplitRuntime has it:
+// LANGUAGE:VERSION is the runtime LANGUAGE-VERSION, or else the only one with that version
+// of the language. Its errors are those of Get.
+func (s *Store) Find(ref string) (Runtime, error) {
+	name, version, err := joblet.SplitRuntime(ref)
+	if err != nil {
+		return Runtime{}, err
+	}
+	language, of, isLanguage := strings.Cut(name, ":")
+	if isLanguage {
+		return s.findLanguage(language, of)
+	}
+	rt, err := s.Get(name)
+	if err == nil && version != "" && version != latest && (rt.Version == "" || !sameVersion(version, rt.Version)) {
+		has := "version " + rt.Version
+		if rt.Version == "" {
+			has = "no version"
+		}
+		return Runtime{}, joblet.Errorf(joblet.NotFound, "runtime %s is not installed: the %s that is installed has %s", ref, name, has)
+	}
+	return rt, err
+}
+
+// latest is the version of whatever is installed.
+const latest = "latest"
+
+// sameVersion reports whether two versions are one: 1.0.0 is 1.0.
+func sameVersion(a, b string) bool {
+	for _, v := range []*string{&a, &b} {
+		for strings.HasSuffix(*v, ".0") {
+			*v = strings.TrimSuffix(*v, ".0")
+		}
+	}
+	return a == b
+}
+
+func (s *Store) findLanguage(language, version string) (Runtime, error) {
+	if name := language + "-" + version; joblet.ValidName("", name) == nil {
+		if rt, err := s.Get(name); joblet.KindOf(err) != joblet.NotFound {
+			return rt, err
+		}
+	}
+	all, err := s.List()
+	if err != nil {
+		return Runtime{}, err
+	}
+	var names []string
+	var found Runtime
+	for _, rt := range all {
+		if rt.Err == nil && rt.Language == language && (rt.LanguageVersion == version || version == latest) {
+			names, found = append(names, rt.Name), rt
+		}
+	}
+	switch len(names) {
+	case 0:
+		return Runtime{}, s.notFound(language + ":" + version)
+	case 1:
+		return found, nil
+	}
+	return Runtime{}, joblet.Errorf(joblet.InvalidArgument, "runtime %s:%s: several are installed (%s): name one of them", language, version, strings.Join(names[:min(len(names), maxNamed)], ", "))
+}
+
+// maxNamed is how many runtimes an error names.
+const maxNamed = 20
+
 func (s *Store) notFound(name string) error {
 	installed := "none is"
 	if names := s.names(); len(names) > 0 {
-		const shown = 20
 		more := ""
-		if len(names) > shown {
-			more = fmt.Sprintf(" and %d more", len(names)-shown)
-			names = names[:shown]
+		if len(names) > maxNamed {
+			more = fmt.Sprintf(" and %d more", len(names)-maxNamed)
+			names = names[:maxNamed]
 		}
 		installed = strings.Join(names, ", ") + more
 	}
-	return joblet.Errorf(joblet.NotFound, "runtime %s is not installed (installed: %s); build it: rnx runtime build recipes/%s.yaml", name, installed, name)
+	return joblet.Errorf(joblet.NotFound, "runtime %s is not installed (installed: %s); build it: rnx runtime build recipes/%s.yaml", name, installed, strings.Replace(name, ":", "-", 1))
 }
 
 func (s *Store) names() []string {

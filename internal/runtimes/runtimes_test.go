@@ -93,6 +93,61 @@ func TestGet(t *testing.T) {
 	}
 }
 
+func TestFind(t *testing.T) {
+	t.Parallel()
+	s := openStore(t)
+	for name, rest := range map[string]string{
+		"python-3.11-ml": "version: '1.0'\nlanguage: python\nlanguage_version: '3.11'\n",
+		"web":            "language: node\nlanguage_version: '20'\n",
+		"node-a":         "version: 2.1.0+b\nlanguage: node\nlanguage_version: '18'\n",
+		"node-b":         "language: node\nlanguage_version: '18'\n",
+		"broken":         "hooks: [x]\n",
+	} {
+		plant(t, s, name, "format: 1\nname: "+name+"\n"+rest)
+	}
+	for _, test := range []struct {
+		ref, want string
+		kind      joblet.Kind
+		text      string
+	}{
+		{ref: "python-3.11-ml", want: "python-3.11-ml"},
+		{ref: "python-3.11-ml@1.0", want: "python-3.11-ml"},
+		{ref: "python-3.11-ml@1.0.0", want: "python-3.11-ml"},
+		{ref: "python-3.11-ml@1", want: "python-3.11-ml"},
+		{ref: "python-3.11-ml@latest", want: "python-3.11-ml"},
+		{ref: "python:3.11-ml", want: "python-3.11-ml"},
+		{ref: "python:3.11", want: "python-3.11-ml"},
+		{ref: "python:latest", want: "python-3.11-ml"},
+		{ref: "node:20", want: "web"},
+		{ref: "node-a@2.1.0+b", want: "node-a"},
+		{ref: "python-3.11-ml@1.1.0", kind: joblet.NotFound, text: "runtime python-3.11-ml@1.1.0 is not installed: the python-3.11-ml that is installed has version 1.0"},
+		{ref: "python-3.11-ml@10", kind: joblet.NotFound, text: "has version 1.0"},
+		{ref: "web@1.0.0", kind: joblet.NotFound, text: "the web that is installed has no version"},
+		{ref: "web@0.0", kind: joblet.NotFound},
+		{ref: "other@1.0.0", kind: joblet.NotFound, text: "runtime other is not installed"},
+		{ref: "python:3.12", kind: joblet.NotFound, text: "recipes/python-3.12.yaml"},
+		{ref: "node:18", kind: joblet.InvalidArgument, text: "several are installed (node-a, node-b)"},
+		{ref: "broken@1.0", kind: joblet.FailedPrecondition},
+		{ref: "web@", kind: joblet.InvalidArgument},
+		{ref: "@1.0", kind: joblet.InvalidArgument},
+		{ref: ":20", kind: joblet.InvalidArgument},
+		{ref: "node:", kind: joblet.InvalidArgument},
+		{ref: "node:../x", kind: joblet.InvalidArgument},
+		{ref: "web@../x", kind: joblet.InvalidArgument},
+		{ref: "web@1@2", kind: joblet.InvalidArgument},
+		{ref: "node:20@1.0", kind: joblet.InvalidArgument},
+		{ref: "a:b:c", kind: joblet.InvalidArgument},
+		{ref: "", kind: joblet.InvalidArgument},
+		{ref: "node:" + strings.Repeat("1", 64), kind: joblet.InvalidArgument},
+		{ref: "node:" + strings.Repeat("1", 63), kind: joblet.NotFound},
+	} {
+		rt, err := s.Find(test.ref)
+		if rt.Name != test.want || err == nil && test.want == "" || err != nil && (joblet.KindOf(err) != test.kind || !strings.Contains(err.Error(), test.text)) {
+			t.Errorf("%s: got %q, %v", test.ref, rt.Name, err)
+		}
+	}
+}
+
 func TestDamagedEntries(t *testing.T) {
 	t.Parallel()
 	s := openStore(t)

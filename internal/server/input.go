@@ -27,10 +27,7 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	if r == nil {
 		return joblet.Errorf(joblet.InvalidArgument, "the first message must hold the job")
 	}
-	spec, err := wire.SpecFromProto(r)
-	if err == nil {
-		err = s.srv.checkDependencies(ctx, &spec)
-	}
+	spec, err := s.spec(ctx, r)
 	if err != nil {
 		return err
 	}

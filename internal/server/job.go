@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 
@@ -80,15 +81,29 @@ func runJob(srv any, call grpc.ServerStream) error {
 	return call.SendMsg(out)
 }
 
-// submit runs the job that r asks for, with what came along with it, if anything.
-func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *supervisor.Staged) (joblet.Job, error) {
+// spec returns the job that r asks for, with limits of the public API as this host can
+// give them.
+func (s *jobService) spec(ctx context.Context, r *api.RunJobRequest) (joblet.Spec, error) {
 	spec, err := wire.SpecFromProto(r)
-	if err == nil {
-		err = s.srv.checkDependencies(ctx, &spec)
+	if err != nil {
+		return spec, err
 	}
+	public, warnings, err := s.sup.Fit(wire.PublicLimits(r))
+	if err != nil {
+		return spec, err
+	}
+	spec.Limits, spec.Warnings = wire.LimitsFromProto(r.GetLimits()).Or(public), warnings
+	return spec, s.srv.checkDependencies(ctx, &spec)
+}
+
+// submit runs the job that r asks for. Whether one whose command cannot be run is kept is
+// for run to say.
+func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, run runFunc) (joblet.Job, error) {
+	spec, err := s.spec(ctx, r)
 	if err != nil {
 		return joblet.Job{}, err
 	}
+	var staged *supervisor.Staged
 	if spec.Stdin != joblet.StdinNone {
 		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input: only SubmitJob can carry it")
 	}
@@ -104,11 +119,18 @@ func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, staged *s
 		}
 		r.Uploads = nil // not to be held as long as somebody follows the job
 	}
-	return s.sup.Submit(ctx, spec, callerOf(ctx).name(), staged)
+	return run(ctx, spec, callerOf(ctx).name(), staged)
 }
 
+// runFunc is Supervisor.Submit or Supervisor.Record.
+type runFunc func(ctx context.Context, spec joblet.Spec, owner string, input *supervisor.Staged) (joblet.Job, error)
+
 func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.RunJobResponse, error) {
-	job, err := s.submit(ctx, r, nil)
+	run := s.sup.Record
+	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get(wire.Refuse)) > 0 {
+		run = s.sup.Submit
+	}
+	job, err := s.submit(ctx, r, run)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +138,7 @@ func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.Run
 }
 
 func (s *jobService) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
-	job, err := s.submit(out.Context(), r, nil)
+	job, err := s.submit(out.Context(), r, s.sup.Submit)
 	if err != nil {
 		return err
 	}

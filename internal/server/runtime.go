@@ -45,7 +45,7 @@ func (s *runtimeService) ListRuntimes(context.Context, *api.EmptyRequest) (*api.
 }
 
 func (s *runtimeService) GetRuntimeInfo(_ context.Context, r *api.GetRuntimeInfoRequest) (*api.GetRuntimeInfoResponse, error) {
-	rt, err := s.sup.Runtimes().Get(r.GetRuntime())
+	rt, err := s.sup.Runtimes().Find(r.GetRuntime())
 	if joblet.KindOf(err) == joblet.NotFound {
 		return &api.GetRuntimeInfoResponse{}, nil // the answer that this API has for it
 	}
@@ -56,11 +56,19 @@ func (s *runtimeService) GetRuntimeInfo(_ context.Context, r *api.GetRuntimeInfo
 }
 
 func (s *runtimeService) RemoveRuntime(_ context.Context, r *api.RemoveRuntimeRequest) (*api.RemoveRuntimeResponse, error) {
-	freed, err := s.sup.Runtimes().Remove(r.GetRuntime(), s.sup.RuntimeInUse)
+	name := r.GetRuntime()
+	if joblet.ValidName("", name) != nil { // a damaged one is removed by its name alone
+		rt, err := s.sup.Runtimes().Find(name)
+		if err != nil {
+			return nil, err
+		}
+		name = rt.Name
+	}
+	freed, err := s.sup.Runtimes().Remove(name, s.sup.RuntimeInUse)
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("runtime removed", "runtime", r.GetRuntime(), "freed", freed)
+	s.log.Info("runtime removed", "runtime", name, "freed", freed)
 	return &api.RemoveRuntimeResponse{Success: true, Message: "removed", FreedSpaceBytes: freed}, nil
 }
 
@@ -116,7 +124,7 @@ func (s *runtimeService) BuildRuntime(r *api.BuildRuntimeRequest, out grpc.Serve
 // TestRuntime runs the runtime's own test command as a job, which leaves
 // nothing.
 func (s *runtimeService) TestRuntime(ctx context.Context, r *api.TestRuntimeRequest) (*api.TestRuntimeResponse, error) {
-	rt, err := s.sup.Runtimes().Get(r.GetRuntime())
+	rt, err := s.sup.Runtimes().Find(r.GetRuntime())
 	if err != nil {
 		return nil, err
 	}

@@ -90,7 +90,7 @@ func fullJob(t *testing.T) Record {
 			Timeout:   time.Minute + 1, Init: true,
 			Labels:   map[string]string{"team/x": "vision \u2028 \"ü\" \\n", "empty": ""},
 			Schedule: "*/5 * * * *", Overlap: joblet.OverlapQueue,
-			Retries: 3, RetryDelay: time.Second, RetryOn: []int{1, 124}, RetryOnLost: true, MergeOutput: true,
+			Retries: 3, RetryDelay: time.Second, RetryOn: []int{1, 124}, RetryOnLost: true, MergeOutput: true, Warnings: []string{"max_cpu 900: 200"},
 			DependsOn: []string{"a"}, Priority: -7, IdempotencyKey: "once ü",
 			Stdin: joblet.StdinStream, Uploads: []string{"data", "\xff"}, LogMax: 1 << 20,
 			Terminal: joblet.WindowSize{Rows: 24, Columns: 80},

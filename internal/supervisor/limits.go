@@ -27,6 +27,12 @@ func (s *Supervisor) grant(l joblet.Limits) (joblet.Limits, error) {
 	return l, s.engine.CheckLimits(l)
 }
 
+// Fit returns limits of the public API as this host can give them, and says what it has
+// changed.
+func (s *Supervisor) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
+	return s.engine.FitLimits(l)
+}
+
 // limit gives a run the limits of its job.
 func (s *Supervisor) limit(run *engine.Run, l joblet.Limits) error {
 	devices, err := s.devices(run.Trees, l)

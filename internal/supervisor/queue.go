@@ -504,7 +504,7 @@ func (s *Supervisor) makeRun(parent store.Record) error {
 		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
 	}
 	fault.Point("fire.linked")
-	if _, err := s.accept(s.ctx, rec); err != nil {
+	if _, err := s.accept(s.ctx, rec, false); err != nil {
 		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
 	}
 	return nil

@@ -26,14 +26,23 @@ import (
 // its kind says whether the command could not be found or executed. input is
 // what Stage returned for the job, or nil; Submit takes it over.
 func (s *Supervisor) Submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
-	job, err := s.submit(ctx, spec, owner, input)
+	return s.submitted(ctx, spec, owner, input, false)
+}
+
+// Record is Submit, but a job whose command cannot be run is accepted too, and FAILED.
+func (s *Supervisor) Record(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+	return s.submitted(ctx, spec, owner, input, true)
+}
+
+func (s *Supervisor) submitted(ctx context.Context, spec joblet.Spec, owner string, input *Staged, keep bool) (joblet.Job, error) {
+	job, err := s.submit(ctx, spec, owner, input, keep)
 	if err != nil || input != nil && input.id != job.ID {
 		err = joinKind(err, input.Discard()) // not used: a failure, or the job was there already
 	}
 	return job, err
 }
 
-func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged, keep bool) (joblet.Job, error) {
 	id := joblet.NewID()
 	if input != nil {
 		id = input.id
@@ -53,6 +62,13 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 	}
 	if spec.WorkDir == "" {
 		spec.WorkDir = joblet.DefaultWorkDir
+	}
+	if spec.Runtime != "" {
+		rt, err := s.runtimes.Find(spec.Runtime)
+		if err != nil {
+			return joblet.Job{}, err
+		}
+		spec.Runtime = rt.Name
 	}
 	var err error
 	if spec.Limits, err = s.grant(spec.Limits); err != nil {
@@ -74,7 +90,7 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 			return joblet.Job{}, err
 		}
 	}
-	return s.accept(ctx, rec)
+	return s.accept(ctx, rec, keep)
 }
 
 // sameJob returns the job that an idempotency key stands for, if it is the one
@@ -87,8 +103,9 @@ func (s *Supervisor) sameJob(ctx context.Context, known joblet.Job, asked joblet
 	return s.current(ctx, known), nil
 }
 
-// accept makes the job durable, and runs it if it can run at once.
-func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job, err error) {
+// accept makes the job durable, and runs it if it can run at once. keep says what to do
+// if its command cannot be run: see Record.
+func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_ joblet.Job, err error) {
 	spec := rec.Spec
 	s.use(spec.Runtime, 1)
 	defer func() {
@@ -119,7 +136,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record) (_ joblet.Job
 		return joblet.Job{}, err
 	}
 	s.becomeStarting(l, box)
-	return s.start(context.WithoutCancel(ctx), l, box, run)
+	return s.start(context.WithoutCancel(ctx), l, box, run, keep)
 }
 
 // mayStart reports whether the job can run at once, and then makes it a live one
@@ -157,7 +174,7 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 // start makes the job's record durable while its box gets its command: the two
 // need nothing of each other, and a job is accepted when both are done. A crash
 // between them leaves a job that nobody was promised, which recover ends.
-func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *engine.Run) (joblet.Job, error) {
+func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *engine.Run, keep bool) (joblet.Job, error) {
 	s.mu.Lock()
 	record := l.rec
 	s.mu.Unlock()
@@ -171,6 +188,9 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 	fault.Point("start.running")
 	insertErr := <-inserted
 	fault.Point("start.accepted")
+	if _, ok := errors.AsType[*commandError](err); ok && keep && insertErr == nil {
+		return s.keepUnrunnable(l, box, err)
+	}
 	if err != nil || insertErr != nil {
 		// Until the record is gone the directory has the name of a deletion: a crash on
 		// the way leaves the rest of one, and never a job with half of its directory.
@@ -194,6 +214,20 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 	}
 	job := s.running(l, proc)
 	s.background(func() { s.watch(l) })
+	return job, nil
+}
+
+// keepUnrunnable ends a job whose command cannot be run.
+func (s *Supervisor) keepUnrunnable(l *live, box *engine.Box, cause error) (joblet.Job, error) {
+	if err := box.Discard(); err != nil {
+		s.cfg.Log.Error("give up a box", "job", s.look(l).job.ID, "error", err)
+	}
+	s.engine.Refill()
+	s.failLaunch(l, cause)
+	job := s.look(l).job
+	if !job.State.Final() { // the daemon stops; the next one sees why in the exit record
+		return joblet.Job{}, cause
+	}
 	return job, nil
 }
 
@@ -282,10 +316,18 @@ func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, rec store.Record) (
 	fault.Point("box.prepared")
 	proc, err := box.Start(run)
 	if se, ok := errors.AsType[*engine.StartError](err); ok {
-		return nil, startError(job.Spec, se.Failure)
+		if err = startError(job.Spec, se.Failure); ofCommand(se.Failure) {
+			err = &commandError{err}
+		}
+		return nil, err
 	}
 	return proc, err
 }
+
+// commandError is a failure of what a job was to run.
+type commandError struct{ error }
+
+func (e *commandError) Unwrap() error { return e.error }
 
 // background runs f beside the caller, unless the daemon is stopping: the next
 // one takes up what f was to look after.

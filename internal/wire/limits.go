@@ -46,10 +46,26 @@ func LimitsFromProto(p *api.JobLimits) joblet.Limits {
 // specLimits reads what a request asks for, in the fields of older clients as
 // well: whole MiB of memory, and one rate for reading and writing.
 func specLimits(r *api.RunJobRequest) joblet.Limits {
-	return LimitsFromProto(r.GetLimits()).Or(joblet.Limits{
-		CPUPercent: int64(r.GetMaxCpu()), CPUCores: r.GetCpuCores(),
-		MemoryBytes: int64(r.GetMaxMemory()) << 20, IOBps: int64(r.GetMaxIoBps()),
-	})
+	return LimitsFromProto(r.GetLimits()).Or(PublicLimits(r))
+}
+
+// PublicLimits returns the limits that a request asks for in fields of the public API
+// and not in those of our own, which take precedence.
+func PublicLimits(r *api.RunJobRequest) (l joblet.Limits) {
+	own := r.GetLimits()
+	if own.GetCpuPercent() == 0 {
+		l.CPUPercent = int64(r.GetMaxCpu())
+	}
+	if own.GetCpuCores() == "" {
+		l.CPUCores = r.GetCpuCores()
+	}
+	if own.GetMemoryBytes() == 0 {
+		l.MemoryBytes = int64(r.GetMaxMemory()) << 20
+	}
+	if own.GetIoBps() == 0 {
+		l.IOBps = int64(r.GetMaxIoBps())
+	}
+	return l
 }
 
 // showLimits sets what a job's message tells of its limits.

@@ -20,8 +20,8 @@ import (
 )
 
 // SpecToProto returns the request that asks for s. Secrets are in it; s.Uploads
-// are not: they say what came along. Only arguments, variables and paths may be other
-// bytes than UTF-8.
+// and s.Warnings are not: they say what came along, and what became of it. Only
+// arguments, variables and paths may be other bytes than UTF-8.
 func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 	for name, value := range s.Labels {
 		if !utf8.ValidString(name) || !utf8.ValidString(value) {
@@ -176,6 +176,7 @@ func JobToProto(j joblet.Job) *api.Job {
 		IdempotencyKey:    text(s.IdempotencyKey),
 		Stdin:             text(string(s.Stdin)),
 		Uploads:           joblet.Texts(s.Uploads),
+		Warnings:          s.Warnings,
 		LogMaxBytes:       s.LogMax,
 		WorkBytes:         j.WorkBytes,
 		Usage:             usageToProto(j.Usage),
@@ -275,6 +276,7 @@ func JobFromProto(p *api.Job) (joblet.Job, error) {
 			IdempotencyKey: p.GetIdempotencyKey(),
 			Stdin:          joblet.Stdin(p.GetStdin()),
 			Uploads:        joblet.FromRawTexts(p.GetUploads(), p.GetUploadsBytes()),
+			Warnings:       p.GetWarnings(),
 			LogMax:         p.GetLogMaxBytes(),
 			Limits:         LimitsFromProto(p.GetLimits()),
 			Security:       securityFromProto(p.GetSecurity()),
@@ -375,6 +377,9 @@ func StopFromProto(r *api.StopJobRequest) (joblet.StopOptions, error) {
 	o.Grace, err = fromMillis("grace_ms", r.GetGraceMs())
 	return o, err
 }
+
+// Refuse is a header of RunJob: see there.
+const Refuse = "joblet-refuse"
 
 // ExecAnswers is a header of ExecJob: see there.
 const ExecAnswers = "joblet-exec-answers"

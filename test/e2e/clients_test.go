@@ -12,7 +12,8 @@ import (
 	"github.com/joblet/joblet/client"
 )
 
-// Clients in other languages, which run the whole life of a job over mutual TLS:
+// Clients in other languages, which run the whole life of a job over mutual TLS, with
+// the calls, deadlines and defaults of existing ones:
 // one that protoc makes, with Debian's python3-grpcio, and one with @grpc/grpc-js.
 // scripts/test installs what the first needs, and in CI what the second does; where
 // what one needs is not there, it is left out, or fails if JOBLET_TEST_CLIENTS is set,
