@@ -119,9 +119,10 @@ func (st *Staged) Discard() error {
 	return nil
 }
 
-// linkInput gives one job what came along with another.
-// It counts for the other's owner as well: each of the two names keeps it on disk.
-func (s *Supervisor) linkInput(from, to, owner string, spec joblet.Spec) error {
+// linkInput gives one job what came along with another: further names of the same files,
+// which nobody changes. The last of the jobs that is deleted takes them along. They count
+// for the new job's owner as well, unless he has them already.
+func (s *Supervisor) linkInput(from joblet.Job, to, owner string, spec joblet.Spec) error {
 	var names []string
 	if len(spec.Uploads) > 0 {
 		names = append(names, filesName)
@@ -136,13 +137,12 @@ func (s *Supervisor) linkInput(from, to, owner string, spec joblet.Spec) error {
 		return err
 	}
 	for _, name := range names {
-		if fi, err := os.Stat(filepath.Join(s.jobDir(from), name)); err == nil {
-			if err := s.quota.reserve(owner, to, fi.Size()); err != nil {
-				return err
-			}
+		kept := filepath.Join(s.jobDir(from.ID), name)
+		if err := s.quota.link(kept, from.ID, from.Owner, to, owner); err != nil {
+			return err
 		}
-		if err := os.Link(filepath.Join(s.jobDir(from), name), filepath.Join(s.jobDir(to), name)); err != nil {
-			return fmt.Errorf("pass on what came along with job %s: %w", joblet.ShortID(from), err)
+		if err := os.Link(kept, filepath.Join(s.jobDir(to), name)); err != nil {
+			return fmt.Errorf("pass on what came along with job %s: %w", joblet.ShortID(from.ID), err)
 		}
 	}
 	return syncDir(s.jobDir(to))

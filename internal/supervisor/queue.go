@@ -500,7 +500,7 @@ func (s *Supervisor) makeRun(parent store.Record) error {
 	case joblet.KindOf(err) != joblet.NotFound:
 		return err
 	}
-	if err := s.linkInput(parent.ID, rec.ID, rec.Owner, spec); err != nil {
+	if err := s.linkInput(parent.Job, rec.ID, rec.Owner, spec); err != nil {
 		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
 	}
 	fault.Point("fire.linked")

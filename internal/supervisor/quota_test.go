@@ -83,7 +83,7 @@ func TestQuota(t *testing.T) {
 	}
 
 	// What came along with a job that waits, and with a rerun of it.
-	later := spec("cat > copy")
+	later := spec("wc -c")
 	later.Stdin, later.Schedule = joblet.StdinFile, "+1h"
 	st = s.Stage(alice)
 	if err := st.Stdin(random(3 << 20)); err != nil {
@@ -105,10 +105,34 @@ func TestQuota(t *testing.T) {
 	if err := st.Discard(); err != nil {
 		t.Error(err)
 	}
-	_, err = s.Rerun(t.Context(), job.ID, alice, nil)
-	full(err)
-	if used(alice) != 3<<20 {
-		t.Errorf("after a rerun that was refused: %d bytes", used(alice))
+	// It is on the disk once, and counts once, for each owner who has it.
+	again, err := s.Rerun(t.Context(), job.ID, alice, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(again.ID)
+	if n := used(alice); n < 3<<20 || n > 3<<20+100<<10 {
+		t.Errorf("after a rerun: %d bytes", n)
+	}
+	others, err := s.Rerun(t.Context(), again.ID, bob, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wait(others.ID)
+	closing(t, s)
+	s = open(t, dir, limited)
+	for owner, ids := range map[string][]string{alice: {again.ID}, bob: {others.ID}} {
+		if n := used(owner); n < 3<<20 || n > 3<<20+100<<10 {
+			t.Errorf("after a rerun, for %s: %d bytes", owner, n)
+		}
+		for _, id := range ids {
+			if err := s.Delete(t.Context(), id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if used(alice) != 3<<20 || used(bob) != 0 || len(s.quota.shared) != 1 || s.quota.saved() != 0 {
+		t.Errorf("reruns deleted: %d and %d bytes, %d shared", used(alice), used(bob), len(s.quota.shared))
 	}
 
 	// A restart counts the same.
@@ -157,4 +181,59 @@ func TestQuota(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait(last.ID)
+}
+
+// TestRetainShared: what several jobs share counts once for retention, which deletes no
+// more than it has to.
+func TestRetainShared(t *testing.T) {
+	t.Parallel()
+	s := open(t, t.TempDir(), func(c *Config) { c.RetainBytes = 8 << 20 })
+	defer closing(t, s)
+	end := func(job joblet.Job, err error) string {
+		t.Helper()
+		if err == nil {
+			_, err = s.Wait(t.Context(), job.ID)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return job.ID
+	}
+	count := joblet.Spec{Command: "wc", Args: []string{"-c"}, Stdin: joblet.StdinFile}
+	submit := func() string {
+		t.Helper()
+		st := s.Stage("uid:61001")
+		if err := st.Stdin(random(3 << 20)); err != nil {
+			t.Fatal(err)
+		}
+		return end(s.Submit(t.Context(), count, "uid:61001", st))
+	}
+	first := submit()
+	for range 3 {
+		end(s.Rerun(t.Context(), first, "uid:61001", nil))
+	}
+	recorded := func(least int64) func() bool { // a moment after the job has ended
+		return func() bool {
+			size, err := s.store.DiskBytes(t.Context())
+			return err == nil && size > least
+		}
+	}
+	if !eventually(recorded(12 << 20)) {
+		t.Fatal("what the jobs have is not recorded")
+	}
+	if n, err := s.retainNow(); n != 0 || err != nil {
+		t.Errorf("one file of 3 MiB for four jobs: %d were deleted, %v", n, err)
+	}
+	submit()
+	submit()
+	if !eventually(recorded(18 << 20)) {
+		t.Fatal("what the jobs have is not recorded")
+	}
+	// 9 MiB: the four go, which have one file.
+	if n, err := s.retainNow(); n != 4 || err != nil {
+		t.Errorf("three files: %d jobs were deleted, %v", n, err)
+	}
+	if n := len(s.quota.shared) + len(s.quota.shares); n != 0 || s.quota.saved() != 0 {
+		t.Errorf("%d files are said to be shared", n)
+	}
 }

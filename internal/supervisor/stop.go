@@ -245,7 +245,7 @@ func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[st
 	if len(spec.Uploads) > 0 || spec.Stdin != joblet.StdinNone {
 		input = s.Stage(owner)
 		input.tops, input.stdin = spec.Uploads, spec.Stdin == joblet.StdinFile
-		if err := s.linkInput(job.ID, input.id, owner, spec); err != nil {
+		if err := s.linkInput(job, input.id, owner, spec); err != nil {
 			return joblet.Job{}, joinKind(err, input.Discard())
 		}
 	}
@@ -308,7 +308,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	if recErr == nil {
-		s.quota.deleted(rec.Owner, rec.DiskBytes)
+		s.quota.deleted(rec.Owner, rec.ID, rec.DiskBytes)
 	}
 	fault.Point("delete.record")
 	if err := os.RemoveAll(going); err != nil {
@@ -461,6 +461,7 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 	if err != nil {
 		return deleted, err
 	}
+	size -= s.quota.saved()
 	for size > s.cfg.RetainBytes {
 		jobs, err := s.store.OldestEnded(s.ctx, pruneBatch)
 		if err != nil {
@@ -471,13 +472,13 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 			if size <= s.cfg.RetainBytes {
 				break
 			}
-			bytes := dirBytes(s.jobDir(job.ID))
+			bytes, saved := dirBytes(s.jobDir(job.ID)), s.quota.saved()
 			if err := s.Delete(s.ctx, job.ID); notDeletable(err) {
 				continue
 			} else if err != nil {
 				return deleted, err
 			}
-			size -= bytes
+			size -= bytes - (saved - s.quota.saved()) // what others share stays
 			deleted++
 		}
 		if deleted == before {

@@ -149,7 +149,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := s.openStore(ctx); err != nil {
 		return nil, err
 	}
-	if s.quota, err = openQuota(ctx, cfg.MaxOwnerBytes, s.store); err != nil {
+	if s.quota, err = openQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes, s.store); err != nil {
 		return nil, err
 	}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
@@ -171,6 +171,9 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	s.countInput()
+	if err := s.quota.foundShares(ctx, s.jobsDir(), s.store); err != nil {
+		return nil, err
+	}
 	fault.Point("recover.done")
 	s.where.now.RunDirs = append([]string{cfg.RunDir}, s.engine.UsedRunDirs()...)
 	if err := s.where.record(); err != nil {

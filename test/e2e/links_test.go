@@ -1,9 +1,14 @@
 package e2e
 
 import (
+	"bytes"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
 )
@@ -146,4 +151,65 @@ func TestFilesLeftOut(t *testing.T) {
 	if r := d.in(t, t.TempDir(), "job", "cp", "ended:out/a", "."); r.status != 0 || r.stderr != "" {
 		t.Errorf("nothing of it: %v", r)
 	}
+}
+
+// TestFilesKeptOnce: what comes along with a job is on the disk once for all jobs that run
+// with it, as long as there is one of them.
+func TestFilesKeptOnce(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	input := fileWith(t, "input")
+	upload := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(upload, bytes.Repeat([]byte("content\n"), 1<<17), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const want = "1048576 f\ninput"
+	first := d.detach(t, "--upload="+upload, "--stdin="+input, "--retry=1", "--retry-delay=10ms", "sh", "-c", `wc -c f; cat; [ "$JOBLET_ATTEMPT" = 2 ]`)
+	d.ends(t, first, joblet.Completed)
+	if out := d.rnx(t.Context(), "job", "log", first).stdout; out != want+want {
+		t.Errorf("with a retry: %q", out)
+	}
+	all := []string{first}
+	rerun := func(of string) {
+		t.Helper()
+		r := d.rnx(t.Context(), "job", "rerun", of)
+		id := strings.TrimSpace(r.stdout)
+		if r.status != 0 {
+			t.Fatal(r)
+		}
+		d.ends(t, id, joblet.Completed)
+		if out := d.rnx(t.Context(), "job", "log", id).stdout; out != want+want {
+			t.Errorf("a rerun: %q", out)
+		}
+		all = append(all, id)
+	}
+	names := func(id, file string) (inode, links uint64) {
+		t.Helper()
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(d.state, "jobs", id, file), &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Ino, uint64(st.Nlink)
+	}
+	rerun(first)
+	rerun(all[1])
+	for _, file := range []string{"files.tar", "stdin"} {
+		inode, _ := names(first, file)
+		for _, id := range all {
+			if i, n := names(id, file); i != inode || n != 3 {
+				t.Errorf("%s of %s: inode %d with %d names, want %d with 3", file, id, i, n, inode)
+			}
+		}
+	}
+	d.says(t, 0, ``, ``, "job", "delete", first)
+	d.kill(t)
+	d.restart(t)
+	rerun(all[2])
+	if _, n := names(all[3], "files.tar"); n != 3 {
+		t.Errorf("%d names after one was deleted", n)
+	}
+	if r := d.rnx(t.Context(), append([]string{"job", "delete"}, all[1:]...)...); r.status != 0 {
+		t.Error(r)
+	}
+	d.nothing(t)
 }
