@@ -115,7 +115,7 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 	for _, dir := range cfg.FormerRunDirs {
 		e.former = append(e.former, e.groups.Beside(cgroup.Name(dir)))
 	}
-	e.etc.parent = filepath.Join(cfg.RunDir, "etc")
+	e.etc.root, e.etc.parent, e.etc.log = "/", filepath.Join(cfg.RunDir, "etc"), cfg.Log
 	if err := e.clearEtc(); err != nil {
 		return nil, err
 	}
@@ -148,6 +148,9 @@ func (e *Engine) StartSpares() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
+	e.stopped.Go(func() { // ahead of the first job that needs it, which says why if it fails
+		_, _ = e.etc.current()
+	})
 	if inheritsOrphans() {
 		e.stopped.Go(func() { reapOrphans(ctx) })
 	}
@@ -183,6 +186,7 @@ func (e *Engine) closeAll() error {
 	for _, h := range e.former {
 		h.RemoveEmpty()
 	}
+	e.etc.stop()
 	errs := []error{e.sockets.close()}
 	for _, f := range []*os.File{e.monitor, e.null, e.log} {
 		if f != nil {

@@ -1,14 +1,7 @@
 package engine
 
 import (
-	"errors"
-	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
-	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/monitor"
 )
@@ -19,28 +12,28 @@ type View struct {
 	Dirs  []monitor.Dir
 	Links []monitor.Link
 	Files []monitor.File
+
+	Path []string // directories of programs beside those of DefaultPath
 }
 
 // hostDirs are the host's directories of programs. Each is a directory or, on a
 // merged-usr system, a symbolic link into /usr.
 var hostDirs = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
 
-// hostEtc are the parts of /etc that programs cannot do without: how shared
-// libraries are found, which alternative a name stands for, which certificate
-// authorities to trust, and the site configuration of language runtimes.
-// Nothing else of /etc is shown: it holds keys and passwords, and the list of
-// what may be read would never be complete.
-var hostEtc = []string{
-	"ld.so.cache", "alternatives", "localtime",
-	"ssl/certs", "ca-certificates", "pki/tls/certs", "pki/ca-trust/extracted", "crypto-policies",
-	"python3", "python3.11", "python3.12", "python3.13", "perl", "java-11-openjdk", "java-17-openjdk", "java-21-openjdk",
-	"fonts", "terminfo", "mime.types", "protocols", "services", "magic",
+// hostVar are directories of /var that hold nothing but what programs of hostDirs have
+// made of their data: caches of fonts, formats of TeX, dictionaries.
+var hostVar = []string{"/var/cache/fontconfig", "/var/cache/dictionaries-common", "/var/lib/texmf", "/var/lib/aspell", "/var/lib/ghostscript"}
+
+// hostDirsMade are directories of /var in which programs of hostDirs write, and which they
+// do not make themselves: a job has empty ones.
+var hostDirsMade = []string{
+	"/var/log/nginx", "/var/lib/nginx", "/var/log/apache2", "/var/cache/apache2", "/var/log/lighttpd", "/var/cache/lighttpd",
 }
 
 // etcFiles are the files of a job's /etc that are Joblet's own words.
 var etcFiles = map[string]string{
-	"passwd":        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
-	"group":         "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+	"passwd":        "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+	"group":         "root:x:0:\ntty:x:5:\nwww-data:x:33:\nnogroup:x:65534:\n",
 	"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
 	"host.conf":     "multi on\n",
 }
@@ -53,130 +46,23 @@ var etcLinks = map[string]string{
 	"resolv.conf": "/run/joblet/resolv.conf",
 }
 
-// maxEtc bounds the copy of the host's /etc.
-const maxEtc = 64 << 20
-
-// hostEtcCopy keeps a copy of what jobs see of the host's /etc: as one directory
-// it is one mount in a job, where the originals would be twenty. It is made
-// again when the modification time of one of the originals has changed;
-// running jobs keep the copy they have.
-type hostEtcCopy struct {
-	parent string // etc-N are the copies in it
-
-	mu    sync.Mutex
-	dir   string
-	stamp string
-}
-
-// current returns the directory of an up-to-date copy.
-func (c *hostEtcCopy) current() (string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	stamp := etcStamp()
-	if c.dir != "" && stamp == c.stamp {
-		return c.dir, nil
-	}
-	dir, err := os.MkdirTemp(c.parent, "etc-")
-	if err != nil {
-		return "", fmt.Errorf("copy what jobs need of /etc: %w", err)
-	}
-	if err := copyEtc(dir); err != nil {
-		return "", errors.Join(fmt.Errorf("copy what jobs need of /etc: %w", err), os.RemoveAll(dir))
-	}
-	c.dir, c.stamp = dir, stamp
-	return dir, nil
-}
-
-func etcStamp() string {
-	var b strings.Builder
-	for _, name := range hostEtc {
-		var st unix.Stat_t
-		if unix.Lstat("/etc/"+name, &st) == nil {
-			fmt.Fprintf(&b, "%d.%d,", st.Mtim.Sec, st.Mtim.Nsec)
-		}
-	}
-	return b.String()
-}
-
-func copyEtc(dir string) error {
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
-	left := int64(maxEtc)
-	for _, name := range hostEtc {
-		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755); err != nil {
-			return err
-		}
-		if err := copyPublic(filepath.Join("/etc", name), filepath.Join(dir, name), &left); err != nil {
-			return err
-		}
-	}
-	for name, text := range etcFiles {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
-			return err
-		}
-	}
-	for name, target := range etcLinks {
-		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// copyPublic copies what everybody may read; the rest, and what vanishes
-// meanwhile, it passes over.
-func copyPublic(source, target string, left *int64) error {
-	info, err := os.Lstat(source)
-	if err != nil {
-		return nil
-	}
-	switch mode := info.Mode(); {
-	case mode&os.ModeSymlink != 0:
-		to, err := os.Readlink(source)
-		if err != nil {
-			return nil
-		}
-		return os.Symlink(to, target)
-	case mode.IsDir() && mode&0o005 == 0o005:
-		if err := os.Mkdir(target, 0o755); err != nil {
-			return err
-		}
-		entries, err := os.ReadDir(source)
-		if err != nil {
-			return nil
-		}
-		for _, e := range entries {
-			if err := copyPublic(filepath.Join(source, e.Name()), filepath.Join(target, e.Name()), left); err != nil {
-				return err
-			}
-		}
-	case mode.IsRegular() && mode&0o004 != 0:
-		if *left -= info.Size(); *left < 0 {
-			return fmt.Errorf("%s: more than %d MiB in all", source, maxEtc>>20)
-		}
-		data, err := os.ReadFile(source)
-		if err != nil {
-			return nil
-		}
-		return os.WriteFile(target, data, 0o644|mode&0o111)
-	}
-	return nil
-}
-
 // HostView returns the view of a job without a runtime: the host's own
 // programs. They are not idmapped: to the job they belong to nobody, and a file
 // that only the host's root may read stays unreadable for the job's root.
 func (e *Engine) HostView() (View, error) {
 	var v View
-	etc, err := e.etc.current()
+	host, err := e.etc.current()
 	if err != nil {
 		return v, err
 	}
 	for _, dir := range hostDirs {
 		v.add(dir, dir, false)
 	}
-	v.add(etc, "/etc", false)
+	for _, dir := range host.trees {
+		v.add(dir, dir, false)
+	}
+	v.add(host.etc, "/etc", false)
+	v.Dirs, v.Path = host.dirs, host.path
 	return v, nil
 }
 

@@ -9,14 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/monitor"
 )
-
-// defaultPath is where a job's commands are looked for.
-const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // defaultTerm is the kind of a terminal of which the caller does not say it.
 const defaultTerm = "xterm"
@@ -47,7 +45,7 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 		return nil, err
 	}
 	user, home := run.AddUser()
-	env := map[string]string{"PATH": defaultPath, "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+	env := map[string]string{"PATH": strings.Join(append([]string{engine.DefaultPath}, v.Path...), ":"), "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
 	maps.Copy(env, runtimeEnv)
 	if spec.Terminal != (joblet.WindowSize{}) {
 		env["TERM"] = defaultTerm

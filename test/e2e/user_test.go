@@ -60,7 +60,7 @@ func TestStreamsOfAnotherUser(t *testing.T) {
 		}
 	}
 	// The file is the job's; only its processes come that far.
-	if r := d.job(t, "--user=1000", "sh", "-c", "echo x >/etc/passwd || echo y >/etc/group; wc -l </etc/passwd"); r.status != 0 || r.stdout != "3\n" {
+	if r := d.job(t, "--user=1000", "sh", "-c", "echo x >/etc/passwd || echo y >/etc/group; wc -l </etc/passwd"); r.status != 0 || r.stdout != "4\n" {
 		t.Errorf("write to /etc/passwd: %v", r)
 	}
 }

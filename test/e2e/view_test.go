@@ -3,7 +3,9 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -139,5 +141,43 @@ feed/f' '/a:b,c\d/f' /b*tes/f /link?; ls -d /empty?*`, "1\nhidden\nspace\ndash\n
 	}
 	if text, err := os.ReadFile(filepath.Join(tree, "var/lib/dpkg/status")); err != nil || string(text) != "packages\n" {
 		t.Errorf("the tree itself has %q: %v", text, err)
+	}
+}
+
+// TestHostConfiguration: the host's programs find their configuration in a job without a
+// runtime, and the shell what a login of the host finds.
+func TestHostConfiguration(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	for _, test := range []struct{ program, script, want string }{
+		{"openssl", `openssl req -x509 -newkey rsa:2048 -nodes -keyout key -out crt -subj /CN=x 2>/dev/null && openssl x509 -in crt -noout -subject`, `^subject=CN ?= ?x\n$`},
+		{"sh", `. /etc/os-release && echo $ID`, `^[a-z]+\n$`},
+		{"/usr/local/go/bin/go", `cd / && GOCACHE=/tmp/c go version`, `^go version go`},
+		{"man", `man -w man && MANPAGER=cat man man 2>&1 | head -c 1000 | grep -ci manual`, `/man1/man\.1.*\n[1-9]`},
+		{"/usr/bin/R", `R --vanilla --slave -e 'cat(sum(1:4))'`, `^10`},
+		{"/usr/bin/pdflatex", `printf '\\documentclass{article}\\begin{document}x\\end{document}' >a.tex; pdflatex a.tex >/dev/null && ls a.pdf`, `^a\.pdf\n$`},
+		{"/usr/bin/convert", `convert -size 8x8 xc:red a.png && identify a.png`, `^a.png PNG 8x8`},
+		{"/usr/sbin/nginx", `nginx -t -g 'pid /tmp/pid;' 2>&1`, `syntax is ok`},
+		{"/usr/sbin/lighttpd", `test -s /etc/lighttpd/lighttpd.conf && lighttpd -tt -f /etc/lighttpd/lighttpd.conf && echo ok`, `^ok\n$`},
+		{"/usr/bin/java", `cd /tmp && java -version 2>&1`, `version`},
+		{"fc-match", `fc-match sans`, `"`},
+	} {
+		t.Run(test.program, func(t *testing.T) {
+			t.Parallel()
+			if _, err := exec.LookPath(test.program); err != nil {
+				t.Skipf("requires %s", test.program)
+			}
+			if r := d.job(t, "sh", "-c", test.script); r.status != 0 || !regexp.MustCompile(test.want).MatchString(r.stdout) {
+				t.Errorf("%v\nwant %s", r, test.want)
+			}
+		})
+	}
+	if _, err := os.Stat("/usr/local/go/bin/go"); err == nil {
+		if r := d.job(t, "go", "version"); r.status != 0 {
+			t.Errorf("a command in the host's search path: %v", r)
+		}
+		if r := d.job(t, "--env=PATH=/usr/bin:/bin", "sh", "-c", "echo $PATH; go version"); r.status != 127 || r.stdout != "/usr/bin:/bin\n" {
+			t.Errorf("a search path of the job's own: %v", r)
+		}
 	}
 }

@@ -80,6 +80,12 @@ type world struct {
 
 func newWorld(t *testing.T, args ...string) *world {
 	t.Helper()
+	return newWorldOf(t, filepath.Join(binDir, "joblet"), args...)
+}
+
+// newWorldOf is newWorld with another program for the daemon.
+func newWorldOf(t *testing.T, program string, args ...string) *world {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "joblet-escape-host-") // t.TempDir is nobody else's to enter
 	if err != nil {
 		t.Fatal(err)
@@ -117,7 +123,7 @@ func newWorld(t *testing.T, args ...string) *world {
 	}
 	w.pid = strconv.Itoa(w.victim.Process.Pid)
 
-	w.daemon = exec.Command(filepath.Join(binDir, "joblet"),
+	w.daemon = exec.Command(program,
 		append([]string{"serve", "--state-dir", filepath.Join(dir, "state"), "--run-dir", w.run}, args...)...)
 	w.daemon.Stderr = &w.stderr
 	if err := testenv.Serve(w.daemon); err != nil {
