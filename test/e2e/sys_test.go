@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"os"
+	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -24,19 +26,19 @@ func TestOwnCgroup(t *testing.T) {
 	}
 
 	d.must(t, append(append([]string{"-d", "--name=box"}, limits...), "sleep", "600")...)
-	exec := func(args ...string) result {
+	inBox := func(args ...string) result {
 		return d.rnx(patient(t), append([]string{"job", "exec", "box"}, args...)...)
 	}
-	if r := exec("sh", "-c", look); !shown.MatchString(r.stdout) {
+	if r := inBox("sh", "-c", look); !shown.MatchString(r.stdout) {
 		t.Errorf("a further process: %v", r)
 	}
 	d.says(t, 0, `(?s).*`, ``, "job", "update", "--max-memory=400M", "--max-cpu=25", "--max-pids=88", "box")
-	if r := exec("sh", "-c", look); !regexp.MustCompile(`^419430400\n25000( 100000)?\n88\n$`).MatchString(r.stdout) {
+	if r := inBox("sh", "-c", look); !regexp.MustCompile(`^419430400\n25000( 100000)?\n88\n$`).MatchString(r.stdout) {
 		t.Errorf("after a change: %v", r)
 	}
 	d.kill(t)
 	d.restart(t)
-	if r := exec("cut", "-d:", "-f3", "/proc/self/cgroup"); r.status != 0 || strings.Trim(r.stdout, "/\n") != "" {
+	if r := inBox("cut", "-d:", "-f3", "/proc/self/cgroup"); r.status != 0 || strings.Trim(r.stdout, "/\n") != "" {
 		t.Errorf("the cgroups of a further process after a restart: %v", r)
 	}
 
@@ -78,6 +80,49 @@ func TestLimitsSeenByPrograms(t *testing.T) {
 			r := d.job(t, append(limits, "sh", "-c", test.script)...)
 			if n, err := strconv.ParseInt(strings.TrimSpace(r.stdout), 10, 64); err != nil || n < 1 || n > test.most {
 				t.Errorf("%v, want %d at most", r, test.most)
+			}
+		})
+	}
+}
+
+// TestSys: programs that look at the hardware find processors and memory in /sys, and no
+// devices.
+func TestSys(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const files = `cd /sys; cat devices/system/cpu/online devices/system/node/online devices/system/cpu/cpu0/topology/core_cpus_list; ls -A block class/block dev/block bus/pci/devices | grep -v -e : -e '^$'; ls class/net; cat class/net/lo/mtu`
+	want := ""
+	for _, name := range []string{"cpu/online", "node/online", "cpu/cpu0/topology/core_cpus_list"} {
+		data, err := os.ReadFile("/sys/devices/system/" + name)
+		if err != nil {
+			t.Skipf("requires a host that tells of its processors and nodes: %v", err)
+		}
+		want += string(data)
+	}
+	d.must(t, "-d", "--name=box", "sleep", "600")
+	for what, args := range map[string][]string{
+		"a job": {"job", "run"}, "a user": {"job", "run", "--user=1000"}, "a nested job": {"job", "run", "--security=nested"},
+		"a further process": {"job", "exec", "box"},
+	} {
+		if r := d.rnx(patient(t), append(args, "sh", "-c", files)...); r.stdout != want+"lo\n65536\n" {
+			t.Errorf("%s: %v\nwant %s", what, r, want)
+		}
+	}
+	for _, test := range []struct{ program, args, want string }{
+		{"lscpu", "", `(?m)^CPU\(s\): +\d+$`},
+		{"lsmem", "", `Total online memory`},
+		{"lsblk", "", `^$`},
+		{"lspci", "", `^$`},
+		{"numactl", "--hardware", `node 0 cpus`},
+		{"lstopo-no-graphics", "", `PU L#0`},
+	} {
+		t.Run(test.program, func(t *testing.T) {
+			outside, err := exec.CommandContext(t.Context(), test.program, strings.Fields(test.args)...).CombinedOutput()
+			if err != nil {
+				t.Skipf("requires %s on the host, and a kernel for it: %v %s", test.program, err, outside)
+			}
+			if r := d.job(t, "sh", "-c", test.program+" "+test.args); r.status != 0 || !regexp.MustCompile(test.want).MatchString(r.stdout) {
+				t.Errorf("%v\nwant %s", r, test.want)
 			}
 		})
 	}

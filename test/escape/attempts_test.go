@@ -171,7 +171,14 @@ func (w *world) attempts() []attempt {
 		{name: "/proc/timer_list", ref: "CVE-2017-5967", args: []string{"readable", "/proc/timer_list"}, mayLack: true},
 		{name: "/proc/keys", ref: "keyrings(7)", args: []string{"readable", "/proc/key-users"}, option: "KEYS"},
 		{name: "the kernel's log", ref: "syslog(2)", args: []string{"dmesg"}, option: "PRINTK", needs: unix.CAP_SYSLOG},
-		{name: "/sys", ref: "CVE-2018-10892", args: []string{"nonempty", "/sys/kernel"}},
+		{name: "the rest of /sys", ref: "CVE-2018-10892; CVE-2020-8694", args: []string{"sys-beyond", "/sys/fs/cgroup", "/sys/devices/system/cpu", "/sys/devices/system/memory",
+			"/sys/devices/system/node", "/sys/kernel/mm/hugepages", "/sys/kernel/mm/transparent_hugepage", "/sys/devices/virtual/net/lo"}},
+		{name: "what only root may read in /sys", ref: "ppin, ABI/stable/sysfs-devices-system-cpu", args: []string{"sys-roots"}},
+		{name: "take a processor away", ref: "cpu_hotplug.rst", args: []string{"openw", "/sys/devices/system/cpu/cpu1/online"}, mayLack: true},
+		{name: "forge an event of a device", ref: "CVE-2009-1185; sysfs(5), uevent", args: []string{"openw", "/sys/devices/system/cpu/cpu0/uevent"}},
+		{name: "settings of huge pages", ref: "transhuge.rst", args: []string{"openw", "/sys/kernel/mm/transparent_hugepage/enabled"}, option: "TRANSPARENT_HUGEPAGE"},
+		{name: "make a part of /sys writable again", ref: "mount(2)", args: []string{"remount", "/sys/devices/system/cpu"},
+			prepare: "mount --bind /sys/devices/system/cpu /sys/devices/system/cpu && mount -o remount,bind,ro /sys/devices/system/cpu"},
 
 		// Interfaces of the kernel with a record.
 		{name: "bpf", ref: "CVE-2021-3490", args: []string{"bpf"}, option: "BPF_SYSCALL"},

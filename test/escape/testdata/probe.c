@@ -1046,6 +1046,63 @@ static int open_below(const char *dir, const char *skip, int *tried)
 	return 0;
 }
 
+// files_below calls f for each regular file below dir, until that returns a verdict.
+static int files_below(const char *dir, int (*f)(const char *, const struct stat *, char **), char **arg)
+{
+	struct dirent *e;
+	int found = 0;
+	DIR *d = opendir(dir);
+	while (d && !found && (e = readdir(d))) {
+		char path[4096];
+		struct stat st;
+		snprintf(path, sizeof path, "%s/%s", dir, e->d_name);
+		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || lstat(path, &st))
+			continue;
+		if (S_ISDIR(st.st_mode))
+			found = files_below(path, f, arg);
+		else if (S_ISREG(st.st_mode))
+			found = f(path, &st, arg);
+	}
+	if (d)
+		closedir(d);
+	return found;
+}
+
+static int is_beyond(const char *path, const struct stat *st, char **arg)
+{
+	(void)st;
+	for (; *arg; arg++)
+		if (!strncmp(path, *arg, strlen(*arg)) && path[strlen(*arg)] == '/')
+			return 0;
+	return !through("%s", path);
+}
+
+// sys_beyond looks for a file of /sys that lies in none of the arguments.
+static int sys_beyond(char **arg)
+{
+	if (files_below("/sys", is_beyond, arg))
+		return THROUGH;
+	errno = ENOENT;
+	return no("anything else in /sys");
+}
+
+static int is_roots(const char *path, const struct stat *st, char **arg)
+{
+	(void)arg;
+	if ((st->st_mode & 0444) == 0 || st->st_mode & 0004 || open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC) < 0)
+		return 0;
+	return !through("%s", path);
+}
+
+// sys_roots opens a file of /sys that only root may read.
+static int sys_roots(char **arg)
+{
+	if (files_below("/sys", is_roots, arg))
+		return THROUGH;
+	errno = EACCES;
+	return no("what is root's in /sys");
+}
+
 // open_kernel looks for a file of the kernel's, in /proc or /sys, that can be opened for
 // writing.
 static int open_kernel(char **arg)
@@ -1185,7 +1242,7 @@ static const struct {
 	{"hostname", 0, hostname}, {"terminal", 1, terminal}, {"abstract", 1, abstract}, {"socket", 3, socket_},
 	{"odd-sockets", 0, odd_sockets}, {"netlink-address", 0, netlink_address}, {"sysv-shm", 1, sysv_shm}, {"sysv-sem", 1, sysv_sem},
 	{"shm", 1, shm}, {"mq", 1, mq}, {"hold", 2, hold}, {"swap-names", 2, swap_names},
-	{"pools", 1, pools}, {"open-kernel", 1, open_kernel}, {"spy", 1, spy}, {0, 0, 0}};
+	{"pools", 1, pools}, {"open-kernel", 1, open_kernel}, {"sys-beyond", 1, sys_beyond}, {"sys-roots", 0, sys_roots}, {"spy", 1, spy}, {0, 0, 0}};
 
 int main(int argc, char **argv)
 {
