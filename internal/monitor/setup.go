@@ -43,6 +43,7 @@ const (
 func boxProgram(p *program, box *Box, sys []sysMount) {
 	enterCgroups(p, box.Cgroup.TaskFiles())
 	p.add("wait for the id maps", op{kind: opReceive})
+	openNetDevices(p, box, slotTree+len(sys))
 	mountRoot(p, box)
 	becomeRoot(p)
 	bringLoopbackUp(p)

@@ -28,6 +28,11 @@ var sysTrees = []string{
 // fail.
 var sysEmpty = []string{"block", "bus/pci/devices", "class/block", "dev/block"}
 
+// sysNet are the places of network devices, the first with links into the second. A
+// sysfs shows those of the network namespace in which it was mounted, so these come from
+// one of the job's own.
+var sysNet = []string{"class/net", "devices/virtual/net"}
+
 const sysAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
 // openSys opens what the box has in /sys: the trees above, and the job's own cgroups, in
@@ -58,8 +63,22 @@ func closeSys(mounts []sysMount) {
 	}
 }
 
+// openNetDevices mounts a sysfs where the root comes to lie over it and takes from it
+// what the job sees. Where the kernel refuses it, as the host's own is not whole
+// (mount_too_revealing in fs/namespace.c), there are no devices to be seen.
+func openNetDevices(p *program, box *Box, slot int) {
+	p.call("mount sysfs", unix.SYS_MOUNT, p.str("sysfs"), p.str(box.NewRoot), p.str("sysfs"),
+		unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0).may(allowAll)
+	for i, dir := range sysNet {
+		p.shared.slots[slot+i] = ^uintptr(0) // no descriptor, should open_tree fail
+		p.call("open /sys/"+dir, unix.SYS_OPEN_TREE, atFDCWD, p.str(path.Join(box.NewRoot, dir)),
+			unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC).into(uint8(slot + i)).may(allowAll)
+	}
+}
+
 // mountSys makes /sys: a tmpfs with the places of the mounts, which wait in the slots
-// from slotTree on, and then no more is written there.
+// from slotTree on, and of the network devices behind them; then no more is written
+// there.
 func mountSys(p *program, box *Box, mounts []sysMount) {
 	p.mount("sys", "sys", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755,size=4k,nr_inodes=128")
 	made := map[string]bool{"sys": true}
@@ -76,6 +95,12 @@ func mountSys(p *program, box *Box, mounts []sysMount) {
 		mkdirs(target)
 		p.call("attach /"+target, unix.SYS_MOVE_MOUNT, tree, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
 		p.call("close the tree of /"+target, unix.SYS_CLOSE, tree).slot(0)
+	}
+	for i, dir := range sysNet {
+		target, tree := path.Join("sys", dir), uintptr(slotTree+len(mounts)+i)
+		mkdirs(target)
+		p.call("attach /"+target, unix.SYS_MOVE_MOUNT, tree, p.str(""), atFDCWD, p.str(target), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0).may(allowAll)
+		p.call("close the tree of /"+target, unix.SYS_CLOSE, tree).slot(0).may(allowAll)
 	}
 	for _, dir := range sysEmpty {
 		mkdirs("sys/" + dir)
