@@ -38,14 +38,15 @@ type Limits struct {
 // DefaultLimits is enough for most jobs, and little enough to unpack anywhere.
 var DefaultLimits = Limits{Bytes: 1 << 30, Entries: 100_000}
 
-// Bounds on names, which every archive has to keep. Linux has the same, but for
-// the depth: that keeps walks and memory small.
+// Bounds on names, which every archive has to keep. Linux has the same.
 const (
-	maxName  = 4095 // bytes of a name and of a link's target
-	maxElem  = 255  // bytes of one element
-	maxDepth = 100  // elements
-	maxTop   = 100  // of Stats.Top
+	maxName = 4095 // bytes of a name and of a link's target
+	maxElem = 255  // bytes of one element
+	maxTop  = 100  // of Stats.Top
 )
+
+// maxElems bounds the elements of a pattern.
+const maxElems = 100
 
 // Stats says what an archive holds.
 type Stats struct {
@@ -91,6 +92,8 @@ type tree struct {
 	repeats int // entries that are not in stats
 	index   map[child]int32
 	nodes   []node
+	dir     string // of the latest name, whose node is dirID
+	dirID   int32
 }
 
 type child struct {
@@ -108,22 +111,31 @@ type node struct {
 }
 
 func newTree(lim Limits) *tree {
-	return &tree{lim: lim, index: map[child]int32{}, nodes: []node{{kind: directory, done: true}}}
+	return &tree{lim: lim, dir: ".", index: map[child]int32{}, nodes: []node{{kind: directory, done: true}}}
 }
 
 // add notes an entry. It returns the entry's node, and false for a directory
 // that had an entry already.
 func (t *tree) add(name string, k kind, mode fs.FileMode, mtime int64) (id int32, fresh bool, err error) {
-	for elem := range strings.SplitSeq(path.Dir(name), "/") {
-		if elem == "." {
-			break
+	if dir := path.Dir(name); dir == t.dir { // as most are: a deep one has many elements
+		id = t.dirID
+	} else {
+		rest := dir
+		if below, ok := strings.CutPrefix(dir, t.dir+"/"); ok {
+			id, rest = t.dirID, below
 		}
-		if id, err = t.child(id, elem); err != nil {
-			return 0, false, refuse(name, "%w", err)
+		for elem := range strings.SplitSeq(rest, "/") {
+			if elem == "." {
+				break
+			}
+			if id, err = t.child(id, elem); err != nil {
+				return 0, false, refuse(name, "%w", err)
+			}
+			if is := t.nodes[id].kind; is > directory {
+				return 0, false, refuse(name, "lies below %.200q, which is no directory in the archive", t.name(id))
+			}
 		}
-		if is := t.nodes[id].kind; is > directory {
-			return 0, false, refuse(name, "lies below %.200q, which is no directory in the archive", t.name(id))
-		}
+		t.dir, t.dirID = dir, id
 	}
 	known := len(t.nodes)
 	if id, err = t.child(id, path.Base(name)); err != nil {
@@ -232,8 +244,6 @@ func cleanName(name string) (string, error) {
 		return "", refuse(name, "must not hold \"..\"")
 	case len(clean) > maxName:
 		return "", refuse(name, "%d bytes long: at most %d are possible", len(clean), maxName)
-	case strings.Count(clean, "/") >= maxDepth:
-		return "", refuse(name, "%d directories deep: at most %d are possible", strings.Count(clean, "/")+1, maxDepth)
 	}
 	for elem := range strings.SplitSeq(clean, "/") {
 		if len(elem) > maxElem {

@@ -418,7 +418,6 @@ func TestPackPaths(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	t.Parallel()
-	deep := strings.Repeat("d/", 100) + "f"
 	good := tarOf(t, dirOf("d"), fileOf("d/f", "12345"))
 	junk := slices.Clone(good)
 	junk[0] ^= 1
@@ -441,7 +440,7 @@ func TestRefusals(t *testing.T) {
 		"link with slash":  {withSlash(tarOf(t, linkOf("ab", "b"))), "slash"},
 		"long element":     {tarOf(t, fileOf(strings.Repeat("n", 256), "")), "256 bytes"},
 		"long name":        {tarOf(t, fileOf(strings.Repeat(strings.Repeat("n", 250)+"/", 17)+"x", "")), "4268 bytes"},
-		"deep":             {tarOf(t, fileOf(deep, "")), "101 directories"},
+		"deep":             {tarOf(t, fileOf(strings.Repeat("d/", 2047)+"ff", "")), "4096 bytes"},
 		"link: absolute":   {tarOf(t, linkOf("a", "/etc/passwd")), `"/etc/passwd"`},
 		"link: out":        {tarOf(t, linkOf("a", "..")), "outside"},
 		"link: out of dir": {tarOf(t, linkOf("a/b", "../../c")), "outside"},

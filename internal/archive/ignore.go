@@ -83,7 +83,7 @@ func parseIgnore(file string, lines []string) (ignore, error) {
 			p.elems = append(p.elems, elem)
 		}
 		switch n := len(p.elems); {
-		case n > maxDepth:
+		case n > maxElems:
 			return nil, bad("has too many elements: at most 100 are possible")
 		case n == 0 || n == 1 && p.elems[0] == "**" && !strings.Contains(text, "**"):
 			return nil, bad("matches nothing")

@@ -81,7 +81,7 @@ func parsePattern(text string) ([]string, error) {
 		}
 		elems = append(elems, elem)
 	}
-	if len(elems) > maxDepth {
+	if len(elems) > maxElems {
 		return bad("has too many elements: at most 100 are possible")
 	}
 	return elems, nil

@@ -16,8 +16,18 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// batch is how many names of a directory are in memory at a time.
-const batch = 1024
+const (
+	// batch is how many names of a directory are in memory at a time.
+	batch = 1024
+	// A walk in a deep directory holds few names of each above it.
+	deepDepth, deepBatch = 100, 32
+	// maxDeep is how many walks may be in deep directories at once, each with one or two
+	// open files for each directory above.
+	maxDeep = 8
+)
+
+// deepWalks has one for each walk of PackTree that is in a deep directory.
+var deepWalks = make(chan struct{}, maxDeep)
 
 // packer writes trees into an archive.
 type packer struct {
@@ -27,6 +37,7 @@ type packer struct {
 	match  func(string) bool
 	strict bool    // for a user's own files: what cannot go into the archive is an error
 	visits int     // names that may still be looked at
+	depth  int     // of the directory that is being read
 	device *uint64 // of the tree, which is not left for what is mounted in it; nil: it may be
 	above  []above
 	names  map[inode]named // of files with several names, those in the archive
@@ -217,8 +228,19 @@ func (p *packer) dir(root *os.Root, name string) error {
 		return p.skip(root.Name(), name, err)
 	}
 	defer d.Close()
+	size := batch
+	if p.depth > deepDepth {
+		size = deepBatch
+	}
 	for {
-		elems, err := d.Readdirnames(batch)
+		elems, err := d.Readdirnames(size)
+		if err == nil && len(elems) < size { // all, most likely: then it is not kept open meanwhile
+			var more []string
+			if more, err = d.Readdirnames(size); err == io.EOF {
+				_ = d.Close()
+			}
+			elems = append(elems, more...)
+		}
 		slices.Sort(elems)
 		for _, elem := range elems {
 			if p.visits--; p.visits < 0 {
@@ -324,8 +346,16 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	if err != nil || !os.SameFile(fi, opened) {
 		return p.skip(local, name, errors.New("is being replaced while it is read"))
 	}
+	if p.depth++; p.depth == deepDepth && !p.strict {
+		select {
+		case deepWalks <- struct{}{}:
+			defer func() { <-deepWalks }()
+		default:
+			return joblet.Errorf(joblet.ResourceExhausted, "%d copies of files that lie more than %d directories deep are under way: try again later", maxDeep, deepDepth)
+		}
+	}
 	p.above = append(p.above, above{name, h})
-	defer func() { p.above = p.above[:len(p.above)-1] }()
+	defer func() { p.above, p.depth = p.above[:len(p.above)-1], p.depth-1 }()
 	return p.dir(sub, name)
 }
 

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/joblet/joblet"
@@ -172,6 +173,7 @@ func UnpackForJob(root *os.Root, r io.Reader, lim Limits) (Stats, error) {
 
 func unpack(root *os.Root, s *source) (Stats, error) {
 	u := &unpacker{root: root, source: s}
+	defer u.leave()
 	for {
 		e, err := u.next()
 		if err == io.EOF {
@@ -195,6 +197,81 @@ func unpack(root *os.Root, s *source) (Stats, error) {
 type unpacker struct {
 	*source
 	root *os.Root
+
+	// trail ends with the directory in which something was made latest, so that not
+	// each file of a deep one takes a walk there, and has some of those above.
+	trail []place
+
+	walked int // directories, for hard links
+}
+
+// place is an open directory.
+type place struct {
+	id    int32
+	depth int
+	dir   *os.Root
+}
+
+// stride is how many directories lie between two of a trail.
+const stride = 32
+
+// at returns a directory that has been made. It is good until the next call.
+func (u *unpacker) at(id int32) (*os.Root, error) {
+	if id == 0 {
+		return u.root, nil
+	}
+	if n := len(u.trail); n > 0 && u.trail[n-1].id == id {
+		return u.trail[n-1].dir, nil
+	}
+	var way []int32 // from the top to it
+	for n := id; n != 0; n = u.tree.nodes[n].parent {
+		way = append(way, n)
+	}
+	slices.Reverse(way)
+	from := place{dir: u.root}
+	for len(u.trail) > 0 {
+		if last := u.trail[len(u.trail)-1]; last.depth <= len(way) && way[last.depth-1] == last.id {
+			from = last
+			break
+		}
+		u.drop()
+	}
+	for from.depth < len(way) {
+		to := place{depth: min(len(way), (from.depth/stride+1)*stride)}
+		var elems []string
+		for _, n := range way[from.depth:to.depth] {
+			elems = append(elems, u.tree.nodes[n].elem)
+		}
+		to.id = way[to.depth-1]
+		var err error
+		if to.dir, err = from.dir.OpenRoot(strings.Join(elems, "/")); err != nil {
+			return nil, u.failed(to.id, err)
+		}
+		if from.depth%stride != 0 {
+			u.drop()
+		}
+		u.trail = append(u.trail, to)
+		from = to
+	}
+	return from.dir, nil
+}
+
+// drop closes the last of the trail.
+func (u *unpacker) drop() {
+	last := len(u.trail) - 1
+	_ = u.trail[last].dir.Close()
+	u.trail = u.trail[:last]
+}
+
+func (u *unpacker) leave() {
+	for len(u.trail) > 0 {
+		u.drop()
+	}
+}
+
+// failed says of which entry something failed.
+func (u *unpacker) failed(id int32, err error) error {
+	return fmt.Errorf("unpack %.200q: %w", u.tree.name(id), cause(err))
 }
 
 const hasModes = runtime.GOOS != "windows"
@@ -206,19 +283,24 @@ func (u *unpacker) entry(e entry) error {
 	if e.kind == hard {
 		e.target = u.tree.name(e.original)
 	}
-	if err := u.makeDir(u.tree.nodes[e.id].parent); err != nil {
+	n := u.tree.nodes[e.id]
+	if err := u.makeDir(n.parent); err != nil {
 		return err
 	}
-	create := func() error { return u.createFile(e) }
+	dir, err := u.at(n.parent)
+	if err != nil {
+		return err
+	}
+	create := func() error { return u.createFile(dir, n.elem, e) }
 	switch e.kind {
 	case link:
-		create = func() error { return u.root.Symlink(filepath.FromSlash(e.target), e.name) }
+		create = func() error { return dir.Symlink(filepath.FromSlash(e.target), n.elem) }
 	case hard:
-		create = func() error { return u.createLink(e) }
+		create = func() error { return u.createLink(dir, n, e) }
 	}
-	err := create()
+	err = create()
 	if errors.Is(err, fs.ErrExist) {
-		if err := u.clear(e.name); err != nil {
+		if err := u.clear(dir, n.elem, e); err != nil {
 			return err
 		}
 		err = create()
@@ -229,31 +311,31 @@ func (u *unpacker) entry(e entry) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("unpack: %w", err)
+		return u.failed(e.id, err)
 	}
 	return nil
 }
 
 // clear removes a file or link that is in an entry's place.
-func (u *unpacker) clear(name string) error {
-	fi, err := u.root.Lstat(name)
+func (u *unpacker) clear(dir *os.Root, elem string, e entry) error {
+	fi, err := dir.Lstat(elem)
 	if err == nil && fi.IsDir() {
-		return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a directory of that name already", name)
+		return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a directory of that name already", e.name)
 	}
 	if err == nil {
-		err = u.root.Remove(name)
+		err = dir.Remove(elem)
 	}
 	if err != nil {
-		return fmt.Errorf("unpack: %w", err)
+		return u.failed(e.id, err)
 	}
 	return nil
 }
 
-func (u *unpacker) createFile(e entry) error {
+func (u *unpacker) createFile(dir *os.Root, elem string, e entry) error {
 	if !hasModes {
 		e.mode = 0o600 // without the bit to write it would be read-only
 	}
-	f, err := u.root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, e.mode)
+	f, err := dir.OpenFile(elem, os.O_WRONLY|os.O_CREATE|os.O_EXCL, e.mode)
 	if err != nil {
 		return err
 	}
@@ -262,31 +344,43 @@ func (u *unpacker) createFile(e entry) error {
 		err = closeErr
 	}
 	if err != nil {
-		_ = u.root.Remove(e.name) // half of a file helps nobody
+		_ = dir.Remove(elem) // half of a file helps nobody
 		return err
 	}
-	u.setTime(e.name, e.mtime)
+	setTime(dir, elem, e.mtime)
 	return nil
 }
 
-// createLink gives a file a further name. Where that cannot be, it copies the file.
-func (u *unpacker) createLink(e entry) error {
-	err := u.root.Link(filepath.FromSlash(e.target), filepath.FromSlash(e.name))
+// maxLinkWalk bounds the directories that all hard links of an archive are walked
+// through, of which each costs about a microsecond.
+const maxLinkWalk = 10 << 20
+
+// createLink gives a file a further name, in dir. Where that cannot be, it copies the
+// file.
+func (u *unpacker) createLink(dir *os.Root, n node, e entry) error {
+	from, target, name := dir, u.tree.nodes[e.original].elem, n.elem
+	if u.tree.nodes[e.original].parent != n.parent {
+		from, target, name = u.root, filepath.FromSlash(e.target), filepath.FromSlash(e.name)
+		if u.walked += strings.Count(e.target, "/") + strings.Count(e.name, "/"); u.walked > maxLinkWalk {
+			return joblet.Errorf(joblet.InvalidArgument, "too many hard links between deep directories")
+		}
+	}
+	err := from.Link(target, name)
 	if errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err == nil {
-		fi, err := u.root.Lstat(e.name)
+		fi, err := dir.Lstat(n.elem)
 		if err != nil || fi.Mode().IsRegular() {
 			return err
 		}
-		return errors.Join(fmt.Errorf("%q was replaced meanwhile", e.target), u.root.Remove(e.name))
+		return errors.Join(fmt.Errorf("%.200q was replaced meanwhile", e.target), dir.Remove(n.elem))
 	}
-	before, statErr := u.root.Lstat(e.target)
+	before, statErr := from.Lstat(target)
 	if statErr != nil || !before.Mode().IsRegular() { // another one has taken it away
 		return err
 	}
-	f, openErr := u.root.OpenFile(e.target, os.O_RDONLY|nonblock, 0)
+	f, openErr := from.OpenFile(target, os.O_RDONLY|nonblock, 0)
 	if openErr != nil {
 		return err
 	}
@@ -297,23 +391,23 @@ func (u *unpacker) createLink(e entry) error {
 	if err := u.tree.grow(e.name, before.Size()); err != nil { // it takes room now
 		return err
 	}
-	to, err := u.root.OpenFile(e.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, before.Mode().Perm())
+	to, err := dir.OpenFile(n.elem, os.O_WRONLY|os.O_CREATE|os.O_EXCL, before.Mode().Perm())
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(to, f)
 	if err = errors.Join(err, to.Close()); err != nil {
-		_ = u.root.Remove(e.name)
+		_ = dir.Remove(n.elem)
 		return err
 	}
-	u.setTime(e.name, toNanos(before.ModTime()))
+	setTime(dir, n.elem, toNanos(before.ModTime()))
 	return nil
 }
 
 // setTime sets a time of modification. Where that cannot be, the content still counts.
-func (u *unpacker) setTime(name string, mtime int64) {
+func setTime(dir *os.Root, elem string, mtime int64) {
 	if mtime != 0 {
-		_ = u.root.Chtimes(name, time.Time{}, time.Unix(0, mtime))
+		_ = dir.Chtimes(elem, time.Time{}, time.Unix(0, mtime))
 	}
 }
 
@@ -340,20 +434,24 @@ func (u *unpacker) makeDir(id int32) error {
 	if err := u.makeDir(u.tree.nodes[id].parent); err != nil {
 		return err
 	}
-	name, mode := u.tree.name(id), fs.FileMode(0o777)
-	if n := u.tree.nodes[id]; n.kind == directory {
+	n, mode := u.tree.nodes[id], fs.FileMode(0o777)
+	dir, err := u.at(n.parent)
+	if err != nil {
+		return err
+	}
+	if n.kind == directory {
 		mode = n.mode | 0o700
 	}
-	err := u.root.Mkdir(name, mode)
+	err = dir.Mkdir(n.elem, mode)
 	created := err == nil
 	if errors.Is(err, fs.ErrExist) {
 		var fi fs.FileInfo
-		if fi, err = u.root.Lstat(name); err == nil && !fi.IsDir() {
-			return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a file or link of that name already, where a directory must be", name)
+		if fi, err = dir.Lstat(n.elem); err == nil && !fi.IsDir() {
+			return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a file or link of that name already, where a directory must be", u.tree.name(id))
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("unpack: %w", err)
+		return u.failed(id, err)
 	}
 	u.tree.nodes[id].done, u.tree.nodes[id].created = true, created
 	return nil
@@ -367,17 +465,20 @@ func (u *unpacker) finishDirs() error {
 		if !n.created {
 			continue
 		}
-		name := u.tree.name(int32(id))
-		u.setTime(name, n.mtime)
+		dir, err := u.at(n.parent)
+		if err != nil {
+			return err
+		}
+		setTime(dir, n.elem, n.mtime)
 		if !hasModes {
 			continue
 		}
-		fi, err := u.root.Lstat(name)
+		fi, err := dir.Lstat(n.elem)
 		if err == nil && fi.Mode().Perm()&^n.mode != 0 {
-			err = u.root.Chmod(name, fi.Mode()&(n.mode|^fs.ModePerm))
+			err = dir.Chmod(n.elem, fi.Mode()&(n.mode|^fs.ModePerm))
 		}
 		if err != nil {
-			return fmt.Errorf("unpack: %w", err)
+			return u.failed(int32(id), err)
 		}
 	}
 	return nil

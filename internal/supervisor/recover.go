@@ -102,6 +102,7 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 	case r.WorkBeyond > 0 && job.Reason == "":
 		job.Reason = fmt.Sprintf("%d files in /work could not be kept: they are too many or too large", r.WorkBeyond)
 	}
+	job.Reason = joblet.Shorten(job.Reason)
 }
 
 // recover takes over from a former daemon, however that ended: it adopts the

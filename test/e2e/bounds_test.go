@@ -140,3 +140,53 @@ func TestManyItems(t *testing.T) {
 		}
 	}
 }
+
+// TestDeepFiles: files lie as deep as names can be long, in an upload, a result and a
+// copy of a running job's.
+func TestDeepFiles(t *testing.T) {
+	t.Parallel()
+	d := newDaemon(t)
+	const depth = 2040
+	up, left, copied := t.TempDir(), t.TempDir(), t.TempDir()
+	at, err := os.OpenRoot(up)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range depth {
+		if err := at.Mkdir("d", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		sub, err := at.OpenRoot("d")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = at.Close()
+		at = sub
+	}
+	if err := at.WriteFile("f", []byte("deep\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_ = at.Close()
+	name := strings.Repeat("d/", depth) + "f"
+	check := func(dir string) {
+		t.Helper()
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer root.Close()
+		if got, err := root.ReadFile(name); string(got) != "deep\n" {
+			t.Errorf("%q, %.100v", got, err)
+		}
+	}
+	r := d.job(t, "--upload-dir="+up, "--download=d", "--download-to="+left, "sh", "-c", "find . -name f -exec cat {} +")
+	if r.status != 0 || r.stdout != "deep\n" {
+		t.Errorf("%v", r)
+	}
+	check(left)
+	id := d.detach(t, "--upload-dir="+up, "sleep", "600")
+	if r := d.rnx(patient(t), "job", "cp", id+":d", copied); r.status != 0 {
+		t.Errorf("%v", r)
+	}
+	check(copied)
+}
