@@ -68,27 +68,36 @@ const (
 // Shorten returns a message without the middle of words and lines that are very long: of
 // a name of thousands of bytes a reader needs the ends, and what is said about it.
 func Shorten(message string) string {
-	if len(message) <= maxWord {
+	message = ShortenWords(message)
+	if len(message) <= maxLine {
 		return message
 	}
 	var b strings.Builder
 	for line := range strings.Lines(message) {
-		text := strings.TrimSuffix(line, "\n")
-		var words strings.Builder
-		for text != "" {
-			end := strings.IndexAny(text, " \t")
-			if end < 0 {
-				end = len(text)
-			}
-			words.WriteString(withoutMiddle(text[:end], maxWord, wordHead, wordTail))
-			if text = text[end:]; text != "" {
-				words.WriteByte(text[0])
-				text = text[1:]
-			}
-		}
-		b.WriteString(withoutMiddle(words.String(), maxLine, lineHead, lineTail))
-		if strings.HasSuffix(line, "\n") {
+		text, end := strings.CutSuffix(line, "\n")
+		b.WriteString(withoutMiddle(text, maxLine, lineHead, lineTail))
+		if end {
 			b.WriteByte('\n')
+		}
+	}
+	return b.String()
+}
+
+// ShortenWords is Shorten for words alone.
+func ShortenWords(message string) string {
+	if len(message) <= maxWord {
+		return message
+	}
+	var b strings.Builder
+	for message != "" {
+		end := strings.IndexAny(message, " \t\n")
+		if end < 0 {
+			end = len(message)
+		}
+		b.WriteString(withoutMiddle(message[:end], maxWord, wordHead, wordTail))
+		if message = message[end:]; message != "" {
+			b.WriteByte(message[0])
+			message = message[1:]
 		}
 	}
 	return b.String()

@@ -116,7 +116,7 @@ func statusOf(kind joblet.Kind, err error) error {
 	if int(kind) < len(codeOf) {
 		code = codeOf[kind]
 	}
-	s := status.New(code, short(joblet.Shorten(text(err.Error()))))
+	s := status.New(code, short(joblet.ShortenWords(text(err.Error()))))
 	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Domain: domain, Reason: reason(kind)}); err == nil {
 		s = detailed
 	}
