@@ -165,7 +165,7 @@ func isPublicSection(name string) bool {
 	})
 }
 
-// findPublicKey returns what becomes of a key, or nil if nobody knows it.
+// findPublicKey returns what becomes of a key, or nil for an unknown key.
 func findPublicKey(path string) *publicKey {
 	first, rest, more := strings.Cut(path, ".")
 	if now, ok := olderSections[first]; ok && more {
@@ -448,7 +448,7 @@ func (m *migration) set(name, value string, from ...string) error {
 func number(value any) (int64, error) {
 	n, err := strconv.ParseInt(fmt.Sprint(value), 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%.40q is no whole number", fmt.Sprint(value))
+		return 0, fmt.Errorf("%.40q is not a whole number", fmt.Sprint(value))
 	}
 	if n < 0 {
 		return 0, fmt.Errorf("%d: must not be negative", n)
