@@ -44,7 +44,7 @@ func TestExec(t *testing.T) {
 			{[]string{"box", "/usr"}, 126, "permission denied"},
 			{[]string{"-w", "/etc/passwd", "box", "true"}, 125, "workdir"},
 			{[]string{"-w", "../x", "box", "true"}, 125, "workdir"},
-			{[]string{"-e", "1=2", "box", "true"}, 125, "environment variable"},
+			{[]string{"-e", "JOBLET_A=2", "box", "true"}, 125, "environment variable"},
 			{[]string{"nope", "true"}, 125, "nope"},
 			{[]string{"box"}, 125, "command"},
 			{[]string{"box", ""}, 125, "no command"},

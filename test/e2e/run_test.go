@@ -46,7 +46,7 @@ func TestExitStatus(t *testing.T) {
 		{"workdir outside", []string{"--workdir=/../etc", "true"}, 125, `^rnx: workdir "/../etc": .*\n$`},
 		{"workdir is a file", []string{"--workdir=/etc/passwd", "true"}, 125, `^rnx: workdir /etc/passwd: .*not a directory.*\n$`},
 		{"workdir that cannot be", []string{"--workdir=/usr/nope", "true"}, 125, `^rnx: workdir /usr/nope: .*\n$`},
-		{"bad variable", []string{"-e", "1A=2", "true"}, 125, `^rnx: --env: environment variable name "1A".*\n$`},
+		{"bad variable", []string{"-e", "JOBLET_A=2", "true"}, 125, `^rnx: --env: environment variable name "JOBLET_A".*\n$`},
 		{"timeout", []string{"--timeout=300ms", "sleep", "60"}, 124, `(?s)time.*`},
 	}
 	for _, test := range tests {
