@@ -64,7 +64,7 @@ func TestParseRecipe(t *testing.T) {
 		{"link leaves", ok + "links: {/usr/../../x: /bin/sh}", "link"},
 		{"link is the root", ok + "links: {/.: /bin/sh}", "link"},
 		{"target leaves", ok + "links: {/usr/bin/x: /../../x}", "target"},
-		{"environment name", ok + "environment: {'A B': c}", "environment"},
+		{"environment name", ok + "environment: {'A=B': c}", "environment"},
 		{"environment NUL", ok + "environment: {A: \"b\\0\"}", "NUL"},
 		{"test command", ok + "test: ['', x]", "no command"},
 		{"description", ok + "description: \"a\\e[2J\"", "control character"},
