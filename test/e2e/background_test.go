@@ -13,7 +13,7 @@ import (
 func TestBackground(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	box := d.detach(t, "sleep", "600")
+	box := d.detach(t, "sleep", "infinity")
 	ed := d.detach(t, "-t", "sh", "-c", "read x; echo got=$x; exit 4")
 	const ask = `sh -c 'echo out-$((40+2)); read x; echo got=$x; exit 4'`
 

@@ -49,7 +49,7 @@ func (term *terminal) start(t *testing.T, cmd *exec.Cmd) {
 func TestTerminalGone(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	blocker := d.detach(t, "sleep", "600")
+	blocker := d.detach(t, "sleep", "infinity")
 	controlling := &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	holders := []struct {
 		name  string

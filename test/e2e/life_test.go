@@ -602,9 +602,9 @@ func TestLifeQueue(t *testing.T) {
 			}
 		})
 	}
-	attached(result{"ran\n", `^$`, 5}, "sh", "-c", "echo ran; exit 5")
-	attached(result{"", `^rnx: job \S+: no-such: command not found in .*\n$`, 127}, "no-such")
-	attached(result{"from stdin\n", `^$`, 0}, "--stdin="+fileWith(t, "from stdin\n"), "cat")
+	attached(result{"ran\n", `^rnx: job \S+ waits for its turn: [^\n]*\n$`, 5}, "sh", "-c", "echo ran; exit 5")
+	attached(result{"", `^rnx: job \S+ waits for its turn: [^\n]*\nrnx: job \S+: no-such: command not found in .*\n$`, 127}, "no-such")
+	attached(result{"from stdin\n", `^rnx: job \S+ waits for its turn: [^\n]*\n$`, 0}, "--stdin="+fileWith(t, "from stdin\n"), "cat")
 	if !eventually(patience, func() bool { return len(d.ids(t, "--status=pending")) == 12 }) {
 		t.Errorf("%q", d.ids(t, "--status=pending"))
 	}

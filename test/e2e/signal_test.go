@@ -16,23 +16,22 @@ import (
 func TestPassedSignals(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	const sleep = "echo ready; exec sleep 600"
-	box := d.detach(t, "sleep", "600")
+	box := d.detach(t, "sleep", "infinity")
 	for _, tt := range []struct {
 		name   string
 		args   []string
 		sig    syscall.Signal
 		status int
 	}{
-		{"TERM", []string{"run", "sh", "-c", sleep}, syscall.SIGTERM, 143},
-		{"TERM twice", []string{"run", "sh", "-c", sleep}, syscall.SIGTERM, 143},
-		{"HUP", []string{"run", "sh", "-c", sleep}, syscall.SIGHUP, 129},
-		{"INT", []string{"run", "sh", "-c", sleep}, syscall.SIGINT, 130},
-		{"QUIT", []string{"run", "sh", "-c", sleep}, syscall.SIGQUIT, 131},
-		{"with a reaper", []string{"run", "--init", "sh", "-c", sleep}, syscall.SIGTERM, 143},
-		{"another attempt", []string{"run", "--retry=3", "--retry-delay=1h", "sh", "-c", sleep}, syscall.SIGTERM, 143},
+		{"TERM", []string{"run", "tail", "-f", "/etc/passwd"}, syscall.SIGTERM, 143},
+		{"TERM twice", []string{"run", "tail", "-f", "/etc/passwd"}, syscall.SIGTERM, 143},
+		{"HUP", []string{"run", "tail", "-f", "/etc/passwd"}, syscall.SIGHUP, 129},
+		{"INT", []string{"run", "tail", "-f", "/etc/passwd"}, syscall.SIGINT, 130},
+		{"QUIT", []string{"run", "tail", "-f", "/etc/passwd"}, syscall.SIGQUIT, 131},
+		{"with a reaper", []string{"run", "--init", "tail", "-f", "/etc/passwd"}, syscall.SIGTERM, 143},
+		{"another attempt", []string{"run", "--retry=3", "--retry-delay=1h", "tail", "-f", "/etc/passwd"}, syscall.SIGTERM, 143},
 		{"handled", []string{"run", "bash", "-c", "trap 'exit 5' TERM; echo ready; while :; do sleep 0.05; done"}, syscall.SIGTERM, 5},
-		{"exec", []string{"exec", box, "sh", "-c", sleep}, syscall.SIGTERM, 143},
+		{"exec", []string{"exec", box, "tail", "-f", "/etc/passwd"}, syscall.SIGTERM, 143},
 		{"exec handled", []string{"exec", box, "bash", "-c", "trap 'exit 5' HUP; echo ready; while :; do sleep 0.05; done"}, syscall.SIGHUP, 5},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
