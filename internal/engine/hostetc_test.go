@@ -2,6 +2,7 @@ package engine
 
 import (
 	"crypto/md5" //nolint:gosec // what dpkg records
+	_ "embed"    // the tests also run where the sources are not
 	"fmt"
 	"log/slog"
 	"os"
@@ -36,6 +37,9 @@ func conffile(name, text string) string {
 	return fmt.Sprintf(" /etc/%s %x\n", name, md5.Sum([]byte(text))) //nolint:gosec // as above
 }
 
+//go:embed testdata/etc.txt
+var etcList string
+
 // TestEtcOfPackages decides on the files below /etc of many Debian packages, and on what
 // their scripts and administrators put there. A line of testdata/etc.txt is "+" for what
 // jobs see, "-" for what they do not, the name, and the package of which it is a
@@ -43,14 +47,10 @@ func conffile(name, text string) string {
 func TestEtcOfPackages(t *testing.T) {
 	t.Parallel()
 	needsRoot(t)
-	list, err := os.ReadFile("testdata/etc.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
 	var status strings.Builder
 	status.WriteString("Package: x\nConffiles:\n")
 	same, changed := t.TempDir(), t.TempDir()
-	for line := range strings.Lines(string(list)) {
+	for line := range strings.Lines(etcList) {
 		f := strings.Fields(line)
 		plantFile(t, same, "etc/"+f[1], f[1])
 		plantFile(t, changed, "etc/"+f[1], f[1]+" changed")
@@ -61,7 +61,7 @@ func TestEtcOfPackages(t *testing.T) {
 	pkgs := readConffiles(strings.NewReader(status.String()))
 	unchanged, after := scanEtc(same, pkgs, -1), scanEtc(changed, pkgs, -1)
 	var got strings.Builder
-	for line := range strings.Lines(string(list)) {
+	for line := range strings.Lines(etcList) {
 		name := strings.Fields(line)[1]
 		_, seen := unchanged.files[name]
 		_, always := after.files[name]
@@ -75,7 +75,7 @@ func TestEtcOfPackages(t *testing.T) {
 		}
 		got.WriteString(line[1:])
 	}
-	if got.String() != string(list) {
+	if got.String() != etcList {
 		file := filepath.Join(os.TempDir(), "etc.txt")
 		t.Errorf("the decisions have changed: compare testdata/etc.txt with %s: %v", file, os.WriteFile(file, []byte(got.String()), 0o644))
 	}
