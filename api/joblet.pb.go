@@ -121,7 +121,7 @@ type Job struct {
 	DependsOn       []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
 	Schedule        string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	Overlap         string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
+	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job that started this run
 	IdempotencyKey  string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Stdin           string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Uploads         []string          `protobuf:"bytes,124,rep,name=uploads,proto3" json:"uploads,omitempty"`
@@ -856,7 +856,7 @@ type GetJobStatusResponse struct {
 	DependsOn       []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
 	Schedule        string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	Overlap         string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job of which this is a run
+	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job that started this run
 	IdempotencyKey  string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Stdin           string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	LogMaxBytes     int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`

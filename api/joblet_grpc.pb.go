@@ -77,7 +77,7 @@ type JobServiceClient interface {
 	GetJobLogs(ctx context.Context, in *GetJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
 	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
 	// When they take more than 4 MiB, which is what clients receive by default, the
-	// largest come without their environment or, if that is not enough, in outline;
+	// largest lose their environment first, then all but an outline;
 	// GetJobStatus has it all.
 	ListJobs(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*Jobs, error)
 	// StreamJobMetrics sends the samples that were kept of the job, then new ones
@@ -520,7 +520,7 @@ type JobServiceServer interface {
 	GetJobLogs(*GetJobLogsRequest, grpc.ServerStreamingServer[DataChunk]) error
 	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
 	// When they take more than 4 MiB, which is what clients receive by default, the
-	// largest come without their environment or, if that is not enough, in outline;
+	// largest lose their environment first, then all but an outline;
 	// GetJobStatus has it all.
 	ListJobs(context.Context, *EmptyRequest) (*Jobs, error)
 	// StreamJobMetrics sends the samples that were kept of the job, then new ones

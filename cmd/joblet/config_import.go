@@ -165,7 +165,7 @@ func isPublicSection(name string) bool {
 	})
 }
 
-// findPublicKey returns what becomes of a key, or nil for an unknown key.
+// findPublicKey returns how to convert a key, or nil for an unknown key.
 func findPublicKey(path string) *publicKey {
 	first, rest, more := strings.Cut(path, ".")
 	if now, ok := olderSections[first]; ok && more {

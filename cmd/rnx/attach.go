@@ -66,7 +66,7 @@ type attachment struct {
 	known    chan struct{}       // closed when id is set
 	retried  chan syscall.Signal // that has ended an attempt behind which another waits
 	passed   atomic.Int32        // the last signal that the job got from us
-	canceled atomic.Int32        // the signal because of which we have canceled the job
+	canceled atomic.Int32        // the signal that canceled the job
 }
 
 func (a *app) attach(c *client.Client) *attachment {

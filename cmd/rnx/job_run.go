@@ -58,7 +58,7 @@ When the daemon goes away, rnx finds it again, or its successor.
 
 --schedule takes a moment ("2026-03-01 09:00", "tomorrow 09:00", RFC 3339), a
 time from now ("30min", "1h30m", "+2d"), or the five fields of a crontab
-("0 3 * * mon-fri", "@daily") for a repeating job, each run of which is a job of its own.
+("0 3 * * mon-fri", "@daily") for a repeating job; each run is a job of its own.
 rnx does not wait for it: it prints the id, as with --detach.
 
 --upload and --upload-dir copy files into the job's /work before it starts.

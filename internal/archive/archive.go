@@ -415,7 +415,7 @@ type entry struct {
 	pos    int64 // of its content in the archive
 	target string
 
-	original int32 // in the tree: the file of which this is a further name
+	original int32 // in the tree: the file that this is another name of
 
 	extents []extent // where the content belongs, in a file with holes; nil: there are none
 	length  int64    // of that file
@@ -491,7 +491,7 @@ func (s *source) next() (entry, error) {
 	}
 }
 
-// original returns the file of which an entry is a further name.
+// original returns the file that an entry is another name of.
 func (s *source) original(h *tar.Header) (int32, error) {
 	target, err := cleanName(h.Linkname)
 	if err != nil {

@@ -85,8 +85,8 @@ func writeLeftOut(w *tar.Writer, skipped int, files []LeftOut) error {
 	})
 }
 
-// ReadLeftOut returns what such a comment says, and false for another header. Whoever
-// wrote it is not trusted.
+// ReadLeftOut returns what such a comment says, and false for another header. The
+// header is untrusted input.
 func ReadLeftOut(h *tar.Header) (skipped int, files []LeftOut, ok bool) {
 	if h.Typeflag != tar.TypeXGlobalHeader || len(h.PAXRecords) != 1 {
 		return 0, nil, false

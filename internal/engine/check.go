@@ -315,20 +315,30 @@ func (c *checker) cgroupFeatures() []feature {
 }
 
 func probeKernel(context.Context) (string, error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "", os.NewSyscallError("uname", err)
+	release, have, err := kernelVersion()
+	if err != nil {
+		return "", err
 	}
-	release := unix.ByteSliceToString(u.Release[:])
-	var have, want [2]int
+	var want [2]int
 	_, _ = fmt.Sscanf(minKernel, "%d.%d", &want[0], &want[1])
-	if _, err := fmt.Sscanf(release, "%d.%d", &have[0], &have[1]); err != nil {
-		return "", fmt.Errorf("version %q: %w", release, err)
-	}
 	if slices.Compare(have[:], want[:]) < 0 {
 		return "", fmt.Errorf("this is %s", release)
 	}
 	return release, nil
+}
+
+// kernelVersion returns the release of this kernel, and the two numbers that it begins
+// with.
+func kernelVersion() (release string, version [2]int, err error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", version, os.NewSyscallError("uname", err)
+	}
+	release = unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
+		return "", version, fmt.Errorf("version %q: %w", release, err)
+	}
+	return release, version, nil
 }
 
 // ownCapabilities are what the daemon and its monitors use outside of a job's user

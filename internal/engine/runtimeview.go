@@ -2,10 +2,10 @@ package engine
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -43,15 +43,8 @@ func findLayers() layers {
 
 // kernelHas reports whether this kernel is of a version or a newer one.
 func kernelHas(major, minor int) bool {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return false
-	}
-	var have [2]int
-	if _, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &have[0], &have[1]); err != nil {
-		return false
-	}
-	return have[0] > major || have[0] == major && have[1] >= minor
+	_, have, err := kernelVersion()
+	return err == nil && slices.Compare(have[:], []int{major, minor}) >= 0
 }
 
 // RuntimeView returns the view of a job whose programs come from the tree at
