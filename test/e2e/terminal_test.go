@@ -248,7 +248,7 @@ func TestTerminalShell(t *testing.T) {
 		{"tty", `^/dev/pts/0`, ""},
 		{"sleep 60 &", `^\[1\] \d+`, ""},
 		{"jobs", `^\[1\]\+  Running +sleep 60 &`, ""},
-		{"kill %1; wait; jobs", `^\[1\]\+  Terminated +sleep 60`, ""},
+		{"kill %1; wait %1; echo status=$?.", `^status=143\.`, ""}, // a bare wait forgets a job that ended before it, unreported
 		{"wait; sleep 61", ``, ""},
 		{"C-z", `^\[\d\]\+  Stopped +sleep 61`, "sleep 61"},
 		{"bg; jobs", `^\[\d\]\+  Running +sleep 61 &`, ""},
