@@ -117,7 +117,7 @@ const (
 // NewID returns a random (version 4) UUID.
 func NewID() string {
 	var b [16]byte
-	// Ids are no secrets. (crypto/rand would come into the monitor with this.)
+	// Ids are no secrets. (crypto/rand would come into the shim with this.)
 	binary.LittleEndian.PutUint64(b[:], rand.Uint64())
 	binary.LittleEndian.PutUint64(b[8:], rand.Uint64())
 	b[6] = b[6]&0x0f | 0x40

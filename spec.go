@@ -73,7 +73,7 @@ type Spec struct {
 	RetryDelay time.Duration `json:"retry_delay,omitempty"` // before the first of them, doubled each time; 0: DefaultRetryDelay
 	RetryOn    []int         `json:"retry_on,omitempty"`    // exit statuses to retry, as Exit.Status and StatusTimeout; none: all but 0
 
-	// RetryOnLost retries a run that was LOST: its monitor was killed, say. Without
+	// RetryOnLost retries a run that was LOST: its shim was killed, say. Without
 	// RetryOn that is all that is retried then.
 	RetryOnLost bool `json:"retry_on_lost,omitempty"`
 

@@ -23,7 +23,7 @@ const (
 	Stopped                       // ended because a user asked for it
 	Canceled                      // never ran because a user asked for it
 	TimedOut                      // ended because its time was up
-	Lost                          // its monitor is gone and left no exit record
+	Lost                          // its shim is gone and left no exit record
 )
 
 var stateNames = [...]string{

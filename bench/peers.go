@@ -35,8 +35,8 @@ func (j job) argv() []string {
 	return []string{"/usr/bin/true"}
 }
 
-// spareName is what it calls a job's monitor, and a box that joblet keeps ready.
-const spareName = "joblet-monitor"
+// spareName is what it calls a job's shim, and a box that joblet keeps ready.
+const spareName = "joblet-shim"
 
 // sleepName is what the kernel calls a jobSleep's process.
 const sleepName = "sleep"

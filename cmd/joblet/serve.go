@@ -686,7 +686,7 @@ func (h holder) serves(socket string) bool {
 }
 
 // died reports whether the daemon that wrote its number into the lock is gone. A
-// daemon that is killed while it starts a monitor leaves a child that, until its
+// daemon that is killed while it starts a shim leaves a child that, until its
 // execve, still has the lock and the socket.
 func (h holder) died() bool {
 	if h.pidNS != "" && h.pidNS != ownPIDNS() {

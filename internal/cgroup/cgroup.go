@@ -30,7 +30,7 @@ import (
 // Hierarchy is where the daemon keeps the cgroups of its jobs.
 //
 // Where the host has cgroup v2, each job has one cgroup there with two children:
-// "job", which holds the job's processes and its limits, and "monitor". Each v1
+// "job", which holds the job's processes and its limits, and "shim". Each v1
 // hierarchy with a controller that Joblet uses has one cgroup for the job. On a
 // hybrid host a job has both: limits where the controllers are, and freezing,
 // killing and counting processor time in v2, which need none.
@@ -464,7 +464,7 @@ func delegated(dir string) bool {
 }
 
 // Dirs says where the cgroups of one job are, to whoever reads them. It crosses
-// to the job's monitor as JSON.
+// to the job's shim as JSON.
 type Dirs struct {
 	V2          string            `json:"v2,omitempty"` // for the job's processes; empty: the host has no v2 hierarchy
 	Controllers []string          `json:"controllers,omitempty"`
@@ -576,8 +576,8 @@ func (d Dirs) Views() []View {
 // Group is the cgroups of one job.
 type Group struct {
 	Dirs
-	top     string // its directory in the v2 hierarchy, above that of its processes
-	Monitor string // the v2 cgroup of its monitor; empty: the host has none
+	top  string // its directory in the v2 hierarchy, above that of its processes
+	Shim string // the v2 cgroup of its shim; empty: the host has none
 }
 
 // Group returns the cgroups of the box with this id, which may or may not be
@@ -586,7 +586,10 @@ func (h *Hierarchy) Group(id string) *Group {
 	g := &Group{Dirs: Dirs{Controllers: h.controllers, V1: map[string]string{}}}
 	if h.v2 != "" {
 		g.top = filepath.Join(h.v2, id)
-		g.V2, g.Monitor = filepath.Join(g.top, "job"), filepath.Join(g.top, "monitor")
+		g.V2, g.Shim = filepath.Join(g.top, "job"), filepath.Join(g.top, "shim")
+		if former := filepath.Join(g.top, "monitor"); exists(former) { // of an earlier release
+			g.Shim = former
+		}
 	}
 	for controller, dir := range h.v1 {
 		g.V1[controller] = filepath.Join(dir, id)
@@ -633,7 +636,7 @@ func (h *Hierarchy) Create(id string) (*Group, error) {
 	err := g.makeDirs()
 	if dir, v2 := g.where("memory"); err == nil && v2 {
 		// When its memory is used up, the job ends as one unit. (v1 has no such
-		// thing: there the monitor sees to it.)
+		// thing: there the shim sees to it.)
 		err = write(dir, "memory.oom.group", "1")
 	}
 	if err == nil {
@@ -653,7 +656,7 @@ func (g *Group) makeDirs() error {
 		if err := enableControllers(g.top, g.Controllers); err != nil {
 			return err
 		}
-		for _, child := range []string{g.V2, g.Monitor} {
+		for _, child := range []string{g.V2, g.Shim} {
 			if err := os.Mkdir(child, 0o755); err != nil {
 				return err
 			}
@@ -716,28 +719,28 @@ func (g *Group) PIDs() ([]int, error) {
 	return readPIDs(filepath.Join(dir, "cgroup.procs"))
 }
 
-// Monitors returns the monitors of the job and of its further processes as the
+// Shims returns the shims of the job and of its further processes as the
 // host numbers them; none where the host has no v2 hierarchy.
-func (g *Group) Monitors() ([]int, error) {
-	if g.Monitor == "" {
+func (g *Group) Shims() ([]int, error) {
+	if g.Shim == "" {
 		return nil, nil
 	}
-	return readPIDs(filepath.Join(g.Monitor, "cgroup.procs"))
+	return readPIDs(filepath.Join(g.Shim, "cgroup.procs"))
 }
 
-// ThawMonitors lets the monitors go on if their cgroup is frozen.
-func (g *Group) ThawMonitors() error {
+// ThawShims lets the shims go on if their cgroup is frozen.
+func (g *Group) ThawShims() error {
 	if g.top == "" {
 		return nil
 	}
-	return errors.Join(write(g.top, "cgroup.freeze", "0"), write(g.Monitor, "cgroup.freeze", "0"))
+	return errors.Join(write(g.top, "cgroup.freeze", "0"), write(g.Shim, "cgroup.freeze", "0"))
 }
 
-// Kill ends every process in the job's cgroup, its monitor included, by the
+// Kill ends every process in the job's cgroup, its shim included, by the
 // kernel's own means where it has them (cgroup.kill, since 5.14).
 func (g *Group) Kill() error { return g.kill(g.top) }
 
-// KillJob is Kill without the monitors.
+// KillJob is Kill without the shims.
 func (g *Group) KillJob() error { return g.kill(g.V2) }
 
 func (g *Group) kill(top string) error {
@@ -774,7 +777,7 @@ func exists(name string) bool {
 func (g *Group) Remove(ctx context.Context) error {
 	var dirs []string
 	if g.top != "" {
-		dirs = append(dirs, g.V2, g.Monitor, g.top)
+		dirs = append(dirs, g.V2, g.Shim, g.top)
 	}
 	var errs []error
 	for _, dir := range append(dirs, g.v1Dirs()...) {

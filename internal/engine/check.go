@@ -64,7 +64,7 @@ func Check(ctx context.Context, stateDir string) (_ []Finding, err error) {
 	}
 	c := &checker{stateDir: existing(stateDir), tmp: tmp}
 	defer func() { err = errors.Join(err, c.close()) }()
-	c.monitor, c.monitorErr = loadMonitor()
+	c.shim, c.shimErr = loadShim()
 	if c.groups, c.groupsErr = cgroup.OpenProbe(); c.groupsErr == nil {
 		c.group, c.groupsErr = c.groups.Try(joblet.NewID())
 	}
@@ -116,11 +116,11 @@ func (f feature) find(ctx context.Context) Finding {
 type checker struct {
 	stateDir, tmp string
 
-	monitor    *os.File
-	monitorErr error
-	groups     *cgroup.Hierarchy
-	group      *cgroup.Group // empty, for trying things out
-	groupsErr  error
+	shim      *os.File
+	shimErr   error
+	groups    *cgroup.Hierarchy
+	group     *cgroup.Group // empty, for trying things out
+	groupsErr error
 }
 
 func (c *checker) close() error {
@@ -133,30 +133,30 @@ func (c *checker) close() error {
 	if c.groups != nil {
 		c.groups.RemoveEmpty()
 	}
-	if c.monitor != nil {
-		errs = append(errs, c.monitor.Close())
+	if c.shim != nil {
+		errs = append(errs, c.shim.Close())
 	}
 	return errors.Join(append(errs, os.RemoveAll(c.tmp))...)
 }
 
-// spawn starts a monitor that does nothing but wait for its box, until the
+// spawn starts a shim that does nothing but wait for its box, until the
 // returned function is called.
 func (c *checker) spawn(sys *syscall.SysProcAttr) (*os.Process, func(), error) {
-	if c.monitorErr != nil {
-		return nil, nil, c.monitorErr
+	if c.shimErr != nil {
+		return nil, nil, c.shimErr
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, os.NewSyscallError("socketpair", err)
 	}
-	ours, theirs := os.NewFile(uintptr(pair[0]), "control"), os.NewFile(uintptr(pair[1]), "monitor")
+	ours, theirs := os.NewFile(uintptr(pair[0]), "control"), os.NewFile(uintptr(pair[1]), "shim")
 	defer theirs.Close()
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, nil, errors.Join(err, ours.Close())
 	}
 	defer null.Close()
-	proc, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(c.monitor.Fd())), []string{"joblet-monitor"},
+	proc, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(int(c.shim.Fd())), []string{"joblet-shim"},
 		&os.ProcAttr{Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{null, null, null, theirs, null}, Sys: sys})
 	if err != nil {
 		return nil, nil, errors.Join(err, ours.Close())
@@ -207,7 +207,7 @@ func (c *checker) features() []feature {
 	all := []feature{
 		{"Linux " + minKernel, true, "no jobs", "install " + newKernel, probeKernel},
 		{"capabilities", true, "no jobs: the daemon sets up namespaces, mounts, devices and id maps", "run it as root of the host" + inContainer, probeCapabilities},
-		{"memfd, executable", true, "no jobs: their monitor's program lies in one", "sysctl vm.memfd_noexec=1", c.probeMemfd},
+		{"memfd, executable", true, "no jobs: their shim's program lies in one", "sysctl vm.memfd_noexec=1", c.probeMemfd},
 	}
 	for _, ns := range []struct {
 		name string
@@ -341,7 +341,7 @@ func kernelVersion() (release string, version [2]int, err error) {
 	return release, version, nil
 }
 
-// ownCapabilities are what the daemon and its monitors use outside of a job's user
+// ownCapabilities are what the daemon and its shims use outside of a job's user
 // namespace: mounts and namespaces; the owner of pipes and files; /dev's nodes;
 // signals; id maps; looking into a job by /proc.
 var ownCapabilities = map[string]int{

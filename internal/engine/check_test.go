@@ -84,7 +84,7 @@ func TestFind(t *testing.T) {
 func TestCheckNothing(t *testing.T) {
 	t.Parallel()
 	broken := errors.New("broken")
-	c := &checker{stateDir: "/proc", tmp: t.TempDir(), monitorErr: broken, groupsErr: broken}
+	c := &checker{stateDir: "/proc", tmp: t.TempDir(), shimErr: broken, groupsErr: broken}
 	missing := 0
 	for _, f := range c.features() {
 		got := f.find(t.Context())

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// canLogDenied reports whether the kernel can ask a monitor about calls.
+// canLogDenied reports whether the kernel can ask a shim about calls.
 var canLogDenied = sync.OnceValue(func() error {
 	action := uint32(unix.SECCOMP_RET_USER_NOTIF)
 	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
@@ -25,9 +25,9 @@ var canLogDenied = sync.OnceValue(func() error {
 	return nil
 })
 
-// DeniedCalls puts what a monitor has counted in a job with this security into
+// DeniedCalls puts what a shim has counted in a job with this security into
 // words, the most frequent first.
-func DeniedCalls(s joblet.Security, counted []monitor.Denied) []joblet.DeniedCall {
+func DeniedCalls(s joblet.Security, counted []protocol.Denied) []joblet.DeniedCall {
 	var all []joblet.DeniedCall
 	index := make(map[joblet.DeniedCall]int) // with Count 0
 	remedies := remedies{security: s, filters: make(map[string]SyscallFilter)}
@@ -72,7 +72,7 @@ func seccompName(number uint32) string {
 	if name, ok := seccompNames()[number]; ok {
 		return name
 	}
-	if number == monitor.OtherCalls {
+	if number == protocol.OtherCalls {
 		return "others"
 	}
 	return fmt.Sprintf("#%d", number)
@@ -85,7 +85,7 @@ type remedies struct {
 	filters  map[string]SyscallFilter // by what they are for; nil: cannot be
 }
 
-func (r *remedies) of(name string, d monitor.DeniedKey) joblet.Remedy {
+func (r *remedies) of(name string, d protocol.DeniedKey) joblet.Remedy {
 	if _, known := seccompByName()[name]; !known {
 		return joblet.RemedyNone
 	}
@@ -114,23 +114,23 @@ func (r *remedies) of(name string, d monitor.DeniedKey) joblet.Remedy {
 }
 
 // run runs the filter of s over a call; what names the filter.
-func (r *remedies) run(what string, s joblet.Security, d monitor.DeniedKey) (allowed bool, looked uint8) {
+func (r *remedies) run(what string, s joblet.Security, d protocol.DeniedKey) (allowed bool, looked uint8) {
 	filter, made := r.filters[what]
 	if !made {
 		filter, _ = syscallFilter(s) // an error: there is no such profile
 		r.filters[what] = filter
 	}
 	arch, _ := seccompArch(runtime.GOARCH)
-	data := monitor.SeccompData{Number: d.Number, Arch: arch}
+	data := protocol.SeccompData{Number: d.Number, Arch: arch}
 	for i, a := range d.Args {
 		data.Args[i] = uint64(a)
 	}
-	verdict, looked, _ := monitor.RunFilter(filter, &data)
+	verdict, looked, _ := protocol.RunFilter(filter, &data)
 	return verdict == unix.SECCOMP_RET_ALLOW, looked
 }
 
 // deniedArgument names the argument for which a call was refused.
-func deniedArgument(name string, d monitor.DeniedKey) string {
+func deniedArgument(name string, d protocol.DeniedKey) string {
 	if d.Looked == 0 {
 		return ""
 	}

@@ -8,17 +8,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// A filter that asks the monitor does so for exactly those calls that the plain one
+// A filter that asks the shim does so for exactly those calls that the plain one
 // refuses, of all profiles.
-func TestAskMonitor(t *testing.T) {
+func TestAskShim(t *testing.T) {
 	t.Parallel()
 	for name, changes := range map[string]map[string]seccompVerdict{"default": nil, "strict": strictCalls, "nested": nestedCalls} {
 		for goarch, arch := range seccompArchs {
 			plain := seccompAssemble(goarch, changes)
-			asking := SyscallFilter(monitor.AskMonitor(plain))
+			asking := SyscallFilter(protocol.AskShim(plain))
 			rnd := rand.New(rand.NewPCG(1, 2))
 			asked, unasked := 0, 0
 			check := func(d seccompData) {
@@ -101,15 +101,15 @@ func TestDeniedCalls(t *testing.T) {
 			t.Fatal(err)
 		}
 		d := seccompData{Number: seccompCallNumber(t, runtime.GOARCH, test.call), Arch: seccompArchs[runtime.GOARCH].audit}
-		key := monitor.DeniedKey{Number: d.Number}
+		key := protocol.DeniedKey{Number: d.Number}
 		for i, a := range test.args {
 			d.Args[i] = uint64(a)
 		}
-		verdict, looked, pointers := monitor.RunFilter(filter, &d)
+		verdict, looked, pointers := protocol.RunFilter(filter, &d)
 		if key.Errno, key.Looked = verdict&unix.SECCOMP_RET_DATA, looked; verdict&unix.SECCOMP_RET_ACTION_FULL != unix.SECCOMP_RET_ERRNO {
 			t.Fatalf("%+v: %#x", test, verdict)
 		}
-		for i, a := range test.args { // as the monitor keeps them
+		for i, a := range test.args { // as the shim keeps them
 			if looked&(1<<i) != 0 {
 				if key.Args[i] = a; pointers&(1<<i) != 0 {
 					key.Args[i] = min(a, 1)
@@ -117,7 +117,7 @@ func TestDeniedCalls(t *testing.T) {
 			}
 		}
 		test.want.Call, test.want.Count = test.call, 3
-		got := DeniedCalls(test.security, []monitor.Denied{{DeniedKey: key, Count: 3}})
+		got := DeniedCalls(test.security, []protocol.Denied{{DeniedKey: key, Count: 3}})
 		if len(got) != 1 || got[0] != test.want {
 			t.Errorf("%+v, %s%v: %+v, want %+v", test.security, test.call, test.args, got, test.want)
 		}
@@ -125,12 +125,12 @@ func TestDeniedCalls(t *testing.T) {
 
 	unshare := seccompCallNumber(t, runtime.GOARCH, "unshare")
 	perm := uint32(unix.EPERM)
-	got := DeniedCalls(joblet.Security{}, []monitor.Denied{
-		{DeniedKey: monitor.DeniedKey{Number: monitor.OtherCalls, Errno: uint32(unix.ENOSYS)}, Count: 9},
-		{DeniedKey: monitor.DeniedKey{Number: unshare, Errno: perm, Looked: 1, Args: args{unix.CLONE_NEWUSER}}, Count: 5},
-		{DeniedKey: monitor.DeniedKey{Number: unshare, Errno: perm, Looked: 1, Args: args{unix.CLONE_NEWUSER | unix.CLONE_FS}}, Count: 5}, // the same in words
-		{DeniedKey: monitor.DeniedKey{Number: unshare, Errno: perm, Args: args{unix.CLONE_NEWNET}}, Count: 3},                             // several in one
-		{DeniedKey: monitor.DeniedKey{Number: 4711, Errno: uint32(unix.ENOSYS)}, Count: 2},
+	got := DeniedCalls(joblet.Security{}, []protocol.Denied{
+		{DeniedKey: protocol.DeniedKey{Number: protocol.OtherCalls, Errno: uint32(unix.ENOSYS)}, Count: 9},
+		{DeniedKey: protocol.DeniedKey{Number: unshare, Errno: perm, Looked: 1, Args: args{unix.CLONE_NEWUSER}}, Count: 5},
+		{DeniedKey: protocol.DeniedKey{Number: unshare, Errno: perm, Looked: 1, Args: args{unix.CLONE_NEWUSER | unix.CLONE_FS}}, Count: 5}, // the same in words
+		{DeniedKey: protocol.DeniedKey{Number: unshare, Errno: perm, Args: args{unix.CLONE_NEWNET}}, Count: 3},                             // several in one
+		{DeniedKey: protocol.DeniedKey{Number: 4711, Errno: uint32(unix.ENOSYS)}, Count: 2},
 	})
 	want := []joblet.DeniedCall{
 		{Call: "unshare", Argument: "CLONE_NEWUSER", Errno: "EPERM", Count: 10, Remedy: joblet.RemedyNested},

@@ -1,6 +1,6 @@
 // Package engine isolates and runs one process tree at a time: namespaces, id
 // maps, cgroups, the root file system, the start and the end. It is the only
-// package that knows clone flags, together with package monitor, which is the
+// package that knows clone flags, together with package shim, which is the
 // other side of it: the program that becomes the job's parent.
 package engine
 
@@ -26,7 +26,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 //go:embed embed
@@ -51,9 +51,9 @@ type Config struct {
 // Engine starts jobs.
 type Engine struct {
 	cfg     Config
-	monitor *os.File // the sealed memfd
+	shim    *os.File // the sealed memfd
 	null    *os.File
-	log     *os.File // what monitors say when they fail; not the daemon's own stderr, which they outlive
+	log     *os.File // what shims say when they fail; not the daemon's own stderr, which they outlive
 	groups  *cgroup.Hierarchy
 	former  []*cgroup.Hierarchy // of FormerRunDirs
 	ids     idRanges
@@ -70,7 +70,7 @@ type Engine struct {
 	stopped sync.WaitGroup
 }
 
-// Open prepares the host: directories, the monitor's program, cgroups. It
+// Open prepares the host: directories, the shim's program, cgroups. It
 // touches no job of a former daemon; Adopt and Release do.
 func Open(cfg Config) (*Engine, error) {
 	return open(cfg, func() (*cgroup.Hierarchy, error) { return cgroup.Open(cgroup.Name(cfg.RunDir)) })
@@ -129,14 +129,14 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 	if err := e.sockets.clear(boxes); err != nil {
 		return nil, err
 	}
-	if e.monitor, err = loadMonitor(); err != nil {
+	if e.shim, err = loadShim(); err != nil {
 		return nil, err
 	}
 	if e.null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
 		return nil, err
 	}
-	if e.log, err = os.OpenFile(filepath.Join(cfg.RunDir, "monitors.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
-		return nil, fmt.Errorf("open the log of the monitors: %w", err)
+	if e.log, err = os.OpenFile(filepath.Join(cfg.RunDir, "shims.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err != nil {
+		return nil, fmt.Errorf("open the log of the shims: %w", err)
 	}
 	return e, nil
 }
@@ -188,7 +188,7 @@ func (e *Engine) closeAll() error {
 	}
 	e.etc.stop()
 	errs := []error{e.sockets.close()}
-	for _, f := range []*os.File{e.monitor, e.null, e.log} {
+	for _, f := range []*os.File{e.shim, e.null, e.log} {
 		if f != nil {
 			errs = append(errs, f.Close())
 		}
@@ -201,37 +201,40 @@ func (e *Engine) closeAll() error {
 // says EBUSY (memfd_wait_for_pins in mm/memfd.c).
 const sealTime = 10 * time.Second
 
-// loadMonitor puts the monitor's program into a sealed memfd: there is no file
+// shimName is the shim's program, and the title of its process.
+const shimName = "joblet-shim"
+
+// loadShim puts the shim's program into a sealed memfd: there is no file
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
 // wrong.
-func loadMonitor() (*os.File, error) {
-	program, err := embedded.Open("embed/joblet-monitor")
+func loadShim() (*os.File, error) {
+	program, err := embedded.Open("embed/" + shimName)
 	if err != nil {
-		return nil, errors.New("this joblet was built without its monitor: build it with make build")
+		return nil, errors.New("this joblet was built without its shim: build it with make build")
 	}
 	defer program.Close()
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate("joblet-monitor", flags|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate(shimName, flags|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3
-		fd, err = unix.MemfdCreate("joblet-monitor", flags)
+		fd, err = unix.MemfdCreate(shimName, flags)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("make a memfd for the monitor: %w", err)
+		return nil, fmt.Errorf("make a memfd for the shim: %w", err)
 	}
-	// Beyond the descriptors that a new monitor's own take the place of.
+	// Beyond the descriptors that a new shim's own take the place of.
 	high, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 64)
 	unix.Close(fd)
 	if err != nil {
-		return nil, fmt.Errorf("move the monitor's memfd: %w", err)
+		return nil, fmt.Errorf("move the shim's memfd: %w", err)
 	}
-	f := os.NewFile(uintptr(high), "joblet-monitor")
+	f := os.NewFile(uintptr(high), shimName)
 	if _, err := io.Copy(f, program); err != nil { // and not through one large piece of memory
-		return nil, errors.Join(fmt.Errorf("fill the monitor's memfd: %w", err), f.Close())
+		return nil, errors.Join(fmt.Errorf("fill the shim's memfd: %w", err), f.Close())
 	}
 	// Root's alone: to the process that sets a job up this is /proc/self/exe, which the
 	// kernel would execute as the interpreter of a script.
 	if err := f.Chmod(0o500); err != nil {
-		return nil, errors.Join(fmt.Errorf("restrict the monitor's memfd: %w", err), f.Close())
+		return nil, errors.Join(fmt.Errorf("restrict the shim's memfd: %w", err), f.Close())
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 	for until := time.Now().Add(sealTime); ; time.Sleep(10 * time.Millisecond) {
@@ -240,14 +243,14 @@ func loadMonitor() (*os.File, error) {
 			return f, nil
 		}
 		if err != unix.EBUSY || time.Now().After(until) {
-			return nil, errors.Join(fmt.Errorf("seal the monitor's memfd: %w", err), f.Close())
+			return nil, errors.Join(fmt.Errorf("seal the shim's memfd: %w", err), f.Close())
 		}
 	}
 }
 
 // makeDev makes the directory that every job has as /dev, read-only. The nodes
 // work there although the run directory may be mounted nodev, because a
-// monitor clears that on the copy it gives to the job.
+// shim clears that on the copy it gives to the job.
 func (e *Engine) makeDev() error {
 	old := unix.Umask(0)
 	defer unix.Umask(old)
@@ -277,31 +280,31 @@ func (e *Engine) makeDev() error {
 	return nil
 }
 
-// Run is one job: what its monitor is told (see NewRun), and its limits.
+// Run is one job: what its shim is told (see NewRun), and its limits.
 type Run struct {
-	monitor.Run
+	protocol.Run
 	Limits  joblet.Limits
 	Devices []cgroup.Device // that hold the job's files, for the limits on input and output
 }
 
 // Tree is a directory or file of the host that a job sees.
-type Tree = monitor.Tree
+type Tree = protocol.Tree
 
 // Steps of a StartError that the caller's input may cause.
 const (
-	StepWorkDir = monitor.StepWorkDir
-	StepFiles   = monitor.StepFiles
-	StepJoin    = monitor.StepJoin // the job has ended
+	StepWorkDir = protocol.StepWorkDir
+	StepFiles   = protocol.StepFiles
+	StepJoin    = protocol.StepJoin // the job has ended
 
-	StepArguments = monitor.StepArguments
-	StepReaper    = monitor.StepReaper
-	StepKilled    = monitor.StepKilled
+	StepArguments = protocol.StepArguments
+	StepReaper    = protocol.StepReaper
+	StepKilled    = protocol.StepKilled
 )
 
 // NewRun returns a Run with a view and the limits on privileges that every job
 // has; the caller fills in the rest.
 func NewRun(v View) *Run {
-	run := &Run{Run: monitor.Run{
+	run := &Run{Run: protocol.Run{
 		Trees: v.Trees, Dirs: v.Dirs, Links: v.Links, Files: v.Files,
 		FilterFlags: SyscallFilterFlags,
 		Rlimits:     defaultRlimits(),
@@ -355,7 +358,7 @@ func (e *Engine) Take() (*Box, error) {
 	}
 }
 
-// alive reports whether the box's monitor still has its end of the connection:
+// alive reports whether the box's shim still has its end of the connection:
 // a spare waits for long, and somebody may have killed it.
 func (b *Box) alive() bool {
 	raw, err := b.conn.SyscallConn()
@@ -398,7 +401,7 @@ func (e *Engine) keepSpares(ctx context.Context) {
 	}
 }
 
-// build makes a box: its id, id range, cgroups and monitor.
+// build makes a box: its id, id range, cgroups and shim.
 func (e *Engine) build() (_ *Box, err error) {
 	b := &Box{ID: e.newBoxID(), engine: e}
 	defer func() {
@@ -413,18 +416,19 @@ func (e *Engine) build() (_ *Box, err error) {
 		return nil, err
 	}
 	fault.Point("box.grouped")
-	if err := b.startMonitor(); err != nil {
+	if err := b.startShim(); err != nil {
 		return nil, err
 	}
 	fault.Point("box.begun")
-	box := monitor.Box{
+	box := protocol.Box{
+		Version: protocol.Version,
 		IDBase: b.IDBase, IDCount: IDCount,
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: shmBytes(joblet.Limits{}),
 		Cgroup: b.group.Dirs, ProcReadOnly: e.frozen,
 	}
-	if err := monitor.WriteMessage(b.conn, monitor.Request{Box: &box}); err != nil {
+	if err := protocol.WriteMessage(b.conn, protocol.Request{Box: &box}); err != nil {
 		_ = b.conn.Close()
-		return nil, fmt.Errorf("send the box to the monitor: %w", err)
+		return nil, fmt.Errorf("send the box to the shim: %w", err)
 	}
 	return b, nil
 }
@@ -444,8 +448,8 @@ func spared(fd int) bool {
 	return uint64(fd)+min(spareFiles, limit.Cur/4) < limit.Cur
 }
 
-// startMonitor starts the monitor, in the box's cgroup.
-func (b *Box) startMonitor() error {
+// startShim starts the shim, in the box's cgroup.
+func (b *Box) startShim() error {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return os.NewSyscallError("socketpair", err)
@@ -453,7 +457,7 @@ func (b *Box) startMonitor() error {
 	if !spared(pair[0]) {
 		return errors.Join(os.NewSyscallError("socketpair", unix.EMFILE), unix.Close(pair[0]), unix.Close(pair[1]))
 	}
-	theirs := os.NewFile(uintptr(pair[1]), "monitor")
+	theirs := os.NewFile(uintptr(pair[1]), "shim")
 	defer theirs.Close()
 	_ = unix.SetNonblock(pair[0], true) // so that os.File waits in the poller
 	b.conn = os.NewFile(uintptr(pair[0]), "control")
@@ -469,8 +473,8 @@ func (b *Box) startMonitor() error {
 		Files: []*os.File{b.engine.null, b.engine.null, b.engine.log, theirs, listener},
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	if b.group.Monitor != "" {
-		dir, err := os.Open(b.group.Monitor)
+	if b.group.Shim != "" {
+		dir, err := os.Open(b.group.Shim)
 		if err != nil {
 			return errors.Join(err, b.conn.Close())
 		}
@@ -478,18 +482,18 @@ func (b *Box) startMonitor() error {
 		attr.Sys.UseCgroupFD = true
 		attr.Sys.CgroupFD = int(dir.Fd())
 	}
-	path := "/proc/self/fd/" + strconv.Itoa(int(b.engine.monitor.Fd()))
-	proc, err := os.StartProcess(path, []string{"joblet-monitor", b.ID}, attr)
+	path := "/proc/self/fd/" + strconv.Itoa(int(b.engine.shim.Fd()))
+	proc, err := os.StartProcess(path, []string{shimName, b.ID}, attr)
 	if err != nil {
-		return errors.Join(fmt.Errorf("start the monitor: %w", err), b.conn.Close())
+		return errors.Join(fmt.Errorf("start the shim: %w", err), b.conn.Close())
 	}
-	// The monitor is this process's child as long as both live: somebody must
+	// The shim is this process's child as long as both live: somebody must
 	// take its status. What it has to say comes over the connection.
 	go func() { _, _ = proc.Wait() }()
 	return nil
 }
 
-// Discard gives up the box, with what may run in it: its monitor ends, and all
+// Discard gives up the box, with what may run in it: its shim ends, and all
 // that Release removes goes.
 func (b *Box) Discard() error {
 	_ = b.conn.Close() // closed already if a job was started in it
@@ -504,7 +508,7 @@ func (e *Engine) giveUp(b *Box) {
 }
 
 // Failure says at which step of its start a job failed, and how.
-type Failure = monitor.Failure
+type Failure = protocol.Failure
 
 // StartError says at which step a job could not be started.
 type StartError struct {
@@ -528,16 +532,16 @@ func (b *Box) Start(run *Run) (*Process, error) {
 			return nil, errors.Join(err, b.conn.Close())
 		}
 	}
-	// Before the monitor hears of the job: none of its code runs without limits.
+	// Before the shim hears of the job: none of its code runs without limits.
 	if err := b.group.Limit(run.Limits, run.Devices); err != nil {
 		return nil, errors.Join(err, b.conn.Close())
 	}
 	limit := startTime(run.FilesPath)
-	// A box waits for its job for long, and its monitor may have been stopped meanwhile.
+	// A box waits for its job for long, and its shim may have been stopped meanwhile.
 	defer time.AfterFunc(wakeAfter, func() { b.engine.Wake(b.ID) }).Stop()
 	_ = b.conn.SetDeadline(time.Now().Add(limit))
-	if err := monitor.WriteMessage(b.conn, monitor.Request{Run: run.Packed()}); err != nil {
-		return nil, errors.Join(fmt.Errorf("send the job to its monitor: %w", late(err, limit)), b.conn.Close())
+	if err := protocol.WriteMessage(b.conn, protocol.Request{Run: run.Packed()}); err != nil {
+		return nil, errors.Join(fmt.Errorf("send the job to its shim: %w", late(err, limit)), b.conn.Close())
 	}
 	fault.Point("box.sent")
 	p := &Process{ID: b.ID, IDBase: b.IDBase, engine: b.engine, group: b.group, conn: b.conn, done: make(chan struct{})}
@@ -549,10 +553,10 @@ func (b *Box) Start(run *Run) (*Process, error) {
 	return p, nil
 }
 
-// wakeAfter is when a monitor is woken that has not started its job.
+// wakeAfter is when a shim is woken that has not started its job.
 const wakeAfter = 3 * time.Second
 
-// startTime bounds how long a monitor may take to start a job: it has time limits
+// startTime bounds how long a shim may take to start a job: it has time limits
 // of its own for the steps of the set-up, but may be stopped or stuck. To unpack
 // files takes as long as they are large.
 func startTime(files string) time.Duration {
@@ -566,7 +570,7 @@ func startTime(files string) time.Duration {
 // late says of an error that it is the end of a time limit.
 func late(err error, limit time.Duration) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return joblet.Errorf(joblet.Unavailable, "the job's monitor did not answer within %v: it is stopped or stuck: %w", limit, err)
+		return joblet.Errorf(joblet.Unavailable, "the job's shim did not answer within %v: it is stopped or stuck: %w", limit, err)
 	}
 	return err
 }
@@ -581,7 +585,7 @@ type Process struct {
 	dir        string      // the job's
 	window     *WindowSize // of its terminal then; nil: it has none
 	stdinBytes int64       // of a streamed standard input, taken when we connected
-	resizesShm bool        // the monitor heeds Request.ShmBytes
+	version    int         // of the shim's protocol
 	group      *cgroup.Group
 	engine     *Engine
 
@@ -589,20 +593,20 @@ type Process struct {
 	send sync.Mutex // one document at a time; protects deaf
 	deaf bool       // the latest request found no room
 	done chan struct{}
-	end  *monitor.Record // set before done is closed; nil: the monitor died
+	end  *protocol.Record // set before done is closed; nil: the shim died
 }
 
 func (p *Process) greet() error {
-	var ev monitor.Event
-	switch err := monitor.ReadMessage(p.conn, &ev); {
+	var ev protocol.Event
+	switch err := protocol.ReadMessage(p.conn, &ev); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("hear from the job's monitor: %w", err)
+		return fmt.Errorf("hear from the job's shim: %w", err)
 	case err != nil:
-		return fmt.Errorf("the job's monitor ended before it could start the job: %w", err)
+		return fmt.Errorf("the job's shim ended before it could start the job: %w", err)
 	case ev.Failed != nil:
 		return &StartError{*ev.Failed}
 	case ev.Started == nil:
-		return errors.New("unexpected answer from the job's monitor")
+		return errors.New("unexpected answer from the job's shim")
 	}
 	p.PID = ev.Started.PID
 	p.IDBase = ev.Started.IDBase
@@ -610,23 +614,23 @@ func (p *Process) greet() error {
 	p.stdinBytes = ev.Started.StdinBytes
 	p.window = ev.Started.Window
 	p.dir = ev.Started.Dir
-	p.resizesShm = ev.Started.Shm
+	p.version = max(ev.Started.Version, 1)
 	return nil
 }
 
-// listen waits for the end: of the job, or of its monitor.
+// listen waits for the end: of the job, or of its shim.
 func (p *Process) listen() {
 	defer close(p.done)
 	defer p.conn.Close()
 	p.end = awaitEnd(p.conn)
 }
 
-// awaitEnd waits until a monitor says how its process ended; nil: it died without
+// awaitEnd waits until a shim says how its process ended; nil: it died without
 // a word.
-func awaitEnd(conn *os.File) *monitor.Record {
+func awaitEnd(conn *os.File) *protocol.Record {
 	for {
-		var ev monitor.Event
-		if err := monitor.ReadMessage(conn, &ev); err != nil {
+		var ev protocol.Event
+		if err := protocol.ReadMessage(conn, &ev); err != nil {
 			return nil
 		}
 		if ev.Ended != nil {
@@ -635,12 +639,12 @@ func awaitEnd(conn *os.File) *monitor.Record {
 	}
 }
 
-// Done is closed when the job has ended, or its monitor.
+// Done is closed when the job has ended, or its shim.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
 // End returns how the job ended, once Done is closed; nil says that its
-// monitor died without a word.
-func (p *Process) End() *monitor.Record { return p.end }
+// shim died without a word.
+func (p *Process) End() *protocol.Record { return p.end }
 
 // Signal sends a signal to PID 1. With defaultAction one that PID 1 is spared ends the
 // job.
@@ -648,26 +652,26 @@ func (p *Process) Signal(sig syscall.Signal, defaultAction bool) error {
 	if p.isStopped() {
 		return ErrSilent
 	}
-	return p.request(monitor.Request{Signal: int(sig), DefaultAction: defaultAction})
+	return p.request(protocol.Request{Signal: int(sig), DefaultAction: defaultAction})
 }
 
 // Stop begins to end the job: the signal, then after the grace period SIGKILL.
 func (p *Process) Stop(sig syscall.Signal, grace time.Duration) error {
-	return p.request(monitor.Request{Stop: &monitor.Stop{Signal: int(sig), GraceNanos: int64(grace)}})
+	return p.request(protocol.Request{Stop: &protocol.Stop{Signal: int(sig), GraceNanos: int64(grace)}})
 }
 
-// A request waits for room on its way to the monitor, which is there at once but
+// A request waits for room on its way to the shim, which is there at once but
 // when that is stopped or stuck and many requests came before.
 const (
 	requestTime = 2 * time.Second
 	deafTime    = 50 * time.Millisecond // when the one before has waited in vain
 )
 
-// ErrSilent says that a job's monitor does not take a request. Stop and kill do
+// ErrSilent says that a job's shim does not take a request. Stop and kill do
 // without it.
-var ErrSilent = joblet.Errorf(joblet.Unavailable, "the job's monitor does not answer: it is stopped, or waits in the kernel, for a disk perhaps: try again")
+var ErrSilent = joblet.Errorf(joblet.Unavailable, "the job's shim does not answer: it is stopped, or waits in the kernel, for a disk perhaps: try again")
 
-func (p *Process) request(req monitor.Request) error {
+func (p *Process) request(req protocol.Request) error {
 	p.send.Lock()
 	defer p.send.Unlock()
 	limit := requestTime
@@ -675,7 +679,7 @@ func (p *Process) request(req monitor.Request) error {
 		limit = deafTime
 	}
 	_ = p.conn.SetWriteDeadline(time.Now().Add(limit))
-	err := monitor.WriteMessage(p.conn, req) // small enough to go whole or not at all
+	err := protocol.WriteMessage(p.conn, req) // small enough to go whole or not at all
 	if p.deaf = errors.Is(err, os.ErrDeadlineExceeded); p.deaf {
 		return ErrSilent
 	}
@@ -723,12 +727,12 @@ func (e *Engine) Boxes() (ids []string, foreign int, err error) {
 	return ids, foreign, nil
 }
 
-// inUse reports whether a box has a monitor or a process. One of another state
+// inUse reports whether a box has a shim or a process. One of another state
 // directory that has neither is what a daemon that was killed left, and the run directory
 // is ours now.
 func (e *Engine) inUse(id string) bool {
 	pids, err := e.groups.Group(id).PIDs()
-	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(pids) > 0 || e.sockets.hasMonitor(id)
+	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(pids) > 0 || e.sockets.hasShim(id)
 }
 
 // UsedRunDirs returns those of FormerRunDirs below whose cgroups there are still
@@ -763,12 +767,12 @@ func (e *Engine) Claim(base uint32) {
 	}
 }
 
-// greetTimeout bounds how long a monitor of a former daemon may take to answer.
+// greetTimeout bounds how long a shim of a former daemon may take to answer.
 const greetTimeout = 2 * time.Second
 
 // Adopt finds the running job of a former daemon in the box with this id. The
-// error is ECONNREFUSED when that has no monitor any more, and
-// os.ErrDeadlineExceeded when the monitor has not answered by the given time, or
+// error is ECONNREFUSED when that has no shim any more, and
+// os.ErrDeadlineExceeded when the shim has not answered by the given time, or
 // within greetTimeout.
 func (e *Engine) Adopt(id string, by time.Time) (*Process, error) {
 	p, err := e.connect(id, by)
@@ -792,7 +796,7 @@ func (e *Engine) JobDir(id string) (string, error) {
 	return p.dir, p.conn.Close()
 }
 
-// connect makes one more connection to the monitor of a box with a running job. It
+// connect makes one more connection to the shim of a box with a running job. It
 // takes no longer than until by, if that is given.
 func (e *Engine) connect(id string, by time.Time) (*Process, error) {
 	deadline := time.Now().Add(greetTimeout)
@@ -829,7 +833,7 @@ func (p *Process) OpenStdin() (*Stdin, error) {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's standard input: %w", err)
 	}
 	_ = c.conn.SetWriteDeadline(time.Now().Add(requestTime))
-	if err := monitor.WriteMessage(c.conn, monitor.Request{StdinBegin: true}); err != nil {
+	if err := protocol.WriteMessage(c.conn, protocol.Request{StdinBegin: true}); err != nil {
 		return nil, errors.Join(fmt.Errorf("open the job's standard input: %w", err), c.conn.Close())
 	}
 	_ = c.conn.SetWriteDeadline(time.Time{}) // from now on the job decides when it reads
@@ -846,7 +850,7 @@ func (in *Stdin) Write(b []byte) (int, error) {
 
 // CloseWrite says that the input ends behind what was written.
 func (in *Stdin) CloseWrite() error {
-	return in.process.request(monitor.Request{StdinEnd: &in.end})
+	return in.process.request(protocol.Request{StdinEnd: &in.end})
 }
 
 // Close closes the connection. Without CloseWrite the job goes on waiting for

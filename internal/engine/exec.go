@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // Exec is a further process in a running job.
@@ -27,13 +27,13 @@ type Exec struct {
 	Stdin, Stdout, Stderr *os.File
 
 	conn    *os.File
-	monitor *os.Process
-	gone    <-chan struct{} // closed when the monitor has ended
+	shim    *os.Process
+	gone    <-chan struct{} // closed when the shim has ended
 	process *os.Process     // PID; nil: it had ended already
 	send    sync.Mutex      // one document at a time
 	closing sync.Once
 	done    chan struct{}
-	end     *monitor.Record // set before done is closed; nil: its monitor died
+	end     *protocol.Record // set before done is closed; nil: its shim died
 }
 
 // ErrPaused says that one more process would not get to run either.
@@ -84,9 +84,9 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			if err != nil {
 				return nil, fmt.Errorf("make a pipe: %w", err)
 			}
-			mine, job, mode := r, w, os.FileMode(monitor.OutputMode)
+			mine, job, mode := r, w, os.FileMode(protocol.OutputMode)
 			if i == 0 {
-				mine, job, mode = w, r, monitor.InputMode
+				mine, job, mode = w, r, protocol.InputMode
 			}
 			*ours, stdio[i] = mine, job
 			theirs = append(theirs, job)
@@ -96,14 +96,14 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			}
 		}
 	}
-	if x.monitor, x.gone, err = e.startExecMonitor(p, append([]*os.File{control[1], terminal[1]}, stdio...)); err != nil {
+	if x.shim, x.gone, err = e.startExecShim(p, append([]*os.File{control[1], terminal[1]}, stdio...)); err != nil {
 		return nil, err
 	}
 	for _, f := range theirs {
 		_ = f.Close()
 	}
 	theirs = nil
-	config := monitor.Exec{PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: run.Packed()}
+	config := protocol.Exec{Version: protocol.Version, PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: run.Packed()}
 	// Whoever asked may go away while the job is joined.
 	deadline := time.Now().Add(joinTimeout)
 	_ = x.conn.SetDeadline(deadline)
@@ -141,10 +141,10 @@ func find(pid int, base uint32) *os.Process {
 }
 
 // guardEvery is how often it is looked at whether a process has ended without
-// its monitor, stopped or stuck, taking note of it.
+// its shim, stopped or stuck, taking note of it.
 const guardEvery = 2 * time.Second
 
-// guard sees to it that the end of the process is known: it wakes its monitor, and
+// guard sees to it that the end of the process is known: it wakes its shim, and
 // if that is no use, ends it.
 func (x *Exec) guard() {
 	tick := time.NewTicker(guardEvery)
@@ -155,23 +155,23 @@ func (x *Exec) guard() {
 			return
 		case <-tick.C:
 		}
-		if exitOf(x.PID, []int{x.monitor.Pid}) == nil {
+		if exitOf(x.PID, []int{x.shim.Pid}) == nil {
 			continue
 		}
 		if woken {
-			_ = x.monitor.Kill() // listen takes note
+			_ = x.shim.Kill() // listen takes note
 			continue
 		}
-		_ = x.monitor.Signal(unix.SIGCONT)
+		_ = x.shim.Signal(unix.SIGCONT)
 		woken = true
 	}
 }
 
-// hangUpTime is how long a monitor may take to end a process whose caller is gone:
+// hangUpTime is how long a shim may take to end a process whose caller is gone:
 // more than it gives the process between the signals.
 const hangUpTime = 4 * time.Second
 
-// endLate ends a process whose caller is gone if its monitor does not.
+// endLate ends a process whose caller is gone if its shim does not.
 func (x *Exec) endLate() {
 	select {
 	case <-x.gone:
@@ -181,16 +181,16 @@ func (x *Exec) endLate() {
 	if x.process != nil {
 		_ = x.process.Kill()
 	}
-	_ = x.monitor.Kill()
+	_ = x.shim.Kill()
 }
 
-// greet tells the monitor what to run and hears that it does.
-func (x *Exec) greet(config monitor.Exec, terminal *os.File, wanted bool) error {
-	if err := monitor.WriteMessage(x.conn, monitor.Request{Exec: &config}); err != nil {
-		return fmt.Errorf("send the command to its monitor: %w", err)
+// greet tells the shim what to run and hears that it does.
+func (x *Exec) greet(config protocol.Exec, terminal *os.File, wanted bool) error {
+	if err := protocol.WriteMessage(x.conn, protocol.Request{Exec: &config}); err != nil {
+		return fmt.Errorf("send the command to its shim: %w", err)
 	}
-	var ev monitor.Event
-	switch err := monitor.ReadMessage(x.conn, &ev); {
+	var ev protocol.Event
+	switch err := protocol.ReadMessage(x.conn, &ev); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return joblet.Errorf(joblet.FailedPrecondition, "the job could not be joined within %v: perhaps it is stopped", joinTimeout)
 	case err != nil:
@@ -198,7 +198,7 @@ func (x *Exec) greet(config monitor.Exec, terminal *os.File, wanted bool) error 
 	case ev.Failed != nil:
 		return &StartError{*ev.Failed}
 	case ev.Started == nil:
-		return errors.New("unexpected answer from the monitor of a process")
+		return errors.New("unexpected answer from the shim of a process")
 	}
 	x.PID = ev.Started.PID
 	if !wanted {
@@ -221,15 +221,15 @@ func (x *Exec) listen() {
 func (x *Exec) Done() <-chan struct{} { return x.done }
 
 // End returns how the process ended, once Done is closed; nil says that its
-// monitor died without a word: with the job, say.
-func (x *Exec) End() *monitor.Record { return x.end }
+// shim died without a word: with the job, say.
+func (x *Exec) End() *protocol.Record { return x.end }
 
 // Signal sends a signal to the process.
 func (x *Exec) Signal(sig syscall.Signal) error {
 	x.send.Lock()
 	defer x.send.Unlock()
 	_ = x.conn.SetWriteDeadline(time.Now().Add(requestTime))
-	if err := monitor.WriteMessage(x.conn, monitor.Request{Signal: int(sig)}); errors.Is(err, os.ErrDeadlineExceeded) {
+	if err := protocol.WriteMessage(x.conn, protocol.Request{Signal: int(sig)}); errors.Is(err, os.ErrDeadlineExceeded) {
 		return ErrSilent
 	} else if err != nil {
 		return err
@@ -349,23 +349,23 @@ func (x *Exec) Close() error {
 			_ = f.Close() // once or twice; nothing of it is to be known
 		}
 	}
-	if x.monitor != nil {
+	if x.shim != nil {
 		x.closing.Do(func() { go x.endLate() })
 	}
 	return nil
 }
 
-// startExecMonitor starts the monitor of a further process beside the job's own. The
+// startExecShim starts the shim of a further process beside the job's own. The
 // channel is closed when that has ended.
-func (e *Engine) startExecMonitor(p *Process, files []*os.File) (*os.Process, <-chan struct{}, error) {
+func (e *Engine) startExecShim(p *Process, files []*os.File) (*os.Process, <-chan struct{}, error) {
 	attr := &os.ProcAttr{
 		Dir:   "/",
 		Env:   []string{"GOMAXPROCS=1", "GODEBUG=madvdontneed=1"},
 		Files: append([]*os.File{e.null, e.null, e.log}, files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	if p.group.Monitor != "" {
-		dir, err := os.Open(p.group.Monitor)
+	if p.group.Shim != "" {
+		dir, err := os.Open(p.group.Shim)
 		if err != nil {
 			return nil, nil, joblet.Errorf(joblet.FailedPrecondition, "the job has ended: %w", err)
 		}
@@ -373,10 +373,10 @@ func (e *Engine) startExecMonitor(p *Process, files []*os.File) (*os.Process, <-
 		attr.Sys.UseCgroupFD = true
 		attr.Sys.CgroupFD = int(dir.Fd())
 	}
-	path := "/proc/self/fd/" + strconv.Itoa(int(e.monitor.Fd()))
-	proc, err := os.StartProcess(path, []string{"joblet-monitor", p.ID, "exec"}, attr)
+	path := "/proc/self/fd/" + strconv.Itoa(int(e.shim.Fd()))
+	proc, err := os.StartProcess(path, []string{shimName, p.ID, "exec"}, attr)
 	if err != nil {
-		return nil, nil, fmt.Errorf("start the monitor of the process: %w", err)
+		return nil, nil, fmt.Errorf("start the shim of the process: %w", err)
 	}
 	gone := make(chan struct{})
 	go func() { // somebody must take its status; what it says comes over the connection
@@ -393,5 +393,5 @@ func socketpair(kind int) (pair [2]*os.File, err error) {
 		return pair, os.NewSyscallError("socketpair", err)
 	}
 	_ = unix.SetNonblock(fds[0], true) // so that os.File waits in the poller
-	return [2]*os.File{os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "monitor")}, nil
+	return [2]*os.File{os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "shim")}, nil
 }

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// silence is how long a monitor that should be at work may show no sign of it
+	// silence is how long a shim that should be at work may show no sign of it
 	// before it counts as stuck.
 	silence = 2 * time.Second
 	// writingTime is the same for one that writes to disk what an ended job left:
@@ -24,25 +24,25 @@ const (
 	wakeTime = 200 * time.Millisecond
 )
 
-// Wake lets a box's monitor go on if it was stopped or frozen.
+// Wake lets a box's shim go on if it was stopped or frozen.
 func (e *Engine) Wake(id string) {
 	group := e.group(id)
-	_ = group.ThawMonitors() // it was not frozen, or is gone
-	for _, pid := range e.monitors(id) {
+	_ = group.ThawShims() // it was not frozen, or is gone
+	for _, pid := range e.shims(id) {
 		_ = unix.Kill(pid, unix.SIGCONT)
 	}
 }
 
-// monitors returns the monitors of a box's job and of its further processes.
-func (e *Engine) monitors(id string) []int {
+// shims returns the shims of a box's job and of its further processes.
+func (e *Engine) shims(id string) []int {
 	group := e.group(id)
-	if group.Monitor == "" { // cgroup v1 alone has no place for it
-		if pid := monitorOf(id); pid != 0 {
+	if group.Shim == "" { // cgroup v1 alone has no place for it
+		if pid := shimOf(id); pid != 0 {
 			return []int{pid}
 		}
 		return nil
 	}
-	pids, err := group.Monitors()
+	pids, err := group.Shims()
 	if err != nil {
 		return nil
 	}
@@ -51,22 +51,22 @@ func (e *Engine) monitors(id string) []int {
 
 // Forced is what Force had to do.
 type Forced struct {
-	// Stuck: the monitor has not written down how the job ended, and will not.
+	// Stuck: the shim has not written down how the job ended, and will not.
 	Stuck bool
 	// Exit is the status of PID 1, if that had ended before; nil: it was killed
-	// with SIGKILL, or only the monitor knows (Taken).
+	// with SIGKILL, or only the shim knows (Taken).
 	Exit  *unix.WaitStatus
 	Taken bool
 }
 
 // Force ends the job in a box, whose PID 1 is pid, from outside, because its
-// monitor has not done so in time. The monitor may still write down the job's end,
+// shim has not done so in time. The shim may still write down the job's end,
 // and is waited for as long as it is seen to work; it has ended when over is
 // closed.
 func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan struct{}) (f Forced, err error) {
 	group := e.group(id)
-	monitors := e.monitors(id)
-	f.Exit, f.Taken = exitOf(pid, monitors), len(stat(pid)) == 0
+	shims := e.shims(id)
+	f.Exit, f.Taken = exitOf(pid, shims), len(stat(pid)) == 0
 	e.Wake(id)
 	select { // perhaps it needs no more
 	case <-over:
@@ -76,7 +76,7 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 	if err := group.KillJob(); err != nil {
 		return f, err
 	}
-	seen, at := look(monitors), time.Now()
+	seen, at := look(shims), time.Now()
 	for {
 		select {
 		case <-over:
@@ -85,7 +85,7 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 			return f, context.Cause(ctx)
 		case <-time.After(forceEvery):
 		}
-		now := look(monitors)
+		now := look(shims)
 		if now.alive == 0 {
 			f.Stuck = !isOver(over)
 			return f, nil
@@ -105,11 +105,11 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 	return f, nil
 }
 
-// KillMonitors kills a box's monitors, and what may be left of its job. Release
-// would, but for monitors that no cgroup of the box holds (cgroup v1).
-func (e *Engine) KillMonitors(id string) error {
+// KillShims kills a box's shims, and what may be left of its job. Release
+// would, but for shims that no cgroup of the box holds (cgroup v1).
+func (e *Engine) KillShims(id string) error {
 	err := e.group(id).Kill()
-	for _, pid := range e.monitors(id) {
+	for _, pid := range e.shims(id) {
 		err = errors.Join(err, ignoreGone(unix.Kill(pid, unix.SIGKILL)))
 	}
 	return err
@@ -131,7 +131,7 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// Stalled reports whether the job's PID 1 has ended and its monitor, because it is
+// Stalled reports whether the job's PID 1 has ended and its shim, because it is
 // stopped or waits in the kernel, takes no note of it.
 func (p *Process) Stalled() bool {
 	fields := stat(p.PID)
@@ -139,14 +139,14 @@ func (p *Process) Stalled() bool {
 	if !taken && fields[0] != "Z" {
 		return false
 	}
-	at := look(p.engine.monitors(p.ID))
+	at := look(p.engine.shims(p.ID))
 	// One that has taken PID 1's status may well wait for a disk.
 	return at.alive > 0 && (at.stopped || at.waits && !taken)
 }
 
-// isStopped reports whether the job's monitor, or that of one of its further
+// isStopped reports whether the job's shim, or that of one of its further
 // processes, is stopped: it would do later, or never, what it is asked for.
-func (p *Process) isStopped() bool { return look(p.engine.monitors(p.ID)).stopped }
+func (p *Process) isStopped() bool { return look(p.engine.shims(p.ID)).stopped }
 
 // sight is what is seen of processes at one moment.
 type sight struct {

@@ -3,15 +3,15 @@ package engine
 import (
 	"os"
 
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // View is what a job's root file system is made of beside its private parts.
 type View struct {
-	Trees []monitor.Tree
-	Dirs  []monitor.Dir
-	Links []monitor.Link
-	Files []monitor.File
+	Trees []protocol.Tree
+	Dirs  []protocol.Dir
+	Links []protocol.Link
+	Files []protocol.File
 
 	Path []string // directories of programs beside those of DefaultPath
 }
@@ -67,8 +67,8 @@ func (e *Engine) HostView() (View, error) {
 }
 
 // IdentityFiles are the files in which programs look for the job's own name.
-func IdentityFiles(hostname string) []monitor.File {
-	return []monitor.File{
+func IdentityFiles(hostname string) []protocol.File {
+	return []protocol.File{
 		{Path: "/run/joblet/hosts", Text: "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t" + hostname + "\n"},
 		{Path: "/run/joblet/hostname", Text: hostname + "\n"},
 		{Path: "/run/joblet/resolv.conf", Text: ""},
@@ -85,11 +85,11 @@ func (v *View) add(source, target string, idmap bool) {
 	switch mode := info.Mode(); {
 	case mode&os.ModeSymlink != 0:
 		if to, err := os.Readlink(source); err == nil {
-			v.Links = append(v.Links, monitor.Link{Path: monitor.Name(target), Target: monitor.Name(to)})
+			v.Links = append(v.Links, protocol.Link{Path: protocol.Name(target), Target: protocol.Name(to)})
 		}
 	case mode.IsDir():
-		v.Trees = append(v.Trees, monitor.Tree{Source: monitor.Name(source), Target: monitor.Name(target), IDMap: idmap})
+		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(source), Target: protocol.Name(target), IDMap: idmap})
 	case mode.IsRegular():
-		v.Trees = append(v.Trees, monitor.Tree{Source: monitor.Name(source), Target: monitor.Name(target), IDMap: idmap, File: true})
+		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(source), Target: protocol.Name(target), IDMap: idmap, File: true})
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // rlimits are the kernel's numbers of what joblet.RlimitNames names.
@@ -30,12 +30,12 @@ var rlimits = map[string]int{
 const noCore = 1
 
 // coreLimit returns what a job gets for a limit on core dumps.
-func coreLimit(l joblet.Rlimit) monitor.Rlimit {
+func coreLimit(l joblet.Rlimit) protocol.Rlimit {
 	var have unix.Rlimit
 	if l.Hard < noCore && unix.Getrlimit(unix.RLIMIT_CORE, &have) == nil && have.Max < noCore && !mayRaise() {
-		return monitor.Rlimit{Resource: unix.RLIMIT_CORE} // see probeCore
+		return protocol.Rlimit{Resource: unix.RLIMIT_CORE} // see probeCore
 	}
-	return monitor.Rlimit{Resource: unix.RLIMIT_CORE, Soft: max(noCore, l.Soft), Hard: max(noCore, l.Hard)}
+	return protocol.Rlimit{Resource: unix.RLIMIT_CORE, Soft: max(noCore, l.Soft), Hard: max(noCore, l.Hard)}
 }
 
 // corePattern is where the kernel says what becomes of a core dump.
@@ -50,16 +50,16 @@ func corePiped() (pattern string, piped bool) {
 
 // defaultRlimits are a job's limits where they differ from the daemon's: no core
 // dumps, and the usual number of descriptors, which the Go runtime has raised
-// for the daemon and its monitors.
-func defaultRlimits() []monitor.Rlimit {
-	limits := []monitor.Rlimit{coreLimit(joblet.Rlimit{})}
+// for the daemon and its shims.
+func defaultRlimits() []protocol.Rlimit {
+	limits := []protocol.Rlimit{coreLimit(joblet.Rlimit{})}
 	var files unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &files) == nil {
 		hard := files.Max
 		if most, err := readNumber(fileMaxPath); err == nil {
 			hard = fileLimit(files.Max, most)
 		}
-		limits = append(limits, monitor.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, hard), Hard: hard})
+		limits = append(limits, protocol.Rlimit{Resource: unix.RLIMIT_NOFILE, Soft: min(1024, hard), Hard: hard})
 	}
 	return limits
 }
@@ -72,7 +72,7 @@ func (r *Run) SetLimits(l joblet.Limits, devices []cgroup.Device) {
 		r.ShmBytes = shmBytes(l)
 	}
 	for name, limit := range l.Rlimits {
-		set := monitor.Rlimit{Resource: rlimits[name], Soft: limit.Soft, Hard: limit.Hard}
+		set := protocol.Rlimit{Resource: rlimits[name], Soft: limit.Soft, Hard: limit.Hard}
 		if name == "core" {
 			set = coreLimit(limit)
 		}
@@ -122,7 +122,7 @@ func (e *Engine) CheckLimits(l joblet.Limits) error {
 	return nil
 }
 
-// checkRlimit reports whether the monitor can give a job this limit: to raise a
+// checkRlimit reports whether the shim can give a job this limit: to raise a
 // hard limit takes CAP_SYS_RESOURCE (getrlimit(2)), which a daemon in a container
 // may lack.
 func checkRlimit(name string, limit joblet.Rlimit) error {
@@ -194,7 +194,7 @@ func (p *Process) Paused() (bool, error) { return p.group.Frozen() }
 
 // Update changes the running job's limits from old to l, all or none.
 func (p *Process) Update(old, l joblet.Limits, devices []cgroup.Device) error {
-	if l.ShmBytes != old.ShmBytes && !p.resizesShm {
+	if l.ShmBytes != old.ShmBytes && p.version < 2 {
 		return joblet.Errorf(joblet.FailedPrecondition, "--shm-size: the job was started by an earlier version of joblet, and its /dev/shm keeps its size")
 	}
 	asked := l.DiskBytes != old.DiskBytes || l.ShmBytes != old.ShmBytes
@@ -204,9 +204,9 @@ func (p *Process) Update(old, l joblet.Limits, devices []cgroup.Device) error {
 	if err := p.group.Update(old, l, devices); err != nil {
 		return err
 	}
-	// The monitor answers nothing: the kernel refuses only what is less than is in
+	// The shim answers nothing: the kernel refuses only what is less than is in
 	// use, and tells in statfs(2) what holds.
-	var req monitor.Request
+	var req protocol.Request
 	if l.DiskBytes != old.DiskBytes {
 		req.DiskBytes = l.DiskBytes
 	}

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // TestCoreLimit: no job has a limit on core dumps of 0, of which a core_pattern with
@@ -22,17 +22,17 @@ func TestCoreLimit(t *testing.T) {
 	const all = joblet.Unlimited
 	for _, test := range []struct {
 		asked map[string]joblet.Rlimit
-		want  monitor.Rlimit
+		want  protocol.Rlimit
 	}{
-		{nil, monitor.Rlimit{Soft: 1, Hard: 1}},
-		{map[string]joblet.Rlimit{"core": {}}, monitor.Rlimit{Soft: 1, Hard: 1}},
-		{map[string]joblet.Rlimit{"core": {Soft: 0, Hard: all}}, monitor.Rlimit{Soft: 1, Hard: all}},
-		{map[string]joblet.Rlimit{"core": {Soft: 4096, Hard: all}}, monitor.Rlimit{Soft: 4096, Hard: all}},
+		{nil, protocol.Rlimit{Soft: 1, Hard: 1}},
+		{map[string]joblet.Rlimit{"core": {}}, protocol.Rlimit{Soft: 1, Hard: 1}},
+		{map[string]joblet.Rlimit{"core": {Soft: 0, Hard: all}}, protocol.Rlimit{Soft: 1, Hard: all}},
+		{map[string]joblet.Rlimit{"core": {Soft: 4096, Hard: all}}, protocol.Rlimit{Soft: 4096, Hard: all}},
 	} {
 		run := NewRun(View{})
 		run.SetLimits(joblet.Limits{Rlimits: test.asked}, nil)
 		test.want.Resource = unix.RLIMIT_CORE
-		var got []monitor.Rlimit
+		var got []protocol.Rlimit
 		for _, l := range run.Rlimits {
 			if l.Resource == unix.RLIMIT_CORE {
 				got = append(got, l)

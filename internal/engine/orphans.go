@@ -25,7 +25,7 @@ func inheritsOrphans() bool {
 	return os.Getpid() == 1 || errno == 0 && is != 0
 }
 
-// reapOrphans takes the status of processes of jobs whose monitor was killed, as
+// reapOrphans takes the status of processes of jobs whose shim was killed, as
 // init does where there is one. Without that PID 1 of a job does not end: the
 // kernel waits for all who were in its namespace (zap_pid_ns_processes in
 // kernel/pid_namespace.c), those that joined it among them.

@@ -167,7 +167,7 @@ func BenchmarkWalls(b *testing.B) {
 			for len(e.spares) < spares {
 				time.Sleep(time.Millisecond)
 			}
-			time.Sleep(10 * time.Millisecond) // its monitor goes on building when the box is in stock
+			time.Sleep(10 * time.Millisecond) // its shim goes on building when the box is in stock
 			box, err := e.Take()
 			if err != nil {
 				b.Fatal(err)

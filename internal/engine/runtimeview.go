@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // ownDirs are the places of a job's root that are its own whatever the runtime's tree
@@ -23,7 +23,7 @@ var ownDirs = map[string]bool{"dev": true, "proc": true, "sys": true, "work": tr
 var layeredDirs = map[string]bool{"var": true, "home": true, "root": true, "run": true, "tmp": true}
 
 // maxTop bounds the entries at the top of a runtime's tree, each of which takes a few
-// steps of a job's set-up; monitor.MaxTrees bounds those of them that are mounts.
+// steps of a job's set-up; protocol.MaxTrees bounds those of them that are mounts.
 const maxTop = 64
 
 // layers says what the kernel can do for layeredDirs.
@@ -78,14 +78,14 @@ func (l layers) runtimeView(rootfs string) (View, error) {
 			if info.Mode()&os.ModeSticky != 0 {
 				mode |= unix.S_ISVTX
 			}
-			v.Dirs = append(v.Dirs, monitor.Dir{Path: monitor.Name("/" + name), Mode: mode})
+			v.Dirs = append(v.Dirs, protocol.Dir{Path: protocol.Name("/" + name), Mode: mode})
 		default:
 			v.add(source, "/"+name, true)
 		}
 	}
-	if len(v.Trees) > monitor.MaxTrees {
+	if len(v.Trees) > protocol.MaxTrees {
 		return View{}, joblet.Errorf(joblet.FailedPrecondition,
-			"its tree has %d directories and files at the top: at most %d are possible; move some into a directory", len(v.Trees), monitor.MaxTrees)
+			"its tree has %d directories and files at the top: at most %d are possible; move some into a directory", len(v.Trees), protocol.MaxTrees)
 	}
 	return v, nil
 }
@@ -113,7 +113,7 @@ func (l layers) addLayered(v *View, rootfs, name string) error {
 		return err
 	}
 	if !emptyDir(dir) {
-		v.Trees = append(v.Trees, monitor.Tree{Source: monitor.Name(dir), Target: monitor.Name("/" + name), IDMap: l.idmap, Layer: true})
+		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(dir), Target: protocol.Name("/" + name), IDMap: l.idmap, Layer: true})
 	}
 	return nil
 }

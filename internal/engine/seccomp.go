@@ -25,7 +25,7 @@ package engine
 //     scripts and programs with secrets go on only then.
 //   - No SECCOMP_FILTER_FLAG_LOG or SECCOMP_RET_LOG: a job could flood the audit log of
 //     the host, or have it limit what others log. A job whose denied calls are to be
-//     known asks its monitor instead (monitor.AskMonitor).
+//     known asks its shim instead (protocol.AskShim).
 //   - SECCOMP_FILTER_FLAG_SPEC_ALLOW: see SyscallFilterFlags.
 //
 // Cost. Since Linux 5.11 the kernel, when a filter is installed, walks it once for
@@ -49,7 +49,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // SyscallFilter is a classic BPF program in the layout of struct sock_filter, as
@@ -191,9 +191,9 @@ func seccompArch(goarch string) (audit uint32, number func(*seccompCall) int16) 
 
 // Offsets in struct seccomp_data.
 const (
-	seccompOffNumber = uint32(unsafe.Offsetof(monitor.SeccompData{}.Number))
-	seccompOffArch   = uint32(unsafe.Offsetof(monitor.SeccompData{}.Arch))
-	seccompOffArgs   = uint32(unsafe.Offsetof(monitor.SeccompData{}.Args))
+	seccompOffNumber = uint32(unsafe.Offsetof(protocol.SeccompData{}.Number))
+	seccompOffArch   = uint32(unsafe.Offsetof(protocol.SeccompData{}.Arch))
+	seccompOffArgs   = uint32(unsafe.Offsetof(protocol.SeccompData{}.Args))
 )
 
 // seccompArg is the offset of the low half of an argument; both architectures are
@@ -272,7 +272,7 @@ func (p *seccompProgram) oneOf(values []uint32, yes, no seccompLabel) seccompLab
 }
 
 // null goes on at yes when an argument is a null pointer, else at no. The high half
-// comes first: by it monitor.RunFilter knows that this is a pointer.
+// comes first: by it protocol.RunFilter knows that this is a pointer.
 func (p *seccompProgram) null(arg uint32, yes, no seccompLabel) seccompLabel {
 	low := p.load(seccompArg(arg), p.jump(unix.BPF_JEQ, 0, yes, no))
 	return p.load(seccompArgHigh(arg), p.jump(unix.BPF_JEQ, 0, low, no))

@@ -22,7 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 var seccompArchs = map[string]struct {
@@ -122,11 +122,11 @@ func TestSeccompShape(t *testing.T) {
 }
 
 func seccompRun(f SyscallFilter, d seccompData) uint32 {
-	verdict, _, _ := monitor.RunFilter(f, &d)
+	verdict, _, _ := protocol.RunFilter(f, &d)
 	return verdict
 }
 
-type seccompData = monitor.SeccompData
+type seccompData = protocol.SeccompData
 
 const seccompAllowed = unix.SECCOMP_RET_ALLOW
 

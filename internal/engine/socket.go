@@ -17,15 +17,18 @@ import (
 )
 
 // socketsName is the directory in the run directory that holds a socket for each
-// box, by which a later daemon finds its monitor. Only root can enter it, so a
-// name in there is the monitor's, and nobody else can keep it busy.
-const socketsName = "monitors"
+// box, by which a later daemon finds its shim. Only root can enter it, so a
+// name in there is the shim's, and nobody else can keep it busy.
+const socketsName = "shims"
+
+// formerSocketsName is what earlier releases called it.
+const formerSocketsName = "monitors"
 
 // sockets is that directory. Names are looked up from its descriptor, because
 // sun_path (unix(7)) is too short for the path of just any run directory.
 type sockets struct {
 	dir    *os.File  // nil: there is none
-	former []sockets // of former run directories
+	former []sockets // of former run directories and of earlier releases
 }
 
 // makeSockets makes the directory, or takes over the one that is there, and opens those
@@ -33,7 +36,7 @@ type sockets struct {
 func makeSockets(runDir string, former []string) (_ sockets, err error) {
 	path := filepath.Join(runDir, socketsName)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return sockets{}, fmt.Errorf("make the directory of the monitors' sockets: %w", err)
+		return sockets{}, fmt.Errorf("make the directory of the shims' sockets: %w", err)
 	}
 	s, err := openSockets(append([]string{runDir}, former...))
 	if err != nil {
@@ -49,23 +52,25 @@ func makeSockets(runDir string, former []string) (_ sockets, err error) {
 	return s, nil
 }
 
-// openSockets opens the directory in the first of these run directories, and those of
-// the others, where there are any.
+// openSockets opens the directory in the first of these run directories, and the
+// other ones in which there may be sockets of running jobs, where there are any.
 func openSockets(runDirs []string) (s sockets, err error) {
 	for i, runDir := range runDirs {
-		path := filepath.Join(runDir, socketsName)
-		fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err == unix.ENOENT {
-			continue
-		}
-		if err != nil {
-			return sockets{}, errors.Join(&os.PathError{Op: "open", Path: path, Err: err}, s.close())
-		}
-		dir := os.NewFile(uintptr(fd), path)
-		if i == 0 {
-			s.dir = dir
-		} else {
-			s.former = append(s.former, sockets{dir: dir})
+		for _, name := range []string{socketsName, formerSocketsName} {
+			path := filepath.Join(runDir, name)
+			fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+			if err == unix.ENOENT {
+				continue
+			}
+			if err != nil {
+				return sockets{}, errors.Join(&os.PathError{Op: "open", Path: path, Err: err}, s.close())
+			}
+			dir := os.NewFile(uintptr(fd), path)
+			if i == 0 && name == socketsName {
+				s.dir = dir
+			} else {
+				s.former = append(s.former, sockets{dir: dir})
+			}
 		}
 	}
 	return s, nil
@@ -97,7 +102,7 @@ func (s sockets) listen(id string) (*os.File, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	f := os.NewFile(uintptr(fd), "monitor socket")
+	f := os.NewFile(uintptr(fd), "shim socket")
 	if err := unix.Bind(fd, s.addr(id)); err != nil {
 		return nil, errors.Join(os.NewSyscallError("bind", err), f.Close())
 	}
@@ -123,7 +128,7 @@ func (s sockets) remove(id string) error {
 func (s sockets) clear(boxes []string) error {
 	entries, err := os.ReadDir(s.dir.Name())
 	if err != nil {
-		return fmt.Errorf("list the monitors' sockets: %w", err)
+		return fmt.Errorf("list the shims' sockets: %w", err)
 	}
 	keep := make(map[string]bool, len(boxes))
 	for _, id := range boxes {
@@ -139,30 +144,30 @@ func (s sockets) clear(boxes []string) error {
 	return nil
 }
 
-// errNoMonitor says that a box has no monitor, or none any more.
-var errNoMonitor = fmt.Errorf("the box has no monitor: %w", unix.ECONNREFUSED)
+// errNoShim says that a box has no shim, or none any more.
+var errNoShim = fmt.Errorf("the box has no shim: %w", unix.ECONNREFUSED)
 
-// dial makes one attempt to connect to a box's monitor, without waiting. EAGAIN:
+// dial makes one attempt to connect to a box's shim, without waiting. EAGAIN:
 // it is there, and as many connections wait for it already as may.
 func (s sockets) dial(id string) (fd int, err error) {
 	for _, d := range s.all() {
 		fd, err = dialAddr(d.addr(id))
 		if err != unix.ENOENT {
-			return fd, noMonitor(err)
+			return fd, noShim(err)
 		}
 	}
-	// The monitors of earlier releases listen on an abstract socket, whose name any
-	// user of the host can take once the monitor is gone.
+	// The shims of earlier releases listen on an abstract socket, whose name any
+	// user of the host can take once the shim is gone.
 	fd, err = dialAddr(&unix.SockaddrUnix{Name: "@joblet/" + id})
-	if err == unix.EAGAIN && monitorOf(id) == 0 {
+	if err == unix.EAGAIN && shimOf(id) == 0 {
 		err = unix.ECONNREFUSED
 	}
-	return fd, noMonitor(err)
+	return fd, noShim(err)
 }
 
-func noMonitor(err error) error {
+func noShim(err error) error {
 	if err == unix.ECONNREFUSED {
-		return errNoMonitor
+		return errNoShim
 	}
 	return err
 }
@@ -184,10 +189,10 @@ func dialAddr(addr unix.Sockaddr) (int, error) {
 	return fd, nil
 }
 
-// dialRetry is how often a monitor with too many connections is tried again.
+// dialRetry is how often a shim with too many connections is tried again.
 const dialRetry = 20 * time.Millisecond
 
-// connect connects to a box's monitor. The error is ECONNREFUSED when it has none,
+// connect connects to a box's shim. The error is ECONNREFUSED when it has none,
 // and os.ErrDeadlineExceeded when that takes no connection in time.
 func (s sockets) connect(id string, deadline time.Time) (*os.File, error) {
 	for {
@@ -198,24 +203,24 @@ func (s sockets) connect(id string, deadline time.Time) (*os.File, error) {
 		case err != unix.EAGAIN:
 			return nil, os.NewSyscallError("connect", err)
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("connect to the job's monitor: %w", os.ErrDeadlineExceeded)
+			return nil, fmt.Errorf("connect to the job's shim: %w", os.ErrDeadlineExceeded)
 		}
 		time.Sleep(dialRetry)
 	}
 }
 
-// HasMonitor reports whether a box of a daemon with one of these run directories has a
-// monitor, of which it asks nothing.
-func HasMonitor(runDirs []string, id string) bool {
+// HasShim reports whether a box of a daemon with one of these run directories has a
+// shim, of which it asks nothing.
+func HasShim(runDirs []string, id string) bool {
 	s, err := openSockets(runDirs)
 	if err != nil {
 		return true // nobody knows: nothing may be removed
 	}
 	defer s.close()
-	return s.hasMonitor(id)
+	return s.hasShim(id)
 }
 
-func (s sockets) hasMonitor(id string) bool {
+func (s sockets) hasShim(id string) bool {
 	fd, err := s.dial(id)
 	if err == nil {
 		unix.Close(fd)
@@ -223,24 +228,28 @@ func (s sockets) hasMonitor(id string) bool {
 	return !errors.Is(err, unix.ECONNREFUSED)
 }
 
-// monitorOf returns the process that is a box's monitor, or 0. It goes through all
+// isShim reports whether a program is a shim, perhaps of an earlier release.
+func isShim(program string) bool { return program == shimName || program == "joblet-monitor" }
+
+// shimOf returns the process that is a box's shim, or 0. It goes through all
 // processes of the host.
-func monitorOf(id string) int {
+func shimOf(id string) int {
 	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
 		return 0
 	}
-	want := []byte("joblet-monitor\x00" + id + "\x00")
+	want := []byte("\x00" + id + "\x00")
 	for _, name := range names {
 		argv, err := os.ReadFile(name)
-		if err != nil || !bytes.Equal(argv, want) {
+		title, ok := bytes.CutSuffix(argv, want)
+		if err != nil || !ok || !isShim(string(title)) {
 			continue
 		}
 		proc := filepath.Dir(name)
 		// Anybody can call his program so, but it does not come out of a memfd and
 		// run as root.
 		exe, err := os.Readlink(proc + "/exe")
-		if err != nil || !strings.HasPrefix(exe, "/memfd:joblet-monitor") {
+		if memfd, ok := strings.CutPrefix(exe, "/memfd:"); err != nil || !ok || !isShim(strings.TrimSuffix(memfd, " (deleted)")) {
 			continue
 		}
 		status, err := os.ReadFile(proc + "/status")

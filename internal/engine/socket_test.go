@@ -13,7 +13,7 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// TestAdoptHostile: whatever listens in the place of a monitor, to adopt its job takes
+// TestAdoptHostile: whatever listens in the place of a shim, to adopt its job takes
 // no longer than it may.
 func TestAdoptHostile(t *testing.T) {
 	e := openEngine(t, 0)
@@ -76,22 +76,22 @@ func TestAdoptHostile(t *testing.T) {
 			if took := time.Since(began); err == nil || test.want != nil && !errors.Is(err, test.want) || took > 3*greetTimeout {
 				t.Errorf("after %v: %v, want %v", took, err, test.want)
 			}
-			if !HasMonitor([]string{e.cfg.RunDir}, id) {
+			if !HasShim([]string{e.cfg.RunDir}, id) {
 				t.Error("it is not there")
 			}
 		})
 	}
 	gone := joblet.NewID()
-	if _, err := e.Adopt(gone, time.Time{}); !errors.Is(err, unix.ECONNREFUSED) || HasMonitor([]string{e.cfg.RunDir}, gone) {
-		t.Errorf("no monitor: %v", err)
+	if _, err := e.Adopt(gone, time.Time{}); !errors.Is(err, unix.ECONNREFUSED) || HasShim([]string{e.cfg.RunDir}, gone) {
+		t.Errorf("no shim: %v", err)
 	}
 	f, err := e.sockets.listen(gone)
 	if err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
-	if _, err := e.Adopt(gone, time.Time{}); !errors.Is(err, unix.ECONNREFUSED) || HasMonitor([]string{e.cfg.RunDir}, gone) {
-		t.Errorf("a monitor that is gone: %v", err)
+	if _, err := e.Adopt(gone, time.Time{}); !errors.Is(err, unix.ECONNREFUSED) || HasShim([]string{e.cfg.RunDir}, gone) {
+		t.Errorf("a shim that is gone: %v", err)
 	}
 	if err := e.sockets.clear(nil); err != nil {
 		t.Error(err)

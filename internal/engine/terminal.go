@@ -11,26 +11,26 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
 	"github.com/joblet/joblet/internal/rawio"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // WindowSize is the size of a terminal in characters.
-type WindowSize = monitor.WindowSize
+type WindowSize = protocol.WindowSize
 
 // Window returns the size of the job's terminal when we connected to its
-// monitor; nil: it has none.
+// shim; nil: it has none.
 func (p *Process) Window() *WindowSize { return p.window }
 
 // Resize gives the job's terminal another size, zero for the one that it has.
 // With redraw the program that has the screen is told in any case.
 func (p *Process) Resize(size WindowSize, redraw bool) error {
-	return p.request(monitor.Request{Resize: &monitor.Resize{Size: size, Redraw: redraw}})
+	return p.request(protocol.Request{Resize: &protocol.Resize{Size: size, Redraw: redraw}})
 }
 
 // Keyboard types at a job's terminal. Any number of them may be there at once.
 // What is typed goes into the terminal's master right away, and not by way of
-// the monitor, which would have to wake up for each key.
+// the shim, which would have to wake up for each key.
 type Keyboard struct {
 	Window WindowSize // the terminal's size when this was opened
 
@@ -53,7 +53,7 @@ func (p *Process) OpenKeyboard() (*Keyboard, error) {
 	}
 	_ = c.conn.SetDeadline(time.Now().Add(greetTimeout))
 	var master *os.File
-	if err = monitor.WriteMessage(c.conn, monitor.Request{Terminal: true}); err == nil {
+	if err = protocol.WriteMessage(c.conn, protocol.Request{Terminal: true}); err == nil {
 		master, err = receiveTerminal(c.conn)
 	}
 	if err != nil {
@@ -98,7 +98,7 @@ func (k *Keyboard) Write(b []byte) (written int, err error) {
 	return written, errors.Join(err, failed)
 }
 
-// interrupt tells the monitor of keys that send a signal, which PID 1 would not
+// interrupt tells the shim of keys that send a signal, which PID 1 would not
 // get.
 func (k *Keyboard) interrupt(typed []byte, modes *unix.Termios) {
 	if modes.Lflag&unix.ISIG == 0 {
@@ -119,7 +119,7 @@ func (k *Keyboard) interrupt(typed []byte, modes *unix.Termios) {
 			k.quoted = true
 		}
 		if sig != 0 {
-			_ = k.process.request(monitor.Request{Interrupt: int(sig)}) // it has ended
+			_ = k.process.request(protocol.Request{Interrupt: int(sig)}) // it has ended
 		}
 	}
 }
@@ -130,7 +130,7 @@ func (k *Keyboard) Close() error {
 	return k.master.Close()
 }
 
-// receiveTerminal takes the master that a monitor sends. conn is not blocking.
+// receiveTerminal takes the master that a shim sends. conn is not blocking.
 func receiveTerminal(conn *os.File) (*os.File, error) {
 	master, err := receiveDescriptor(conn, "terminal")
 	if err != nil {
@@ -139,7 +139,7 @@ func receiveTerminal(conn *os.File) (*os.File, error) {
 	return master, nil
 }
 
-// receiveDescriptor takes one descriptor from a monitor, and gives it this name. conn is
+// receiveDescriptor takes one descriptor from a shim, and gives it this name. conn is
 // not blocking.
 func receiveDescriptor(conn *os.File, name string) (*os.File, error) {
 	raw, err := conn.SyscallConn()
@@ -158,7 +158,7 @@ func receiveDescriptor(conn *os.File, name string) (*os.File, error) {
 	if err = errors.Join(err, failed); err != nil {
 		return nil, err
 	}
-	fd, err := monitor.OneDescriptor(oob[:n])
+	fd, err := protocol.OneDescriptor(oob[:n])
 	if err != nil {
 		return nil, fmt.Errorf("unexpected message: %w", err)
 	}

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // maxUsers bounds the files of users and groups that a job gets a copy of.
@@ -45,10 +45,10 @@ func (r *Run) AddUser() (name, home string) {
 // cover has the job see a text in place of a file of its /etc.
 func (r *Run) cover(file, text string) {
 	if !slices.ContainsFunc(r.Trees, func(t Tree) bool { return t.Target == "/etc" }) {
-		r.Files = append(r.Files, monitor.File{Path: file, Text: text}) // there is none
+		r.Files = append(r.Files, protocol.File{Path: file, Text: text}) // there is none
 		return
 	}
-	r.Covers = append(r.Covers, monitor.File{Path: file, Text: text})
+	r.Covers = append(r.Covers, protocol.File{Path: file, Text: text})
 }
 
 // etcFile returns what a file of the job's /etc holds. ok says that it can have another
@@ -56,7 +56,7 @@ func (r *Run) cover(file, text string) {
 func (r *Run) etcFile(name string) (text string, ok bool) {
 	i := slices.IndexFunc(r.Trees, func(t Tree) bool { return t.Target == "/etc" })
 	if i < 0 {
-		return "", !slices.ContainsFunc(r.Links, func(l monitor.Link) bool { return l.Path == "/etc" })
+		return "", !slices.ContainsFunc(r.Links, func(l protocol.Link) bool { return l.Path == "/etc" })
 	}
 	etc := string(r.Trees[i].Source)
 	root, err := os.OpenRoot(filepath.Dir(etc)) // a link may lead to elsewhere in it

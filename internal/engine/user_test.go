@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 func TestWithUser(t *testing.T) {
@@ -80,7 +80,7 @@ func TestAddUser(t *testing.T) {
 		if err := make(etc); err != nil {
 			t.Fatal(err)
 		}
-		return &Run{Run: monitor.Run{UID: 1000, GID: 1000, Trees: []Tree{{Source: monitor.Name(etc), Target: "/etc"}}}}
+		return &Run{Run: protocol.Run{UID: 1000, GID: 1000, Trees: []Tree{{Source: protocol.Name(etc), Target: "/etc"}}}}
 	}
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("root:x:0:0:::\n"), 0o644); err != nil {

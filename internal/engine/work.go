@@ -9,15 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // OpenWork opens the running job's /work. What is in it is the job's: names may
 // change at any time and lead anywhere but, through an os.Root, out of it. A job that can
 // mount may have covered directories in it (archive.PackTree stays out of those).
 func (p *Process) OpenWork() (*os.Root, error) {
-	dir, err := p.workOfMonitor()
-	if errors.Is(err, os.ErrDeadlineExceeded) { // a job of a release whose monitors have no answer
+	dir, err := p.workOfShim()
+	if errors.Is(err, os.ErrDeadlineExceeded) { // a job of a release whose shims have no answer
 		dir, err = p.workOfProcess()
 	}
 	if err != nil {
@@ -27,16 +27,16 @@ func (p *Process) OpenWork() (*os.Root, error) {
 	return os.OpenRoot("/proc/self/fd/" + strconv.Itoa(int(dir.Fd())))
 }
 
-// workOfMonitor asks the monitor for the directory that it opened before any code of the
+// workOfShim asks the shim for the directory that it opened before any code of the
 // job's ran: what the job mounts over /work later is not on the way to it.
-func (p *Process) workOfMonitor() (*os.File, error) {
+func (p *Process) workOfShim() (*os.File, error) {
 	c, err := p.engine.connect(p.ID, time.Time{})
 	if err != nil {
 		return nil, err
 	}
 	defer c.conn.Close()
 	_ = c.conn.SetDeadline(time.Now().Add(greetTimeout))
-	if err := monitor.WriteMessage(c.conn, monitor.Request{Work: true}); err != nil {
+	if err := protocol.WriteMessage(c.conn, protocol.Request{Work: true}); err != nil {
 		return nil, err
 	}
 	return receiveDescriptor(c.conn, "/work")

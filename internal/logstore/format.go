@@ -145,7 +145,7 @@ func sum(b []byte) uint32 {
 	return h
 }
 
-// opError is an os.SyscallError without package os, which costs a monitor
+// opError is an os.SyscallError without package os, which costs a shim
 // start-up time.
 type opError struct {
 	op  string

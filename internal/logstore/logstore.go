@@ -3,7 +3,7 @@
 //	log      holds the bytes of both streams exactly as written, in order of arrival
 //	log.idx  says, in records of fixed size, which bytes came from which stream and when
 //
-// A [Writer], one per log at a time and in the job's monitor, writes data first and
+// A [Writer], one per log at a time and in the job's shim, writes data first and
 // then its index record: the record publishes the bytes. Each attempt to run the
 // job has a Writer, which goes on where the one before has ended or was killed;
 // an END record stands between them. Any number of [Reader]s,
@@ -17,7 +17,7 @@
 // delivered in order and once, as Stdout where their stream is not known. A
 // Writer that appends gives them a record.
 //
-// The package is linked into the monitor, so it imports little; what waits and
+// The package is linked into the shim, so it imports little; what waits and
 // watches lives in package follow.
 package logstore
 
@@ -38,7 +38,7 @@ const (
 type Chunk struct {
 	Offset  int64 // of its first byte, counted over both streams
 	Stream  Stream
-	Time    time.Time // when the job's monitor read it
+	Time    time.Time // when the job's shim read it
 	Data    []byte
 	Dropped int64 // bytes missing right before Offset, counted over both streams
 }

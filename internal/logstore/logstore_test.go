@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// drainAll does what the monitor's loop does with one pipe, until its end.
+// drainAll does what the shim's loop does with one pipe, until its end.
 func drainAll(w *Writer, fd int, s Stream, took func(n int)) error {
 	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {

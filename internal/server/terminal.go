@@ -321,7 +321,7 @@ func (s *jobService) ExecJob(call grpc.BidiStreamingServer[api.ExecInput, api.Ex
 	if err != nil {
 		return err
 	}
-	exit := &joblet.Exit{Signal: int(syscall.SIGKILL)} // its monitor died, and it with that
+	exit := &joblet.Exit{Signal: int(syscall.SIGKILL)} // its shim died, and it with that
 	if end := x.End(); end != nil {
 		exit = &joblet.Exit{Code: end.Code, Signal: end.Signal}
 	}

@@ -74,7 +74,7 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*e
 	s.mu.Unlock()
 	spec.Command, spec.Args, spec.Init, spec.Terminal = e.Command, e.Args, false, e.Terminal
 	spec.MergeOutput = e.MergeOutput
-	spec.Security.LogDenied = false // its monitor writes no record
+	spec.Security.LogDenied = false // its shim writes no record
 	if e.WorkDir != "" {
 		spec.WorkDir = e.WorkDir
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // What comes along with a job is kept in its directory, for retries and reruns.
@@ -210,7 +210,7 @@ func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w 
 	case job.Attempt == 0:
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s has not run: it is %v", joblet.ShortID(job.ID), job.State)
 	default:
-		f, err := os.Open(filepath.Join(s.jobDir(job.ID), monitor.WorkName))
+		f, err := os.Open(filepath.Join(s.jobDir(job.ID), protocol.WorkName))
 		if errors.Is(err, fs.ErrNotExist) {
 			return joblet.Errorf(joblet.NotFound, "job %s left no files in /work", joblet.ShortID(job.ID))
 		}

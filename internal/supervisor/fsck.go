@@ -18,7 +18,7 @@ import (
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/logstore"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -389,7 +389,7 @@ func (f *fsck) noteAlive(rec store.Record) {
 	switch {
 	case f.where.elsewhere != "":
 		f.note(rec.ID, f.where.elsewhere+"; the next daemon concludes it, or starts it if it never began")
-	case engine.HasMonitor(f.where.now.RunDirs, box):
+	case engine.HasShim(f.where.now.RunDirs, box):
 		f.note(rec.ID, "it runs")
 	case rec.State == joblet.Initializing && !begun(f.jobDir(rec.ID), rec.Attempt):
 		f.note(rec.ID, "its start was cut short; the next daemon starts it")
@@ -539,7 +539,7 @@ func (f *fsck) checkJob(job joblet.Job) error {
 	f.checkEnd(job, record)
 	f.checkLog(job, record)
 	if job.WorkBytes > 0 {
-		f.checkArchive(job.ID, monitor.WorkName, "the files that it left in /work", deleteIt)
+		f.checkArchive(job.ID, protocol.WorkName, "the files that it left in /work", deleteIt)
 	}
 	f.checkLeftovers(job.ID, entries)
 	return f.ctx.Err()
@@ -561,7 +561,7 @@ func (f *fsck) checkErased(id string) error {
 
 // checkEnd compares what the record says of the end with the exit record, nil
 // if there is none.
-func (f *fsck) checkEnd(job joblet.Job, r *monitor.Record) {
+func (f *fsck) checkEnd(job joblet.Job, r *protocol.Record) {
 	if r != nil && !agrees(job, r, f.jobDir(job.ID)) {
 		f.found(job.ID, fmt.Sprintf("it is %v (%s), which is not what its exit record says (%s)", job.State, describe(job.Exit), describeRecord(r)), func() error {
 			return f.update(job.ID, func(rec *store.Record) { reconclude(&rec.Job, r, f.jobDir(job.ID)) })
@@ -581,7 +581,7 @@ func (f *fsck) checkEnd(job joblet.Job, r *monitor.Record) {
 }
 
 // agrees reports whether an ended job is what conclude makes of its exit record.
-func agrees(job joblet.Job, r *monitor.Record, dir string) bool {
+func agrees(job joblet.Job, r *protocol.Record, dir string) bool {
 	if job.Attempt > 0 && len(job.Past) >= job.Attempt {
 		return true // its latest run is in the past: it ended while it waited for another
 	}
@@ -599,7 +599,7 @@ func agrees(job joblet.Job, r *monitor.Record, dir string) bool {
 }
 
 // reconclude gives an ended job the end that its exit record tells.
-func reconclude(job *joblet.Job, r *monitor.Record, dir string) {
+func reconclude(job *joblet.Job, r *protocol.Record, dir string) {
 	ended := job.Ended
 	if job.State == joblet.Stopped {
 		job.State = joblet.Stopping
@@ -623,7 +623,7 @@ func describe(e *joblet.Exit) string {
 	return fmt.Sprintf("exit status %d", e.Code)
 }
 
-func describeRecord(r *monitor.Record) string {
+func describeRecord(r *protocol.Record) string {
 	if r.Failure != nil {
 		return "never ran"
 	}
@@ -635,7 +635,7 @@ func describeRecord(r *monitor.Record) string {
 }
 
 // checkLog looks at the log of an ended job; record is its exit record or nil.
-func (f *fsck) checkLog(job joblet.Job, record *monitor.Record) {
+func (f *fsck) checkLog(job joblet.Job, record *protocol.Record) {
 	dir := f.jobDir(job.ID)
 	r, err := logstore.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -664,7 +664,7 @@ func (f *fsck) checkLog(job joblet.Job, record *monitor.Record) {
 	if info.Size < job.LogBytes {
 		f.left(job.ID, fmt.Sprintf("its log has %d bytes, and it has written %d", info.Size, job.LogBytes), deleteIt)
 	}
-	// A monitor that could not mark the end of the log in its index says so.
+	// A shim that could not mark the end of the log in its index says so.
 	complete := record != nil && record.Failure == nil && record.LogError == ""
 	if info.Size >= max(job.LogBytes, 1) && (r.Damaged() || complete && !info.Ended) {
 		f.left(job.ID, "the index of its log is damaged: of some output it is not known when it came, and on which stream", "the output itself is there; "+deleteIt)
@@ -687,7 +687,7 @@ func (f *fsck) passLog(r *logstore.Reader) error {
 	return nil // checkJob tells
 }
 
-// checkLeftovers looks for files that a monitor was writing when it was killed.
+// checkLeftovers looks for files that a shim was writing when it was killed.
 // Of an ended job nobody needs them.
 func (f *fsck) checkLeftovers(id string, entries []fs.DirEntry) {
 	for _, e := range entries {
@@ -699,7 +699,7 @@ func (f *fsck) checkLeftovers(id string, entries []fs.DirEntry) {
 	}
 }
 
-// isExitName reports whether monitor.ExitName gives name for some attempt.
+// isExitName reports whether protocol.ExitName gives name for some attempt.
 func isExitName(name string) bool {
 	ok, _ := filepath.Match("exit*.json", name)
 	return ok
@@ -725,9 +725,9 @@ func (f *fsck) checkHost() (err error) {
 	for _, id := range boxes {
 		switch {
 		case f.boxes[id]:
-		case engine.HasMonitor(f.where.now.RunDirs, id):
+		case engine.HasShim(f.where.now.RunDirs, id):
 			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which takes it over"
-			f.left("", fmt.Sprintf("box %s: its monitor runs, and no job has it", joblet.ShortID(id)), "the next daemon takes its job over, or ends it")
+			f.left("", fmt.Sprintf("box %s: its shim runs, and no job has it", joblet.ShortID(id)), "the next daemon takes its job over, or ends it")
 		default:
 			f.found("", fmt.Sprintf("box %s: its cgroups are left, and no job has it", joblet.ShortID(id)), func() error { return e.Release(id, 0) })
 		}
@@ -781,7 +781,7 @@ func (f *fsck) checkOrphan(id string) {
 	switch {
 	case err != nil:
 		f.left(id, what+"that cannot be read", err.Error())
-	case began && rec.State == joblet.Running && rec.Box != "" && engine.HasMonitor(f.where.now.RunDirs, rec.Box):
+	case began && rec.State == joblet.Running && rec.Box != "" && engine.HasShim(f.where.now.RunDirs, rec.Box):
 		f.note(id, "there is no record of it, and it runs; the next daemon takes it over")
 	case f.keepDirs != "" && rec.State != joblet.Lost && rec.Exit == nil:
 		f.left(id, what+"without an exit record", f.keepDirs)

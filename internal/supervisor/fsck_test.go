@@ -20,7 +20,7 @@ import (
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/logstore"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -125,8 +125,8 @@ func (s *site) endedJob(change func(*store.Record)) string {
 	}
 	s.check(w.End(time.Unix(9, 0)))
 	s.check(w.Close())
-	s.write(tarOf(s.t, "result"), "jobs", id, monitor.WorkName)
-	record := monitor.Record{Code: 3, StartedNanos: 1e9, EndedNanos: 9e9, LogBytes: int64(len(siteLog)), WorkBytes: 6}
+	s.write(tarOf(s.t, "result"), "jobs", id, protocol.WorkName)
+	record := protocol.Record{Code: 3, StartedNanos: 1e9, EndedNanos: 9e9, LogBytes: int64(len(siteLog)), WorkBytes: 6}
 	s.exitRecord(id, record)
 	rec := s.insert(store.Record{Job: joblet.Job{
 		ID: id, Spec: joblet.Spec{Command: "x"}, Owner: "test", State: joblet.Failed, Created: time.Unix(0, 1), Started: time.Unix(1, 0), Ended: time.Unix(9, 0),
@@ -137,11 +137,11 @@ func (s *site) endedJob(change func(*store.Record)) string {
 	return id
 }
 
-func (s *site) exitRecord(id string, r monitor.Record) {
+func (s *site) exitRecord(id string, r protocol.Record) {
 	s.t.Helper()
 	data, err := json.Marshal(r)
 	s.check(err)
-	s.write(string(data), "jobs", id, monitor.ExitName(1))
+	s.write(string(data), "jobs", id, protocol.ExitName(1))
 }
 
 func (s *site) waitingJob(change func(*store.Record)) string {
@@ -244,7 +244,7 @@ func TestFsckDamage(t *testing.T) {
 			}
 		}},
 		{"lost with an exit record", func(s *site) string {
-			return s.endedJob(func(r *store.Record) { r.State, r.Exit, r.Reason = joblet.Lost, nil, "its monitor is gone" })
+			return s.endedJob(func(r *store.Record) { r.State, r.Exit, r.Reason = joblet.Lost, nil, "its shim is gone" })
 		}, "it is LOST (no exit status)", ProblemRepairable, false, func(s *site, job string) {
 			if got := s.get(job); got.State != joblet.Failed || got.Exit.Code != 3 || got.Reason != "" {
 				s.t.Errorf("%+v", got.Job)
@@ -259,7 +259,7 @@ func TestFsckDamage(t *testing.T) {
 		}},
 		{"never ran and has a status", func(s *site) string {
 			id := s.endedJob(nil)
-			s.exitRecord(id, monitor.Record{LogBytes: int64(len(siteLog)), Failure: &monitor.Failure{IsExec: true, Errno: unix.ENOENT}})
+			s.exitRecord(id, protocol.Record{LogBytes: int64(len(siteLog)), Failure: &protocol.Failure{IsExec: true, Errno: unix.ENOENT}})
 			return id
 		}, "exit record says (never ran)", ProblemRepairable, false, func(s *site, job string) {
 			if got := s.get(job); got.Exit != nil || got.Failure != joblet.CommandNotFound || !got.Ended.Equal(time.Unix(9, 0)) {
@@ -278,7 +278,7 @@ func TestFsckDamage(t *testing.T) {
 		}, "exit.json is incomplete or garbled", ProblemLeft, false, nil},
 		{"changed exit record", func(s *site) string {
 			id := s.endedJob(nil)
-			s.write(string(monitor.Seal([]byte(`{"code":3,"ended_nanos":9000000000}`)))[1:], "jobs", id, "exit.json")
+			s.write(string(protocol.Seal([]byte(`{"code":3,"ended_nanos":9000000000}`)))[1:], "jobs", id, "exit.json")
 			return id
 		}, "the checksum of exit.json is wrong", ProblemLeft, false, nil},
 		{"another exit record", func(s *site) string {
@@ -337,12 +337,12 @@ func TestFsckDamage(t *testing.T) {
 
 		{"no files", func(s *site) string {
 			id := s.endedJob(nil)
-			s.remove("jobs", id, monitor.WorkName)
+			s.remove("jobs", id, protocol.WorkName)
 			return id
 		}, "the files that it left in /work are missing (work.tar)", ProblemLeft, false, nil},
 		{"files cut short", func(s *site) string {
 			id := s.endedJob(nil)
-			s.check(os.Truncate(s.path("jobs", id, monitor.WorkName), 700))
+			s.check(os.Truncate(s.path("jobs", id, protocol.WorkName), 700))
 			return id
 		}, "the files that it left in /work cannot be read", ProblemLeft, true, nil},
 		{"files being written", func(s *site) string {
@@ -350,7 +350,7 @@ func TestFsckDamage(t *testing.T) {
 			s.write("x", "jobs", id, "work.tar.tmp")
 			return id
 		}, `"work.tar.tmp" is left`, ProblemRepairable, false, func(s *site, job string) {
-			if _, err := os.Stat(s.path("jobs", job, monitor.WorkName)); err != nil {
+			if _, err := os.Stat(s.path("jobs", job, protocol.WorkName)); err != nil {
 				s.t.Error(err)
 			}
 		}},
@@ -670,8 +670,8 @@ func TestFsckHealthy(t *testing.T) {
 	if !eventually(func() bool { _, err := readRecord(s.path("jobs", running.ID), 1); return err == nil }) {
 		t.Fatal("no exit record")
 	}
-	if !eventually(func() bool { return !engine.HasMonitor([]string{s.cfg.RunDir}, s.get(running.ID).Box) }) {
-		t.Fatal("its monitor stays")
+	if !eventually(func() bool { return !engine.HasShim([]string{s.cfg.RunDir}, s.get(running.ID).Box) }) {
+		t.Fatal("its shim stays")
 	}
 	if found, _ := s.fsck(FsckOptions{Repair: true, Deep: true}); len(found) != 1 || !strings.Contains(found[0].String(), "ended while no daemon ran") {
 		t.Errorf("%v", found)
@@ -691,7 +691,7 @@ func TestFsckHealthy(t *testing.T) {
 	}
 }
 
-// TestFsckHost has a box that no job has: its monitor lives at first.
+// TestFsckHost has a box that no job has: its shim lives at first.
 func TestFsckHost(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
@@ -703,14 +703,14 @@ func TestFsckHost(t *testing.T) {
 	orphan := joblet.NewID()
 	s.write("", "jobs", orphan, "exit.json.tmp")
 	found, _ := s.fsck(FsckOptions{Repair: true})
-	if len(found) != 2 || found[0].Status != ProblemLeft || !strings.Contains(found[0].What, "its monitor runs, and no job has it") ||
+	if len(found) != 2 || found[0].Status != ProblemLeft || !strings.Contains(found[0].What, "its shim runs, and no job has it") ||
 		found[1].Status != ProblemLeft || found[1].Job != orphan {
 		t.Errorf("found %v", found)
 	}
 
-	s.check(unix.Kill(monitorOf(t, box.ID), unix.SIGKILL))
-	if !eventually(func() bool { return !engine.HasMonitor([]string{s.cfg.RunDir}, box.ID) }) {
-		t.Fatal("the monitor stays")
+	s.check(unix.Kill(shimOf(t, box.ID), unix.SIGKILL))
+	if !eventually(func() bool { return !engine.HasShim([]string{s.cfg.RunDir}, box.ID) }) {
+		t.Fatal("the shim stays")
 	}
 	for _, want := range []ProblemStatus{ProblemRepairable, ProblemRepaired} {
 		found, _ := s.fsck(FsckOptions{Repair: want == ProblemRepaired})
@@ -724,8 +724,8 @@ func TestFsckHost(t *testing.T) {
 	}
 }
 
-// monitorOf returns the process that is a box's monitor.
-func monitorOf(t *testing.T, box string) int {
+// shimOf returns the process that is a box's shim.
+func shimOf(t *testing.T, box string) int {
 	t.Helper()
 	names, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -733,7 +733,7 @@ func monitorOf(t *testing.T, box string) int {
 	}
 	for _, name := range names {
 		line, _ := os.ReadFile(name) // many end meanwhile
-		if string(line) != "joblet-monitor\x00"+box+"\x00" {
+		if string(line) != "joblet-shim\x00"+box+"\x00" {
 			continue
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
@@ -747,7 +747,7 @@ func monitorOf(t *testing.T, box string) int {
 			}
 		}
 	}
-	t.Fatal("no monitor")
+	t.Fatal("no shim")
 	return 0
 }
 

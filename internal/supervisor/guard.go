@@ -16,23 +16,23 @@ import (
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/logstore"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// A job's monitor ends it: when it is to stop, and when its time is over. But a
-// monitor can be stopped itself, or wait in the kernel for a disk that does not
+// A job's shim ends it: when it is to stop, and when its time is over. But a
+// shim can be stopped itself, or wait in the kernel for a disk that does not
 // answer. So each run has a guard beside it, which ends the job through its cgroup
-// when its monitor has not done so shortly after it should have.
+// when its shim has not done so shortly after it should have.
 
 const (
-	// lateEnd is how late a monitor may be.
+	// lateEnd is how late a shim may be.
 	lateEnd = time.Second
 	// stallEvery is how often it is looked at whether a job has ended and its
-	// monitor takes no note of it.
+	// shim takes no note of it.
 	stallEvery = 5 * time.Second
-	// silentTime is how long a call waits for a monitor that does not answer.
+	// silentTime is how long a call waits for a shim that does not answer.
 	silentTime = 3 * time.Second
-	// adoptEvery is how often such a monitor of a former daemon's is asked again.
+	// adoptEvery is how often such a shim of a former daemon's is asked again.
 	adoptEvery = time.Second
 )
 
@@ -55,7 +55,7 @@ func (l *live) demand(opt joblet.StopOptions) {
 }
 
 // mustEnd returns when the run must have ended, and why; the zero time: it may go on.
-func (s *Supervisor) mustEnd(l *live) (by time.Time, cause monitor.Cause) {
+func (s *Supervisor) mustEnd(l *live) (by time.Time, cause protocol.Cause) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t := l.rec.Spec.Timeout; t > 0 && (l.silent || l.proc != nil) {
@@ -63,15 +63,15 @@ func (s *Supervisor) mustEnd(l *live) (by time.Time, cause monitor.Cause) {
 		if began.IsZero() { // the daemon that started it did not get to record when
 			began = l.rec.Created
 		}
-		by, cause = began.Add(t+joblet.DefaultGrace+lateEnd), monitor.CauseTimeout
+		by, cause = began.Add(t+joblet.DefaultGrace+lateEnd), protocol.CauseTimeout
 	}
 	if l.stop != nil && (by.IsZero() || l.stop.by.Before(by)) {
-		by, cause = l.stop.by, monitor.CauseStop
+		by, cause = l.stop.by, protocol.CauseStop
 	}
 	return by, cause
 }
 
-// guard waits until the run in a live job's box is over, and if its monitor does
+// guard waits until the run in a live job's box is over, and if its shim does
 // not end it when it must, does that itself. It reports whether it is over; else
 // the daemon stops.
 func (s *Supervisor) guard(l *live, proc *engine.Process) bool {
@@ -111,14 +111,14 @@ func (s *Supervisor) guard(l *live, proc *engine.Process) bool {
 	}
 }
 
-// force ends a run through its cgroup, and writes down how it ended if its monitor
+// force ends a run through its cgroup, and writes down how it ended if its shim
 // does not.
-func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan struct{}) {
+func (s *Supervisor) force(l *live, cause protocol.Cause, pid int, over <-chan struct{}) {
 	rec := s.look(l).job
 	s.mu.Lock()
 	box := l.rec.Box
 	s.mu.Unlock()
-	s.cfg.Log.Warn("a job's monitor did not end it in time; the job is ended through its cgroup", "job", rec.ID, "cause", cause)
+	s.cfg.Log.Warn("a job's shim did not end it in time; the job is ended through its cgroup", "job", rec.ID, "cause", cause)
 	forced, err := s.engine.Force(s.ctx, box, pid, over)
 	if s.ctx.Err() != nil {
 		return
@@ -132,16 +132,16 @@ func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan st
 		return
 	}
 	if cause == "" && forced.Taken {
-		s.killMonitors(rec.ID, box)
+		s.killShims(rec.ID, box)
 		return // nobody knows how it ended: it is LOST
 	}
 	now := time.Now()
 	if rec.Started.IsZero() {
 		rec.Started = now
 	}
-	end := monitor.Record{
+	end := protocol.Record{
 		Signal: int(unix.SIGKILL), Cause: cause, StartedNanos: rec.Started.UnixNano(), EndedNanos: now.UnixNano(),
-		LogError: "its monitor was stopped or stuck, and the job was ended without it: its last output and what it left in /work may be missing",
+		LogError: "its shim was stopped or stuck, and the job was ended without it: its last output and what it left in /work may be missing",
 	}
 	if status := forced.Exit; status != nil && !rec.Spec.Init { // with --init, the status is not the command's
 		if end.Signal = 0; status.Signaled() {
@@ -154,45 +154,45 @@ func (s *Supervisor) force(l *live, cause monitor.Cause, pid int, over <-chan st
 		end.LogBytes = info.Size
 	}
 	if err := putRecord(s.jobDir(rec.ID), rec.Attempt, end); err != nil {
-		s.cfg.Log.Error("write a job's exit record in place of its monitor", "job", rec.ID, "error", err)
+		s.cfg.Log.Error("write a job's exit record in place of its shim", "job", rec.ID, "error", err)
 	}
 	fault.Point("force.written")
-	// Only now: a daemon that is killed before finds the monitor, and does all this again.
-	s.killMonitors(rec.ID, box)
-	_ = os.Remove(filepath.Join(s.jobDir(rec.ID), monitor.WorkName+".tmp")) // what it was packing
+	// Only now: a daemon that is killed before finds the shim, and does all this again.
+	s.killShims(rec.ID, box)
+	_ = os.Remove(filepath.Join(s.jobDir(rec.ID), protocol.WorkName+".tmp")) // what it was packing
 }
 
-// amend writes into an exit record why the job was ended, if its monitor came back
+// amend writes into an exit record why the job was ended, if its shim came back
 // only to see that it was.
-func (s *Supervisor) amend(job joblet.Job, cause monitor.Cause) {
+func (s *Supervisor) amend(job joblet.Job, cause protocol.Cause) {
 	dir := s.jobDir(job.ID)
 	r, err := readRecord(dir, job.Attempt)
 	if err != nil || cause == "" || r.Cause != "" || r.Failure != nil || r.Signal != int(unix.SIGKILL) {
 		return
 	}
 	r.Cause = cause
-	if err := writeRecord(filepath.Join(dir, monitor.ExitName(job.Attempt)), *r); err != nil {
+	if err := writeRecord(filepath.Join(dir, protocol.ExitName(job.Attempt)), *r); err != nil {
 		s.cfg.Log.Error("write into a job's exit record why it was ended", "job", job.ID, "error", err)
 	}
 }
 
-func (s *Supervisor) killMonitors(id, box string) {
-	if err := s.engine.KillMonitors(box); err != nil {
-		s.cfg.Log.Error("kill a job's monitor", "job", id, "error", err)
+func (s *Supervisor) killShims(id, box string) {
+	if err := s.engine.KillShims(box); err != nil {
+		s.cfg.Log.Error("kill a job's shim", "job", id, "error", err)
 	}
 }
 
-// putRecord writes the exit record of an attempt whose monitor is gone, where that
+// putRecord writes the exit record of an attempt whose shim is gone, where that
 // has reserved the room, unless there is one.
-func putRecord(dir string, attempt int, r monitor.Record) error {
-	name := filepath.Join(dir, monitor.ExitName(attempt))
+func putRecord(dir string, attempt int, r protocol.Record) error {
+	name := filepath.Join(dir, protocol.ExitName(attempt))
 	if _, err := readRecord(dir, attempt); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return writeRecord(name, r)
 }
 
-func writeRecord(name string, r monitor.Record) error {
+func writeRecord(name string, r protocol.Record) error {
 	body, err := json.Marshal(r)
 	if err != nil {
 		return err
@@ -217,7 +217,7 @@ func writeRecord(name string, r monitor.Record) error {
 	return syncDir(filepath.Dir(name))
 }
 
-// adoptLater adopts a job whose monitor is there and does not answer: it packs
+// adoptLater adopts a job whose shim is there and does not answer: it packs
 // what the job has left, say, or is stopped.
 func (s *Supervisor) adoptLater(l *live) {
 	for s.ctx.Err() == nil {
@@ -253,7 +253,7 @@ func (s *Supervisor) adoptLater(l *live) {
 	}
 }
 
-// awaitRun is await for what a run's monitor brings about: it ends with
+// awaitRun is await for what a run's shim brings about: it ends with
 // engine.ErrSilent when that does not answer.
 func (s *Supervisor) awaitRun(ctx context.Context, l *live, done func(view) bool) (view, error) {
 	v, err := s.await(ctx, l, func(v view) bool { return v.silent || done(v) })

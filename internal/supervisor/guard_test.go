@@ -12,11 +12,11 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
-// TestRecoverSilent: a daemon does not wait for one monitor after the other that does
+// TestRecoverSilent: a daemon does not wait for one shim after the other that does
 // not answer before it serves, and its jobs can be ended.
 func TestRecoverSilent(t *testing.T) {
 	t.Parallel()
@@ -35,7 +35,7 @@ func TestRecoverSilent(t *testing.T) {
 		s.write("", "jobs", ids[i], "exit.json.tmp") // it has begun
 	}
 	for _, box := range boxes {
-		s.check(unix.Kill(monitorOf(t, box.ID), unix.SIGSTOP))
+		s.check(unix.Kill(shimOf(t, box.ID), unix.SIGSTOP))
 	}
 	now := time.Now()
 	s.records(func(db *store.Store) {
@@ -75,8 +75,8 @@ func TestRecoverSilent(t *testing.T) {
 	ending.Wait()
 	s.check(sup.Close())
 	for _, box := range boxes {
-		if engine.HasMonitor([]string{s.cfg.RunDir}, box.ID) {
-			t.Errorf("the monitor of box %s is left", box.ID)
+		if engine.HasShim([]string{s.cfg.RunDir}, box.ID) {
+			t.Errorf("the shim of box %s is left", box.ID)
 		}
 	}
 }
@@ -85,15 +85,15 @@ func TestPutRecord(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	name := filepath.Join(dir, "exit-2.json")
-	// What a monitor has reserved is longer than what is written there.
+	// What a shim has reserved is longer than what is written there.
 	if err := os.WriteFile(name+".tmp", make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	want := monitor.Record{Signal: 9, Cause: monitor.CauseStop, EndedNanos: 1}
+	want := protocol.Record{Signal: 9, Cause: protocol.CauseStop, EndedNanos: 1}
 	if err := putRecord(dir, 2, want); err != nil {
 		t.Fatal(err)
 	}
-	if err := putRecord(dir, 2, monitor.Record{Code: 1}); err != nil { // the first one stays
+	if err := putRecord(dir, 2, protocol.Record{Code: 1}); err != nil { // the first one stays
 		t.Fatal(err)
 	}
 	got, err := readRecord(dir, 2)

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // identityName is the file in the state directory that tells a copy of it from
@@ -145,7 +145,7 @@ func (w *whereabouts) record() error {
 	if err != nil {
 		return err
 	}
-	text = monitor.Seal(text)
+	text = protocol.Seal(text)
 	err = replaceFile(w.path, text)
 	if w.last != nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
 		err = overwrite(w.path, text) // in the room that it has

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/cgroup"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 func TestLocate(t *testing.T) {
@@ -62,7 +62,7 @@ func TestLocate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			text = monitor.Seal(text)
+			text = protocol.Seal(text)
 			if test.raw != "" {
 				text = []byte(test.raw)
 			}

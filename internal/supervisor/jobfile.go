@@ -17,13 +17,13 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/logstore"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
 // jobFileName is the file in a job's directory that says what was asked: enough
 // to make the job's record again when the database has lost it. It is there
-// before a monitor hears of the job. It is not synced: it is for the day on which
+// before a shim hears of the job. It is not synced: it is for the day on which
 // the database is gone, and the disk has it half a minute later.
 const jobFileName = "job.json"
 
@@ -69,7 +69,7 @@ func (s *Supervisor) noteJob(rec store.Record) error {
 	if err != nil {
 		return err
 	}
-	data = monitor.Seal(data)
+	data = protocol.Seal(data)
 	dir := s.jobDir(rec.ID)
 	made := true
 	if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrExist) {
@@ -151,7 +151,7 @@ func readSealed(name string, limit int64, v any) error {
 		return fmt.Errorf("%w: %w", errDamaged, err)
 	case err != nil:
 		return err
-	case !monitor.Sealed(data):
+	case !protocol.Sealed(data):
 		return fmt.Errorf("%w: the checksum of %s is wrong", errDamaged, filepath.Base(name))
 	}
 	if err := json.Unmarshal(data, v); err != nil {
@@ -191,10 +191,10 @@ func tracesIn(dir string) (t traces, err error) {
 		switch number, ok := strings.CutPrefix(strings.TrimSuffix(name, ".json"), "exit-"); {
 		case name == logstore.LogName, name == logstore.IndexName:
 			t.output = true
-		case name == monitor.ExitName(1):
+		case name == protocol.ExitName(1):
 			t.attempts = max(t.attempts, 1)
 		case ok:
-			if n, err := strconv.Atoi(number); err == nil && n > 1 && name == monitor.ExitName(n) {
+			if n, err := strconv.Atoi(number); err == nil && n > 1 && name == protocol.ExitName(n) {
 				t.attempts = max(t.attempts, n)
 			}
 		}

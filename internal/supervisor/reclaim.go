@@ -14,7 +14,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -63,7 +63,7 @@ func (s *Supervisor) doubted() bool { return s.store.Behind() != "" || s.store.F
 // reclaimAll records again, before anything else is done, the jobs without a
 // record whose directories tell of them. Those that wait are among them only if
 // the database is in doubt; otherwise nobody was told that they are accepted. It
-// returns the boxes of jobs that it has found running by asking their monitors.
+// returns the boxes of jobs that it has found running by asking their shims.
 func (s *Supervisor) reclaimAll(ctx context.Context, unknown, boxes []string) (running map[string]string, err error) {
 	running = map[string]string{}
 	for _, box := range boxes {
@@ -113,7 +113,7 @@ func (s *Supervisor) reclaim(ctx context.Context, id, box string) (bool, error) 
 func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir string, runDirs []string) error {
 	switch {
 	case rec.State == joblet.Running && !begunOnly(dir, rec):
-	case rec.State == joblet.Running && (rec.Box == "" || !engine.HasMonitor(runDirs, rec.Box)):
+	case rec.State == joblet.Running && (rec.Box == "" || !engine.HasShim(runDirs, rec.Box)):
 		lost, run := rec.Reason, rec.Job
 		if conclude(&run, nil, dir); rec.Box != "" && retries(run) { // recovery concludes it, and lets it wait for its next attempt
 			break
@@ -130,7 +130,7 @@ func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir
 		err = db.InsertUnsynced(ctx, rec)
 	}
 	if err == nil && rec.State == joblet.Lost { // what was reserved for its end
-		err = os.Remove(filepath.Join(dir, monitor.ExitName(rec.Attempt)+".tmp"))
+		err = os.Remove(filepath.Join(dir, protocol.ExitName(rec.Attempt)+".tmp"))
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
@@ -268,7 +268,7 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 		rec.Spec.SecretEnv = secrets
 		// Its latest run is concluded as one that ended while no daemon ran.
 		rec.State, rec.Exit, rec.Reason, rec.Ended = joblet.Running, nil, "", time.Time{}
-		rec.Box, rec.IDBase = joblet.NewID(), 0 // of which there is no monitor
+		rec.Box, rec.IDBase = joblet.NewID(), 0 // of which there is no shim
 		if known && f.Attempt == rec.Attempt {
 			rec.Box, rec.IDBase = f.Box, f.IDBase
 		}

@@ -19,7 +19,7 @@ import (
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/logstore"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -29,21 +29,21 @@ const maxRecord = 128 << 10
 
 // readRecord reads the exit record of an attempt in a job's directory. The error
 // is fs.ErrNotExist when there is none, and errDamaged when it is not what a
-// monitor wrote, such as one that was being written when the host went down.
-func readRecord(dir string, attempt int) (*monitor.Record, error) {
-	var r monitor.Record
-	if err := readSealed(filepath.Join(dir, monitor.ExitName(attempt)), maxRecord, &r); err != nil {
+// shim wrote, such as one that was being written when the host went down.
+func readRecord(dir string, attempt int) (*protocol.Record, error) {
+	var r protocol.Record
+	if err := readSealed(filepath.Join(dir, protocol.ExitName(attempt)), maxRecord, &r); err != nil {
 		return nil, err
 	}
 	if r.Failure == nil && r.EndedNanos <= 0 {
-		return nil, fmt.Errorf("%w: %s says nothing of an end", errDamaged, monitor.ExitName(attempt))
+		return nil, fmt.Errorf("%w: %s says nothing of an end", errDamaged, protocol.ExitName(attempt))
 	}
 	return &r, nil
 }
 
-// begun reports whether a monitor has begun an attempt: then it may have run.
+// begun reports whether a shim has begun an attempt: then it may have run.
 func begun(dir string, attempt int) bool {
-	name := filepath.Join(dir, monitor.ExitName(attempt))
+	name := filepath.Join(dir, protocol.ExitName(attempt))
 	for _, n := range []string{name, name + ".tmp"} {
 		if _, err := os.Lstat(n); !errors.Is(err, fs.ErrNotExist) {
 			return true
@@ -54,11 +54,11 @@ func begun(dir string, attempt int) bool {
 
 // conclude gives a job whose run is over its final state: from its exit record,
 // or, without one, LOST.
-func conclude(job *joblet.Job, r *monitor.Record, dir string) {
+func conclude(job *joblet.Job, r *protocol.Record, dir string) {
 	asked := job.State == joblet.Stopping
 	if r == nil {
 		job.State = joblet.Lost
-		job.Reason = "its monitor ended without an exit record: it was killed, or the host went down"
+		job.Reason = "its shim ended without an exit record: it was killed, or the host went down"
 		job.Ended = time.Now()
 		if info, err := logstore.Stat(dir); err == nil {
 			job.LogBytes = info.Size
@@ -78,9 +78,9 @@ func conclude(job *joblet.Job, r *monitor.Record, dir string) {
 	job.Usage, job.OutOfMemory = r.Usage, r.OutOfMemory
 	job.Denied = engine.DeniedCalls(job.Spec.Security, r.Denied)
 	switch {
-	case r.Cause == monitor.CauseStop, asked && r.Cause == "":
+	case r.Cause == protocol.CauseStop, asked && r.Cause == "":
 		job.State = joblet.Stopped
-	case r.Cause == monitor.CauseTimeout:
+	case r.Cause == protocol.CauseTimeout:
 		job.State = joblet.TimedOut
 		job.Reason = fmt.Sprintf("its time was up after %v", job.Spec.Timeout)
 	case r.OutOfMemory:
@@ -225,9 +225,9 @@ func (s *Supervisor) unfinished(ctx context.Context, lost, boxes []string) (foun
 
 const (
 	// recoverWorkers is how many jobs are recovered at once: each may have to wait
-	// for its monitor.
+	// for its shim.
 	recoverWorkers = 64
-	// recoverTime is how long the recovery waits for monitors in all, and then for
+	// recoverTime is how long the recovery waits for shims in all, and then for
 	// ends to be recorded: what is not ready by then goes on beside the daemon.
 	recoverTime = 3 * time.Second
 )
@@ -293,13 +293,13 @@ func (s *Supervisor) settleAll(over []*live) {
 type recovered int
 
 const (
-	recoveredRuns  recovered = iota // its monitor has it
+	recoveredRuns  recovered = iota // its shim has it
 	recoveredWaits                  // it is to run
 	recoveredOver                   // it has ended
 )
 
 // recoverJob finds out what became of a job while no daemon ran. It waits for its
-// monitor until by at most.
+// shim until by at most.
 func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 	rec := l.rec
 	if !rec.State.Alive() {
@@ -321,7 +321,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		s.mu.Lock()
 		l.silent = true
-		if rec.State == joblet.Stopping { // the monitor may not have been asked
+		if rec.State == joblet.Stopping { // the shim may not have been asked
 			l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
 		}
 		s.mu.Unlock()
@@ -347,7 +347,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 		fault.Point("recover.requeued")
 		return recoveredWaits, nil
 	}
-	s.cfg.Log.Info("job ended while no daemon ran", "job", rec.ID, "monitor", err)
+	s.cfg.Log.Info("job ended while no daemon ran", "job", rec.ID, "shim", err)
 	if rec.State == joblet.Initializing { // it was seen to start by nobody
 		s.become(l, joblet.Running, nil)
 	}
@@ -399,7 +399,7 @@ func (s *Supervisor) adopted(l *live, proc *engine.Process) {
 	stop := l.stop
 	s.mu.Unlock()
 	s.pausedAs(l, proc)
-	if stopping { // the monitor may not have been asked
+	if stopping { // the shim may not have been asked
 		if err := proc.Stop(syscall.Signal(stop.opt.Signal), stop.opt.Grace); err != nil {
 			s.cfg.Log.Debug("a job ended as it was asked to again", "job", l.rec.ID, "error", err)
 		}
@@ -457,7 +457,7 @@ const maxTidied = 10_000
 func (s *Supervisor) tidyAll() {
 	names, err := s.jobNames()
 	if err != nil {
-		s.cfg.Log.Warn("look for what is left of the monitors of ended jobs", "error", err)
+		s.cfg.Log.Warn("look for what is left of the shims of ended jobs", "error", err)
 	}
 	if s.store.Closed() && len(names) > maxTidied {
 		return

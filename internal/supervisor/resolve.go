@@ -13,7 +13,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // defaultTerm is the kind of a terminal of which the caller does not say it.
@@ -88,7 +88,7 @@ func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
 		return fmt.Errorf("attempt %d has begun already, by what is in %s", job.Attempt, run.Dir)
 	}
 	if job.Attempt > 1 { // what the one before left in /work is not this one's
-		if err := os.Remove(filepath.Join(run.Dir, monitor.WorkName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(filepath.Join(run.Dir, protocol.WorkName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -273,7 +273,7 @@ func (s *Supervisor) keepFailed(l *live, cause error) {
 // never ran. What the disk holds for the job beside that is given up for it.
 func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
 	dir := s.jobDir(job.ID)
-	if r, err := readRecord(dir, job.Attempt); err == nil && r.Failure != nil { // the monitor has written it
+	if r, err := readRecord(dir, job.Attempt); err == nil && r.Failure != nil { // the shim has written it
 		return nil
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -282,11 +282,11 @@ func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	text, err := json.Marshal(monitor.Record{Failure: &monitor.Failure{Text: strings.TrimPrefix(cause.Error(), startTheJob)}})
+	text, err := json.Marshal(protocol.Record{Failure: &protocol.Failure{Text: strings.TrimPrefix(cause.Error(), startTheJob)}})
 	if err != nil {
 		return err
 	}
-	name := filepath.Join(dir, monitor.ExitName(job.Attempt))
+	name := filepath.Join(dir, protocol.ExitName(job.Attempt))
 	// An empty one, for which there may be room when there is none for the text, says
 	// that the attempt has begun: the job is LOST then, and not started.
 	err = errors.Join(replaceFile(name, text), syncDir(s.jobsDir()))
@@ -425,7 +425,7 @@ func (s *Supervisor) watch(l *live) {
 	s.mu.Lock()
 	id, proc := l.rec.ID, l.proc
 	s.mu.Unlock()
-	// Not durable: after a crash the job's monitor says that it runs.
+	// Not durable: after a crash the job's shim says that it runs.
 	if err := s.save(l, false); err != nil && s.ctx.Err() == nil {
 		s.cfg.Log.Warn("record that a job runs", "job", id, "error", err)
 	}
@@ -487,7 +487,7 @@ func (s *Supervisor) settle(l *live) {
 	s.countEnd(run, g, again)
 	fault.Point("end.concluded")
 	if again && run.State == joblet.Lost {
-		s.killMonitors(rec.ID, rec.Box) // what has no cgroup of the box, too
+		s.killShims(rec.ID, rec.Box) // what has no cgroup of the box, too
 	}
 	if err := s.release(l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
@@ -536,7 +536,7 @@ func (s *Supervisor) releaseLater(rec store.Record) bool {
 	}
 }
 
-// tidy removes from the directory of a job that has ended what monitors that were
+// tidy removes from the directory of a job that has ended what shims that were
 // killed were writing, and what was reserved for the ends of attempts.
 func (s *Supervisor) tidy(id string) {
 	entries, err := os.ReadDir(s.jobDir(id))
@@ -554,10 +554,10 @@ func (s *Supervisor) tidy(id string) {
 }
 
 // leftOver reports whether a file in the directory of a job that has ended is one
-// that a monitor did not finish.
+// that a shim did not finish.
 func leftOver(name string) bool {
 	of, ok := strings.CutSuffix(name, ".tmp")
-	return ok && (of == monitor.WorkName || of == jobFileName || isExitName(of))
+	return ok && (of == protocol.WorkName || of == jobFileName || isExitName(of))
 }
 
 // finish is the last of a job, once its end is durable: jobs that wait for it go

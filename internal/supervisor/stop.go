@@ -19,7 +19,7 @@ import (
 )
 
 // standing returns a live job at a moment when it either waits or runs, and not
-// in between. It has not ended. To end it, its monitor is not needed: then it may
+// in between. It has not ended. To end it, its shim is not needed: then it may
 // be one without a process, and silent.
 func (s *Supervisor) standing(ctx context.Context, id string, ending bool) (*live, view, error) {
 	job, err := s.Job(ctx, id)
@@ -141,9 +141,9 @@ const (
 	stoppedReason  = "it was stopped before its next attempt"
 )
 
-// stopping asks the job's monitor to end the run, and notes that before: an end
+// stopping asks the job's shim to end the run, and notes that before: an end
 // that comes in between is one on request. A job that has ended already keeps
-// the state that it has. Should the monitor not do it, or not be there to be asked
+// the state that it has. Should the shim not do it, or not be there to be asked
 // (proc is nil then), the run's guard does.
 func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOptions) error {
 	s.mu.Lock()
@@ -158,7 +158,7 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 	box := l.rec.Box
 	s.mu.Unlock()
 	// Recorded before, so that a daemon that comes next knows how an end that
-	// comes now is to be called, and asks again if the monitor was not asked.
+	// comes now is to be called, and asks again if the shim was not asked.
 	if err := s.save(l, false); err != nil && s.ctx.Err() == nil {
 		s.cfg.Log.Warn("record that a job is to end", "job", s.look(l).job.ID, "error", err)
 	}

@@ -4,7 +4,7 @@
 //
 // Truth is in two places, each with one writer. The database says what was
 // asked; this package writes it. A job's directory says what happened (log and
-// exit records); the job's monitor writes it. What is in memory here can be lost
+// exit records); the job's shim writes it. What is in memory here can be lost
 // at any instant: recover makes it again from those two.
 //
 // Every job that has not ended is a live one. It waits (PENDING, SCHEDULED) or
@@ -102,7 +102,7 @@ type live struct {
 	over     chan struct{} // closed when the latest run's output is complete
 	changed  chan struct{} // closed, and replaced, when anything changes
 	starting bool          // it has a place and is about to run
-	silent   bool          // it runs under a monitor of a former daemon's that does not answer
+	silent   bool          // it runs under a shim of a former daemon's that does not answer
 	stop     *stopRequest  // of the latest run; nil: nobody has asked
 	hurry    chan struct{} // stop is new
 	asking   bool          // a goroutine waits to have it end

@@ -22,7 +22,7 @@ import (
 	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/monitor"
+	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -227,21 +227,21 @@ func TestConclude(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		state  joblet.State
-		record *monitor.Record
+		record *protocol.Record
 		want   joblet.State
 		status int
 	}{
-		{"success", joblet.Running, &monitor.Record{}, joblet.Completed, 0},
-		{"failure", joblet.Running, &monitor.Record{Code: 3}, joblet.Failed, 3},
-		{"signal", joblet.Running, &monitor.Record{Signal: 11}, joblet.Failed, 139},
-		{"stop", joblet.Stopping, &monitor.Record{Signal: 15, Cause: monitor.CauseStop}, joblet.Stopped, 143},
-		{"stop, noted by the monitor alone", joblet.Running, &monitor.Record{Code: 1, Cause: monitor.CauseStop}, joblet.Stopped, 1},
-		{"asked to stop and ended by itself", joblet.Stopping, &monitor.Record{Code: 1}, joblet.Stopped, 1},
-		{"timeout", joblet.Running, &monitor.Record{Signal: 9, Cause: monitor.CauseTimeout}, joblet.TimedOut, 124},
-		{"timeout before the stop", joblet.Stopping, &monitor.Record{Signal: 9, Cause: monitor.CauseTimeout}, joblet.TimedOut, 124},
+		{"success", joblet.Running, &protocol.Record{}, joblet.Completed, 0},
+		{"failure", joblet.Running, &protocol.Record{Code: 3}, joblet.Failed, 3},
+		{"signal", joblet.Running, &protocol.Record{Signal: 11}, joblet.Failed, 139},
+		{"stop", joblet.Stopping, &protocol.Record{Signal: 15, Cause: protocol.CauseStop}, joblet.Stopped, 143},
+		{"stop, noted by the shim alone", joblet.Running, &protocol.Record{Code: 1, Cause: protocol.CauseStop}, joblet.Stopped, 1},
+		{"asked to stop and ended by itself", joblet.Stopping, &protocol.Record{Code: 1}, joblet.Stopped, 1},
+		{"timeout", joblet.Running, &protocol.Record{Signal: 9, Cause: protocol.CauseTimeout}, joblet.TimedOut, 124},
+		{"timeout before the stop", joblet.Stopping, &protocol.Record{Signal: 9, Cause: protocol.CauseTimeout}, joblet.TimedOut, 124},
 		{"lost", joblet.Running, nil, joblet.Lost, 125},
-		{"never run", joblet.Running, &monitor.Record{Failure: &monitor.Failure{IsExec: true, Errno: 2}}, joblet.Failed, 127},
-		{"not executable", joblet.Running, &monitor.Record{Failure: &monitor.Failure{IsExec: true, Errno: 13}}, joblet.Failed, 126},
+		{"never run", joblet.Running, &protocol.Record{Failure: &protocol.Failure{IsExec: true, Errno: 2}}, joblet.Failed, 127},
+		{"not executable", joblet.Running, &protocol.Record{Failure: &protocol.Failure{IsExec: true, Errno: 13}}, joblet.Failed, 126},
 	} {
 		job := joblet.Job{State: tt.state}
 		conclude(&job, tt.record, t.TempDir())
@@ -613,9 +613,9 @@ func TestHeldSpecs(t *testing.T) {
 func TestStartNotUndone(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		begins bool // the monitor hears of it
+		begins bool // the shim hears of it
 		want   joblet.Kind
-	}{{"the monitor wrote it down", true, joblet.CommandNotFound}, {"before the monitor heard of it", false, joblet.Internal}} {
+	}{{"the shim wrote it down", true, joblet.CommandNotFound}, {"before the shim heard of it", false, joblet.Internal}} {
 		t.Run(test.name, func(t *testing.T) {
 			dir := t.TempDir()
 			s := open(t, dir, nil)

@@ -127,7 +127,7 @@ func CheckLeaks(t *testing.T, run string) {
 		for _, b := range boxes {
 			left = append(left, "run directory "+b.Name())
 		}
-		sockets, _ := os.ReadDir(filepath.Join(run, "monitors"))
+		sockets, _ := os.ReadDir(filepath.Join(run, "shims"))
 		for _, s := range sockets {
 			left = append(left, "socket "+s.Name())
 		}

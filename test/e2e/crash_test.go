@@ -70,8 +70,8 @@ func TestDaemonKilledLater(t *testing.T) {
 	}
 }
 
-// monitorOf returns the pid of a running job's monitor: the parent of PID 1.
-func (d *daemon) monitorOf(t *testing.T, id string) int {
+// shimOf returns the pid of a running job's shim: the parent of PID 1.
+func (d *daemon) shimOf(t *testing.T, id string) int {
 	t.Helper()
 	var job struct {
 		PID int `json:"host_pid"`
@@ -80,16 +80,16 @@ func (d *daemon) monitorOf(t *testing.T, id string) int {
 	if err := json.Unmarshal([]byte(r.stdout), &job); err != nil || job.PID == 0 {
 		t.Fatalf("job %s has no process: %v", id, r)
 	}
-	monitor := monitorOf(job.PID)
-	if monitor == 0 {
+	shim := shimOf(job.PID)
+	if shim == 0 {
 		t.Fatalf("process %d of job %s is gone", job.PID, id)
 	}
-	return monitor
+	return shim
 }
 
-// monitorOf returns the monitor of a job's process, which is its parent; 0: the
+// shimOf returns the shim of a job's process, which is its parent; 0: the
 // process is gone.
-func monitorOf(pid int) (parent int) {
+func shimOf(pid int) (parent int) {
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])); len(fields) > 1 {
 		parent, _ = strconv.Atoi(fields[1])
@@ -97,8 +97,8 @@ func monitorOf(pid int) (parent int) {
 	return parent
 }
 
-// TestMonitorKilled: the job dies with its monitor and is LOST, with a reason.
-func TestMonitorKilled(t *testing.T) {
+// TestShimKilled: the job dies with its shim and is LOST, with a reason.
+func TestShimKilled(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	for i, daemonToo := range []bool{false, true} {
@@ -107,7 +107,7 @@ func TestMonitorKilled(t *testing.T) {
 		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "before\n" }) {
 			t.Fatal("no output")
 		}
-		pid := d.monitorOf(t, id)
+		pid := d.shimOf(t, id)
 		if daemonToo {
 			d.kill(t)
 		}
@@ -122,7 +122,7 @@ func TestMonitorKilled(t *testing.T) {
 		if r := d.rnx(t.Context(), "job", "wait", id); r.status != 125 {
 			t.Errorf("wait: %v", r)
 		}
-		if r := d.rnx(t.Context(), "job", "status", id); !strings.Contains(r.stdout, "LOST") || !strings.Contains(r.stdout, "monitor") {
+		if r := d.rnx(t.Context(), "job", "status", id); !strings.Contains(r.stdout, "LOST") || !strings.Contains(r.stdout, "shim") {
 			t.Errorf("status: %v", r)
 		}
 		if r := d.rnx(t.Context(), "job", "log", id); r.stdout != "before\n" {
@@ -132,7 +132,7 @@ func TestMonitorKilled(t *testing.T) {
 			left, _ := filepath.Glob(filepath.Join(d.state, "jobs", id, "*.tmp"))
 			return len(left) == 0
 		}) {
-			t.Error("an unfinished file of the monitor is left in the job's directory")
+			t.Error("an unfinished file of the shim is left in the job's directory")
 		}
 		if !eventually(patience, func() bool { return !running("sleep\x00" + nap + "\x00") }) {
 			t.Error("processes of the job are left")
@@ -150,13 +150,13 @@ func running(cmdline string) bool {
 	return false
 }
 
-// TestMonitorBusy: a monitor that does not answer the next daemon at once, as
+// TestShimBusy: a shim that does not answer the next daemon at once, as
 // while it packs a job's files, is waited for; its job is not given up.
-func TestMonitorBusy(t *testing.T) {
+func TestShimBusy(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "while [ ! -e /tmp/end ]; do sleep 0.1; done; echo done; exit 3"))
-	pid := d.monitorOf(t, id)
+	pid := d.shimOf(t, id)
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ func TestMonitorBusy(t *testing.T) {
 		t.Fatal(err)
 	}
 	if r := d.rnx(t.Context(), "job", "list", "-q", "--status=running"); r.stdout != id+"\n" {
-		t.Errorf("while the monitor does not answer: %v", r)
+		t.Errorf("while the shim does not answer: %v", r)
 	}
 	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
 		t.Fatal(err)
@@ -341,7 +341,7 @@ func TestSpareBoxesKilled(t *testing.T) {
 		switch err := unix.Kill(pid, unix.SIGKILL); err {
 		case nil:
 			killed++
-		case unix.ESRCH: // the monitor of the job before
+		case unix.ESRCH: // the shim of the job before
 			continue
 		default:
 			t.Fatal(err)

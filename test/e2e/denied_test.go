@@ -160,7 +160,7 @@ func TestLogDeniedStarts(t *testing.T) {
 	}
 }
 
-// TestLogDeniedFlood: a job that makes nothing but denied calls costs its monitor
+// TestLogDeniedFlood: a job that makes nothing but denied calls costs its shim
 // little, keeps nobody from stopping, pausing or timing it out, and all its calls
 // are refused rightly.
 func TestLogDeniedFlood(t *testing.T) {
@@ -179,7 +179,7 @@ while time.monotonic() < end:
         print("let through")
 `, seconds))
 		job := d.ends(t, id, joblet.Completed)
-		// 2000 at once, 200 each second; a monitor that is not let to run gives fewer.
+		// 2000 at once, 200 each second; a shim that is not let to run gives fewer.
 		took := job.Ended.Sub(job.Started)
 		if n := denied(t, job)["bpf "].Count; n < 2100 || n > 2000+uint64(200*took.Seconds())+500 {
 			t.Errorf("%d calls in %v", n, took)

@@ -14,7 +14,7 @@ import (
 )
 
 // TestDaemonIsInit: a daemon that is PID 1, as in a container, inherits what the
-// monitors of killed jobs and processes leave, and takes their statuses. Without
+// shims of killed jobs and processes leave, and takes their statuses. Without
 // that PID 1 of a job waits for ever for a process that joined it.
 func TestDaemonIsInit(t *testing.T) {
 	t.Parallel()
@@ -31,9 +31,9 @@ func TestDaemonIsInit(t *testing.T) {
 	}
 	for _, test := range []struct {
 		name   string
-		killed []bool // the job's own monitor, that of the process
+		killed []bool // the job's own shim, that of the process
 	}{
-		{"the monitor of a process", []bool{false, true}},
+		{"the shim of a process", []bool{false, true}},
 		{"that of the job", []bool{true, false}},
 		{"both", []bool{true, true}},
 	} {
@@ -42,22 +42,22 @@ func TestDaemonIsInit(t *testing.T) {
 		if err := x.Start(); err != nil {
 			t.Fatal(err)
 		}
-		var monitors [2]int
+		var shims [2]int
 		if !eventually(patience, func() bool {
-			monitors = d.monitorsOf(t)
+			shims = d.shimsOf(t)
 			out := d.rnx(t.Context(), "job", "exec", id, "ps", "-eo", "args").stdout
-			return monitors[0] > 0 && monitors[1] > 0 && strings.Contains(out, "sleep 608")
+			return shims[0] > 0 && shims[1] > 0 && strings.Contains(out, "sleep 608")
 		}) {
-			t.Fatalf("%s: monitors %v", test.name, monitors)
+			t.Fatalf("%s: shims %v", test.name, shims)
 		}
-		for i, pid := range slices.Backward(monitors[:]) { // with the job's own the other ends by itself
+		for i, pid := range slices.Backward(shims[:]) { // with the job's own the other ends by itself
 			if test.killed[i] {
 				if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
-		_ = x.Wait() // it says that its monitor died
+		_ = x.Wait() // it says that its shim died
 		d.rnx(t.Context(), "job", "kill", id)
 		if r := d.rnx(patient(t), "job", "wait", id); r.status == 0 || strings.Contains(r.stderr, "context") {
 			t.Fatalf("%s: %v", test.name, r)
@@ -72,9 +72,9 @@ func TestDaemonIsInit(t *testing.T) {
 	}
 }
 
-// monitorsOf returns the monitors of the only job and of the only process in it, 0
+// shimsOf returns the shims of the only job and of the only process in it, 0
 // for none.
-func (d *daemon) monitorsOf(t *testing.T) (found [2]int) {
+func (d *daemon) shimsOf(t *testing.T) (found [2]int) {
 	t.Helper()
 	out, _ := exec.Command("pgrep", "-P", strconv.Itoa(d.cmd.Process.Pid)).Output()
 	for _, field := range strings.Fields(string(out)) {

@@ -114,7 +114,7 @@ except OSError as e:
 	}
 }
 
-// TestDaemonPrivileges: the daemon, and the monitors that it starts, hold what the
+// TestDaemonPrivileges: the daemon, and the shims that it starts, hold what the
 // unit allows and nothing more.
 func TestDaemonPrivileges(t *testing.T) {
 	t.Parallel()
@@ -144,7 +144,7 @@ func TestDaemonPrivileges(t *testing.T) {
 	d := newDaemon(t)
 	id := d.detach(t, "sleep", "60")
 	d.becomes(t, id, joblet.Running)
-	for who, pid := range map[string]int{"daemon": d.cmd.Process.Pid, "monitor": d.monitorOf(t, id)} {
+	for who, pid := range map[string]int{"daemon": d.cmd.Process.Pid, "shim": d.shimOf(t, id)} {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 		if err != nil || len(threads) == 0 {
 			t.Fatalf("%s: no threads (%v)", who, err)

@@ -128,7 +128,7 @@ func (c *tally) String() string {
 	return b.String()
 }
 
-// faultDaemon builds the daemon with the points in it, and with a monitor of
+// faultDaemon builds the daemon with the points in it, and with a shim of
 // the same source, once.
 var faultDaemon = sync.OnceValues(func() (string, error) {
 	top, err := filepath.Abs("../..")
@@ -143,11 +143,11 @@ var faultDaemon = sync.OnceValues(func() (string, error) {
 		}
 		return nil
 	}
-	monitor, overlay, program := binDir+"/fault-monitor", binDir+"/fault-overlay.json", binDir+"/joblet-fault"
-	if err := run("CGO_ENABLED=0", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", monitor, "./cmd/joblet-monitor"); err != nil {
+	shim, overlay, program := binDir+"/fault-shim", binDir+"/fault-overlay.json", binDir+"/joblet-fault"
+	if err := run("CGO_ENABLED=0", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", shim, "./cmd/joblet-shim"); err != nil {
 		return "", err
 	}
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{top + "/internal/engine/embed/joblet-monitor": monitor}})
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{top + "/internal/engine/embed/joblet-shim": shim}})
 	if err != nil {
 		return "", err
 	}
@@ -741,7 +741,7 @@ func (l *life) stop(p *promise, id string) {
 	}
 }
 
-// opStuck kills a job whose monitor does nothing.
+// opStuck kills a job whose shim does nothing.
 func (l *life) opStuck() {
 	p := l.promise("stuck", 1, 0, "sleep 60", "")
 	p.forever = true
@@ -749,8 +749,8 @@ func (l *life) opStuck() {
 	if !ok {
 		return
 	}
-	if monitor := monitorOf(job.PID); monitor > 0 {
-		defer keepStopped(l.t, monitor)()
+	if shim := shimOf(job.PID); shim > 0 {
+		defer keepStopped(l.t, shim)()
 	}
 	job, err := l.c.Stop(l.ctx, job.ID, joblet.StopOptions{})
 	if !l.cut("kill "+p.tag, err) {
@@ -1301,8 +1301,8 @@ func (l *life) leaks(jobs []joblet.Job) (left []string) {
 		if len(boxes) > spares {
 			left = append(left, fmt.Sprintf("boxes %v and no job", slices.Sorted(maps.Keys(boxes))))
 		}
-		if n := l.monitors(); n > 2*spares { // each with the first process of its box
-			left = append(left, fmt.Sprintf("%d processes of monitors and no job", n))
+		if n := l.shims(); n > 2*spares { // each with the first process of its box
+			left = append(left, fmt.Sprintf("%d processes of shims and no job", n))
 		}
 		dirs, err := os.ReadDir(filepath.Join(l.d.state, "jobs"))
 		if err != nil {
@@ -1329,12 +1329,12 @@ func (l *life) leaks(jobs []joblet.Job) (left []string) {
 	return left
 }
 
-// monitors counts the processes of monitors in the daemon's cgroups.
-func (l *life) monitors() (n int) {
+// shims counts the processes of shims in the daemon's cgroups.
+func (l *life) shims() (n int) {
 	names, _ := filepath.Glob("/proc/[0-9]*/comm")
 	for _, name := range names {
 		comm, _ := os.ReadFile(name)
-		if string(comm) != "joblet-monitor\n" {
+		if string(comm) != "joblet-shim\n" {
 			continue
 		}
 		groups, _ := os.ReadFile(filepath.Dir(name) + "/cgroup")

@@ -12,7 +12,7 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// TestLostRetry: a job whose monitor is killed runs again if it was asked for, and
+// TestLostRetry: a job whose shim is killed runs again if it was asked for, and
 // nothing of its lost attempt does.
 func TestLostRetry(t *testing.T) {
 	t.Parallel()
@@ -51,7 +51,7 @@ func TestLostRetry(t *testing.T) {
 			begins(1)
 			for kill := range tt.kills {
 				d.becomes(t, id, joblet.Running)
-				pid := d.monitorOf(t, id)
+				pid := d.shimOf(t, id)
 				if tt.daemonToo {
 					d.kill(t)
 				}

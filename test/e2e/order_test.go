@@ -15,7 +15,7 @@ import (
 	"github.com/joblet/joblet/api"
 )
 
-// alternating writes to both streams in turn, each time after the monitor has taken what
+// alternating writes to both streams in turn, each time after the shim has taken what
 // was written before (FIONREAD): a pause that is as short as it can be.
 const alternating = `import fcntl, os, struct, sys, termios
 for i in range(int(sys.argv[1])):
@@ -75,19 +75,19 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// TestOrderOfFirst: the stream that was written to first comes first, even if the monitor
+// TestOrderOfFirst: the stream that was written to first comes first, even if the shim
 // gets to see both only later.
 func TestOrderOfFirst(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	for _, writes := range []string{"echo 1 >&2; echo 2", "echo 1; echo 2 >&2"} {
 		id := d.detach(t, "sh", "-c", "until [ -e /tmp/go ]; do sleep 0.1; done; "+writes+"; touch /tmp/written; until [ -e /tmp/end ]; do sleep 0.1; done")
-		monitor := d.monitorOf(t, id)
-		if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
+		shim := d.shimOf(t, id)
+		if err := unix.Kill(shim, unix.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
 		d.says(t, 0, ``, ``, "job", "exec", id, "sh", "-c", "touch /tmp/go; until [ -e /tmp/written ]; do sleep 0.1; done")
-		if err := unix.Kill(monitor, unix.SIGCONT); err != nil {
+		if err := unix.Kill(shim, unix.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
 		d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/end")

@@ -345,7 +345,7 @@ func TestMetricsOfBurner(t *testing.T) {
 	r := d.rnx(t.Context(), "job", "metrics", "--json", "--interval=200ms", id) // until it has ended
 	job := d.ends(t, id, joblet.Completed)
 	all := samples(t, id, r.stdout)
-	for n := len(all); n > 0 && (all[n-1].PIDs == 0 || all[n-1].Time.After(job.Ended)); n-- { // its monitor was writing down how it ended
+	for n := len(all); n > 0 && (all[n-1].PIDs == 0 || all[n-1].Time.After(job.Ended)); n-- { // its shim was writing down how it ended
 		all = all[:n-1]
 	}
 	if r.status != 0 || r.stderr != "" || len(all) < 5 {

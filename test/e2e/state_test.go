@@ -221,7 +221,7 @@ func TestStateOtherRunDir(t *testing.T) {
 }
 
 // TestStateOtherBoot: after a restart of the host nobody is asked for a job of
-// before, whoever listens in the place of its monitor.
+// before, whoever listens in the place of its shim.
 func TestStateOtherBoot(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)

@@ -19,16 +19,16 @@ import (
 	"github.com/joblet/joblet/client"
 )
 
-// endTime is how long it may take to end a job whose monitor does nothing.
+// endTime is how long it may take to end a job whose shim does nothing.
 const endTime = 20 * time.Second
 
-// sleeper starts a job that sleeps, and returns it with its monitor and the command
+// sleeper starts a job that sleeps, and returns it with its shim and the command
 // line of its process, which no other on this host has.
-func (d *daemon) sleeper(t *testing.T, flags ...string) (id string, monitor int, cmdline string) {
+func (d *daemon) sleeper(t *testing.T, flags ...string) (id string, shim int, cmdline string) {
 	t.Helper()
 	nap := fmt.Sprint(time.Now().UnixNano() / 1000)
 	id = strings.TrimSpace(d.must(t, append(append([]string{"-d"}, flags...), "sleep", nap)...))
-	return id, d.monitorOf(t, id), "sleep\x00" + nap + "\x00"
+	return id, d.shimOf(t, id), "sleep\x00" + nap + "\x00"
 }
 
 // keepStopped stops a process whenever it goes on, until goOn is called: to whoever
@@ -61,9 +61,9 @@ func stopForGood(t *testing.T, pid int) {
 	t.Cleanup(keepStopped(t, pid))
 }
 
-// TestMonitorStuck: a job ends when it is to, and its box is released, whatever its
-// monitor does.
-func TestMonitorStuck(t *testing.T) {
+// TestShimStuck: a job ends when it is to, and its box is released, whatever its
+// shim does.
+func TestShimStuck(t *testing.T) {
 	t.Parallel()
 	stop := func(t *testing.T, pid int) {
 		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
@@ -90,8 +90,8 @@ func TestMonitorStuck(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			d := newDaemon(t)
-			id, monitor, cmdline := d.sleeper(t, test.flags...)
-			test.stop(t, monitor)
+			id, shim, cmdline := d.sleeper(t, test.flags...)
+			test.stop(t, shim)
 			if test.again {
 				d.kill(t)
 				if err := d.start(); err != nil {
@@ -111,7 +111,7 @@ func TestMonitorStuck(t *testing.T) {
 			if r := d.rnx(t.Context(), "job", "status", id); !strings.Contains(r.stdout, test.state) {
 				t.Errorf("want %s: %v", test.state, r)
 			}
-			if !eventually(patience, func() bool { return !running(cmdline) && unix.Kill(monitor, 0) == unix.ESRCH }) {
+			if !eventually(patience, func() bool { return !running(cmdline) && unix.Kill(shim, 0) == unix.ESRCH }) {
 				t.Error("processes are left")
 			}
 			d.says(t, 0, `.*`, ``, "job", "delete", id)
@@ -119,8 +119,8 @@ func TestMonitorStuck(t *testing.T) {
 	}
 }
 
-// TestMonitorStuckEnd: that a job has ended is seen although its monitor is stopped.
-func TestMonitorStuckEnd(t *testing.T) {
+// TestShimStuckEnd: that a job has ended is seen although its shim is stopped.
+func TestShimStuckEnd(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(*testing.T, int){"for good": stopForGood, "once": func(t *testing.T, pid int) {
 		if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
@@ -131,32 +131,32 @@ func TestMonitorStuckEnd(t *testing.T) {
 			t.Parallel()
 			d := newDaemon(t)
 			id := strings.TrimSpace(d.must(t, "-d", "sh", "-c", "while [ ! -e /tmp/end ]; do sleep 0.1; done; exit 3"))
-			monitor := d.monitorOf(t, id)
-			stop(t, monitor)
+			shim := d.shimOf(t, id)
+			stop(t, shim)
 			d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/end")
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			r := d.rnx(ctx, "job", "wait", id)
-			if lost := name == "for good" && r.status == 125; r.status != 3 && !lost { // the monitor may have taken the status with it
+			if lost := name == "for good" && r.status == 125; r.status != 3 && !lost { // the shim may have taken the status with it
 				t.Errorf("wait: %v", r)
 			}
 		})
 	}
 }
 
-// TestMonitorDeaf: requests that a monitor does not take do not wait for it.
-func TestMonitorDeaf(t *testing.T) {
+// TestShimDeaf: requests that a shim does not take do not wait for it.
+func TestShimDeaf(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	id, monitor, _ := d.sleeper(t)
-	if err := unix.Kill(monitor, unix.SIGSTOP); err != nil {
+	id, shim, _ := d.sleeper(t)
+	if err := unix.Kill(shim, unix.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	if !eventually(patience, func() bool {
-		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", monitor))
+		status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", shim))
 		return bytes.Contains(status, []byte("\nState:\tT"))
 	}) {
-		t.Fatal("the monitor does not stop")
+		t.Fatal("the shim does not stop")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
@@ -170,7 +170,7 @@ func TestMonitorDeaf(t *testing.T) {
 		"max-disk": errOf(c.Update(ctx, id, joblet.Limits{DiskBytes: 64 << 20})),
 	} {
 		if joblet.KindOf(err) != joblet.Unavailable || !strings.Contains(err.Error(), "does not answer") {
-			t.Errorf("%s, of a job whose monitor is stopped: %v", what, err)
+			t.Errorf("%s, of a job whose shim is stopped: %v", what, err)
 		}
 	}
 	if r := d.rnx(ctx, "job", "kill", id); r.status != 0 {
@@ -181,7 +181,7 @@ func TestMonitorDeaf(t *testing.T) {
 func errOf(_ joblet.Job, err error) error { return err }
 
 // TestExecStuck: a further process ends with its caller, and that it has ended is
-// seen, when its monitor is stopped.
+// seen, when its shim is stopped.
 func TestExecStuck(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
@@ -202,8 +202,8 @@ func TestExecStuck(t *testing.T) {
 		}) {
 			t.Fatal("the process does not run")
 		}
-		monitor := monitorOf(process)
-		stopForGood(t, monitor)
+		shim := shimOf(process)
+		stopForGood(t, shim)
 		if ends {
 			if err := unix.Kill(process, unix.SIGKILL); err != nil {
 				t.Fatal(err)
@@ -211,7 +211,7 @@ func TestExecStuck(t *testing.T) {
 		} else if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		if !eventually(patience, func() bool { return !running("sleep\x00"+nap+"\x00") && unix.Kill(monitor, 0) == unix.ESRCH }) {
+		if !eventually(patience, func() bool { return !running("sleep\x00"+nap+"\x00") && unix.Kill(shim, 0) == unix.ESRCH }) {
 			t.Error("processes are left")
 		}
 		done := make(chan struct{})
@@ -229,29 +229,29 @@ func TestExecStuck(t *testing.T) {
 	d.says(t, 0, `.*\n`, ``, "job", "kill", id)
 }
 
-// boxOf returns the box of the job that a monitor has.
-func boxOf(t *testing.T, monitor int) string {
+// boxOf returns the box of the job that a shim has.
+func boxOf(t *testing.T, shim int) string {
 	t.Helper()
-	argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", monitor))
+	argv, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", shim))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return strings.Split(string(argv), "\x00")[1]
 }
 
-// TestSocketTaken: users of the host who listen in the place of a monitor that is
+// TestSocketTaken: users of the host who listen in the place of a shim that is
 // gone, and take no connection, do not keep the daemon from starting, nor fsck.
 func TestSocketTaken(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	id, monitor, _ := d.sleeper(t)
-	box := boxOf(t, monitor)
+	id, shim, _ := d.sleeper(t)
+	box := boxOf(t, shim)
 	d.kill(t)
-	if err := unix.Kill(monitor, unix.SIGKILL); err != nil {
+	if err := unix.Kill(shim, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if !eventually(patience, func() bool { return unix.Kill(monitor, 0) == unix.ESRCH }) {
-		t.Fatal("the monitor stays")
+	if !eventually(patience, func() bool { return unix.Kill(shim, 0) == unix.ESRCH }) {
+		t.Fatal("the shim stays")
 	}
 	fds, err := listenAs(65534, "@joblet/"+box)
 	t.Cleanup(func() {
@@ -318,14 +318,14 @@ func listenAs(uid int, name string) (fds []int, err error) {
 	return fds, err
 }
 
-// TestSocketsPrivate: no other user can get at the sockets of monitors, and none is
+// TestSocketsPrivate: no other user can get at the sockets of shims, and none is
 // left when its box is gone.
 func TestSocketsPrivate(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	id, monitor, _ := d.sleeper(t)
-	box := boxOf(t, monitor)
-	dir := filepath.Join(d.run, "monitors")
+	id, shim, _ := d.sleeper(t)
+	box := boxOf(t, shim)
+	dir := filepath.Join(d.run, "shims")
 	info, err := os.Stat(dir)
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Fatalf("%v %v", info, err)
@@ -334,7 +334,7 @@ func TestSocketsPrivate(t *testing.T) {
 		t.Errorf("%v %v", info, err)
 	}
 	if data, err := os.ReadFile("/proc/net/unix"); err != nil || bytes.Contains(data, []byte("@@joblet/"+box)) || bytes.Contains(data, []byte("@joblet/"+box)) {
-		t.Errorf("the monitor listens for everybody: %v", err)
+		t.Errorf("the shim listens for everybody: %v", err)
 	}
 	// A run directory on disk survives what the boxes do not.
 	stale := filepath.Join(dir, "00000000-0000-4000-8000-000000000000")

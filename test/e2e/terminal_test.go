@@ -700,7 +700,7 @@ func TestTerminalSize(t *testing.T) {
 	s.status(0)
 }
 
-// TestManyAttached: more than a monitor has other connections, all with the same
+// TestManyAttached: more than a shim has other connections, all with the same
 // output; a slow one holds up nobody.
 func TestManyAttached(t *testing.T) {
 	t.Parallel()

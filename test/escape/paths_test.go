@@ -182,7 +182,7 @@ func TestTerminalEscapes(t *testing.T) {
 }
 
 // TestPreload: the environment of a job has a say in its command and not in the
-// set-up, nor in its monitor (CVE-2010-3847).
+// set-up, nor in its shim (CVE-2010-3847).
 func TestPreload(t *testing.T) {
 	w := newWorld(t)
 	lib := filepath.Join(binDir, "preload.so")
@@ -212,7 +212,7 @@ func TestPreload(t *testing.T) {
 		t.Fatal(err)
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	for _, who := range []string{strconv.Itoa(pid), fields[1]} { // it and its parent, the monitor
+	for _, who := range []string{strconv.Itoa(pid), fields[1]} { // it and its parent, the shim
 		env, err := os.ReadFile("/proc/" + who + "/environ")
 		if err != nil {
 			t.Fatal(err)

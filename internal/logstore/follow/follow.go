@@ -1,5 +1,5 @@
 // Package follow waits for logs to grow. It is apart from package logstore
-// because that is linked into the monitor, which should not pay for this.
+// because that is linked into the shim, which should not pay for this.
 package follow
 
 import (

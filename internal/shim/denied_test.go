@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"encoding/json"
@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // TestDeniedIsBounded: whatever a job calls, the kinds stay few, nothing is lost of
@@ -14,15 +16,15 @@ import (
 // record.
 func TestDeniedIsBounded(t *testing.T) {
 	t.Parallel()
-	d := denied{calls: make(map[DeniedKey]*tally)}
+	d := denied{calls: make(map[protocol.DeniedKey]*tally)}
 	const made = 100_000
 	for i := range uint64(made) {
-		d.count(&SeccompData{Number: uint32(1<<20 + i)}, uint32(unix.ENOSYS), 0)
-		d.count(&SeccompData{Number: 41, Args: [6]uint64{i, i << 32, i}}, uint32(unix.EAFNOSUPPORT), 0b111)
+		d.count(&protocol.SeccompData{Number: uint32(1<<20 + i)}, uint32(unix.ENOSYS), 0)
+		d.count(&protocol.SeccompData{Number: 41, Args: [6]uint64{i, i << 32, i}}, uint32(unix.EAFNOSUPPORT), 0b111)
 	}
 	const calls = 500
 	for nr := range uint32(calls) {
-		d.count(&SeccompData{Number: nr}, uint32(unix.EPERM), 0)
+		d.count(&protocol.SeccompData{Number: nr}, uint32(unix.EPERM), 0)
 	}
 	all := d.list()
 	var sum uint64
@@ -44,7 +46,7 @@ func TestDeniedIsBounded(t *testing.T) {
 	for i := range all {
 		all[i].Count = math.MaxUint64
 	}
-	body, err := json.Marshal(Record{Denied: all})
+	body, err := json.Marshal(protocol.Record{Denied: all})
 	if err != nil || len(body) > deniedRecordSize {
 		t.Errorf("a record of %d bytes, %v", len(body), err)
 	}
@@ -91,7 +93,7 @@ func TestRunFilterRefuses(t *testing.T) {
 		{{Code: unix.BPF_JMP | unix.BPF_JA, K: 7}, allow},
 		{{Code: unix.BPF_MISC | unix.BPF_TAX}, allow},
 	} {
-		if verdict, _, _ := RunFilter(filter, &SeccompData{}); verdict != unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM) {
+		if verdict, _, _ := protocol.RunFilter(filter, &protocol.SeccompData{}); verdict != unix.SECCOMP_RET_ERRNO|uint32(unix.EPERM) {
 			t.Errorf("%+v: %#x", filter, verdict)
 		}
 	}

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"errors"
@@ -7,10 +7,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // measure notes what the job took, now that all of it has ended.
-func (m *monitor) measure() {
+func (m *shim) measure() {
 	meter := cgroup.NewMeter(m.cgroup)
 	m.record.Usage = meter.Total().Usage
 	meter.Close()
@@ -19,12 +20,12 @@ func (m *monitor) measure() {
 
 // outOfMemory reports whether the kernel has killed one of the job's processes
 // for want of memory.
-func (m *monitor) outOfMemory() bool { return m.cgroup.OOMKills() > 0 }
+func (m *shim) outOfMemory() bool { return m.cgroup.OOMKills() > 0 }
 
 // endOutOfMemory ends the whole job when its memory is used up, as
 // memory.oom.group does in v2: the kernel picks one process, which need not be
 // the one without which the others make no sense.
-func (m *monitor) endOutOfMemory() {
+func (m *shim) endOutOfMemory() {
 	_, _ = unix.Read(m.oomEvents, make([]byte, 8))
 	m.record.OutOfMemory = true
 	m.signal(syscall.SIGKILL)
@@ -32,12 +33,12 @@ func (m *monitor) endOutOfMemory() {
 
 // resizeFileSystems gives the job's root and its /dev/shm these sizes; 0: the one they
 // have.
-func (m *monitor) resizeFileSystems(disk, shm int64) error {
+func (m *shim) resizeFileSystems(disk, shm int64) error {
 	return errors.Join(resizeTmpfs(m.root, "root", disk), resizeTmpfs(m.shm, "/dev/shm", shm))
 }
 
 // resizeTmpfs changes the size of a file system of the job's from outside: its
-// superblock is the job's user namespace's, over which the monitor has all
+// superblock is the job's user namespace's, over which the shim has all
 // privileges (fspick(2)).
 func resizeTmpfs(dir int, what string, bytes int64) error {
 	if bytes <= 0 {
@@ -62,8 +63,8 @@ func resizeTmpfs(dir int, what string, bytes int64) error {
 // raiseLimits raises the hard limits of the first process where the job's are
 // higher: that takes a privilege that the process itself, in its user namespace,
 // does not have. It sets the limits themselves just before the command. It has the
-// monitor's own ones until then, and to read those takes no privilege.
-func (m *monitor) raiseLimits(limits []Rlimit) error {
+// shim's own ones until then, and to read those takes no privilege.
+func (m *shim) raiseLimits(limits []protocol.Rlimit) error {
 	for _, l := range limits {
 		var have unix.Rlimit
 		if err := unix.Getrlimit(l.Resource, &have); err != nil {
@@ -85,9 +86,9 @@ func (m *monitor) raiseLimits(limits []Rlimit) error {
 const oomScore = "100"
 
 // fixOOMScore sets it from outside, which makes it the least that the job itself may
-// set (with CAP_SYS_RESOURCE, which a monitor in a container may lack; then it may
+// set (with CAP_SYS_RESOURCE, which a shim in a container may lack; then it may
 // go back to the daemon's).
-func (m *monitor) fixOOMScore() error {
+func (m *shim) fixOOMScore() error {
 	name := "/proc/" + itoa(int64(m.child)) + "/oom_score_adj"
 	fd, err := unix.Open(name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {

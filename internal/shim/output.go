@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"errors"
@@ -18,7 +18,7 @@ import (
 //   - Of two pipes that hold something, the one that was written to first comes first:
 //     epoll lists descriptors in the order in which they became readable.
 //
-// How writes to both alternated before the monitor got to look is not known.
+// How writes to both alternated before the shim got to look is not known.
 
 // arrivals tells which pipe comes first.
 type arrivals struct {
@@ -83,7 +83,7 @@ const (
 )
 
 // drainOutput moves what the job has written into the log.
-func (m *monitor) drainOutput() {
+func (m *shim) drainOutput() {
 	// Not for ever: a job that floods must not keep us from hearing that it is to stop.
 	for range maxDrain {
 		if m.output[0] < 0 || m.output[1] < 0 { // one stream is always in order
@@ -109,7 +109,7 @@ func (m *monitor) drainOutput() {
 }
 
 // drainEnded closes the pipes that nothing can write to any more.
-func (m *monitor) drainEnded() {
+func (m *shim) drainEnded() {
 	fds := []unix.PollFd{{Fd: int32(m.output[0])}, {Fd: int32(m.output[1])}}
 	if n, err := unix.Poll(fds, 0); err != nil || n == 0 {
 		return
@@ -124,7 +124,7 @@ func (m *monitor) drainEnded() {
 // drain moves what a pipe holds, most bytes of it, into the log. It returns false when
 // there is no room: until a full disk has some again, the bytes stay in the pipe and the
 // job waits. Nothing that it could write is lost.
-func (m *monitor) drain(i, most int) bool {
+func (m *shim) drain(i, most int) bool {
 	stream := [2]logstore.Stream{logstore.Stdout, logstore.Stderr}[i]
 	for round := 0; m.output[i] >= 0 && most > 0 && round < maxDrain; round++ {
 		n, err := m.log.Drain(m.output[i], stream, most, time.Now())

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"cmp"
@@ -8,18 +8,20 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // denied has the calls that the job's filter has refused, of a job that is to know
-// them. Such a job's filter asks the monitor wherever it would refuse
-// (SECCOMP_RET_USER_NOTIF), the monitor runs the plain filter over the same call,
+// them. Such a job's filter asks the shim wherever it would refuse
+// (SECCOMP_RET_USER_NOTIF), the shim runs the plain filter over the same call,
 // counts, and answers with the error that it gives. It never lets a call through,
 // never looks at the job's memory, and when it is gone the kernel refuses in its
 // place (ENOSYS). Kills stay the kernel's.
 type denied struct {
 	listener int // of seccomp(2); -1: none
 	filter   []unix.SockFilter
-	calls    map[DeniedKey]*tally
+	calls    map[protocol.DeniedKey]*tally
 	tokens   float64   // answers that may be given now
 	filledAt time.Time // tokens are of then
 	retryAt  time.Time // there are none until then
@@ -31,7 +33,7 @@ type tally struct {
 }
 
 const (
-	// An answer costs the monitor, which the job's CPU limit does not bind, 15 µs in a
+	// An answer costs the shim, which the job's CPU limit does not bind, 15 µs in a
 	// row and 35 µs alone. So, after a burst, a flood has to wait: 200 answers in a
 	// second are 1 % of a processor.
 	deniedBurst    = 2000
@@ -45,16 +47,12 @@ const (
 	deniedRecordSize = 64 << 10
 )
 
-// OtherCalls is the Number of a DeniedKey that stands for all calls that are beyond
-// what is counted apart. No kernel has it.
-const OtherCalls = 1<<32 - 1
-
 // seccompNotif and seccompNotifResp are those of linux/seccomp.h.
 type seccompNotif struct {
 	id    uint64
 	pid   uint32
 	flags uint32
-	data  SeccompData
+	data  protocol.SeccompData
 }
 
 type seccompNotifResp struct {
@@ -64,81 +62,8 @@ type seccompNotifResp struct {
 	flags uint32
 }
 
-// SeccompData is struct seccomp_data of linux/seccomp.h.
-type SeccompData struct {
-	Number uint32
-	Arch   uint32
-	IP     uint64
-	Args   [6]uint64
-}
-
-// RunFilter interprets a filter as the kernel does; looked has bit i set when the
-// verdict depends on argument i, pointers too when it does on no more of it than
-// whether it is NULL: the filter has looked at the high half. It knows the instructions that engine's assembler
-// makes; at any other it refuses. A filter only jumps forwards, so it ends.
-func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked, pointers uint8) {
-	const refused = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
-	image := (*[unsafe.Sizeof(*d) / 4]uint32)(unsafe.Pointer(d)) // both architectures are little-endian
-	firstArg := uint32(unsafe.Offsetof(d.Args))
-	var a uint32
-	for pc := 0; pc < len(filter); pc++ {
-		in := &filter[pc]
-		yes := false
-		switch in.Code {
-		case unix.BPF_RET | unix.BPF_K:
-			return in.K, looked, pointers
-		case unix.BPF_LD | unix.BPF_W | unix.BPF_ABS:
-			if in.K%4 != 0 || int(in.K/4) >= len(image) {
-				return refused, looked, pointers
-			}
-			a = image[in.K/4]
-			if in.K >= firstArg {
-				arg := uint8(1) << ((in.K - firstArg) / 8)
-				if looked |= arg; (in.K-firstArg)%8 != 0 {
-					pointers |= arg
-				}
-			}
-			continue
-		case unix.BPF_ALU | unix.BPF_AND | unix.BPF_K:
-			a &= in.K
-			continue
-		case unix.BPF_JMP | unix.BPF_JA:
-			pc += int(in.K)
-			continue
-		case unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K:
-			yes = a == in.K
-		case unix.BPF_JMP | unix.BPF_JGE | unix.BPF_K:
-			yes = a >= in.K
-		case unix.BPF_JMP | unix.BPF_JGT | unix.BPF_K:
-			yes = a > in.K
-		case unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K:
-			yes = a&in.K != 0
-		default:
-			return refused, looked, pointers
-		}
-		if yes {
-			pc += int(in.Jt)
-		} else {
-			pc += int(in.Jf)
-		}
-	}
-	return refused, looked, pointers
-}
-
-// AskMonitor returns a filter that asks the monitor wherever the given one refuses.
-// Error 0, of what seems to succeed, is no refusal.
-func AskMonitor(filter []unix.SockFilter) []unix.SockFilter {
-	asking := slices.Clone(filter)
-	for i := range asking {
-		if in := &asking[i]; in.Code == unix.BPF_RET|unix.BPF_K && in.K&unix.SECCOMP_RET_ACTION_FULL == unix.SECCOMP_RET_ERRNO && in.K&unix.SECCOMP_RET_DATA != 0 {
-			in.K = unix.SECCOMP_RET_USER_NOTIF
-		}
-	}
-	return asking
-}
-
 // filterOf returns the filter of a run.
-func filterOf(run *Run) []unix.SockFilter {
+func filterOf(run *protocol.Run) []unix.SockFilter {
 	filter := make([]unix.SockFilter, len(run.Filter)/int(unsafe.Sizeof(unix.SockFilter{})))
 	if len(filter) > 0 {
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(run.Filter)), run.Filter)
@@ -148,13 +73,13 @@ func filterOf(run *Run) []unix.SockFilter {
 
 // takeListener takes the listener of the job's filter, which the first process has
 // sent. Nothing in the job has it: the process's own went with execve.
-func (m *monitor) takeListener(run *Run) error {
+func (m *shim) takeListener(run *protocol.Run) error {
 	fd, err := receiveDescriptor(m.goSocket, "receive the listener of the system call filter")
 	if err != nil {
 		return err
 	}
 	m.denied = denied{
-		listener: fd, filter: filterOf(run), calls: make(map[DeniedKey]*tally),
+		listener: fd, filter: filterOf(run), calls: make(map[protocol.DeniedKey]*tally),
 		tokens: deniedBurst, filledAt: time.Now(),
 	}
 	return nil
@@ -192,7 +117,7 @@ func (d *denied) answer() {
 			d.refuse(&call)
 		case unix.ENOENT, unix.EINTR: // whose process has gone
 		default: // never; the kernel refuses in our place
-			os.Stderr.WriteString("joblet-monitor: receive a denied call: " + err.Error() + "\n")
+			os.Stderr.WriteString("joblet-shim: receive a denied call: " + err.Error() + "\n")
 			d.close()
 		}
 	}
@@ -211,7 +136,7 @@ func (d *denied) mayAnswer(now time.Time) bool {
 }
 
 func (d *denied) refuse(call *seccompNotif) {
-	verdict, looked, pointers := RunFilter(d.filter, &call.data)
+	verdict, looked, pointers := protocol.RunFilter(d.filter, &call.data)
 	errno := verdict & unix.SECCOMP_RET_DATA
 	if verdict&unix.SECCOMP_RET_ACTION_FULL != unix.SECCOMP_RET_ERRNO || errno == 0 { // never
 		errno = uint32(unix.EPERM)
@@ -230,8 +155,8 @@ func (d *denied) refuse(call *seccompNotif) {
 
 // count keeps the number of kinds in bounds: those of ordinary numbers are few, and
 // beyond deniedDetailed neither arguments nor made-up numbers are told apart.
-func (d *denied) count(call *SeccompData, errno uint32, looked uint8) {
-	key := DeniedKey{Number: call.Number, Errno: errno, Looked: looked}
+func (d *denied) count(call *protocol.SeccompData, errno uint32, looked uint8) {
+	key := protocol.DeniedKey{Number: call.Number, Errno: errno, Looked: looked}
 	var args [6]uint32
 	for i := range args {
 		if looked&(1<<i) != 0 {
@@ -242,7 +167,7 @@ func (d *denied) count(call *SeccompData, errno uint32, looked uint8) {
 	if d.calls[key] == nil && len(d.calls) >= deniedDetailed {
 		key.Looked, key.Args = 0, [6]uint32{}
 		if key.Number >= deniedNumbers {
-			key.Number = OtherCalls
+			key.Number = protocol.OtherCalls
 		}
 	}
 	t := d.calls[key]
@@ -254,12 +179,12 @@ func (d *denied) count(call *SeccompData, errno uint32, looked uint8) {
 }
 
 // list returns what was counted, the most frequent first.
-func (d *denied) list() (all []Denied) {
+func (d *denied) list() (all []protocol.Denied) {
 	for key, t := range d.calls {
 		key.Args = t.args
-		all = append(all, Denied{DeniedKey: key, Count: t.count})
+		all = append(all, protocol.Denied{DeniedKey: key, Count: t.count})
 	}
-	slices.SortFunc(all, func(a, b Denied) int {
+	slices.SortFunc(all, func(a, b protocol.Denied) int {
 		return cmp.Or(cmp.Compare(b.Count, a.Count), cmp.Compare(a.Number, b.Number), cmp.Compare(a.Errno, b.Errno), slices.Compare(a.Args[:], b.Args[:]))
 	})
 	return all

@@ -1,4 +1,33 @@
-package monitor
+// Package shim is the keeper of one job: a small program of its own (see
+// cmd/joblet-shim) that builds the job's box, becomes the parent of its
+// PID 1, moves its output into the log, and writes down how it ended. It
+// outlives the daemon: whatever happens to that, the job's output and exit
+// status end up in the job's directory.
+//
+// # Theory of operation
+//
+// The daemon starts a shim ahead of time, with a Box on its control
+// descriptor: the things that are known before there is a job. The shim
+// clones the job's first process into new namespaces and its cgroup. That
+// process is a copy of the shim with a single thread, in which no Go code
+// may run but one loop: it works through a table of raw system calls (a
+// program, see program.go) that the shim has written into memory that both
+// share. So the set-up needs no second Go runtime, takes no process number in
+// the job's PID namespace, and each step that fails has a name.
+//
+//	shim                                   first process
+//	  clone3 ────────────────────────────────► joins the cgroup v1 hierarchies
+//	  writes uid_map, gid_map
+//	  "go" ──────────────────────────────────► becomes uid 0; hostname, lo, /proc, /dev, pivot_root
+//	  … waits for the daemon's Run …            … waits …
+//	  opens the trees, idmaps them
+//	  writes the second program
+//	  "go" + descriptors of the trees ───────► attaches them; workdir, descriptors, capabilities, seccomp
+//	  ◄── end of file on the status pipe ─────  execve: PID 1 is the user's command
+//
+// From then on the shim is one poll(2) loop over the job's pipes, its
+// pidfd, a timer and the control connections.
+package shim
 
 import (
 	"bytes"
@@ -15,6 +44,7 @@ import (
 
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // setupTimeout bounds the second half of the set-up: it takes a millisecond,
@@ -22,32 +52,32 @@ import (
 // system below a runtime.
 const setupTimeout = 30 * time.Second
 
-// Main is the monitor's life. It returns its exit status.
+// Main is the shim's life. It returns its exit status.
 func Main() int {
 	if len(os.Args) > 1 && os.Args[1] == unpackArg {
 		return unpack(os.Args[2:])
 	}
-	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-monitor\x00")[0])), 0, 0, 0)
-	unix.CloseOnExec(ControlFD)
-	unix.CloseOnExec(ListenFD)
-	m := &monitor{
-		conns: []*conn{{fd: ControlFD}}, listen: ListenFD,
+	_ = unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(&[]byte("joblet-shim\x00")[0])), 0, 0, 0)
+	unix.CloseOnExec(protocol.ControlFD)
+	unix.CloseOnExec(protocol.ListenFD)
+	m := &shim{
+		conns: []*conn{{fd: protocol.ControlFD}}, listen: protocol.ListenFD,
 		stdin: noStdin, terminal: terminal{master: -1}, denied: denied{listener: -1}, oomEvents: -1,
 	}
 	if err := m.run(); err != nil {
-		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		os.Stderr.WriteString("joblet-shim: " + err.Error() + "\n")
 		return 1
 	}
 	return 0
 }
 
-type monitor struct {
+type shim struct {
 	conns  []*conn
 	listen int
 
 	shared      *arena
 	programs    [2]*program
-	box         *Box // nil: of a further process
+	box         *protocol.Box // nil: of a further process
 	idBase      uint32
 	cgroup      cgroup.Dirs
 	oomEvents   int // readable when memory is used up; -1: the kernel ends the job by itself
@@ -73,8 +103,8 @@ type monitor struct {
 	denied      denied
 	endedBy     syscall.Signal // what has ended PID 1 in place of the kernel; 0: nothing
 	logShrinks  bool
-	started     Started
-	record      Record
+	started     protocol.Started
+	record      protocol.Record
 	deadline    time.Time // of the run; zero: none
 	grace       time.Duration
 	killAt      time.Time // after a stop or the deadline; zero: not yet
@@ -117,13 +147,15 @@ func (c *conn) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-func (m *monitor) run() error {
+func (m *shim) run() error {
 	daemon := m.conns[0]
-	var req Request
-	err := ReadMessage(daemon, &req)
+	var req protocol.Request
+	err := protocol.ReadMessage(daemon, &req)
 	switch {
+	case err == nil && (req.Exec != nil && req.Exec.Version != protocol.Version || req.Box != nil && req.Box.Version != protocol.Version):
+		return errors.New("the daemon speaks another version of the protocol: the embedded shim is not of this build")
 	case err == nil && req.Exec != nil:
-		req.Exec.Run.unpack()
+		req.Exec.Run.Unpack()
 		return m.exec(req.Exec)
 	case err != nil || req.Box == nil:
 		return errors.Join(errors.New("no box on the control socket"), err)
@@ -131,12 +163,12 @@ func (m *monitor) run() error {
 	boxErr := m.buildBox(req.Box)
 	if boxErr == nil {
 		warmUp()
-		req = Request{}
-		if err := ReadMessage(daemon, &req); err != nil || req.Run == nil {
+		req = protocol.Request{}
+		if err := protocol.ReadMessage(daemon, &req); err != nil || req.Run == nil {
 			m.killChild() // not needed: the daemon stops, or is gone
 			return nil
 		}
-		req.Run.unpack()
+		req.Run.Unpack()
 		boxErr = m.startJob(req.Run)
 	}
 	if boxErr != nil {
@@ -146,9 +178,9 @@ func (m *monitor) run() error {
 			m.record.Failure = failure
 			_ = m.writeRecord()
 		}
-		return WriteMessage(daemon, Event{Failed: failure})
+		return protocol.WriteMessage(daemon, protocol.Event{Failed: failure})
 	}
-	m.tell(Event{Started: &m.started})
+	m.tell(protocol.Event{Started: &m.started})
 	m.watch()
 	m.finish()
 	return nil
@@ -157,14 +189,14 @@ func (m *monitor) run() error {
 // warmUp has encoding/json find out, and the kernel page in, what the job's
 // documents need, while nobody waits: it takes as long as starting the job.
 func warmUp() {
-	var req Request
+	var req protocol.Request
 	_ = json.Unmarshal([]byte(`{"run":{"trees":[{"idmap":true}],"links":[{}],"files":[{}],"args":[""],"filter":"AA==","rlimits":[{}]}}`), &req)
-	_, _ = json.Marshal(Event{Started: &Started{}, Ended: &Record{}})
-	_, _ = json.Marshal(Record{})
+	_, _ = json.Marshal(protocol.Event{Started: &protocol.Started{}, Ended: &protocol.Record{}})
+	_, _ = json.Marshal(protocol.Record{})
 }
 
-func (m *monitor) failure(err error) *Failure {
-	f := &Failure{Text: err.Error()}
+func (m *shim) failure(err error) *protocol.Failure {
+	f := &protocol.Failure{Text: err.Error()}
 	if se, ok := errors.AsType[*stepError](err); ok {
 		f.Step, f.Errno = se.step, se.errno
 		if a := m.shared; a != nil && a.execBegan != 0 {
@@ -177,7 +209,7 @@ func (m *monitor) failure(err error) *Failure {
 }
 
 // buildBox clones the first process and has it work through boxProgram.
-func (m *monitor) buildBox(box *Box) error {
+func (m *shim) buildBox(box *protocol.Box) error {
 	shared, programs, err := newArena()
 	if err != nil {
 		return err
@@ -198,7 +230,7 @@ func (m *monitor) buildBox(box *Box) error {
 		defer unix.Close(fd)
 		shared.slots[slotTask+i] = uintptr(fd)
 	}
-	dev, err := openTree(Tree{Source: Name(box.DevDir)}, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, -1)
+	dev, err := openTree(protocol.Tree{Source: protocol.Name(box.DevDir)}, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC, -1)
 	if err != nil {
 		return err
 	}
@@ -241,7 +273,7 @@ func (m *monitor) buildBox(box *Box) error {
 		// process that has changed its user.
 		err := unix.Fchown(pipe[1], int(box.IDBase), int(box.IDBase))
 		if err == nil {
-			err = unix.Fchmod(pipe[1], OutputMode)
+			err = unix.Fchmod(pipe[1], protocol.OutputMode)
 		}
 		if err != nil {
 			return step("give the job its pipe", err)
@@ -264,8 +296,8 @@ func (m *monitor) buildBox(box *Box) error {
 	shared.iov = unix.Iovec{Base: &shared.goByte, Len: 1}
 	shared.msg = unix.Msghdr{Iov: &shared.iov, Iovlen: 1, Control: &shared.control[0]}
 	p := programs[0]
-	// What the first process has of the monitor's it closes before anything else. (A
-	// daemon also takes a box whose connection is open for one whose monitor lives.)
+	// What the first process has of the shim's it closes before anything else. (A
+	// daemon also takes a box whose connection is open for one whose shim lives.)
 	keep := []int{dev, m.writeEnds[0], m.writeEnds[1], sockets[1], status[1]}
 	for i := range tasks {
 		keep = append(keep, int(shared.slots[slotTask+i]))
@@ -302,7 +334,7 @@ func (m *monitor) buildBox(box *Box) error {
 
 // mapIDs writes the maps of the child's user namespace. setgroups stays
 // allowed: the maps are written by a privileged process (user_namespaces(7)).
-func (m *monitor) mapIDs(box *Box) error {
+func (m *shim) mapIDs(box *protocol.Box) error {
 	proc := "/proc/" + itoa(int64(m.child)) + "/"
 	line := "0 " + itoa(int64(box.IDBase)) + " " + itoa(int64(box.IDCount))
 	for _, name := range []string{"uid_map", "gid_map"} {
@@ -322,8 +354,8 @@ func (m *monitor) mapIDs(box *Box) error {
 	}
 	m.userns = fd
 	// The last process to leave a namespace takes it apart, and waits for RCU
-	// while it does. As long as the monitor has these open that is not PID 1 on
-	// its way out, whose status somebody waits for, but the monitor on its own.
+	// while it does. As long as the shim has these open that is not PID 1 on
+	// its way out, whose status somebody waits for, but the shim on its own.
 	for _, ns := range []string{"mnt", "net", "ipc", "uts"} {
 		if _, err := unix.Open(proc+"ns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			return step("open the "+ns+" namespace", err)
@@ -333,7 +365,7 @@ func (m *monitor) mapIDs(box *Box) error {
 }
 
 // letGo sends the byte that the first process waits for.
-func (m *monitor) letGo(fds []int) error {
+func (m *shim) letGo(fds []int) error {
 	var rights []byte
 	if len(fds) > 0 {
 		rights = unix.UnixRights(fds...)
@@ -349,7 +381,7 @@ func (m *monitor) letGo(fds []int) error {
 
 // resolve says how the path of a tree is looked up. That of a runtime's has no
 // symbolic links (runtimes.Open), so one in it was put there since.
-func resolve(t Tree) uint64 {
+func resolve(t protocol.Tree) uint64 {
 	if t.IDMap || t.Layer {
 		return unix.RESOLVE_NO_SYMLINKS
 	}
@@ -359,7 +391,7 @@ func resolve(t Tree) uint64 {
 // openTree opens a detached copy of the mounts at a directory (open_tree(2))
 // that has the given attributes throughout. A tree is never writable by a job:
 // its files keep host ids there when idmapping works.
-func openTree(t Tree, attrs uint64, userns int) (int, error) {
+func openTree(t protocol.Tree, attrs uint64, userns int) (int, error) {
 	source, err := unix.Openat2(unix.AT_FDCWD, string(t.Source), &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve(t),
 	})
@@ -392,14 +424,14 @@ func openTree(t Tree, attrs uint64, userns int) (int, error) {
 
 // startJob has the first process work through jobProgram and waits for the
 // end of that: the command runs, or an error.
-func (m *monitor) startJob(run *Run) error {
+func (m *shim) startJob(run *protocol.Run) error {
 	m.grace = time.Duration(run.GraceNanos)
 	dir, err := unix.Open(run.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return step("open "+run.Dir, err)
 	}
 	m.dir = dir
-	m.recordName, m.workMax, m.logShrinks = ExitName(run.Attempt), run.WorkMaxBytes, run.LogShrinks
+	m.recordName, m.workMax, m.logShrinks = protocol.ExitName(run.Attempt), run.WorkMaxBytes, run.LogShrinks
 	if err := m.reserveRecord(run); err != nil { // before anything else is there: it says that this attempt has begun
 		return err
 	}
@@ -412,7 +444,7 @@ func (m *monitor) startJob(run *Run) error {
 	if err != nil {
 		return step("create the log in "+run.Dir, err)
 	}
-	if len(run.Trees) > maxTrees {
+	if len(run.Trees) > protocol.MaxTrees {
 		return &stepError{"attach trees", unix.E2BIG}
 	}
 	if err := m.awaitBox(); err != nil {
@@ -452,7 +484,7 @@ func (m *monitor) startJob(run *Run) error {
 	}
 	jobProgram(m.programs[1], m.box, run)
 	if m.programs[1].full {
-		return &stepError{StepArguments, unix.E2BIG}
+		return &stepError{protocol.StepArguments, unix.E2BIG}
 	}
 	if err := m.letGo(trees); err != nil {
 		return err
@@ -471,7 +503,7 @@ func (m *monitor) startJob(run *Run) error {
 		}
 	}
 	now := time.Now()
-	m.started = Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Shm: true, Dir: run.Dir}
+	m.started = protocol.Started{PID: m.child, IDBase: m.idBase, UnixNanos: now.UnixNano(), Window: m.window(), Version: protocol.Version, Dir: run.Dir}
 	m.record.StartedNanos = now.UnixNano()
 	if run.TimeoutNanos > 0 {
 		m.deadline = now.Add(time.Duration(run.TimeoutNanos))
@@ -483,7 +515,7 @@ func (m *monitor) startJob(run *Run) error {
 
 // awaitBox waits until the first process has built the box, and then opens its
 // /dev/shm and /work: as long as no code of the job's has run, nothing else can be there.
-func (m *monitor) awaitBox() error {
+func (m *shim) awaitBox() error {
 	if err := awaitRead(m.goSocket, "build the box"); err != nil {
 		return err
 	}
@@ -511,7 +543,7 @@ func (m *monitor) awaitBox() error {
 
 // awaitExec waits for the end of file that closing the status pipe on execve
 // gives.
-func (m *monitor) awaitExec() error {
+func (m *shim) awaitExec() error {
 	if err := awaitRead(m.statusRead, "set the job up"); err != nil {
 		return err
 	}
@@ -537,14 +569,14 @@ func awaitRead(fd int, what string) error {
 
 // setupError says how the set-up failed, or nil if the last step was reached
 // and did not fail.
-func (m *monitor) setupError() error {
+func (m *shim) setupError() error {
 	a := m.shared
 	if a.failedOp != 0 {
 		o := a.ops[a.failedIn][a.failedOp-1]
 		return &stepError{m.programs[a.failedIn].names[o.name], syscall.Errno(a.errno)}
 	}
 	if a.execBegan == 0 {
-		return &stepError{StepKilled, unix.ECHILD}
+		return &stepError{protocol.StepKilled, unix.ECHILD}
 	}
 	return nil
 }
@@ -556,7 +588,7 @@ func step(what string, err error) error {
 	return errors.Join(errors.New(what), err)
 }
 
-func (m *monitor) killChild() {
+func (m *shim) killChild() {
 	if m.child == 0 {
 		return
 	}
@@ -570,10 +602,10 @@ func (m *monitor) killChild() {
 }
 
 // tell sends an event to every daemon; those that do not take it are dropped.
-func (m *monitor) tell(e Event) {
+func (m *shim) tell(e protocol.Event) {
 	kept := m.conns[:0]
 	for _, c := range m.conns {
-		if err := WriteMessage(c, e); err != nil {
+		if err := protocol.WriteMessage(c, e); err != nil {
 			unix.Close(c.fd)
 			continue
 		}
@@ -585,7 +617,7 @@ func (m *monitor) tell(e Event) {
 // watch is the loop of a running job. It returns when PID 1 has ended, which
 // means that the kernel has killed and reaped whatever else was in its
 // namespace (pid_namespaces(7)), and all output is in the log.
-func (m *monitor) watch() {
+func (m *shim) watch() {
 	const fixed = 7
 	ended := false
 	for !ended || !m.logDone() {
@@ -661,14 +693,14 @@ const (
 )
 
 // patience is how long what an ended job has left waits for room on a full disk.
-func (m *monitor) patience() time.Duration {
+func (m *shim) patience() time.Duration {
 	if m.hurry {
 		return stopPatience
 	}
 	return logPatience
 }
 
-func (m *monitor) pollTimeout(now time.Time) int {
+func (m *shim) pollTimeout(now time.Time) int {
 	next := time.Time{}
 	for _, t := range []time.Time{m.deadline, m.killAt, m.retryLogAt, m.syncAt, m.terminal.retryAt, m.denied.retryAt} {
 		if t.After(now) && (next.IsZero() || t.Before(next)) {
@@ -682,10 +714,10 @@ func (m *monitor) pollTimeout(now time.Time) int {
 }
 
 // checkTimes acts on the times that have come.
-func (m *monitor) checkTimes(now time.Time) {
+func (m *shim) checkTimes(now time.Time) {
 	if !m.deadline.IsZero() && !now.Before(m.deadline) {
 		m.deadline = time.Time{}
-		m.stop(CauseTimeout, syscall.SIGTERM, m.grace)
+		m.stop(protocol.CauseTimeout, syscall.SIGTERM, m.grace)
 	}
 	if !m.killAt.IsZero() && !now.Before(m.killAt) {
 		m.signal(syscall.SIGKILL)
@@ -697,7 +729,7 @@ func (m *monitor) checkTimes(now time.Time) {
 // period. A PID 1 that does not handle the signal never gets it (the kernel
 // spares a namespace's init the default actions: pid_namespaces(7)), so there
 // is nothing to wait for.
-func (m *monitor) stop(cause Cause, sig syscall.Signal, grace time.Duration) {
+func (m *shim) stop(cause protocol.Cause, sig syscall.Signal, grace time.Duration) {
 	if m.record.Cause == "" {
 		m.record.Cause = cause
 	}
@@ -714,7 +746,7 @@ func (m *monitor) stop(cause Cause, sig syscall.Signal, grace time.Duration) {
 
 // handles reports whether PID 1 catches sig or waits for it (SigCgt and SigBlk
 // in proc_pid_status(5)).
-func (m *monitor) handles(sig syscall.Signal) bool {
+func (m *shim) handles(sig syscall.Signal) bool {
 	status, err := os.ReadFile("/proc/" + itoa(int64(m.child)) + "/status")
 	if err != nil {
 		return true
@@ -730,7 +762,7 @@ const endingSignals = ^uint64(1<<(unix.SIGCHLD-1) | 1<<(unix.SIGCONT-1) | 1<<(un
 
 // spares reports whether the kernel drops a signal for PID 1 that would end any other
 // process (pid_namespaces(7)): PID 1 neither handles nor blocks nor ignores it.
-func (m *monitor) spares(sig syscall.Signal) bool {
+func (m *shim) spares(sig syscall.Signal) bool {
 	if m.record.EndedNanos != 0 {
 		return false
 	}
@@ -749,7 +781,7 @@ func endsBy(status []byte, sig syscall.Signal) bool {
 
 // endAs ends the job as a signal would have ended PID 1, were it not that. The record
 // says the signal.
-func (m *monitor) endAs(sig syscall.Signal) {
+func (m *shim) endAs(sig syscall.Signal) {
 	if m.endedBy == 0 {
 		m.endedBy = sig
 	}
@@ -775,13 +807,13 @@ func statusMask(status []byte, field string) (mask uint64) {
 	return mask
 }
 
-func (m *monitor) signal(sig syscall.Signal) {
+func (m *shim) signal(sig syscall.Signal) {
 	_ = unix.PidfdSendSignal(m.pidfd, sig, nil, 0) // ESRCH: it has ended, and poll tells
 }
 
 // shrinkLog makes room for new output on a full disk, if it is one, by giving up
 // the oldest.
-func (m *monitor) shrinkLog(err error) bool {
+func (m *shim) shrinkLog(err error) bool {
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) {
 		return false
 	}
@@ -790,7 +822,7 @@ func (m *monitor) shrinkLog(err error) bool {
 }
 
 // syncLog makes output survive a crash of the host, a second after it came.
-func (m *monitor) syncLog(now time.Time) {
+func (m *shim) syncLog(now time.Time) {
 	switch {
 	case !m.log.Dirty():
 	case m.syncAt.IsZero():
@@ -803,10 +835,10 @@ func (m *monitor) syncLog(now time.Time) {
 	}
 }
 
-func (m *monitor) logDone() bool { return m.output[0] < 0 && m.output[1] < 0 }
+func (m *shim) logDone() bool { return m.output[0] < 0 && m.output[1] < 0 }
 
 // reap takes PID 1's exit status.
-func (m *monitor) reap() {
+func (m *shim) reap() {
 	var ws unix.WaitStatus
 	for {
 		if _, err := unix.Wait4(m.child, &ws, 0, nil); err != unix.EINTR {
@@ -829,12 +861,12 @@ func (m *monitor) reap() {
 }
 
 // serve reads the requests that have come.
-func (m *monitor) serve(fds []unix.PollFd) {
+func (m *shim) serve(fds []unix.PollFd) {
 	kept := m.conns[:0]
 	for i, c := range m.conns {
 		if i < len(fds) && fds[i].Revents != 0 {
-			var req Request
-			if err := ReadMessage(c, &req); err != nil {
+			var req protocol.Request
+			if err := protocol.ReadMessage(c, &req); err != nil {
 				unix.Close(c.fd) // the daemon is gone; another will come
 				continue
 			}
@@ -860,7 +892,7 @@ func (m *monitor) serve(fds []unix.PollFd) {
 	m.conns = kept
 }
 
-func (m *monitor) handle(req *Request) {
+func (m *shim) handle(req *protocol.Request) {
 	if sig := syscall.Signal(req.Signal); sig > 0 && req.DefaultAction && m.spares(sig) {
 		m.endAs(sig)
 	} else if sig > 0 {
@@ -881,16 +913,16 @@ func (m *monitor) handle(req *Request) {
 			m.logGiveUpAt = at
 		}
 		if m.record.EndedNanos == 0 { // it has not ended by itself meanwhile
-			m.stop(CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
+			m.stop(protocol.CauseStop, syscall.Signal(s.Signal), time.Duration(s.GraceNanos))
 		}
 	}
 	if err := m.resizeFileSystems(req.DiskBytes, req.ShmBytes); err != nil {
-		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		os.Stderr.WriteString("joblet-shim: " + err.Error() + "\n")
 	}
 }
 
 // listenFor does what daemons ask for for some time, once the job has ended.
-func (m *monitor) listenFor(d time.Duration) {
+func (m *shim) listenFor(d time.Duration) {
 	for deadline := time.Now().Add(d); ; {
 		left := time.Until(deadline)
 		if left <= 0 || m.hurry {
@@ -911,7 +943,7 @@ func (m *monitor) listenFor(d time.Duration) {
 }
 
 // accept takes a later daemon's connection and greets it.
-func (m *monitor) accept() {
+func (m *shim) accept() {
 	fd, _, err := unix.Accept4(m.listen, unix.SOCK_CLOEXEC)
 	if err != nil {
 		return
@@ -926,7 +958,7 @@ func (m *monitor) accept() {
 	_ = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	c := &conn{fd: fd}
 	m.started.StdinBytes, m.started.Window = m.stdin.taken, m.window()
-	if len(m.conns) == maxConns || WriteMessage(c, Event{Started: &m.started}) != nil {
+	if len(m.conns) == maxConns || protocol.WriteMessage(c, protocol.Event{Started: &m.started}) != nil {
 		unix.Close(fd)
 		return
 	}
@@ -935,7 +967,7 @@ func (m *monitor) accept() {
 
 // reserveRecord makes room for the exit record before there is a job, so that
 // a full disk cannot keep it from being written.
-func (m *monitor) reserveRecord(run *Run) error {
+func (m *shim) reserveRecord(run *protocol.Run) error {
 	fd, err := unix.Openat(m.dir, m.recordName+".tmp", unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return step("create the exit record", err)
@@ -955,7 +987,7 @@ func (m *monitor) reserveRecord(run *Run) error {
 const recordSize = 4096
 
 // finish closes the log, makes the record durable, and tells.
-func (m *monitor) finish() {
+func (m *shim) finish() {
 	m.record.LogBytes = m.log.Size()
 	m.record.Denied = m.denied.list()
 	for _, fd := range m.output {
@@ -976,18 +1008,18 @@ func (m *monitor) finish() {
 		if errors.Is(err, unix.ENOENT) {
 			break // somebody has removed the job's directory: nobody waits for a record
 		}
-		os.Stderr.WriteString("joblet-monitor: " + err.Error() + "\n")
+		os.Stderr.WriteString("joblet-shim: " + err.Error() + "\n")
 		if m.hurry {
 			return // the daemon, which waits, finds out and says what it knows
 		}
 		m.listenFor(time.Second) // the job is over; its record is all that is left to do
 	}
-	m.tell(Event{Ended: &m.record})
+	m.tell(protocol.Event{Ended: &m.record})
 }
 
 // endLog completes the log and makes it durable. An empty one needs no fsync:
 // the exit record says that it is empty.
-func (m *monitor) endLog() error {
+func (m *shim) endLog() error {
 	err := m.log.End(time.Now())
 	for m.logShrinks && err != nil && m.shrinkLog(err) {
 		err = m.log.End(time.Now())
@@ -1002,12 +1034,12 @@ func (m *monitor) endLog() error {
 // Rename before fsync: a reader takes an incomplete record for none, and one
 // fsync then commits both (the second, of the directory, says so to file
 // systems other than ext4).
-func (m *monitor) writeRecord() error {
+func (m *shim) writeRecord() error {
 	body, err := json.Marshal(m.record)
 	if err != nil {
 		return err
 	}
-	body = Seal(body)
+	body = protocol.Seal(body)
 	if _, err := unix.Pwrite(m.recordFD, body, 0); err != nil {
 		return step("write the exit record", err)
 	}

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"path"
@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // sysMount is a directory of the host that a box has, read-only, below /sys.
@@ -42,7 +43,7 @@ const sysAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_AT
 func openSys(views []cgroup.View) ([]sysMount, error) {
 	mounts := make([]sysMount, 0, len(views)+len(sysTrees))
 	for _, v := range views {
-		fd, err := openTree(Tree{Source: Name(v.Dir)}, sysAttrs, -1)
+		fd, err := openTree(protocol.Tree{Source: protocol.Name(v.Dir)}, sysAttrs, -1)
 		if err != nil {
 			closeSys(mounts)
 			return nil, err
@@ -50,7 +51,7 @@ func openSys(views []cgroup.View) ([]sysMount, error) {
 		mounts = append(mounts, sysMount{path.Join("fs/cgroup", v.Name), fd})
 	}
 	for _, target := range sysTrees {
-		if fd, err := openTree(Tree{Source: Name("/sys/" + target)}, sysAttrs, -1); err == nil { // otherwise the job has less to read
+		if fd, err := openTree(protocol.Tree{Source: protocol.Name("/sys/" + target)}, sysAttrs, -1); err == nil { // otherwise the job has less to read
 			mounts = append(mounts, sysMount{target, fd})
 		}
 	}
@@ -66,7 +67,7 @@ func closeSys(mounts []sysMount) {
 // openNetDevices mounts a sysfs where the root comes to lie over it and takes from it
 // what the job sees. Where the kernel refuses it, as the host's own is not whole
 // (mount_too_revealing in fs/namespace.c), there are no devices to be seen.
-func openNetDevices(p *program, box *Box, slot int) {
+func openNetDevices(p *program, box *protocol.Box, slot int) {
 	p.call("mount sysfs", unix.SYS_MOUNT, p.str("sysfs"), p.str(box.NewRoot), p.str("sysfs"),
 		unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0).may(allowAll)
 	for i, dir := range sysNet {
@@ -79,7 +80,7 @@ func openNetDevices(p *program, box *Box, slot int) {
 // mountSys makes /sys: a tmpfs with the places of the mounts, which wait in the slots
 // from slotTree on, and of the network devices behind them; then no more is written
 // there.
-func mountSys(p *program, box *Box, mounts []sysMount) {
+func mountSys(p *program, box *protocol.Box, mounts []sysMount) {
 	p.mount("sys", "sys", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755,size=4k,nr_inodes=128")
 	made := map[string]bool{"sys": true}
 	var mkdirs func(dir string)

@@ -1,53 +1,39 @@
-// Package monitor is the keeper of one job: a small program of its own (see
-// cmd/joblet-monitor) that builds the job's box, becomes the parent of its
-// PID 1, moves its output into the log, and writes down how it ended. It
-// outlives the daemon: whatever happens to that, the job's output and exit
-// status end up in the job's directory.
-//
-// # Theory of operation
-//
-// The daemon starts a monitor ahead of time, with a Box on its control
-// descriptor: the things that are known before there is a job. The monitor
-// clones the job's first process into new namespaces and its cgroup. That
-// process is a copy of the monitor with a single thread, in which no Go code
-// may run but one loop: it works through a table of raw system calls (a
-// program, see program.go) that the monitor has written into memory that both
-// share. So the set-up needs no second Go runtime, takes no process number in
-// the job's PID namespace, and each step that fails has a name.
-//
-//	monitor                                first process
-//	  clone3 ────────────────────────────────► joins the cgroup v1 hierarchies
-//	  writes uid_map, gid_map
-//	  "go" ──────────────────────────────────► becomes uid 0; hostname, lo, /proc, /dev, pivot_root
-//	  … waits for the daemon's Run …            … waits …
-//	  opens the trees, idmaps them
-//	  writes the second program
-//	  "go" + descriptors of the trees ───────► attaches them; workdir, descriptors, capabilities, seccomp
-//	  ◄── end of file on the status pipe ─────  execve: PID 1 is the user's command
-//
-// From then on the monitor is one poll(2) loop over the job's pipes, its
-// pidfd, a timer and the control connections.
+// Package protocol is what a daemon and the shims of its jobs say to each other, and
+// the files that a shim leaves in a job's directory. A shim may be of an earlier
+// release than the daemon, which adopts its job: fields keep their names and
+// meanings, and what an earlier shim does not know is refused by the daemon.
 //
 // The control socket is a byte stream of JSON documents, each behind its
 // length (4 bytes, big endian). Descriptor 3 is the connection to the daemon
-// that started the monitor; descriptor 4 listens on a socket that a later daemon
+// that started the shim; descriptor 4 listens on a socket that a later daemon
 // finds. End of file on a connection
-// means to the daemon that the monitor is gone, and to a monitor that has no
+// means to the daemon that the shim is gone, and to a shim that has no
 // job yet, that it is not needed.
-package monitor
+package protocol
 
 import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"io"
+	"strconv"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
 )
 
-// Descriptors that a monitor inherits.
+// Version is the version of the messages. A shim that runs a job may be of an earlier
+// one than the daemon that adopts the job. It ignores fields that it does not know, so
+// the daemon refuses to ask it for what it cannot do.
+//
+//	1: the shim does not send its version
+//	2: Request.ShmBytes, Request.DefaultAction
+const Version = 2
+
+// Descriptors that a shim inherits.
 const (
 	ControlFD = 3 // connection to the daemon
 	ListenFD  = 4 // listening socket for later daemons
@@ -60,7 +46,7 @@ func ExitName(attempt int) string {
 	if attempt <= 1 {
 		return "exit.json"
 	}
-	return "exit-" + itoa(int64(attempt)) + ".json"
+	return "exit-" + strconv.Itoa(attempt) + ".json"
 }
 
 // Seal ends a JSON object with a checksum of what stands before it, so that
@@ -111,8 +97,10 @@ const (
 	OutputMode = 0o622
 )
 
-// Box is what a monitor needs to build the job's box before the job is known.
+// Box is what a shim needs to build the job's box before the job is known. It is the
+// first message.
 type Box struct {
+	Version int    `json:"version"` // the daemon's, which must be the shim's own
 	IDBase  uint32 `json:"id_base"` // first of the subordinate ids
 	IDCount uint32 `json:"id_count"`
 
@@ -150,7 +138,7 @@ type Run struct {
 	Path    string   `json:"path"` // where Command is looked for, as in $PATH
 	WorkDir string   `json:"workdir"`
 	Init    bool     `json:"init,omitempty"`
-	// Raw has those of them that are not UTF-8, on the way to the monitor.
+	// Raw has those of them that are not UTF-8, on the way to the shim.
 	Raw *RawRun `json:"raw,omitempty"`
 
 	// StdinPath is a file of the host that is the job's standard input.
@@ -219,8 +207,8 @@ func (r Run) Packed() *Run {
 	return &r
 }
 
-// unpack undoes Packed.
-func (r *Run) unpack() {
+// Unpack undoes Packed.
+func (r *Run) Unpack() {
 	raw := r.Raw
 	if raw == nil {
 		return
@@ -242,7 +230,7 @@ type Tree struct {
 }
 
 // MaxTrees is how many trees a job can have.
-const MaxTrees = maxTrees
+const MaxTrees = 43
 
 // Dir is a directory in the job's root.
 type Dir struct {
@@ -283,7 +271,7 @@ type Rlimit struct {
 	Hard     uint64 `json:"hard"`
 }
 
-// Request is what a daemon asks of a monitor.
+// Request is what a daemon asks of a shim.
 type Request struct {
 	Box    *Box  `json:"box,omitempty"`
 	Run    *Run  `json:"run,omitempty"`
@@ -314,7 +302,7 @@ type Request struct {
 	Interrupt int     `json:"interrupt,omitempty"`
 	Resize    *Resize `json:"resize,omitempty"` // of the terminal
 
-	Exec *Exec `json:"exec,omitempty"` // the only one that a monitor of a further process gets
+	Exec *Exec `json:"exec,omitempty"` // the only one that a shim of a further process gets
 }
 
 // Resize changes a terminal's size.
@@ -329,7 +317,28 @@ type Stop struct {
 	GraceNanos int64 `json:"grace_nanos"`
 }
 
-// Event is what a monitor tells every daemon that is connected.
+// WindowSize is the size of a terminal in characters.
+type WindowSize struct {
+	Rows    uint16 `json:"rows"`
+	Columns uint16 `json:"columns"`
+}
+
+// Exec is a further process for a running job.
+type Exec struct {
+	Version int `json:"version"` // as in Box
+
+	PID     int    `json:"pid"`     // PID 1 of the job as the host numbers it
+	IDBase  uint32 `json:"id_base"` // the job's, which show that PID is still it
+	IDCount uint32 `json:"id_count"`
+
+	Cgroup cgroup.Dirs `json:"cgroup"` // the job's, as in Box
+
+	// Run has the command and its limits; StdinStream says that ExecStdinFD is
+	// its input.
+	Run *Run `json:"run"`
+}
+
+// Event is what a shim tells every daemon that is connected.
 type Event struct {
 	Started *Started `json:"started,omitempty"` // also the greeting to a daemon that connects later
 	Failed  *Failure `json:"failed,omitempty"`
@@ -345,8 +354,8 @@ type Started struct {
 	StdinBytes int64 `json:"stdin_bytes,omitempty"`
 	// Window is the size of the job's terminal, if it has one.
 	Window *WindowSize `json:"window,omitempty"`
-	// Shm says that Request.ShmBytes is heeded; monitors of earlier versions do not know it.
-	Shm bool `json:"shm,omitempty"`
+	// Version is the shim's; 0 stands for 1.
+	Version int `json:"version,omitempty"`
 	// Dir is the job's directory: a daemon whose records were lost finds the job by it.
 	Dir string `json:"dir,omitempty"`
 }
@@ -364,6 +373,9 @@ const (
 	StepReaper    = "start the reaper"
 	StepKilled    = "set the job up: its first process was killed"
 )
+
+// StepJoin is the Failure.Step of a job that ends while a process is to join it.
+const StepJoin = "join the job"
 
 // Failure says that the command could not be started, and at which step.
 type Failure struct {
@@ -455,4 +467,19 @@ func ReadMessage(r io.Reader, v any) error {
 		return errors.Join(io.ErrUnexpectedEOF, err)
 	}
 	return json.Unmarshal(body, v)
+}
+
+// OneDescriptor returns the descriptor that came with a message (SCM_RIGHTS,
+// unix(7)), of which oob is what recvmsg(2) calls control; EBADMSG if that is
+// anything else.
+func OneDescriptor(oob []byte) (int, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return -1, unix.EBADMSG
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return -1, unix.EBADMSG
+	}
+	return fds[0], nil
 }

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"os"
@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // Slots that programs use.
@@ -27,7 +29,8 @@ const (
 	slotTask     = 12 // the tasks files of the v1 hierarchies
 	slotTree     = 20 // the trees of /sys, then of the job
 	maxTasks     = slotTree - slotTask
-	maxTrees     = maxSlots - slotTree - 1 // and standard input
+
+	_ = uint(maxSlots - slotTree - 1 - protocol.MaxTrees) // all trees, and standard input, have a slot
 )
 
 const (
@@ -40,7 +43,7 @@ const (
 
 // boxProgram is the first half of the set-up, which needs no job: it ends with
 // the process in its own empty root, waiting.
-func boxProgram(p *program, box *Box, sys []sysMount) {
+func boxProgram(p *program, box *protocol.Box, sys []sysMount) {
 	enterCgroups(p, box.Cgroup.TaskFiles())
 	p.add("wait for the id maps", op{kind: opReceive})
 	openNetDevices(p, box, slotTree+len(sys))
@@ -61,7 +64,7 @@ func boxProgram(p *program, box *Box, sys []sysMount) {
 // jobProgram is the second half: it ends in execve. The job's standard input, if it
 // has one, comes behind the trees. Before the first look-up of a path that the caller
 // chose, all descriptors of the host are closed (path.go).
-func jobProgram(p *program, box *Box, run *Run) {
+func jobProgram(p *program, box *protocol.Box, run *protocol.Run) {
 	nameHost(p, run.Hostname)
 	if run.Nested {
 		unmaskProc(p, box)
@@ -92,7 +95,7 @@ func jobProgram(p *program, box *Box, run *Run) {
 func enterCgroups(p *program, tasks []string) {
 	enterTasks(p, tasks)
 	// From inside, so that the root of the namespace is the job's cgroup and
-	// not the monitor's (cgroup_namespaces(7)).
+	// not the shim's (cgroup_namespaces(7)).
 	p.call("unshare the cgroup namespace", unix.SYS_UNSHARE, unix.CLONE_NEWCGROUP)
 }
 
@@ -107,7 +110,7 @@ func enterTasks(p *program, files []string) {
 // mountRoot mounts the job's root, a private tmpfs of limited size, and enters
 // it. The process still has the host's ids then, without privileges there, and
 // so finds its way to directories that only the host's root may enter.
-func mountRoot(p *program, box *Box) {
+func mountRoot(p *program, box *protocol.Box) {
 	p.call("mount the root file system", unix.SYS_MOUNT, p.str("joblet"), p.str(box.NewRoot), p.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV,
 		p.str("mode=0755,uid=0,gid=0,size="+itoa(box.DiskBytes)+",nr_inodes="+itoa(inodes(box.DiskBytes))))
 	p.call("enter the root file system", unix.SYS_CHDIR, p.str(box.NewRoot))
@@ -119,7 +122,7 @@ func mountRoot(p *program, box *Box) {
 func inodes(bytes int64) int64 { return max(bytes/4096, 4096) }
 
 // becomeRoot makes the process uid and gid 0 of its user namespace, now that
-// the monitor has written the maps.
+// the shim has written the maps.
 func becomeRoot(p *program) {
 	setIDs(p, 0, 0)
 	guardProcess(p)
@@ -132,9 +135,9 @@ func setIDs(p *program, uid, gid uint32) {
 	p.call("setresuid", unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid))
 }
 
-// guardProcess has the kernel kill the process when the monitor ends, and keeps the
+// guardProcess has the kernel kill the process when the shim ends, and keeps the
 // job's other processes from tracing it and from looking into its memory, which is a
-// copy of the monitor's. A change of ids takes both back: the signal always, and the
+// copy of the shim's. A change of ids takes both back: the signal always, and the
 // other where fs.suid_dumpable is not 0 (commit_creds in kernel/cred.c). So this
 // follows each change.
 func guardProcess(p *program) {
@@ -167,7 +170,7 @@ func bringLoopbackUp(p *program) {
 // privilege on a host: serve on ports below 1024 and send echo requests (ping(8),
 // icmp(7)). The settings are written before /proc/sys is frozen. Without them the job
 // has fewer ways, so a kernel that refuses them does not end the start.
-func openNetwork(p *program, box *Box) {
+func openNetwork(p *program, box *protocol.Box) {
 	p.shared.slots[slotPath] = ^uintptr(0) // no descriptor, should open fail
 	for _, s := range []struct{ file, value string }{
 		{"proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
@@ -229,7 +232,7 @@ func mountProc(p *program) {
 
 // maskProc hides or freezes the places above. It needs /dev/null, so it comes
 // after mountDev.
-func maskProc(p *program, box *Box) {
+func maskProc(p *program, box *protocol.Box) {
 	null := p.str("dev/null")
 	for _, name := range procMasked {
 		p.call("mask /proc/"+name, unix.SYS_MOUNT, null, p.str("proc/"+name), 0, unix.MS_BIND).may(allowAll) // absent: nothing to hide
@@ -245,7 +248,7 @@ func maskProc(p *program, box *Box) {
 // unmaskProc takes maskProc back: a user namespace that sees a part of proc only
 // may not mount it (mount_too_revealing). What is dangerous there belongs to the
 // host's root.
-func unmaskProc(p *program, box *Box) {
+func unmaskProc(p *program, box *protocol.Box) {
 	for _, name := range slices.Concat(procMasked, box.ProcReadOnly) {
 		p.call("unmask /proc/"+name, unix.SYS_UMOUNT2, p.str("proc/"+name), unix.MNT_DETACH).may(allowAll) // EINVAL: it was not masked
 	}
@@ -254,7 +257,7 @@ func unmaskProc(p *program, box *Box) {
 // mountDev attaches the device nodes that the daemon keeps for all jobs (a
 // user namespace can't make any: mknod(2)), and the job's own terminals and
 // shared memory in them.
-func mountDev(p *program, box *Box) {
+func mountDev(p *program, box *protocol.Box) {
 	p.call("attach /dev", unix.SYS_MOVE_MOUNT, slotDev, p.str(""), atFDCWD, p.str("dev"), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
 	p.call("close the tree of /dev", unix.SYS_CLOSE, slotDev).slot(0)
 	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,max="+itoa(maxTerminals)+",ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
@@ -273,10 +276,10 @@ func leaveHost(p *program) {
 	p.call("enter the new root", unix.SYS_CHDIR, p.str("/"))
 }
 
-// attachTrees puts the job's read-only trees in their places. The monitor has
+// attachTrees puts the job's read-only trees in their places. The shim has
 // opened them and sent their descriptors, which wait in the slots from
 // slotTree on, in order.
-func attachTrees(p *program, run *Run) {
+func attachTrees(p *program, run *protocol.Run) {
 	for i, t := range run.Trees {
 		tree, target := uintptr(slotTree+i), string(t.Target)
 		if t.File {
@@ -337,7 +340,7 @@ func addLayer(p *program, dir string) {
 
 // coverFiles puts files of the job's own over those of its trees, read-only: each is a
 // file in /run/joblet that is mounted there.
-func coverFiles(p *program, run *Run) {
+func coverFiles(p *program, run *protocol.Run) {
 	for _, f := range run.Covers {
 		p.file("/run/joblet/"+path.Base(f.Path), f.Text)
 		p.call("copy the mount of "+f.Path, unix.SYS_OPEN_TREE, slotPath, p.str(""),
@@ -365,14 +368,14 @@ func (p *program) file(name, text string) {
 
 // enterWorkDir enters the working directory, made where it is missing. One that not
 // every job has gets the owner.
-func enterWorkDir(p *program, run *Run, uid, gid uint32) {
+func enterWorkDir(p *program, run *protocol.Run, uid, gid uint32) {
 	for _, d := range rootDirs {
 		if dir := path.Clean(run.WorkDir); dir == "/" || dir == "/"+d.name {
 			uid, gid = 0, 0
 		}
 	}
-	p.walk(StepWorkDir, run.WorkDir, slotPath, uid, gid)
-	p.call(StepWorkDir, unix.SYS_FCHDIR, slotPath).slot(0)
+	p.walk(protocol.StepWorkDir, run.WorkDir, slotPath, uid, gid)
+	p.call(protocol.StepWorkDir, unix.SYS_FCHDIR, slotPath).slot(0)
 	p.call("close the working directory", unix.SYS_CLOSE, slotPath).slot(0)
 	p.call("umask", unix.SYS_UMASK, 0o022)
 }
@@ -385,7 +388,7 @@ func connectOutput(p *program, out, err int) {
 	p.call("connect standard error", unix.SYS_DUP3, uintptr(err), 2, 0)
 }
 
-func connectInput(p *program, run *Run) {
+func connectInput(p *program, run *protocol.Run) {
 	if run.Terminal != nil {
 		openTerminal(p, run)
 		return
@@ -411,7 +414,7 @@ func connectNull(p *program) {
 
 // leadSession makes the process the leader of a session, of the job's terminal if it
 // has one.
-func leadSession(p *program, run *Run) {
+func leadSession(p *program, run *protocol.Run) {
 	p.call("mark descriptors close-on-exec", unix.SYS_CLOSE_RANGE, 3, maxFD, unix.CLOSE_RANGE_CLOEXEC)
 	p.call("setsid", unix.SYS_SETSID)
 	if run.Terminal != nil && !run.Init { // the reaper is no process for a terminal
@@ -431,7 +434,7 @@ func resetSignals(p *program) {
 	}
 }
 
-func limitResources(p *program, run *Run) {
+func limitResources(p *program, run *protocol.Run) {
 	for _, l := range run.Rlimits {
 		p.call("prlimit "+itoa(int64(l.Resource)), unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), put(p, unix.Rlimit{Cur: l.Soft, Max: l.Hard}), 0)
 	}
@@ -439,7 +442,7 @@ func limitResources(p *program, run *Run) {
 
 // dropPrivileges leaves the command the capabilities in run, none of them
 // ambient or inheritable, and no way to gain more.
-func dropPrivileges(p *program, run *Run) {
+func dropPrivileges(p *program, run *protocol.Run) {
 	// A keyring of its own instead of the one of whoever started the daemon;
 	// ENOSYS where the kernel has no keys.
 	p.call("join a new session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).may(allowAll)
@@ -471,15 +474,15 @@ func dropPrivileges(p *program, run *Run) {
 // which paths of the command lead through magic links. The filter may forbid the calls
 // that this takes.
 func checkPaths(p *program) {
-	p.add(StepWorkDir, op{kind: opInRoot})
+	p.add(protocol.StepWorkDir, op{kind: opInRoot})
 	p.add("look the command up", op{kind: opCandidates})
 }
 
-func filterCalls(p *program, run *Run) {
+func filterCalls(p *program, run *protocol.Run) {
 	if len(run.Filter) > 0 {
 		filter, flags := filterOf(run), uintptr(run.FilterFlags)
 		if run.LogDenied {
-			filter, flags = AskMonitor(filter), flags|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+			filter, flags = protocol.AskShim(filter), flags|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
 		}
 		code := p.alloc(len(run.Filter))
 		if !p.full {
@@ -490,14 +493,14 @@ func filterCalls(p *program, run *Run) {
 			code uintptr
 		}{uint16(len(filter)), code})
 		install := p.call("install the system call filter", unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, prog)
-		if run.LogDenied { // what is refused from here on waits for the monitor, which listens once the command runs
+		if run.LogDenied { // what is refused from here on waits for the shim, which listens once the command runs
 			install.into(slotListener)
-			p.add("send the filter's listener to the monitor", op{kind: opSend, save: slotListener})
+			p.add("send the filter's listener to the shim", op{kind: opSend, save: slotListener})
 		}
 	}
 }
 
-func executeCommand(p *program, run *Run) {
+func executeCommand(p *program, run *protocol.Run) {
 	a := p.shared
 	if run.Init {
 		// The reaper waits for signals instead of handling them, so they stay
@@ -510,7 +513,7 @@ func executeCommand(p *program, run *Run) {
 			}
 			a.argsLen += uintptr(len(arg) + 1)
 		}
-		p.add(StepReaper, op{kind: opReaper})
+		p.add(protocol.StepReaper, op{kind: opReaper})
 		p.call("setsid", unix.SYS_SETSID)
 		if run.Terminal != nil {
 			controlTerminal(p)
@@ -536,7 +539,7 @@ func executeCommand(p *program, run *Run) {
 
 // candidates returns the paths that the command may have, as execvp(3) looks
 // for it; all are absolute, as the command sees its own name.
-func candidates(run *Run) []string {
+func candidates(run *protocol.Run) []string {
 	if strings.Contains(run.Command, "/") {
 		if !path.IsAbs(run.Command) {
 			return []string{path.Join(run.WorkDir, run.Command)}

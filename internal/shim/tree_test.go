@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"errors"
@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // TestOpenTreeLinks: a link that took the place of a directory since the paths of
@@ -35,7 +37,7 @@ func TestOpenTreeLinks(t *testing.T) {
 		{"/proc/self/root" + tree, false, unix.ELOOP},
 		{tree + "/none", false, unix.ENOENT},
 	} {
-		fd, err := openTree(Tree{Source: Name(test.source), IDMap: test.idmap}, unix.MOUNT_ATTR_RDONLY, -1)
+		fd, err := openTree(protocol.Tree{Source: protocol.Name(test.source), IDMap: test.idmap}, unix.MOUNT_ATTR_RDONLY, -1)
 		if fd >= 0 {
 			unix.Close(fd)
 		}

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"encoding/binary"
@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // elf returns the beginning of a program: of a machine, with a loader that lies far
@@ -132,7 +134,7 @@ func TestWhyNot(t *testing.T) {
 	}
 }
 
-// TestMayInspect: a call that the filter would ask the monitor about is not made.
+// TestMayInspect: a call that the filter would ask the shim about is not made.
 func TestMayInspect(t *testing.T) {
 	t.Parallel()
 	const allow, refuse = unix.SECCOMP_RET_ALLOW, unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
@@ -146,10 +148,10 @@ func TestMayInspect(t *testing.T) {
 		return unsafe.Slice((*byte)(unsafe.Pointer(&code[0])), len(code)*int(unsafe.Sizeof(code[0])))
 	}
 	for denied, want := range map[uint32]bool{unix.SYS_OPENAT2: false, unix.SYS_PREAD64: false, unix.SYS_FACCESSAT: false, unix.SYS_GETPID: true} {
-		if got := mayInspect(&Run{Filter: filter(denied), LogDenied: true}); got != want {
+		if got := mayInspect(&protocol.Run{Filter: filter(denied), LogDenied: true}); got != want {
 			t.Errorf("without call %d: %v", denied, got)
 		}
-		if !mayInspect(&Run{Filter: filter(denied)}) {
+		if !mayInspect(&protocol.Run{Filter: filter(denied)}) {
 			t.Errorf("without call %d and a listener: false", denied)
 		}
 	}

@@ -1,9 +1,13 @@
-package monitor
+package shim
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
+)
 
 // stdin is the job's standard input as a stream: bytes go from a connection of
-// the daemon's into a pipe. The monitor holds the pipe, so that a daemon that is
+// the daemon's into a pipe. The shim holds the pipe, so that a daemon that is
 // killed does not look to the job like the end of its input.
 type stdin struct {
 	pipe  int   // write end; -1: none, or the input has ended
@@ -17,7 +21,7 @@ var noStdin = stdin{pipe: -1, conn: -1, end: -1}
 
 // openStdin returns the descriptor that becomes the job's standard input, or -1
 // for /dev/null.
-func (m *monitor) openStdin(run *Run) (int, error) {
+func (m *shim) openStdin(run *protocol.Run) (int, error) {
 	switch {
 	case run.StdinPath != "":
 		fd, err := openApart(run.StdinPath)
@@ -35,7 +39,7 @@ func (m *monitor) openStdin(run *Run) (int, error) {
 		// So that the job may open /dev/stdin.
 		err := unix.Fchown(pipe[0], int(m.idBase+run.UID), int(m.idBase+run.GID))
 		if err == nil {
-			err = unix.Fchmod(pipe[0], InputMode)
+			err = unix.Fchmod(pipe[0], protocol.InputMode)
 		}
 		if err != nil {
 			unix.Close(pipe[0])

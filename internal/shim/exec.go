@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"bytes"
@@ -8,17 +8,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// A further process of a running job has a monitor of its own, which lives as
+// A further process of a running job has a shim of its own, which lives as
 // long as it does. It makes the process as follows; A runs one thread over the
 // table of a program, as a job's first process does:
 //
-//	monitor ──clone3──► A: in the job's cgroup
+//	shim ──clone3──► A: in the job's cgroup
 //	                    closes what it has of the host, takes the user's ids
 //	                    setns: all namespaces of PID 1, which the pidfd stands for
-//	                    clone, CLONE_PARENT ──► B: child of the monitor, in the PID namespace
+//	                    clone, CLONE_PARENT ──► B: child of the shim, in the PID namespace
 //	                    exit
 //	reaps A, knows B ──────── go ─────────────► streams, limits, capabilities, filter
 //	                                            execve
@@ -28,26 +28,13 @@ import (
 // the ids, while it is out of the job's sight, because a change of ids undoes that
 // where fs.suid_dumpable is not 0: B changes none.
 
-// Descriptors that the monitor of a further process inherits, beside ControlFD.
+// Descriptors that the shim of a further process inherits, beside ControlFD.
 const (
 	ExecTerminalFD = 4 // the master of its terminal is sent there
 	ExecStdinFD    = 5
 	ExecStdoutFD   = 6
 	ExecStderrFD   = 7
 )
-
-// Exec is a further process for a running job.
-type Exec struct {
-	PID     int    `json:"pid"`     // PID 1 of the job as the host numbers it
-	IDBase  uint32 `json:"id_base"` // the job's, which show that PID is still it
-	IDCount uint32 `json:"id_count"`
-
-	Cgroup cgroup.Dirs `json:"cgroup"` // the job's, as in Box
-
-	// Run has the command and its limits; StdinStream says that ExecStdinFD is
-	// its input.
-	Run *Run `json:"run"`
-}
 
 const (
 	joinNamespaces = unix.CLONE_NEWUSER | unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWNET |
@@ -57,11 +44,8 @@ const (
 	hangUpGrace = 2 * time.Second
 )
 
-// StepJoin is the Failure.Step of a job that ends while a process is to join it.
-const StepJoin = "join the job"
-
-// exec is the life of the monitor of a further process.
-func (m *monitor) exec(x *Exec) error {
+// exec is the life of the shim of a further process.
+func (m *shim) exec(x *protocol.Exec) error {
 	daemon := m.conns[0]
 	for fd := ExecTerminalFD; fd <= ExecStderrFD; fd++ {
 		unix.CloseOnExec(fd)
@@ -69,26 +53,26 @@ func (m *monitor) exec(x *Exec) error {
 	pidfd, err := m.startExec(x)
 	if err != nil {
 		m.killChild()
-		return WriteMessage(daemon, Event{Failed: m.failure(err)})
+		return protocol.WriteMessage(daemon, protocol.Event{Failed: m.failure(err)})
 	}
 	now := time.Now().UnixNano()
 	m.record.StartedNanos = now
-	if err := WriteMessage(daemon, Event{Started: &Started{PID: m.child, IDBase: x.IDBase, UnixNanos: now}}); err != nil {
+	if err := protocol.WriteMessage(daemon, protocol.Event{Started: &protocol.Started{PID: m.child, IDBase: x.IDBase, UnixNanos: now}}); err != nil {
 		m.killChild()
 		return nil // nobody waits for it
 	}
 	m.watchExec(daemon, pidfd)
 	m.reap()
-	_ = WriteMessage(daemon, Event{Ended: &m.record})
+	_ = protocol.WriteMessage(daemon, protocol.Event{Ended: &m.record})
 	return nil
 }
 
 // openInit returns a pidfd of the job's PID 1, after making sure that the number
 // is still that process's: no other process has the job's ids and is PID 1.
-func openInit(x *Exec) (int, error) {
+func openInit(x *protocol.Exec) (int, error) {
 	pidfd, err := unix.PidfdOpen(x.PID, 0)
 	if err != nil {
-		return -1, step(StepJoin, err)
+		return -1, step(protocol.StepJoin, err)
 	}
 	proc := "/proc/" + itoa(int64(x.PID))
 	ids, err := os.ReadFile(proc + "/uid_map")
@@ -102,7 +86,7 @@ func openInit(x *Exec) (int, error) {
 	// What was read is of this process if that is still there.
 	if !is || unix.PidfdSendSignal(pidfd, 0, nil, 0) != nil {
 		unix.Close(pidfd)
-		return -1, step(StepJoin, unix.ESRCH)
+		return -1, step(protocol.StepJoin, unix.ESRCH)
 	}
 	return pidfd, nil
 }
@@ -115,7 +99,7 @@ func isInit(status []byte) bool {
 }
 
 // startExec makes the process and returns its pidfd once it runs the command.
-func (m *monitor) startExec(x *Exec) (int, error) {
+func (m *shim) startExec(x *protocol.Exec) (int, error) {
 	target, err := openInit(x)
 	if err != nil {
 		return -1, err
@@ -167,7 +151,7 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	p.closeAllBut(keep...)
 	execProgram(p, x, target, status[1])
 	if p.full {
-		return -1, &stepError{StepArguments, unix.E2BIG}
+		return -1, &stepError{protocol.StepArguments, unix.E2BIG}
 	}
 
 	a, err := shared.fork(&args, sockets[1], 0)
@@ -180,7 +164,7 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 	for fd := ExecStdinFD; fd <= ExecStderrFD; fd++ {
 		unix.Close(fd) // the process's own
 	}
-	if err := awaitRead(int(shared.pidfd), StepJoin); err != nil {
+	if err := awaitRead(int(shared.pidfd), protocol.StepJoin); err != nil {
 		return -1, err
 	}
 	unix.Close(int(shared.pidfd))
@@ -190,7 +174,7 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 		if setup := m.setupError(); setup != nil {
 			return -1, setup
 		}
-		return -1, step(StepJoin, unix.ESRCH)
+		return -1, step(protocol.StepJoin, unix.ESRCH)
 	}
 	pidfd, err := unix.PidfdOpen(m.child, 0) // our child, not reaped: the number is its own
 	if err != nil {
@@ -216,17 +200,17 @@ func (m *monitor) startExec(x *Exec) (int, error) {
 
 // execProgram is the set-up of a further process. status is the write end of the
 // status pipe.
-func execProgram(p *program, x *Exec, target, status int) {
+func execProgram(p *program, x *protocol.Exec, target, status int) {
 	run := x.Run
 	enterTasks(p, x.Cgroup.TaskFiles())
 	takeStreams(p, run, status)
 	becomeUser(p, x)
-	p.call(StepJoin, unix.SYS_SETNS, uintptr(target), joinNamespaces)
+	p.call(protocol.StepJoin, unix.SYS_SETNS, uintptr(target), joinNamespaces)
 	p.call("close the pidfd", unix.SYS_CLOSE, uintptr(target))
 	hideMemory(p)
 	p.add("start a process in the job", op{kind: opSibling})
 	guardProcess(p)
-	p.add("wait for the monitor", op{kind: opReceive})
+	p.add("wait for the shim", op{kind: opReceive})
 	if run.Terminal != nil {
 		openTerminal(p, run)
 	} else if !run.StdinStream {
@@ -244,7 +228,7 @@ func execProgram(p *program, x *Exec, target, status int) {
 
 // takeStreams puts the process's pipes in the places of its standard streams, while it
 // is outside of the job, and, until it has a terminal, the status pipe.
-func takeStreams(p *program, run *Run, status int) {
+func takeStreams(p *program, run *protocol.Run, status int) {
 	for i, fd := range []int{ExecStdinFD, ExecStdoutFD, ExecStderrFD} {
 		from := fd
 		if run.Terminal != nil {
@@ -258,7 +242,7 @@ func takeStreams(p *program, run *Run, status int) {
 // becomeUser gives the process the ids of the command as the host numbers them. It keeps
 // its capabilities, by which it joins the job, and then has those of the job's user
 // namespace until dropPrivileges (setns(2)).
-func becomeUser(p *program, x *Exec) {
+func becomeUser(p *program, x *protocol.Exec) {
 	hideMemory(p)
 	p.call("keep the capabilities", unix.SYS_PRCTL, unix.PR_SET_SECUREBITS, noSetuidFixup)
 	setIDs(p, x.IDBase+x.Run.UID, x.IDBase+x.Run.GID)
@@ -283,7 +267,7 @@ func (a *arena) sibling() syscall.Errno {
 
 // handOverTerminal sends the master to the daemon, which then alone has it:
 // whatever ends the daemon hangs the process up.
-func (m *monitor) handOverTerminal() error {
+func (m *shim) handOverTerminal() error {
 	fd, err := receiveMaster(m.goSocket)
 	if err != nil {
 		return err
@@ -294,7 +278,7 @@ func (m *monitor) handOverTerminal() error {
 
 // watchExec passes signals on until the process has ended. When the daemon is
 // gone, nobody reads what the process says: it is hung up, then killed.
-func (m *monitor) watchExec(daemon *conn, pidfd int) {
+func (m *shim) watchExec(daemon *conn, pidfd int) {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}, {Fd: int32(daemon.fd), Events: unix.POLLIN}}
 	timeout := -1
 	for {
@@ -308,8 +292,8 @@ func (m *monitor) watchExec(daemon *conn, pidfd int) {
 		case n == 0:
 			_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0)
 		default:
-			var req Request
-			if err := ReadMessage(daemon, &req); err != nil {
+			var req protocol.Request
+			if err := protocol.ReadMessage(daemon, &req); err != nil {
 				fds[1].Fd = -1
 				timeout = int(hangUpGrace.Milliseconds())
 				for _, sig := range []syscall.Signal{unix.SIGHUP, unix.SIGCONT} {

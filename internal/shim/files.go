@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"encoding/json"
@@ -14,16 +14,17 @@ import (
 
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // workRoot returns the job's /work as an os.Root.
-func (m *monitor) workRoot() (*os.Root, error) {
+func (m *shim) workRoot() (*os.Root, error) {
 	return os.OpenRoot("/proc/self/fd/" + itoa(int64(m.work)))
 }
 
 // giveToUser makes the job's user, if that is not its root, the owner of /work
 // and of the pipes that it writes to: /dev/stdout leads to their inodes.
-func (m *monitor) giveToUser(run *Run) error {
+func (m *shim) giveToUser(run *protocol.Run) error {
 	if run.UID|run.GID == 0 {
 		return nil
 	}
@@ -35,7 +36,7 @@ func (m *monitor) giveToUser(run *Run) error {
 	return nil
 }
 
-// unpackArg, as its first argument, makes the monitor's program one that unpacks
+// unpackArg, as its first argument, makes the shim's program one that unpacks
 // files and ends.
 const unpackArg = "unpack"
 
@@ -49,7 +50,7 @@ const (
 // unpackFiles puts the files that came along with the job into its /work. A
 // process of its own does it, in the job's cgroups: what is written there is
 // memory, and has to count as the job's.
-func (m *monitor) unpackFiles(run *Run) (err error) {
+func (m *shim) unpackFiles(run *protocol.Run) (err error) {
 	f, err := os.Open(run.FilesPath)
 	if err != nil {
 		return err
@@ -63,7 +64,7 @@ func (m *monitor) unpackFiles(run *Run) (err error) {
 	defer theirs.Close()
 	work, err := unix.FcntlInt(uintptr(m.work), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return step(StepFiles, err)
+		return step(protocol.StepFiles, err)
 	}
 	dir := os.NewFile(uintptr(work), "work")
 	defer dir.Close()
@@ -85,30 +86,30 @@ func (m *monitor) unpackFiles(run *Run) (err error) {
 	// No process of the job's runs yet, and its limit may be one.
 	restore, err := m.cgroup.LiftPIDs()
 	if err != nil {
-		return step(StepFiles, err)
+		return step(protocol.StepFiles, err)
 	}
 	defer func() { err = errors.Join(err, restore()) }()
 	proc, err := os.StartProcess("/proc/self/exe", []string{
-		"joblet-monitor", unpackArg, itoa(int64(m.idBase + run.UID)), itoa(int64(m.idBase + run.GID)), string(where),
+		"joblet-shim", unpackArg, itoa(int64(m.idBase + run.UID)), itoa(int64(m.idBase + run.GID)), string(where),
 	}, attr)
 	if err != nil {
-		return errors.Join(errors.New(StepFiles), err)
+		return errors.Join(errors.New(protocol.StepFiles), err)
 	}
 	theirs.Close()
 	said, readErr := io.ReadAll(io.LimitReader(result, maxFailure))
 	state, err := proc.Wait()
 	if err != nil {
-		return errors.Join(errors.New(StepFiles), err)
+		return errors.Join(errors.New(protocol.StepFiles), err)
 	}
 	if state.Success() {
 		return nil
 	}
-	var failure Failure
+	var failure protocol.Failure
 	if readErr != nil || json.Unmarshal(said, &failure) != nil {
-		return &stepError{StepFiles, unix.ECHILD} // it was killed: for want of memory, as a rule
+		return &stepError{protocol.StepFiles, unix.ECHILD} // it was killed: for want of memory, as a rule
 	}
 	if failure.Errno != 0 {
-		return step(StepFiles, failure.Errno)
+		return step(protocol.StepFiles, failure.Errno)
 	}
 	return errors.New(failure.Text)
 }
@@ -124,7 +125,7 @@ func unpack(args []string) (status int) {
 	if err == nil {
 		return 0
 	}
-	failure := Failure{Step: StepFiles, Text: StepFiles + ": " + err.Error()}
+	failure := protocol.Failure{Step: protocol.StepFiles, Text: protocol.StepFiles + ": " + err.Error()}
 	if errors.Is(err, unix.ENOSPC) {
 		failure.Errno = unix.ENOSPC
 	}
@@ -170,7 +171,7 @@ func setFSID(uid, gid int) {
 
 // keepFiles writes what the ended job left in /work into the job's directory,
 // and waits for room on a full disk for as long as for the log.
-func (m *monitor) keepFiles() {
+func (m *shim) keepFiles() {
 	if empty, err := m.workEmpty(); empty && err == nil {
 		return
 	}
@@ -188,7 +189,7 @@ func (m *monitor) keepFiles() {
 }
 
 // workEmpty reports whether there is nothing in /work.
-func (m *monitor) workEmpty() (bool, error) {
+func (m *shim) workEmpty() (bool, error) {
 	if _, err := unix.Seek(m.work, 0, unix.SEEK_SET); err != nil {
 		return false, err
 	}
@@ -204,13 +205,13 @@ func (m *monitor) workEmpty() (bool, error) {
 	return len(names) == 0, nil
 }
 
-func (m *monitor) packWork() (err error) {
+func (m *shim) packWork() (err error) {
 	root, err := m.workRoot()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	const tmp = WorkName + ".tmp"
+	const tmp = protocol.WorkName + ".tmp"
 	fd, err := unix.Openat(m.dir, tmp, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
@@ -231,5 +232,5 @@ func (m *monitor) packWork() (err error) {
 		return err
 	}
 	m.record.WorkBytes, m.record.WorkBeyond = stats.Bytes, stats.Beyond
-	return unix.Renameat(m.dir, tmp, m.dir, WorkName) // fsync of the directory comes with the record's
+	return unix.Renameat(m.dir, tmp, m.dir, protocol.WorkName) // fsync of the directory comes with the record's
 }

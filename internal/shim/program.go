@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"slices"
@@ -9,14 +9,14 @@ import (
 )
 
 // A program is the set-up of the job's first process: a table of raw system
-// calls that the monitor writes and the process works through (child).
+// calls that the shim writes and the process works through (child).
 //
-// Why so: the process is a clone of the monitor with one thread. The Go
+// Why so: the process is a clone of the shim with one thread. The Go
 // scheduler, collector and signal handling are dead in it, so Go code may
 // neither allocate, nor grow its stack, nor block in the runtime there. A loop
 // over a table needs none of that, and everything else (strings, structs,
-// decisions) is ordinary code in the monitor. The table lies in memory shared
-// by both, so that the monitor can write the second half after the clone and
+// decisions) is ordinary code in the shim. The table lies in memory shared
+// by both, so that the shim can write the second half after the clone and
 // read from it how far the process got.
 
 // op is one step.
@@ -98,13 +98,13 @@ type arena struct {
 	goByte  byte
 	control [256]byte
 
-	// The reaper's name in the process table, and where the monitor's own
+	// The reaper's name in the process table, and where the shim's own
 	// arguments lie, which it replaces.
 	initName [16]byte
 	args     uintptr
 	argsLen  uintptr
 
-	siblingPID int32 // as the monitor numbers it
+	siblingPID int32 // as the shim numbers it
 
 	sigset  uint64
 	siginfo [128]byte
@@ -259,7 +259,7 @@ func (e *stepError) Unwrap() error { return e.errno }
 func (a *arena) fork(args *cloneArgs, sock int, owner uint32) (pid int, err error) {
 	// The first process asks for SIGKILL when its parent, which is this thread,
 	// ends (PR_SET_PDEATHSIG, prctl(2)). Go ends a thread only with a goroutine
-	// that is locked to it, and the monitor locks none: its threads live as long
+	// that is locked to it, and the shim locks none: its threads live as long
 	// as itself.
 	a.slots[slotSocket] = uintptr(sock)
 
@@ -399,8 +399,8 @@ func (a *arena) child() {
 	}
 }
 
-// receive waits for the monitor's byte and stores the descriptors that come
-// with it in the slots from first on. End of file means that the monitor is
+// receive waits for the shim's byte and stores the descriptors that come
+// with it in the slots from first on. End of file means that the shim is
 // gone or does not want the job: the process ends.
 //
 //go:norace

@@ -1,11 +1,6 @@
-package monitor
+package shim
 
 import (
-	"bytes"
-	"encoding/binary"
-	"errors"
-	"io"
-	"reflect"
 	"slices"
 	"strings"
 	"syscall"
@@ -15,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 func TestCandidates(t *testing.T) {
@@ -32,7 +28,7 @@ func TestCandidates(t *testing.T) {
 		{"bash", "/a:/b:/a/:/b", "/work", []string{"/a/bash", "/b/bash"}},
 	}
 	for _, test := range tests {
-		got := candidates(&Run{Command: test.command, Path: test.path, WorkDir: test.workdir})
+		got := candidates(&protocol.Run{Command: test.command, Path: test.path, WorkDir: test.workdir})
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s in %q from %s: %q, want %q", test.command, test.path, test.workdir, got, test.want)
 		}
@@ -85,64 +81,6 @@ func TestItoa(t *testing.T) {
 	}
 }
 
-func TestMessages(t *testing.T) {
-	t.Parallel()
-	var b bytes.Buffer
-	want := Request{Run: &Run{Dir: "/d", Command: "sh", Args: []string{"a b", ""}, Filter: []byte{0, 1, 255}, TimeoutNanos: 5}}
-	if err := WriteMessage(&b, want); err != nil {
-		t.Fatal(err)
-	}
-	whole := bytes.Clone(b.Bytes())
-	var got Request
-	if err := ReadMessage(&b, &got); err != nil || got.Run == nil || !slices.Equal(got.Run.Args, want.Run.Args) || !bytes.Equal(got.Run.Filter, want.Run.Filter) {
-		t.Fatalf("%+v %v", got.Run, err)
-	}
-	if err := ReadMessage(&b, &got); err != io.EOF {
-		t.Errorf("at the end: %v", err)
-	}
-	for cut := 1; cut < len(whole); cut++ {
-		if err := ReadMessage(bytes.NewReader(whole[:cut]), &got); !errors.Is(err, io.ErrUnexpectedEOF) {
-			t.Fatalf("cut at %d: %v", cut, err)
-		}
-	}
-	huge := binary.BigEndian.AppendUint32(nil, maxMessage+1)
-	if err := ReadMessage(bytes.NewReader(huge), &got); err == nil || !strings.Contains(err.Error(), "too large") {
-		t.Errorf("huge: %v", err)
-	}
-}
-
-// TestRunBytes: what execve takes need not be UTF-8.
-func TestRunBytes(t *testing.T) {
-	t.Parallel()
-	for _, want := range []Run{
-		{Command: "a", Args: []string{"ü"}, Env: []string{"A=b"}, Path: "/bin", WorkDir: "/"},
-		{Command: "\xff", Args: []string{"", "\xfe"}, Env: []string{"\xff=1", "B="}, Path: "/\xff", WorkDir: "/\xfe"},
-		{Command: "a", Args: []string{"ü"}, Env: []string{"A=\xff"}},
-	} {
-		sent := want
-		var b bytes.Buffer
-		var got Request
-		if err := errors.Join(WriteMessage(&b, Request{Run: sent.Packed()}), ReadMessage(&b, &got)); err != nil {
-			t.Fatal(err)
-		}
-		if got.Run.unpack(); !reflect.DeepEqual(*got.Run, want) || !reflect.DeepEqual(sent, want) {
-			t.Errorf("got %+v\nwant %+v", *got.Run, want)
-		}
-	}
-}
-
-func FuzzReadMessage(f *testing.F) {
-	var b bytes.Buffer
-	_ = WriteMessage(&b, Request{Stop: &Stop{Signal: 15}})
-	f.Add(b.Bytes())
-	f.Add([]byte{0, 0, 0, 2, '{', '}'})
-	f.Add([]byte{255, 255, 255, 255})
-	f.Fuzz(func(t *testing.T, data []byte) {
-		var req Request
-		_ = ReadMessage(bytes.NewReader(data), &req)
-	})
-}
-
 // testArena returns an arena that lasts as long as the test.
 func testArena(t *testing.T) (*arena, [2]*program) {
 	t.Helper()
@@ -173,14 +111,14 @@ func TestProgramIsBounded(t *testing.T) {
 	if got := unix.BytePtrToString((*byte)(pointer(second))); got != "two" || *(*uintptr)(pointer(list + 16)) != 0 {
 		t.Errorf("got %q", got)
 	}
-	box := &Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20}
+	box := &protocol.Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20}
 	boxProgram(p, box, []sysMount{{"fs/cgroup/pids", 7}})
-	jobProgram(programs[1], box, &Run{
+	jobProgram(programs[1], box, &protocol.Run{
 		Hostname: "x", StdinStream: true, Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
-		Trees: slices.Repeat([]Tree{{Source: "/usr", Target: "/a/b/c"}}, maxTrees), Filter: make([]byte, 8*4096), LogDenied: true,
+		Trees: slices.Repeat([]protocol.Tree{{Source: "/usr", Target: "/a/b/c"}}, protocol.MaxTrees), Filter: make([]byte, 8*4096), LogDenied: true,
 	})
 	if p.full || programs[1].full {
-		t.Errorf("2 MiB of arguments and %d trees do not fit: %d and %d steps", maxTrees, a.nops[0], a.nops[1])
+		t.Errorf("2 MiB of arguments and %d trees do not fit: %d and %d steps", protocol.MaxTrees, a.nops[0], a.nops[1])
 	}
 	if p.str(strings.Repeat("x", arenaSize)); !p.full {
 		t.Error("a string larger than the memory went in")

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"syscall"
@@ -6,13 +6,9 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-)
 
-// WindowSize is the size of a terminal in characters.
-type WindowSize struct {
-	Rows    uint16 `json:"rows"`
-	Columns uint16 `json:"columns"`
-}
+	"github.com/joblet/joblet/internal/shim/protocol"
+)
 
 // terminal is the job's pseudo-terminal, of its own devpts, seen from the
 // master's side: output goes from there into the log like that of a pipe, and
@@ -30,10 +26,10 @@ const (
 )
 
 // openTerminal makes a pseudo-terminal in the job's devpts, as the job's root
-// and in its root, sends the master to the monitor and makes the other side
+// and in its root, sends the master to the shim and makes the other side
 // standard input, output and error. No other code of the job runs in this
 // process before.
-func openTerminal(p *program, run *Run) {
+func openTerminal(p *program, run *protocol.Run) {
 	const flags = unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC
 	p.openIn("open /dev/pts/ptmx", "/dev/pts/ptmx", flags, jobPath|unix.RESOLVE_NO_SYMLINKS).into(slotMaster)
 	p.call("unlock the terminal", unix.SYS_IOCTL, slotMaster, unix.TIOCSPTLCK, p.alloc(4)).slot(0)
@@ -43,8 +39,8 @@ func openTerminal(p *program, run *Run) {
 	if run.UID != 0 {
 		p.call("give the user the terminal", unix.SYS_FCHOWN, slotTerminal, uintptr(run.UID), ttyGroup).slot(0)
 	}
-	p.call("let all users write to the terminal", unix.SYS_FCHMOD, slotTerminal, OutputMode).slot(0) // /dev/stdout leads there
-	p.add("send the terminal to the monitor", op{kind: opSend, save: slotMaster})
+	p.call("let all users write to the terminal", unix.SYS_FCHMOD, slotTerminal, protocol.OutputMode).slot(0) // /dev/stdout leads there
+	p.add("send the terminal to the shim", op{kind: opSend, save: slotMaster})
 	for fd := range uintptr(3) {
 		p.call("connect the terminal", unix.SYS_DUP3, slotTerminal, fd, 0).slot(0)
 	}
@@ -76,7 +72,7 @@ func saneModes() (t unix.Termios) {
 	return t
 }
 
-// send sends the descriptor in a slot, with one byte, to the monitor.
+// send sends the descriptor in a slot, with one byte, to the shim.
 //
 //go:norace
 //go:nocheckptr
@@ -100,26 +96,11 @@ func receiveDescriptor(socket int, what string) (int, error) {
 	if err != nil {
 		return -1, step(what, err)
 	}
-	fd, err := OneDescriptor(oob[:n])
+	fd, err := protocol.OneDescriptor(oob[:n])
 	if err != nil {
 		return -1, step(what, err)
 	}
 	return fd, nil
-}
-
-// OneDescriptor returns the descriptor that came with a message (SCM_RIGHTS,
-// unix(7)), of which oob is what recvmsg(2) calls control; EBADMSG if that is
-// anything else.
-func OneDescriptor(oob []byte) (int, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(messages) != 1 {
-		return -1, unix.EBADMSG
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return -1, unix.EBADMSG
-	}
-	return fds[0], nil
 }
 
 // receiveMaster takes the master that openTerminal has sent.
@@ -149,7 +130,7 @@ func sendDescriptor(socket, fd int) error {
 
 // takeTerminal puts the terminal of a job that was just started in the place of
 // its pipes.
-func (m *monitor) takeTerminal() error {
+func (m *shim) takeTerminal() error {
 	fd, err := receiveMaster(m.goSocket)
 	if err != nil {
 		return err
@@ -163,7 +144,7 @@ func (m *monitor) takeTerminal() error {
 }
 
 // window returns the size of the job's terminal, or nil without one.
-func (m *monitor) window() *WindowSize {
+func (m *shim) window() *protocol.WindowSize {
 	if m.terminal.master < 0 {
 		return nil
 	}
@@ -171,19 +152,19 @@ func (m *monitor) window() *WindowSize {
 	if err != nil {
 		return nil
 	}
-	return &WindowSize{Rows: ws.Row, Columns: ws.Col}
+	return &protocol.WindowSize{Rows: ws.Row, Columns: ws.Col}
 }
 
 // resize gives the terminal another size, of which the kernel tells the
 // foreground processes (SIGWINCH). With redraw they are told in any case: the
 // screen on which they drew is another.
-func (m *monitor) resize(r *Resize) {
+func (m *shim) resize(r *protocol.Resize) {
 	t := &m.terminal
 	if t.master < 0 {
 		return
 	}
 	before := m.window()
-	if r.Size != (WindowSize{}) {
+	if r.Size != (protocol.WindowSize{}) {
 		_ = unix.IoctlSetWinsize(t.master, unix.TIOCSWINSZ, &unix.Winsize{Row: r.Size.Rows, Col: r.Size.Columns})
 	}
 	if after := m.window(); r.Redraw && before != nil && after != nil && *before == *after {
@@ -196,7 +177,7 @@ func (m *monitor) resize(r *Resize) {
 // hungUp reports whether the end of the output is no more than that nobody has
 // the terminal open just now, as after a program that has closed it and may
 // open it again. It is looked at again after a while.
-func (m *monitor) hungUp() bool {
+func (m *shim) hungUp() bool {
 	if m.terminal.master < 0 || m.record.EndedNanos != 0 {
 		return false
 	}
@@ -206,7 +187,7 @@ func (m *monitor) hungUp() bool {
 
 // interrupt ends a job whose PID 1 would be ended by a key like Ctrl-C, were it
 // not PID 1: nobody expects "sleep 60" in a terminal to survive Ctrl-C.
-func (m *monitor) interrupt(sig syscall.Signal) {
+func (m *shim) interrupt(sig syscall.Signal) {
 	if m.terminal.master < 0 || m.record.EndedNanos != 0 {
 		return
 	}
@@ -224,7 +205,7 @@ func (m *monitor) interrupt(sig syscall.Signal) {
 // ("^C"): a worker of the kernel's does that some time after the write, and what
 // it has not come to when the last process is gone is dropped. To poll the other
 // side waits for the worker (n_tty_poll in drivers/tty/n_tty.c).
-func (m *monitor) settleTyped() {
+func (m *shim) settleTyped() {
 	fd, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(m.terminal.master), unix.TIOCGPTPEER, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC)
 	if errno != 0 {
 		return

@@ -1,4 +1,4 @@
-package monitor
+package shim
 
 import (
 	"bytes"
@@ -11,13 +11,15 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // When the kernel cannot execute a file, its error does not say what is wrong with the
 // file, or that it is another one: the interpreter of a script, the loader of a program.
 // So the process reads the beginning of the file, and of the interpreters, before it
 // ends: in the job's root, with the job's rights, and through our own look-ups (path.go).
-// The monitor makes words of what it has read.
+// The shim makes words of what it has read.
 
 const (
 	headSize   = 256 // that the kernel looks at (BINPRM_BUF_SIZE in linux/binfmts.h)
@@ -163,9 +165,9 @@ func little(at, n uintptr) (v uintptr) {
 var inspectCalls = []uint32{unix.SYS_FACCESSAT, unix.SYS_OPENAT2, unix.SYS_FSTAT, unix.SYS_PREAD64, unix.SYS_CLOSE}
 
 // mayInspect reports whether the process can look at what it could not execute. A call
-// that the filter asks the monitor about would wait for ever: until the command runs,
-// the monitor does not answer.
-func mayInspect(run *Run) bool {
+// that the filter asks the shim about would wait for ever: until the command runs,
+// the shim does not answer.
+func mayInspect(run *protocol.Run) bool {
 	if !run.LogDenied {
 		return true
 	}
@@ -175,7 +177,7 @@ func mayInspect(run *Run) bool {
 	}
 	filter := filterOf(run)
 	return !slices.ContainsFunc(inspectCalls, func(nr uint32) bool {
-		verdict, _, _ := RunFilter(filter, &SeccompData{Number: nr, Arch: arch})
+		verdict, _, _ := protocol.RunFilter(filter, &protocol.SeccompData{Number: nr, Arch: arch})
 		return verdict != unix.SECCOMP_RET_ALLOW
 	})
 }
