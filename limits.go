@@ -144,18 +144,18 @@ const cpuCores = "cpu-cores"
 // limitKinds are all limits but the processors and the rlimits, by the names
 // that flags, the daemon's configuration and errors have for them.
 var limitKinds = []limitKind{
-	{"max-cpu", "PERCENT", "processor time, 100 is one whole processor; more is allowed", func(l *Limits) *int64 { return &l.CPUPercent }, 1, MaxCPUPercent, parseNumber, formatNumber},
-	{"cpu-weight", "N", "share of processors that are short, from 1 to 10000; others have 100", func(l *Limits) *int64 { return &l.CPUWeight }, 1, MaxCPUWeight, parseNumber, formatNumber},
-	{"max-memory", "SIZE", "memory, files in the job's root and page cache included: MiB, or a size such as 512M", func(l *Limits) *int64 { return &l.MemoryBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
-	{"memory-high", "SIZE", "memory from which on the job is slowed down", func(l *Limits) *int64 { return &l.MemoryHighBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
-	{"max-swap", "SIZE", "what more may be swapped out (with --max-memory nothing is, unless this is given)", func(l *Limits) *int64 { return &l.SwapBytes }, 4096, MaxMemory, parseMiB, formatMiB},
+	{"max-cpu", "PERCENT", "CPU time in percent of one processor, such as 150", func(l *Limits) *int64 { return &l.CPUPercent }, 1, MaxCPUPercent, parseNumber, formatNumber},
+	{"cpu-weight", "N", "CPU weight under contention, 1 to 10000 (default 100)", func(l *Limits) *int64 { return &l.CPUWeight }, 1, MaxCPUWeight, parseNumber, formatNumber},
+	{"max-memory", "SIZE", "memory, including page cache and files in the job's root, in MiB or as 512M", func(l *Limits) *int64 { return &l.MemoryBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
+	{"memory-high", "SIZE", "memory above which the kernel throttles and reclaims", func(l *Limits) *int64 { return &l.MemoryHighBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
+	{"max-swap", "SIZE", "swap in addition to memory (default: none if --max-memory is set)", func(l *Limits) *int64 { return &l.SwapBytes }, 4096, MaxMemory, parseMiB, formatMiB},
 	{"max-pids", "N", "processes and threads", func(l *Limits) *int64 { return &l.MaxPIDs }, MinPIDs, MaxPIDs, parseNumber, formatNumber},
-	{"max-iobps", "RATE", "bytes read, and bytes written, each second, such as 10M", func(l *Limits) *int64 { return &l.IOBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
-	{"max-read-bps", "RATE", "bytes read each second", func(l *Limits) *int64 { return &l.ReadBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
-	{"max-write-bps", "RATE", "bytes written each second", func(l *Limits) *int64 { return &l.WriteBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
-	{"max-iops", "N", "reads, and writes, each second", func(l *Limits) *int64 { return &l.IOps }, 1, MaxIOps, parseNumber, formatNumber},
-	{"max-disk", "SIZE", "what the job may write to its root, /work included, such as 512M; it counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, formatMiB},
-	{"shm-size", "SIZE", "size of /dev/shm, such as 256M; it counts as memory (default: half of --max-memory, or of the host's memory)", func(l *Limits) *int64 { return &l.ShmBytes }, MinShm, MaxShm, parseMiB, formatMiB},
+	{"max-iobps", "RATE", "bytes per second, for reads and for writes, such as 10M", func(l *Limits) *int64 { return &l.IOBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
+	{"max-read-bps", "RATE", "bytes read per second", func(l *Limits) *int64 { return &l.ReadBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
+	{"max-write-bps", "RATE", "bytes written per second", func(l *Limits) *int64 { return &l.WriteBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
+	{"max-iops", "N", "operations per second, for reads and for writes", func(l *Limits) *int64 { return &l.IOps }, 1, MaxIOps, parseNumber, formatNumber},
+	{"max-disk", "SIZE", "size of the job's root file system with /work, such as 512M; counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, formatMiB},
+	{"shm-size", "SIZE", "size of /dev/shm, such as 256M; counts as memory (default: half of --max-memory, else of the host's memory)", func(l *Limits) *int64 { return &l.ShmBytes }, MinShm, MaxShm, parseMiB, formatMiB},
 }
 
 // LimitDoc says how a limit is called, what its value is and what it does.
@@ -167,7 +167,7 @@ func LimitDocs() []LimitDoc {
 	docs := make([]LimitDoc, 0, len(limitKinds)+1)
 	for i, k := range limitKinds {
 		if i == 1 {
-			docs = append(docs, LimitDoc{cpuCores, "LIST", "the processors to run on, such as 0-1,3"})
+			docs = append(docs, LimitDoc{cpuCores, "LIST", "processors to run on, such as 0-1,3"})
 		}
 		docs = append(docs, LimitDoc{k.name, k.value, k.help})
 	}

@@ -29,7 +29,7 @@ func newCheckCommand() *cobra.Command {
 	opt := checkOptions{StateDir: defaultServeOptions().StateDir}
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Find out what this host lacks for jobs, and how to get it",
+		Short: "Check whether this host can run jobs",
 		Long: `Try out all features of the kernel, the cgroup controllers and the programs that
 jobs need or use, and print for each whether it is there, what it costs not to
 have it, and how to mend that. At the end it runs a job of its own.
@@ -49,7 +49,7 @@ only lacking, or was not tried, does not count.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&opt.StateDir, "state-dir", opt.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
-	f.BoolVar(&opt.JSON, "json", false, "one JSON array with an object for each feature")
+	f.BoolVar(&opt.JSON, "json", false, "print a JSON array with one object per feature")
 	return cmd
 }
 
@@ -81,7 +81,7 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 		}
 	}
 	if missing != nil {
-		return fmt.Errorf("no job can run on this host for want of: %s", strings.Join(missing, ", "))
+		return fmt.Errorf("no job can run on this host; missing: %s", strings.Join(missing, ", "))
 	}
 	return nil
 }

@@ -310,14 +310,14 @@ func newConfigCommand() *cobra.Command {
 or the one that --config or JOBLET_CONFIG names.
 
 Each key is a flag of "joblet serve" as well, and a variable of the environment:
-log-level, --log-level, JOBLET_LOG_LEVEL. A flag goes before the environment, that
+log-level, --log-level, JOBLET_LOG_LEVEL. A flag takes precedence over the environment, that
 before the file. On SIGHUP the daemon reads the file again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:     "default",
-		Short:   "Print the defaults as a configuration file with comments",
+		Short:   "Print a configuration file with all defaults and comments",
 		Example: "  joblet config default > " + configPath,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -325,7 +325,7 @@ before the file. On SIGHUP the daemon reads the file again.`,
 		},
 	}, &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Say whether a configuration file is right",
+		Short: "Validate a configuration file",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opt := defaultServeOptions()
@@ -356,7 +356,7 @@ func newConfigShowCommand() *cobra.Command {
 	opt := defaultServeOptions()
 	cmd := &cobra.Command{
 		Use:   "show",
-		Short: "Print the configuration that holds, and where each value comes from",
+		Short: "Print the effective configuration and the source of each value",
 		Long:  "Print the configuration that a daemon started now would have, and where each\nvalue comes from. Takes the flags of joblet serve.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -204,7 +204,7 @@ func newConfigImportCommand() *cobra.Command {
 	var opt importOptions
 	cmd := &cobra.Command{
 		Use:   "import FILE|-",
-		Short: "Turn a joblet-config.yml of the public daemon into ours",
+		Short: "Convert a joblet-config.yml of the public daemon",
 		Long: `Turn a joblet-config.yml of the public daemon (format 3.0) into a configuration of
 this one, on stdout. Each key of the file is on a line of its own on stderr:
 "changed KEY: what it is now", or "dropped KEY: why".
@@ -227,8 +227,8 @@ An rnx-config.yml needs no import: rnx reads it as it is.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&opt.output, "output", "o", "", "write the configuration to `FILE` instead of to stdout")
-	f.StringVar(&opt.pkiDir, "pki-dir", "", "new `DIR` for the certificates in the file, as pki-dir of the configuration names it")
+	f.StringVarP(&opt.output, "output", "o", "", "write the configuration to `FILE` (default: stdout)")
+	f.StringVar(&opt.pkiDir, "pki-dir", "", "create `DIR` for the certificates in the file and set pki-dir to it")
 	f.BoolVar(&opt.force, "force", false, "replace the file that --output names")
 	return cmd
 }

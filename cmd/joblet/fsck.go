@@ -36,7 +36,7 @@ func newFsckCommand() *cobra.Command {
 	opt := fsckOptions{serveOptions: defaultServeOptions()}
 	cmd := &cobra.Command{
 		Use:   "fsck",
-		Short: "Check what is on disk while no daemon runs, and repair it",
+		Short: "Check and repair the state directory while no daemon runs",
 		Long: `Check the job records, the jobs' directories, and what is left of jobs on the
 host, while no daemon runs. Jobs that run go on.
 
@@ -76,9 +76,9 @@ The exit status is 0 when nothing is wrong, 1 when all problems were repaired,
 	f := cmd.Flags()
 	f.StringVar(&opt.StateDir, "state-dir", opt.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
 	f.StringVar(&opt.RunDir, "run-dir", opt.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
-	f.BoolVar(&opt.Repair, "repair", false, "repair what can be repaired")
-	f.BoolVar(&opt.Deep, "deep", false, "read all logs and archives, too, and not only their indexes")
-	f.BoolVar(&opt.JSON, "json", false, "one JSON object for each problem, and a last one with a summary")
+	f.BoolVar(&opt.Repair, "repair", false, "repair the problems found where possible")
+	f.BoolVar(&opt.Deep, "deep", false, "read all logs and archives, not only their indexes")
+	f.BoolVar(&opt.JSON, "json", false, "print one JSON object per problem, then a summary")
 	return cmd
 }
 

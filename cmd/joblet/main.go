@@ -39,7 +39,7 @@ func newCommand() *cobra.Command {
 	}
 	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), newPKICommand(), newConfigCommand(), &cobra.Command{
 		Use:   "version",
-		Short: "Print what this program was built from",
+		Short: "Print version and build information",
 		Args:  cobra.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())

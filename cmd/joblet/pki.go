@@ -61,7 +61,7 @@ func newPKICommand() *cobra.Command {
 	opt := &pkiOptions{}
 	cmd := &cobra.Command{
 		Use:   "pki",
-		Short: "Make and revoke the certificates of remote clients",
+		Short: "Manage certificates of remote clients",
 		Long: `Make and revoke the certificates by which remote clients and this daemon know
 each other. What these commands change counts at once, without a restart.`,
 		Example: `  joblet pki init --name=node1.example.org
@@ -73,26 +73,26 @@ each other. What these commands change counts at once, without a restart.`,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return opt.find() },
 	}
 	f := cmd.PersistentFlags()
-	f.StringVar(&opt.dir, "dir", "", "what the daemon reads (default as the daemon's configuration says)")
-	f.StringVar(&opt.caDir, "ca-dir", "", "where the key is that signs, if not in the directory \"ca\" there")
+	f.StringVar(&opt.dir, "dir", "", "directory of the daemon's certificates (default: pki-dir of the daemon's configuration)")
+	f.StringVar(&opt.caDir, "ca-dir", "", "directory of the signing key (default: \"ca\" in --dir)")
 	cmd.AddCommand(newPKIInitCommand(opt), newPKIIssueCommand(opt), newPKIListCommand(opt), newPKIRevokeCommand(opt), newPKIRotateCommand(opt))
 	return cmd
 }
 
 func (o *pkiOptions) daysFlag(cmd *cobra.Command) {
-	cmd.Flags().IntVar(&o.days, "days", int(pki.DefaultValid/(24*time.Hour)), "for how long the certificate is valid")
+	cmd.Flags().IntVar(&o.days, "days", int(pki.DefaultValid/(24*time.Hour)), "validity of the certificate in days")
 }
 
 func (o *pkiOptions) bundleFlags(cmd *cobra.Command) {
 	o.daysFlag(cmd)
-	cmd.Flags().StringVarP(&o.out, "out", "o", "", "write the bundle to this file, which must not exist, instead of to stdout")
-	cmd.Flags().StringVar(&o.address, "address", "", "where the client finds this daemon (default this host's name, port "+client.DefaultPort+")")
+	cmd.Flags().StringVarP(&o.out, "out", "o", "", "write the bundle to this new file (default: stdout)")
+	cmd.Flags().StringVar(&o.address, "address", "", "address of this daemon for the client (default: this host's name, port "+client.DefaultPort+")")
 }
 
 func newPKIInitCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
-		Short: "Make an authority, the daemon's certificate, and an admin's",
+		Short: "Create an authority, the daemon's certificate and an admin's",
 		Long: `Make an authority, the daemon's certificate, and a client's with the role admin,
 whose bundle it writes: an rnx-config.yml that rnx login imports.
 
@@ -105,7 +105,7 @@ The authority's key is only needed to sign. Keep it elsewhere with --ca-dir.`,
 		},
 	}
 	opt.bundleFlags(cmd)
-	cmd.Flags().StringArrayVar(&opt.names, "name", nil, "host name or address of this daemon, beside its usual ones; may be given again")
+	cmd.Flags().StringArrayVar(&opt.names, "name", nil, "additional host name or address of this daemon (repeatable)")
 	cmd.Flags().StringVar(&opt.admin, "admin", "admin", "name of the client")
 	return cmd
 }
@@ -113,7 +113,7 @@ The authority's key is only needed to sign. Keep it elsewhere with --ca-dir.`,
 func newPKIIssueCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue NAME",
-		Short: "Make a certificate for a client",
+		Short: "Issue a certificate for a client",
 		Long: `Make a certificate for a client, and write its bundle: an rnx-config.yml with
 the certificate and its key, which are kept nowhere else.
 
@@ -219,7 +219,7 @@ func (o *pkiOptions) addressOf() (string, error) {
 func newPKIListCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
-		Short: "List the certificates that were issued",
+		Short: "List issued certificates",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, err := opt.at().List()
@@ -229,7 +229,7 @@ func newPKIListCommand(opt *pkiOptions) *cobra.Command {
 			return writeCertificates(cmd.OutOrStdout(), all, opt.json)
 		},
 	}
-	cmd.Flags().BoolVar(&opt.json, "json", false, "a JSON object a line")
+	cmd.Flags().BoolVar(&opt.json, "json", false, "print one JSON object per line")
 	return cmd
 }
 
@@ -262,7 +262,7 @@ func writeCertificates(out io.Writer, all []pki.Certificate, asJSON bool) error 
 func newPKIRevokeCommand(opt *pkiOptions) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke NAME|SERIAL",
-		Short: "Take back the certificates of a client, or one",
+		Short: "Revoke certificates",
 		Long: `Take back the certificates of a client, or the one with a serial number. The
 daemon ends the client's connections within a second. Its jobs go on.`,
 		Args: cobra.ExactArgs(1),
@@ -287,7 +287,7 @@ daemon ends the client's connections within a second. Its jobs go on.`,
 func newPKIRotateCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate [NAME]",
-		Short: "Replace a client's certificate, the daemon's, or the authority",
+		Short: "Rotate a certificate or the authority",
 		Long: `With NAME: make a new certificate for the client, with its role, write its
 bundle, and revoke those that it had.
 
@@ -312,10 +312,10 @@ their next certificate. When all have it, end the trust in the old one with
 	}
 	opt.bundleFlags(cmd)
 	f := cmd.Flags()
-	f.BoolVar(&opt.server, "server", false, "the daemon's certificate")
-	f.StringArrayVar(&opt.names, "name", nil, "with --server: host name or address of the daemon, instead of those that it had; may be given again")
-	f.BoolVar(&opt.ca, "ca", false, "the authority")
-	f.BoolVar(&opt.retire, "retire-ca", false, "forget all authorities but the newest, and with them what they have signed")
+	f.BoolVar(&opt.server, "server", false, "rotate the daemon's certificate")
+	f.StringArrayVar(&opt.names, "name", nil, "with --server: replace the daemon's host names and addresses (repeatable)")
+	f.BoolVar(&opt.ca, "ca", false, "rotate the authority")
+	f.BoolVar(&opt.retire, "retire-ca", false, "remove all authorities but the newest; certificates they signed become invalid")
 	f.BoolVar(&opt.force, "force", false, "with --retire-ca: even if no admin is left")
 	return cmd
 }

@@ -14,7 +14,7 @@ import (
 func newJobCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "job",
-		Short: "Run jobs and look after them",
+		Short: "Run and manage jobs",
 		Example: `  rnx job run ps aux
   rnx job list
   rnx job log -f 3f2a`,
@@ -32,8 +32,8 @@ func newJobCommand(a *app) *cobra.Command {
 
 const jobRefHelp = `
 
-A job is named by its id, by the first letters of it when no other has them, or
-by its name: that of your own job, or else of another's.` + exitStatusHelp
+JOB is an id, a unique prefix of an id, or a name. A name refers to your own job
+first, then to that of another owner.` + exitStatusHelp
 
 // maxCompletions bounds how many jobs a shell offers.
 const maxCompletions = 200

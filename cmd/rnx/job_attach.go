@@ -16,22 +16,22 @@ var errDetached = errors.New("detached")
 
 const detachHelp = `
 
-All keys go to the job, Ctrl-C too. Ctrl-P Ctrl-Q leaves it running and comes
-back to the shell; --detach-keys, or RNX_DETACH_KEYS, names other keys, such as
-"ctrl-]", or none. A window that is closed, a signal to rnx and a lost connection
-leave the job running as well.`
+All keys go to the job, including Ctrl-C. Ctrl-P Ctrl-Q detaches and leaves the
+job running; --detach-keys or RNX_DETACH_KEYS sets other keys, such as "ctrl-]", or
+none. Closing the window, a signal to rnx and a lost connection also leave the job
+running.`
 
 func newAttachCommand(a *app) *cobra.Command {
 	var keys string
 	cmd := &cobra.Command{
 		Use:   "attach [flags] JOB",
-		Short: "Connect this terminal to a job's",
-		Long: `Connect this terminal to that of a running job which has one. The screen as it is
-is drawn at first. Any number may be attached at once: all see the same and
-may type; the size is that of the smallest of their windows.` + detachHelp + `
+		Short: "Attach this terminal to a job",
+		Long: `Attach this terminal to the terminal of a running job. The current screen is drawn
+first. Several clients may attach at once: all see the same output and may type, and
+the terminal has the size of the smallest window.` + detachHelp + `
 
-A job is named by its id, by the first letters of it when no other has them, or
-by its name: that of your own job, or else of another's.
+JOB is an id, a unique prefix of an id, or a name. A name refers to your own job
+first, then to that of another owner.
 
 Exit status: the job's own when it ends, 0 after the detach keys, 128+N when signal
 N ended rnx, 125 when rnx failed.`,
@@ -69,7 +69,7 @@ func addDetachKeys(cmd *cobra.Command, keys *string) {
 	if given, ok := os.LookupEnv("RNX_DETACH_KEYS"); ok {
 		deflt = given
 	}
-	cmd.Flags().StringVar(keys, "detach-keys", deflt, "`KEYS` that leave the job running, such as ctrl-],d")
+	cmd.Flags().StringVar(keys, "detach-keys", deflt, "detach with `KEYS`, such as ctrl-],d, and leave the job running")
 }
 
 // visible is the size that the job's terminal is to get for our window: none if

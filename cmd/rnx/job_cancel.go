@@ -11,10 +11,10 @@ import (
 func newCancelCommand(a *app) *cobra.Command {
 	return a.jobsCommand(&cobra.Command{
 		Use:   "cancel JOB…",
-		Short: "Cancel jobs that do not run yet, or repeat",
-		Long: `Cancel jobs that wait for their turn or their time: they will not run. Of a job
-that repeats, runs under way go on. A job that runs is ended by "rnx job stop".
-Prints the id of each job.` + jobRefHelp,
+		Short: "Cancel waiting and repeating jobs",
+		Long: `Cancel jobs that wait in the queue or for their time. Runs of a repeating job that
+have started continue. To end a running job, use "rnx job stop". Prints the id of
+each job.` + jobRefHelp,
 		Example: `  rnx job cancel 3f2a
   rnx job cancel $(rnx job list -q --status=pending)`,
 		ValidArgsFunction: a.completeJobs(waitingStates...),

@@ -25,17 +25,16 @@ func newCopyCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "cp JOB:PATH DEST",
 		Short: "Copy files out of a job's /work",
-		Long: `Copy files out of a job's /work: of a running job as they are, of an ended one
-as it left them. PATH is relative to /work, or begins with it; it may hold *, ?
-and [a-z], and ** for any directories. DEST is a directory, or the new name of
-what is copied when there is nothing of that name; "-" writes a tar archive to
-stdout. "JOB:." and "JOB:DIR/." copy what is in a directory, without itself. Of a
-pattern, the directories before its first *, ? or [ are left out. Files that
-exist are replaced; nothing is written outside of DEST. Times of modification are
-the job's, and so are permission bits without what your umask takes away. Links
-that lead out of /work, sockets, devices and FIFOs are left out and named.
+		Long: `Copy files out of the /work of a running or ended job. PATH is relative to /work or
+begins with it, and may contain *, ?, [a-z], and ** for any number of directories.
+DEST is a directory, or a new name for the copy if nothing of that name exists; "-"
+writes a tar archive to stdout. "JOB:." and "JOB:DIR/." copy the contents of a
+directory. The directories before the first *, ? or [ of a pattern are stripped.
+Existing files are replaced, and nothing is written outside DEST. Modification
+times are kept, and permission bits subject to the umask. Links that lead out of
+/work, sockets, devices and FIFOs are left out, with a note.
 
-Files go into a job with "rnx job run --upload".` + jobRefHelp,
+To copy files into a job, use "rnx job run --upload".` + jobRefHelp,
 		Example: `  rnx job cp 3f2a:out.csv .
   rnx job cp web:/work/logs old-logs
   rnx job cp '3f2a:out/**/*.png' images

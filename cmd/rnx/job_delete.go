@@ -13,7 +13,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 	return a.jobsCommand(&cobra.Command{
 		Use:               "delete JOB…",
 		Aliases:           []string{"rm"},
-		Short:             "Delete jobs that have ended: record and output",
+		Short:             "Delete ended jobs with their output",
 		Long:              "Delete jobs that have ended: their records and output." + jobRefHelp,
 		Example:           "  rnx job delete 3f2a",
 		ValidArgsFunction: a.completeJobs(finalStates...),
@@ -25,7 +25,7 @@ func newDeleteCommand(a *app) *cobra.Command {
 func newDeleteAllCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "delete-all",
-		Short: "Delete all jobs that have ended",
+		Short: "Delete all ended jobs",
 		Long:  "Delete all jobs that have ended: their records and output." + exitStatusHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

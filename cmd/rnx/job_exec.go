@@ -23,9 +23,9 @@ type ttyFlags struct {
 }
 
 func (o *ttyFlags) add(f *pflag.FlagSet) {
-	f.BoolVarP(&o.tty, "tty", "t", false, "give it a terminal (the default when stdin and stdout are one)")
-	f.BoolVarP(&o.noTTY, "no-tty", "T", false, "give it none")
-	f.BoolVarP(&o.interactive, "interactive", "i", false, "its standard input is ours; with -t, what is typed")
+	f.BoolVarP(&o.tty, "tty", "t", false, "allocate a terminal (default when stdin and stdout are terminals)")
+	f.BoolVarP(&o.noTTY, "no-tty", "T", false, "allocate no terminal")
+	f.BoolVarP(&o.interactive, "interactive", "i", false, "connect standard input; with -t, the keyboard")
 }
 
 // wanted reports whether it gets a terminal; byDefault, when nothing is said.
@@ -50,22 +50,22 @@ func newExecCommand(a *app) *cobra.Command {
 	var opt execOptions
 	cmd := &cobra.Command{
 		Use:   "exec [flags] JOB COMMAND [ARG…]",
-		Short: "Run a further process in a running job",
-		Long: `Run a further process in a running job, as one of its own: it sees the job's
-processes and files and is seen by them, has the job's environment, and counts
-against its limits. What it writes appears here and is not in the job's log.
+		Short: "Run another process in a running job",
+		Long: `Run another process in a running job. The process sees the job's processes and
+files, has its environment and counts against its limits. Its output appears here
+and not in the job's log.
 
-With a terminal on stdin and stdout it gets a terminal of its own. With pipes it
-gets none, and with -i our standard input. It ends with the job, and when rnx or
-the daemon goes away: it is hung up (SIGHUP), and killed two seconds later.
+If stdin and stdout are a terminal, the process gets a terminal of its own.
+Otherwise it gets none, and standard input only with -i. The process ends with the
+job, and when rnx or the daemon exits: it gets SIGHUP, and SIGKILL two seconds
+later.
 
-Flags stop at the job; all behind it is the process's. Without a terminal Ctrl-C
-sends it SIGINT; a second one within two seconds lets go of it. So does a signal
-that cannot get to it because it does not read its input.
+Flags end at JOB; everything after it belongs to the process. Without a terminal,
+Ctrl-C sends SIGINT, and a second one within two seconds abandons the process, as
+does a signal that cannot be delivered because the process does not read its input.
 
-Exit status: the process's own, 128+N when signal N ended it, 125 when Joblet
-failed, 126 when the command cannot be executed, 127 when there is no such
-command.`,
+Exit status: that of the process; 128+N if signal N ended it, 125 if Joblet
+failed, 126 if the command cannot be executed, 127 if it does not exist.`,
 		Example: `  rnx job exec web ps aux
   rnx job exec -it web bash
   rnx job exec -i web sh -c 'cat > /tmp/x' < file`,
@@ -83,10 +83,10 @@ command.`,
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	opt.add(f)
-	f.StringArrayVarP(&opt.env.given, "env", "e", nil, "`NAME=VALUE` beside the job's own, or NAME to pass on the one here; may be given again")
-	f.StringArrayVar(&opt.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
-	f.BoolVar(&opt.merge, "merge", false, "one stream of output, in exact order, as 2>&1 makes it")
-	f.StringVarP(&opt.dir, "workdir", "w", "", "`DIR` in the job to start in (default: the job's)")
+	f.StringArrayVarP(&opt.env.given, "env", "e", nil, "set variable `NAME=VALUE` in addition to the job's, or pass on NAME from here (repeatable)")
+	f.StringArrayVar(&opt.env.files, "env-file", nil, "read variables from `FILE`, with # comments; --env takes precedence (repeatable)")
+	f.BoolVar(&opt.merge, "merge", false, "merge stderr into stdout, in exact order, as 2>&1 does")
+	f.StringVarP(&opt.dir, "workdir", "w", "", "working directory `DIR` in the job (default: the job's)")
 	_ = cmd.RegisterFlagCompletionFunc("env-file", completeFiles)
 	return cmd
 }
@@ -95,13 +95,12 @@ func newShellCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "shell JOB",
 		Short: "Open a shell in a running job",
-		Long: `Open a shell in a running job: bash, or sh where there is no bash. It is
+		Long: `Open a shell in a running job: bash, or sh if there is no bash. The same as
 "rnx job exec -it JOB bash".
 
-A job is named by its id, by the first letters of it when no other has them, or
-by its name.
+JOB is an id, a unique prefix of an id, or a name.
 
-Exit status: the shell's own, 128+N when signal N ended it, 125 when Joblet failed.`,
+Exit status: that of the shell; 128+N if signal N ended it, 125 if Joblet failed.`,
 		Example:           `  rnx job shell web`,
 		Args:              exactlyOne("job"),
 		ValidArgsFunction: a.completeFirstJob(joblet.Running),

@@ -13,9 +13,9 @@ func newKillCommand(a *app) *cobra.Command {
 	var signal string
 	cmd := a.jobsCommand(&cobra.Command{
 		Use:   "kill [flags] JOB…",
-		Short: "Kill jobs at once, or send them a signal",
-		Long: `Kill all of a job at once and print its id once it has ended. With another
---signal PID 1 gets that signal and nothing else happens.` + jobRefHelp,
+		Short: "Kill jobs, or send them a signal",
+		Long: `Kill all processes of jobs and print the id of each once it has ended. With another
+--signal, send that signal to PID 1 and do nothing else.` + jobRefHelp,
 		Example: `  rnx job kill 3f2a
   rnx job kill --signal=HUP web`,
 		ValidArgsFunction: a.completeJobs(aliveStates...),

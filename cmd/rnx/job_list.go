@@ -28,14 +28,12 @@ func newListCommand(a *app) *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List jobs, newest first",
-		Long: `List jobs, newest first. EXIT is the status as a shell shows it: 128 plus the
-signal's number for a job that a signal ended, 124 for one whose time was up.
-STARTED of a SCHEDULED job is when it will run. Columns for which a terminal is
-too narrow are left out. With --json each line is an object.
+		Long: `List jobs, newest first. EXIT is the status as a shell reports it: 128+N if signal
+N ended the job, 124 if it timed out. STARTED of a SCHEDULED job is its next start.
+Columns that do not fit a terminal are omitted. With --json each line is an object.
 
---since takes a time (2026-01-31T15:04, RFC 3339) or how long ago it was (90s,
-2h30m, 3d). --limit and --before give page after page: name the last job of one
-page to get the next.` + formatHelp + exitStatusHelp,
+--since takes a time (2026-01-31T15:04, RFC 3339) or an age (90s, 2h30m, 3d). Use
+--limit and --before for pages: pass the last job of one page to get the next.` + formatHelp + exitStatusHelp,
 		Example: `  rnx job list --status=running
   rnx job list --label=team=a --since=2h
   rnx job list --limit=20 --before=3f2a
@@ -48,15 +46,15 @@ page to get the next.` + formatHelp + exitStatusHelp,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringSliceVar(&opt.status, "status", nil, "only jobs in this `STATE`; may be given again")
-	f.StringVar(&opt.name, "name", "", "only jobs of this `NAME`")
-	f.StringArrayVarP(&opt.labels, "label", "l", nil, "only jobs with `NAME=VALUE`, or NAME; may be given again")
-	f.StringVar(&opt.since, "since", "", "only jobs created at `TIME` or later")
-	f.StringVar(&opt.parent, "parent", "", "only runs of this repeating `JOB`")
-	f.IntVarP(&opt.limit, "limit", "n", 0, "at most `N`; 0: all")
-	f.StringVar(&opt.before, "before", "", "only jobs older than this `JOB`")
-	f.BoolVarP(&opt.quiet, "quiet", "q", false, "only the ids, in full")
-	f.StringVar(&opt.format, "format", "", "Go `TEMPLATE` for each job")
+	f.StringSliceVar(&opt.status, "status", nil, "only jobs in `STATE` (repeatable)")
+	f.StringVar(&opt.name, "name", "", "only jobs called `NAME`")
+	f.StringArrayVarP(&opt.labels, "label", "l", nil, "only jobs with label `NAME=VALUE`, or NAME with any value (repeatable)")
+	f.StringVar(&opt.since, "since", "", "only jobs created at or after `TIME`")
+	f.StringVar(&opt.parent, "parent", "", "only runs of the repeating `JOB`")
+	f.IntVarP(&opt.limit, "limit", "n", 0, "at most `N` jobs; 0: all")
+	f.StringVar(&opt.before, "before", "", "only jobs older than `JOB`")
+	f.BoolVarP(&opt.quiet, "quiet", "q", false, "print full ids only")
+	f.StringVar(&opt.format, "format", "", "print each job by a Go `TEMPLATE`")
 	_ = cmd.RegisterFlagCompletionFunc("status", completeStates())
 	_ = cmd.RegisterFlagCompletionFunc("parent", a.completeJobs())
 	_ = cmd.RegisterFlagCompletionFunc("before", a.completeJobs())

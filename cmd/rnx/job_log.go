@@ -18,12 +18,12 @@ func newLogCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "log [flags] JOB",
 		Short: "Show a job's output",
-		Long: `Show what a job has written, byte for byte: its stdout on stdout and its stderr
-on stderr. With --json each line is an object: event, stream, offset, time, and
+		Long: `Print the output of a job, byte for byte: its stdout to stdout and its stderr to
+stderr. With --json each line is an object with event, stream, offset, time, and
 data, or data_base64 for bytes that are not UTF-8.
 
---since and --until take a time (2026-01-31T15:04, RFC 3339) or how long ago it
-was (90s, 2h30m, 3d).` + jobRefHelp,
+--since and --until take a time (2026-01-31T15:04, RFC 3339) or an age (90s,
+2h30m, 3d).` + jobRefHelp,
 		Example: `  rnx job log 3f2a
   rnx job log -f --tail=20 web
   rnx job log --stderr --timestamps 3f2a
@@ -51,13 +51,13 @@ was (90s, 2h30m, 3d).` + jobRefHelp,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVarP(&opt.Follow, "follow", "f", false, "go on until the job has ended")
-	f.Int64VarP(&opt.Tail, "tail", "n", 0, "only the last so many lines; 0: all")
-	f.StringVar(&since, "since", "", "only what was written at `TIME` or later")
-	f.StringVar(&until, "until", "", "only what was written before `TIME`")
+	f.BoolVarP(&opt.Follow, "follow", "f", false, "follow the output until the job ends")
+	f.Int64VarP(&opt.Tail, "tail", "n", 0, "only the last `N` lines; 0: all")
+	f.StringVar(&since, "since", "", "only output written at or after `TIME`")
+	f.StringVar(&until, "until", "", "only output written before `TIME`")
 	f.BoolVar(&opt.Stdout, "stdout", false, "only stdout")
 	f.BoolVar(&opt.Stderr, "stderr", false, "only stderr")
-	f.BoolVarP(&timestamps, "timestamps", "t", false, "the time before each line")
+	f.BoolVarP(&timestamps, "timestamps", "t", false, "prefix each line with its time")
 	return cmd
 }
 

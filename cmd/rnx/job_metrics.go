@@ -20,20 +20,18 @@ func newMetricsCommand(a *app) *cobra.Command {
 	var interval, since, until string
 	cmd := &cobra.Command{
 		Use:   "metrics [flags] JOB",
-		Short: "Show what a job takes, second by second",
-		Long: `Show what a job takes, all of its processes together: of one that runs a sample
-each second until it has ended, of one that waits from its start on; of one that
-has ended, or with --history, the samples that were kept. They are a second apart
-at first, and further the longer the job runs: there are a thousand at most.
+		Short: "Show resource usage of a job over time",
+		Long: `Show the resource usage of all processes of a job together. For a running job, print
+a sample each second until it ends; for a waiting job, begin at its start. For an
+ended job, or with --history, print the recorded samples. Their interval is one
+second at first and grows with the job's run time; at most a thousand are kept.
 
-CPU% is of one processor since the sample before, the first one since the job's
-start; MEM% of the job's limit. READ/s and WRITE/s are from and to devices. The
-job was THROTTLED, held back by its limit on processor time, for so long since
-the sample before.
+CPU% is the share of one processor since the previous sample, MEM% the share of the
+job's limit. READ/s and WRITE/s count device I/O. THROTTLED is the time for which
+the CPU limit held the job back since the previous sample.
 
-With --json each line is an object, whose counts are since the job's start.
---since and --until take a time (2026-01-31T15:04, RFC 3339) or how long ago it
-was (90s, 2h30m, 3d).` + jobRefHelp,
+With --json each line is an object with totals since the job's start. --since and
+--until take a time (2026-01-31T15:04, RFC 3339) or an age (90s, 2h30m, 3d).` + jobRefHelp,
 		Example: `  rnx job metrics 3f2a
   rnx job metrics --interval=10s --json web | jq .memory_bytes
   rnx job metrics --history --since=1h web`,
@@ -69,15 +67,15 @@ was (90s, 2h30m, 3d).` + jobRefHelp,
 	}
 	f := cmd.Flags()
 	addSampleInterval(cmd, &interval)
-	f.BoolVar(&opt.history, "history", false, "the samples that were kept so far, and no more")
-	f.StringVar(&since, "since", "", "only those from `TIME` on (implies --history)")
-	f.StringVar(&until, "until", "", "only those up to `TIME` (implies --history)")
-	f.IntVarP(&opt.limit, "limit", "n", 0, "only the newest so many; 0: all (implies --history)")
+	f.BoolVar(&opt.history, "history", false, "print recorded samples and exit")
+	f.StringVar(&since, "since", "", "only samples from `TIME` on (implies --history)")
+	f.StringVar(&until, "until", "", "only samples up to `TIME` (implies --history)")
+	f.IntVarP(&opt.limit, "limit", "n", 0, "only the newest `N` samples; 0: all (implies --history)")
 	return cmd
 }
 
 func addSampleInterval(cmd *cobra.Command, interval *string) {
-	cmd.Flags().StringVarP(interval, "interval", "i", "1s", "`TIME` between two samples, from 100ms to 1h")
+	cmd.Flags().StringVarP(interval, "interval", "i", "1s", "interval `TIME` between samples, 100ms to 1h")
 	_ = cmd.RegisterFlagCompletionFunc("interval", cobra.FixedCompletions([]string{"1s", "2s", "5s", "10s", "1m"}, cobra.ShellCompDirectiveNoFileComp))
 }
 

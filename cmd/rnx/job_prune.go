@@ -20,9 +20,8 @@ func newPruneCommand(a *app) *cobra.Command {
 	var opt pruneOptions
 	cmd := &cobra.Command{
 		Use:   "prune --older-than=DURATION|--all [flags]",
-		Short: "Delete jobs that ended long ago",
-		Long: `Delete jobs that have ended, those that pass all of the flags: their records,
-their output and the files that they left.` + exitStatusHelp,
+		Short: "Delete old ended jobs",
+		Long: `Delete ended jobs that match all flags, with their records, output and files.` + exitStatusHelp,
 		Example: `  rnx job prune --older-than=7d
   rnx job prune --older-than=24h --status=completed --label=team=a --dry-run`,
 		Args:              cobra.NoArgs,
@@ -50,11 +49,11 @@ their output and the files that they left.` + exitStatusHelp,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringVar(&opt.olderThan, "older-than", "", "only jobs that ended a `DURATION` ago or earlier, such as 12h or 7d")
-	f.BoolVar(&opt.all, "all", false, "however long ago")
-	f.StringSliceVar(&opt.status, "status", nil, "only jobs in this `STATE`; may be given again")
-	f.StringArrayVarP(&opt.labels, "label", "l", nil, "only jobs with `NAME=VALUE`, or NAME; may be given again")
-	f.BoolVar(&opt.dryRun, "dry-run", false, "only count them")
+	f.StringVar(&opt.olderThan, "older-than", "", "only jobs that ended at least `DURATION` ago, such as 12h or 7d")
+	f.BoolVar(&opt.all, "all", false, "regardless of when they ended")
+	f.StringSliceVar(&opt.status, "status", nil, "only jobs in `STATE` (repeatable)")
+	f.StringArrayVarP(&opt.labels, "label", "l", nil, "only jobs with label `NAME=VALUE`, or NAME with any value (repeatable)")
+	f.BoolVar(&opt.dryRun, "dry-run", false, "count the jobs and delete none")
 	_ = cmd.RegisterFlagCompletionFunc("status", completeStates(finalStates...))
 	return cmd
 }

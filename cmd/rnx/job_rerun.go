@@ -17,16 +17,16 @@ func newRerunCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rerun [flags] JOB…",
 		Short: "Run jobs again",
-		Long: `Run each job again, as a new one with the same command, settings, uploads and
-standard input, and print the new job's id. Secrets are not kept: give all that
-the job had. With --follow rnx stays attached to the new job as "rnx job run"
-does, and ends with its status.
+		Long: `Run each job again as a new job with the same command, settings, uploads and
+standard input, and print the id of the new job. Secrets are not kept: pass all
+secrets of the job again. With --follow, attach to the new job as "rnx job run"
+does.
 
-A job is named by its id, by the first letters of it when no other has them, or
-by its name: that of your own job, or else of another's.
+JOB is an id, a unique prefix of an id, or a name. A name refers to your own job
+first, then to that of another owner.
 
-Exit status: 0, or 1 when something failed; with --follow as "rnx job run" gives
-it.`,
+Exit status: 0, or 1 if any job failed to start; with --follow that of
+"rnx job run".`,
 		Example: `  rnx job rerun 3f2a
   rnx job rerun --follow --secret-env=TOKEN 3f2a`,
 		Args:              atLeastOne("job"),
@@ -56,7 +56,7 @@ it.`,
 			return nil
 		},
 	}
-	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "stay attached to the new job; only with one")
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "attach to the new job; for a single job only")
 	secrets.addSecretFlags(cmd.Flags())
 	return cmd
 }

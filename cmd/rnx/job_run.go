@@ -42,39 +42,40 @@ func newRunCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] COMMAND [ARG…]",
 		Short: "Run a command as a job",
-		Long: `Run a command as PID 1 of a job of its own and stay attached to it: what it
-writes to stdout and stderr appears here, byte for byte, while it runs.
+		Long: `Run a command as PID 1 of a new job and stay attached to it. Its stdout and
+stderr appear here, byte for byte, while it runs.
 
-With a terminal on stdin and stdout the job gets a terminal of its own: -t gives it
-one in any case, -T none. All keys go to the job then, and --detach-keys (Ctrl-P
-Ctrl-Q) leaves it running: see "rnx job attach".
+If stdin and stdout are a terminal, the job gets a terminal of its own; -t and -T
+override this. All keys then go to the job, and the detach keys (Ctrl-P Ctrl-Q)
+leave it running: see "rnx job attach".
 
-Flags stop at the command; all behind it is the job's. Without a terminal Ctrl-C sends SIGINT to
-the job, a second one within two seconds kills it; SIGTERM and SIGHUP go to the
-job as well. A command that does not handle the signal ends by it, as outside, and
-is not retried. A job that still waits for its turn is canceled by each of them.
-When the reader of rnx's output goes away, as in "| head -1", the job is killed.
-When the daemon goes away, rnx finds it again, or its successor.
+Flags end at the command; everything after it belongs to the job. Without a
+terminal, rnx passes on SIGINT, SIGTERM and SIGHUP. A command that does not handle
+the signal ends by it and is not retried; a second Ctrl-C within two seconds kills
+the job. A job that still waits is canceled by any of these signals. When the
+reader of the output exits, as in "| head -1", rnx kills the job. When the daemon
+restarts, rnx reconnects.
 
---schedule takes a moment ("2026-03-01 09:00", "tomorrow 09:00", RFC 3339), a
-time from now ("30min", "1h30m", "+2d"), or the five fields of a crontab
-("0 3 * * mon-fri", "@daily") for a repeating job; each run is a job of its own.
-rnx does not wait for it: it prints the id, as with --detach.
+--schedule takes a time ("2026-03-01 09:00", "tomorrow 09:00", RFC 3339), a delay
+("30min", "1h30m", "+2d"), or the five fields of a crontab ("0 3 * * mon-fri",
+"@daily") for a repeating job, each run of which is a job of its own. rnx prints
+the id and returns, as with --detach.
 
 --upload and --upload-dir copy files into the job's /work before it starts.
---exclude and a file .jobletignore in the directory leave files out, by patterns
-of the form that .gitignore has; sockets, devices and FIFOs are always left out.
---download fetches what the job left there into the current directory, or that of
---download-to, once it has ended in whatever way. Its patterns are paths below
-/work, with *, ? and [a-z], and ** for any directories.
+--exclude, and a .jobletignore file in the directory, leave files out by patterns
+as in .gitignore. Sockets, devices and FIFOs are always left out. --download
+fetches files from /work into the current directory, or that of --download-to,
+when the job has ended, whatever its result. Patterns are paths below /work with
+*, ?, [a-z], and ** for any number of directories.
 
-With --json each line on stdout is an object: {"event": "waiting", "started",
-"output", "gap" or "ended", …}; output has stream, offset, time, and data, or
-data_base64 for bytes that are not UTF-8. With --detach it is one object, the job.
+With --json each line on stdout is an object with an event: "waiting", "started",
+"output", "gap" or "ended". Output has stream, offset, time, and data, or
+data_base64 for bytes that are not UTF-8. With --detach one object describes the
+job.
 
-Exit status: the job's own, 128+N when signal N ended it, 124 when its time was
-up, 125 when Joblet failed, 126 when the command cannot be executed, 127 when
-there is no such command.`,
+Exit status: that of the job; 128+N if signal N ended it, 124 if it timed out,
+125 if Joblet failed, 126 if the command cannot be executed, 127 if it does not
+exist.`,
 		Example: `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml bash -c "sleep 30 & sleep 40 & ps aux"
   rnx job run -d --name=web -l team=a --timeout=1h python3 -m http.server
@@ -136,49 +137,49 @@ func completeFiles(*cobra.Command, []string, string) ([]string, cobra.ShellCompD
 func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.SetInterspersed(false)
 	f.SortFlags = false // what belongs together stands together
-	f.BoolVarP(&o.detach, "detach", "d", false, "print the job's id and leave it running")
-	f.StringVar(&o.spec.Name, "name", "", "a `NAME` to find the job by")
-	f.StringArrayVarP(&o.labels, "label", "l", nil, "`NAME=VALUE` to find jobs by; may be given again")
-	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime to run in: its `NAME`, NAME@VERSION or LANGUAGE:VERSION (default: the host's programs)")
-	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "`DIR` in the job to start in (default "+joblet.DefaultWorkDir+")")
-	f.DurationVar(&o.spec.Timeout, "timeout", 0, fmt.Sprintf("SIGTERM after so long, such as 90s or 2h, and SIGKILL %v later; 0: never", joblet.DefaultGrace))
-	f.BoolVar(&o.spec.Init, "init", false, "a small reaper as PID 1, the command as its child")
+	f.BoolVarP(&o.detach, "detach", "d", false, "print the job's id and return at once")
+	f.StringVar(&o.spec.Name, "name", "", "job `NAME`")
+	f.StringArrayVarP(&o.labels, "label", "l", nil, "label `NAME=VALUE` to select jobs by (repeatable)")
+	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime: `NAME`, NAME@VERSION or LANGUAGE:VERSION (default: the host's programs)")
+	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "working directory `DIR` in the job (default "+joblet.DefaultWorkDir+")")
+	f.DurationVar(&o.spec.Timeout, "timeout", 0, fmt.Sprintf("send SIGTERM after this time, such as 90s or 2h, and SIGKILL %v later; 0 disables", joblet.DefaultGrace))
+	f.BoolVar(&o.spec.Init, "init", false, "run a small reaper as PID 1 and the command as its child")
 
 	addLimits(f, &o.spec.Limits)
 	addRlimits(f, &o.spec.Limits)
 	o.security.addFlags(f)
 
-	f.StringArrayVarP(&o.env.given, "env", "e", nil, "`NAME=VALUE` for the job, or NAME to pass on the one here; may be given again")
-	f.StringArrayVar(&o.env.files, "env-file", nil, "`FILE` of such lines, and # comments; --env goes before; may be given again")
+	f.StringArrayVarP(&o.env.given, "env", "e", nil, "set variable `NAME=VALUE`, or pass on NAME from here (repeatable)")
+	f.StringArrayVar(&o.env.files, "env-file", nil, "read variables from `FILE`, with # comments; --env takes precedence (repeatable)")
 	o.secretEnv.addSecretFlags(f)
 
-	f.StringVar(&o.schedule, "schedule", "", "`WHEN` to run: a moment, a time from now such as 30min, or five crontab fields to repeat")
-	f.StringVar(&o.overlap, "overlap", "", "what becomes of a run due before the last one has ended: `skip|queue` (default skip)")
-	f.StringSliceVar(&o.spec.DependsOn, "depends-on", nil, "`JOB` that must have COMPLETED first; may be given again")
-	f.IntVar(&o.spec.Priority, "priority", 0, fmt.Sprintf("`N` in the queue, from %d to %d; higher first", -joblet.MaxPriority, joblet.MaxPriority))
-	f.StringVar(&o.spec.IdempotencyKey, "idempotency-key", "", "with the `KEY` of an earlier job get that one and start none")
+	f.StringVar(&o.schedule, "schedule", "", "run at `WHEN`: a time, a delay such as 30min, or five crontab fields to repeat")
+	f.StringVar(&o.overlap, "overlap", "", "policy for a run that is due while the last one still runs: `skip|queue` (default skip)")
+	f.StringSliceVar(&o.spec.DependsOn, "depends-on", nil, "wait for `JOB` to complete first (repeatable)")
+	f.IntVar(&o.spec.Priority, "priority", 0, fmt.Sprintf("priority `N` in the queue, %d to %d; higher runs first", -joblet.MaxPriority, joblet.MaxPriority))
+	f.StringVar(&o.spec.IdempotencyKey, "idempotency-key", "", "return the existing job with this `KEY` instead of starting another")
 
-	f.IntVar(&o.spec.Retries, "retry", 0, "run again up to `N` times when it fails")
-	f.DurationVar(&o.spec.RetryDelay, "retry-delay", 0, fmt.Sprintf("before the first retry, doubled with each (default %v)", joblet.DefaultRetryDelay))
-	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110, and lost for an attempt whose end nobody knows (default: all but 0)")
+	f.IntVar(&o.spec.Retries, "retry", 0, "retry a failed job up to `N` times")
+	f.DurationVar(&o.spec.RetryDelay, "retry-delay", 0, fmt.Sprintf("delay before the first retry, doubled for each further one (default %v)", joblet.DefaultRetryDelay))
+	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110, and \"lost\" for a lost attempt (default: all but 0)")
 
 	o.ttyFlags.add(f)
 	f.Lookup("interactive").Usage = "the same as --stdin; with -t, what is typed"
-	f.StringVar(&o.stdin, "stdin", "", "the job's standard input: ours, or with --stdin=`FILE` a file")
+	f.StringVar(&o.stdin, "stdin", "", "standard input of the job: that of rnx, or with --stdin=`FILE` a file")
 	f.Lookup("stdin").NoOptDefVal = "-"
-	f.StringArrayVar(&o.uploads, "upload", nil, "file or directory `PATH` to copy into /work; may be given again")
-	f.StringArrayVar(&o.uploadDir, "upload-dir", nil, "`DIR` whose contents to copy into /work; may be given again")
-	f.StringArrayVar(&o.exclude, "exclude", nil, "`PATTERN` of files in uploaded directories to leave out; may be given again")
-	f.StringArrayVar(&o.download, "download", nil, "`PATTERN` of files in /work to fetch at the end; may be given again")
-	f.StringVar(&o.downloadTo, "download-to", "", "`DIR` to fetch them into (default: the current one)")
-	f.BoolVar(&o.spec.MergeOutput, "merge", false, "one stream of output, in exact order, as 2>&1 makes it")
-	f.StringVar(&o.logMax, "log-max", "", "`SIZE` of output to keep, the newest, such as 64M (default "+formatBytes(joblet.DefaultLogMax)+")")
+	f.StringArrayVar(&o.uploads, "upload", nil, "copy file or directory `PATH` into /work (repeatable)")
+	f.StringArrayVar(&o.uploadDir, "upload-dir", nil, "copy the contents of `DIR` into /work (repeatable)")
+	f.StringArrayVar(&o.exclude, "exclude", nil, "leave out files in uploaded directories that match `PATTERN` (repeatable)")
+	f.StringArrayVar(&o.download, "download", nil, "fetch files in /work that match `PATTERN` at the end (repeatable)")
+	f.StringVar(&o.downloadTo, "download-to", "", "fetch them into `DIR` (default: the current directory)")
+	f.BoolVar(&o.spec.MergeOutput, "merge", false, "merge stderr into stdout, in exact order, as 2>&1 does")
+	f.StringVar(&o.logMax, "log-max", "", "keep the newest `SIZE` of output, such as 64M (default "+formatBytes(joblet.DefaultLogMax)+")")
 }
 
 // addSecretFlags adds --secret-env and --secret-env-file.
 func (v *variables) addSecretFlags(f *pflag.FlagSet) {
-	f.StringArrayVarP(&v.given, "secret-env", "s", nil, "`NAME=VALUE`, or NAME for the one here, never stored or shown; may be given again")
-	f.StringArrayVar(&v.files, "secret-env-file", nil, "`FILE` of such lines; --secret-env goes before; may be given again")
+	f.StringArrayVarP(&v.given, "secret-env", "s", nil, "set secret variable `NAME=VALUE`, or pass on NAME from here; never stored in clear or shown (repeatable)")
+	f.StringArrayVar(&v.files, "secret-env-file", nil, "read secret variables from `FILE`; --secret-env takes precedence (repeatable)")
 }
 
 // detached reports whether rnx leaves the job to itself: it does with one that

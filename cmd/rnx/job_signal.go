@@ -11,9 +11,8 @@ func newSignalCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "signal JOB SIGNAL",
 		Short: "Send a signal to a job",
-		Long: `Send a signal to PID 1 of a job, by its name or its number, and do nothing else.
-PID 1 gets only signals that it handles: the kernel spares it the default actions
-of all others, but for KILL and STOP.` + jobRefHelp,
+		Long: `Send a signal, by name or number, to PID 1 of a job. The kernel delivers only signals
+that PID 1 handles, except KILL and STOP (pid_namespaces(7)).` + jobRefHelp,
 		Example: `  rnx job signal web HUP
   rnx job signal 3f2a SIGUSR1`,
 		Args: func(cmd *cobra.Command, args []string) error {

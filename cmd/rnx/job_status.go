@@ -22,7 +22,7 @@ func newStatusCommand(a *app) *cobra.Command {
 	cmd := a.jobsCommand(&cobra.Command{
 		Use:     "status JOB…",
 		Aliases: []string{"inspect"},
-		Short:   "Show all that is known of jobs",
+		Short:   "Show details of jobs",
 		Long:    "Show all that is known of jobs. With --json each line is an object." + formatHelp + jobRefHelp,
 		Example: `  rnx job status 3f2a
   rnx job status --format='{{.Status}} {{.ExitCode}}' 3f2a
@@ -53,7 +53,7 @@ func newStatusCommand(a *app) *cobra.Command {
 			return writeStatus(a.out, j, time.Now())
 		}, nil
 	})
-	cmd.Flags().StringVar(&format, "format", "", "Go `TEMPLATE` for each job")
+	cmd.Flags().StringVar(&format, "format", "", "print each job by a Go `TEMPLATE`")
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if _, err := parseFormat(format); err != nil {
 			return err

@@ -15,11 +15,10 @@ func newStopCommand(a *app) *cobra.Command {
 	var grace time.Duration
 	cmd := a.jobsCommand(&cobra.Command{
 		Use:   "stop [flags] JOB…",
-		Short: "End jobs: a signal, some time, then a kill",
-		Long: `End jobs: PID 1 gets a signal, and what is left of the job after the grace
-period is killed. The kernel drops a signal for which a job's PID 1 has no
-handler: such a job, sleep for one, is killed at once.
-Prints the id of each job once it has ended.` + jobRefHelp,
+		Short: "Stop jobs: signal, grace period, kill",
+		Long: `Stop jobs: send a signal to PID 1, and kill all processes that remain after the
+grace period. The kernel drops signals that PID 1 does not handle, so a job such as
+"sleep 60" is killed at once. Prints the id of each job once it has ended.` + jobRefHelp,
 		Example: `  rnx job stop 3f2a
   rnx job stop --signal=INT --grace=1m web`,
 		ValidArgsFunction: a.completeJobs(aliveStates...),
@@ -34,6 +33,6 @@ Prints the id of each job once it has ended.` + jobRefHelp,
 		return a.shown(c.Stop(ctx, ref, joblet.StopOptions{Signal: sig, Grace: grace}))
 	})
 	cmd.Flags().StringVarP(&signal, "signal", "s", "TERM", "first signal")
-	cmd.Flags().DurationVarP(&grace, "grace", "g", joblet.DefaultGrace, "time from the signal to the kill")
+	cmd.Flags().DurationVarP(&grace, "grace", "g", joblet.DefaultGrace, "time between the signal and the kill")
 	return cmd
 }

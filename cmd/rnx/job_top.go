@@ -27,15 +27,15 @@ func newTopCommand(a *app) *cobra.Command {
 	var interval string
 	cmd := &cobra.Command{
 		Use:   "top [flags] JOB",
-		Short: "Show what a job's processes take, again and again",
-		Long: `Show what a running job takes and each of its processes, as seen from outside,
-again and again until the job has ended: in a terminal in place, where q or Ctrl-C
-ends it and c, m and p sort by processor time, memory and number. Elsewhere, or
-with --once, it is one table.
+		Short: "Show live resource usage of a job",
+		Long: `Show the resource usage of a running job and of each of its processes, as seen
+from the host, until the job ends. On a terminal the table is updated in place: q
+or Ctrl-C quits, and c, m and p sort by CPU time, memory and process number.
+Otherwise, or with --once, one table is printed.
 
-CPU% is of one processor since the last look; the first look, and a process that
-is new, show the time since the start. With --json each look is an object, one a
-line.` + jobRefHelp,
+CPU% is the share of one processor since the last update. The first update, and
+new processes, show the average since the start. With --json each update is an
+object on a line of its own.` + jobRefHelp,
 		Example: `  rnx job top 3f2a
   rnx job top --once --sort=mem web
   rnx job top --json --interval=5s web | jq '.processes | length'`,
@@ -63,9 +63,9 @@ line.` + jobRefHelp,
 	}
 	addSampleInterval(cmd, &interval)
 	f := cmd.Flags()
-	f.StringVar(&opt.sort, "sort", "cpu", "by `WHAT` the processes are sorted: cpu, mem or pid")
+	f.StringVar(&opt.sort, "sort", "cpu", "sort processes by `KEY`: cpu, mem or pid")
 	_ = cmd.RegisterFlagCompletionFunc("sort", cobra.FixedCompletions([]string{"cpu", "mem", "pid"}, cobra.ShellCompDirectiveNoFileComp))
-	f.BoolVar(&opt.once, "once", false, "one look, measured over half a second")
+	f.BoolVar(&opt.once, "once", false, "print once, measured over half a second")
 	return cmd
 }
 

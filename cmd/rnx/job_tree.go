@@ -19,13 +19,12 @@ func newTreeCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "tree JOB",
 		Short: "Show a job's processes as a tree",
-		Long: `Show the processes of a running job as a tree, as seen from outside: each with
-its number in the job, its number on the host, and its command. A process whose
-parent is not of the job is a root of its own: PID 1, or one that was put into
-the running job.
+		Long: `Show the processes of a running job as a tree, as seen from the host, with their
+PIDs in the job and on the host and their commands. Processes whose parent is
+outside the job are roots: PID 1, and those started by "rnx job exec".
 
-With --json it is one object whose list of processes is in the order of the tree;
-"depth" is how many of a process's ancestors are in it.` + jobRefHelp,
+With --json one object lists the processes in the order of the tree; "depth" is the
+number of ancestors in it.` + jobRefHelp,
 		Example: `  rnx job tree 3f2a
   rnx job tree --json web | jq -r '.processes[] | select(.state == "Z") | .pid'`,
 		Args:              exactlyOne("job"),

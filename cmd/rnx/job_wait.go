@@ -13,12 +13,10 @@ func newWaitCommand(a *app) *cobra.Command {
 	var last int
 	cmd := a.jobsCommand(&cobra.Command{
 		Use:   "wait JOB…",
-		Short: "Wait until jobs have ended",
-		Long: `Wait until each job has ended and print its status, or the job itself with
---json.
+		Short: "Wait for jobs to end",
+		Long: `Wait for each job to end and print its exit status, or the job itself with --json.
 
-Exit status: that of the last job, as "rnx job run" gives it; 1 when something
-failed.`,
+Exit status: that of the last job, as of "rnx job run"; 1 if an error occurred.`,
 		Example:           "  rnx job wait $(rnx job run -d sleep 5)",
 		ValidArgsFunction: a.completeJobs(aliveStates...),
 	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {

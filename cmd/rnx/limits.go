@@ -42,8 +42,8 @@ func addLimits(f *pflag.FlagSet, l *joblet.Limits) {
 
 // addRlimits adds flags for the limits of each process.
 func addRlimits(f *pflag.FlagSet, l *joblet.Limits) {
-	f.Var(&limitFlag{limits: l, name: "nofile", value: "SOFT[:HARD]"}, "nofile", "open files of each process")
-	f.Var(&rlimitFlag{l}, "rlimit", "another limit of each process: "+strings.Join(slices.DeleteFunc(joblet.RlimitNames(), func(n string) bool { return n == "nofile" }), ", ")+"; may be given again")
+	f.Var(&limitFlag{limits: l, name: "nofile", value: "SOFT[:HARD]"}, "nofile", "open files per process")
+	f.Var(&rlimitFlag{l}, "rlimit", "other limit per process: "+strings.Join(slices.DeleteFunc(joblet.RlimitNames(), func(n string) bool { return n == "nofile" }), ", ")+" (repeatable)")
 }
 
 // rlimitFlag is NAME=SOFT[:HARD], again and again.
@@ -64,10 +64,10 @@ func newUpdateCommand(a *app) *cobra.Command {
 	var limits joblet.Limits
 	cmd := a.jobsCommand(&cobra.Command{
 		Use:   "update --LIMIT=VALUE… JOB…",
-		Short: "Change the limits of jobs",
-		Long: `Change the limits of jobs that run or wait. What is not given stays as it is;
-all that is given is changed, or nothing. A limit on memory that is less than
-what the job cannot do without is refused.` + jobRefHelp,
+		Short: "Change limits of jobs",
+		Long: `Change limits of running or waiting jobs. Limits that are not given stay as they
+are. Either all given limits change or none. A memory limit below what the job
+cannot release is refused.` + jobRefHelp,
 		Example: `  rnx job update --max-memory=2G --max-cpu=150 3f2a
   rnx job update --max-iobps=20M web`,
 		ValidArgsFunction: a.completeJobs(aliveStates...),
@@ -88,9 +88,9 @@ what the job cannot do without is refused.` + jobRefHelp,
 func newPauseCommand(a *app) *cobra.Command {
 	return a.jobsCommand(&cobra.Command{
 		Use:   "pause JOB…",
-		Short: "Freeze jobs: nothing of them runs until resume",
-		Long: `Freeze all processes of jobs, at once and wherever they are. They keep their
-memory and their time goes on: a --timeout ends a paused job as any other.` + jobRefHelp,
+		Short: "Pause all processes of jobs",
+		Long: `Freeze all processes of jobs. They keep their memory, and their time limit runs on:
+a --timeout also ends a paused job.` + jobRefHelp,
 		Example:           `  rnx job pause 3f2a && rnx job resume 3f2a`,
 		ValidArgsFunction: a.completeJobs(joblet.Running),
 	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
@@ -102,7 +102,7 @@ func newResumeCommand(a *app) *cobra.Command {
 	return a.jobsCommand(&cobra.Command{
 		Use:               "resume JOB…",
 		Aliases:           []string{"unpause"},
-		Short:             "Let paused jobs go on",
+		Short:             "Resume paused jobs",
 		Long:              "Let jobs go on that were paused." + jobRefHelp,
 		Example:           `  rnx job resume 3f2a`,
 		ValidArgsFunction: a.completeJobs(joblet.Paused),

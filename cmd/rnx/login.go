@@ -28,10 +28,10 @@ func newLoginCommand(a *app) *cobra.Command {
 	var opt loginOptions
 	cmd := &cobra.Command{
 		Use:   "login FILE|-",
-		Short: "Import a bundle, by which a remote daemon knows you",
-		Long: `Import a bundle, by which a remote daemon knows you: what "joblet pki issue"
-prints. Its nodes are added to ~/.rnx/rnx-config.yml, or to the file that --config
-or RNX_CONFIG names; with --node, under that name. The daemon is asked first.` + exitStatusHelp,
+		Short: "Import the certificate bundle for a remote daemon",
+		Long: `Import a certificate bundle, the output of "joblet pki issue". Its nodes are added to
+~/.rnx/rnx-config.yml, or to the file that --config or RNX_CONFIG names; with
+--node, under that name. rnx contacts the daemon first.` + exitStatusHelp,
 		Example: `  rnx login alice.yml
   rnx --node=lab login alice.yml
   ssh node1 sudo joblet pki issue alice --role=developer | rnx login -`,
@@ -39,9 +39,9 @@ or RNX_CONFIG names; with --node, under that name. The daemon is asked first.` +
 		RunE: func(cmd *cobra.Command, args []string) error { return a.login(cmd.Context(), args[0], opt) },
 	}
 	f := cmd.Flags()
-	f.BoolVar(&opt.force, "force", false, "replace a node that is there already")
-	f.BoolVar(&opt.noCheck, "no-check", false, "do not ask the daemon")
-	f.StringVar(&opt.address, "address", "", "address of the daemon, instead of the one in the bundle")
+	f.BoolVar(&opt.force, "force", false, "replace an existing node")
+	f.BoolVar(&opt.noCheck, "no-check", false, "do not contact the daemon")
+	f.StringVar(&opt.address, "address", "", "address of the daemon (default: the one in the bundle)")
 	return cmd
 }
 

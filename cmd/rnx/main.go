@@ -123,9 +123,9 @@ func newRootCommand(a *app) *cobra.Command {
 		Short: "Run any command on a Linux host as an isolated job",
 		Long: `Run any command on a Linux host as an isolated job.
 
-rnx talks to the daemon of this machine, unless --host, RNX_HOST or a configuration
-file (rnx-config.yml, see "rnx login") names another. When none answers here,
-root's rnx starts one, which ends by itself after 10 idle minutes.`,
+rnx talks to the daemon on this machine, unless --host, RNX_HOST or a configuration
+file (rnx-config.yml, see "rnx login") names another. If none answers, rnx started
+by root starts one, which exits after ten idle minutes.`,
 		Example: `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml python3 -c 'import numpy; print(numpy.pi)'
   rnx job list
@@ -138,10 +138,10 @@ root's rnx starts one, which ends by itself after 10 idle minutes.`,
 	}
 	root.SetVersionTemplate("rnx {{.Version}}\n")
 	f := root.PersistentFlags()
-	f.StringVar(&a.host, "host", "", "daemon to talk to: unix:///path, or HOST:PORT with the node's certificates (default $RNX_HOST, then the node)")
-	f.StringVar(&a.node, "node", "", "node of the configuration to talk to, or \"local\" (default $RNX_NODE, then the node with isDefault, or called default)")
+	f.StringVar(&a.host, "host", "", "address of the daemon: unix:///path, or HOST:PORT with the node's certificates (default $RNX_HOST, then the node)")
+	f.StringVar(&a.node, "node", "", "node in the configuration, or \"local\" (default $RNX_NODE, then the node with isDefault, or called default)")
 	f.StringVar(&a.config, "config", "", "configuration `FILE` (default $RNX_CONFIG, then rnx-config.yml in ., config, ~/.rnx, /etc/joblet)")
-	f.BoolVar(&a.json, "json", false, "print JSON, errors too")
+	f.BoolVar(&a.json, "json", false, "print JSON, including errors")
 	root.SetFlagErrorFunc(flagError)
 	root.AddCommand(newJobCommand(a), newRuntimeCommand(a), newMonitorCommand(a), newNodesCommand(a), newLoginCommand(a), newVersionCommand(a))
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
@@ -151,7 +151,7 @@ root's rnx starts one, which ends by itself after 10 idle minutes.`,
 // exitStatusHelp ends the help of every command but job run.
 const exitStatusHelp = `
 
-Exit status: 0, or 1 when something failed.`
+Exit status: 0, or 1 if an error occurred.`
 
 // group is a command that only holds others.
 func group(cmd *cobra.Command, args []string) error {

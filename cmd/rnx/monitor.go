@@ -21,7 +21,7 @@ import (
 func newMonitorCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "monitor",
-		Short: "See how the daemon's host does",
+		Short: "Show the load of the daemon's host",
 		Example: `  rnx monitor status
   rnx monitor top
   rnx monitor watch --interval=2s --filter=cpu,memory`,
@@ -34,13 +34,13 @@ func newMonitorCommand(a *app) *cobra.Command {
 const (
 	filterHelp = `
 
---filter shows only some of cpu, memory, disk, network, io, process and host.`
+--filter selects parts: cpu, memory, disk, network, io, process, host.`
 
 	// usageHelp says how the numbers are meant.
 	usageHelp = `
 
-Usage and rates are measured over the time since the daemon was asked before, or
-over a fifth of a second. A process's CPU% is its part of all cores.`
+Usage and rates are measured since the previous request to the daemon, or over a
+fifth of a second. CPU% of a process is its share of all cores.`
 )
 
 var metricTypes = []string{"cpu", "memory", "disk", "network", "io", "process", "host"}
@@ -48,7 +48,7 @@ var metricTypes = []string{"cpu", "memory", "disk", "network", "io", "process", 
 func newMonitorStatusCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "status",
-		Short:             "Show all that is known of the host, once",
+		Short:             "Show details of the host",
 		Long:              "Show all that is known of the host, once. With --json it is one object." + usageHelp + exitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -75,7 +75,7 @@ func newMonitorTopCommand(a *app) *cobra.Command {
 	var filter []string
 	cmd := &cobra.Command{
 		Use:               "top",
-		Short:             "Show the host's load and busiest processes in brief, once",
+		Short:             "Show the host's load and busiest processes",
 		Long:              "Show the host's load and busiest processes in brief, once. With --json it is one\nobject." + filterHelp + usageHelp + exitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -106,9 +106,9 @@ func newMonitorWatchCommand(a *app) *cobra.Command {
 	var compact bool
 	cmd := &cobra.Command{
 		Use:   "watch",
-		Short: "Show how the host does, again and again",
-		Long: `Show how the host does, again and again until Ctrl-C: on a terminal in place,
-elsewhere one block after the other. With --json each line is an object.` + filterHelp + `
+		Short: "Show the host's load continuously",
+		Long: `Show the load of the host until Ctrl-C: updated in place on a terminal, otherwise
+one block after another. With --json each line is an object.` + filterHelp + `
 
 Exit status: 0 after Ctrl-C, or 1 when something failed.`,
 		Example: `  rnx monitor watch --compact
@@ -123,14 +123,14 @@ Exit status: 0 after Ctrl-C, or 1 when something failed.`,
 			return a.watch(cmd.Context(), every, compact, filter)
 		},
 	}
-	cmd.Flags().StringVarP(&interval, "interval", "i", "5s", "`TIME` between two looks, from 1s to 1h")
-	cmd.Flags().BoolVar(&compact, "compact", false, "in brief, as top shows it")
+	cmd.Flags().StringVarP(&interval, "interval", "i", "5s", "interval `TIME` between updates, 1s to 1h")
+	cmd.Flags().BoolVar(&compact, "compact", false, "compact output, as of top")
 	addFilterFlag(cmd, &filter)
 	return cmd
 }
 
 func addFilterFlag(cmd *cobra.Command, filter *[]string) {
-	cmd.Flags().StringSliceVar(filter, "filter", nil, "only these `PARTS`, separated by commas")
+	cmd.Flags().StringSliceVar(filter, "filter", nil, "only these `PARTS`, comma-separated")
 	_ = cmd.RegisterFlagCompletionFunc("filter", cobra.FixedCompletions(metricTypes, cobra.ShellCompDirectiveNoFileComp))
 }
 

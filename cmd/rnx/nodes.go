@@ -39,10 +39,10 @@ type nodeJSON struct {
 func newNodesCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "nodes",
-		Short: "List the daemons in the configuration, and ask each how it does",
-		Long: `List the daemons in the configuration, and ask each how it does. LATENCY is that
-of one call; JOBS are those that have not ended; ROLE is ours there. With --json
-each line is an object.` + exitStatusHelp,
+		Short: "List configured nodes and their status",
+		Long: `List the nodes in the configuration and query each. LATENCY is that of one call,
+JOBS the number of jobs that have not ended, ROLE your role on that node. With
+--json each line is an object.` + exitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return a.nodes(cmd.Context()) },

@@ -19,7 +19,7 @@ import (
 func newRuntimeCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "runtime",
-		Short: "Build runtimes, the read-only trees that jobs run in, and look after them",
+		Short: "Manage runtimes, the read-only trees that jobs run in",
 		Example: `  rnx runtime build recipes/python-3.11.yaml
   rnx runtime list
   rnx job run --runtime=python-3.11 python3 --version`,
@@ -54,7 +54,7 @@ func newRuntimeListCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "list",
 		Aliases:           []string{"ls"},
-		Short:             "List the installed runtimes",
+		Short:             "List installed runtimes",
 		Long:              "List the installed runtimes. With --json each line is an object." + exitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
@@ -101,7 +101,7 @@ func localTime(s string) string {
 func newInfoCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "info NAME",
-		Short:             "Show all that is known of a runtime",
+		Short:             "Show details of a runtime",
 		Long:              "Show all that is known of a runtime. With --json also its recipe and every package in it." + exitStatusHelp,
 		Args:              exactlyOne("runtime"),
 		ValidArgsFunction: a.completeRuntimes,
@@ -154,11 +154,11 @@ func writeRuntime(w io.Writer, rt client.Runtime) error {
 func newTestCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:   "test NAME",
-		Short: "Run a runtime's own test as a job",
-		Long: `Run the test command of a runtime's recipe as a job in it and print what it
-writes, the end of it when it is long.
+		Short: "Run the test of a runtime",
+		Long: `Run the test command of a runtime's recipe as a job and print its output, or the end
+of a long one.
 
-Exit status: 0 when the test passed, else 1.`,
+Exit status: 0 if the test passed, else 1.`,
 		Args:              exactlyOne("runtime"),
 		ValidArgsFunction: a.completeRuntimes,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -195,7 +195,7 @@ func newRemoveCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "remove NAME…",
 		Aliases:           []string{"rm"},
-		Short:             "Remove runtimes that no job uses",
+		Short:             "Remove unused runtimes",
 		Long:              "Remove runtimes that no job uses." + exitStatusHelp,
 		Args:              atLeastOne("runtime"),
 		ValidArgsFunction: a.completeRuntimes,
@@ -229,8 +229,8 @@ func newBuildCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "build FILE",
 		Short: "Build a runtime from a recipe",
-		Long: `Build a runtime from a recipe, "-" for one on stdin. A build that fails or is
-interrupted leaves nothing.` + exitStatusHelp,
+		Long: `Build a runtime from a recipe, or from stdin with "-". A failed or interrupted build
+leaves nothing behind.` + exitStatusHelp,
 		Example: `  rnx runtime build recipes/python-3.11-ml.yaml`,
 		Args:    exactlyOne("recipe"),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {

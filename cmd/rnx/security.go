@@ -22,11 +22,11 @@ type securityFlags struct {
 }
 
 func (s *securityFlags) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&s.profile, "security", "", "`PROFILE` of system calls and capabilities: "+strings.Join(joblet.Profiles(), ", ")+", or a file (with a / in its name)")
-	f.StringVarP(&s.user, "user", "u", "", "`UID[:GID]` to be in the job (default: its root)")
-	f.StringSliceVar(&s.capAdd, "cap-add", nil, "`CAPABILITY` to have beside the default ones, such as net_raw, or all; may be given again")
-	f.StringSliceVar(&s.capDrop, "cap-drop", nil, "`CAPABILITY` not to have, or all; may be given again")
-	f.BoolVar(&s.logDenied, "log-denied", false, "count the system calls that it is refused, and say at the end how to allow them")
+	f.StringVar(&s.profile, "security", "", "security `PROFILE` (system calls, capabilities): "+strings.Join(joblet.Profiles(), ", ")+", or a file (with a / in its name)")
+	f.StringVarP(&s.user, "user", "u", "", "run as `UID[:GID]` in the job (default: its root)")
+	f.StringSliceVar(&s.capAdd, "cap-add", nil, "add `CAPABILITY`, such as net_raw, or all (repeatable)")
+	f.StringSliceVar(&s.capDrop, "cap-drop", nil, "drop `CAPABILITY`, or all (repeatable)")
+	f.BoolVar(&s.logDenied, "log-denied", false, "count denied system calls and report at the end how to allow them")
 }
 
 // read returns what the flags say.

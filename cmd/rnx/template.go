@@ -14,10 +14,10 @@ import (
 
 const formatHelp = `
 
---format takes a Go template over what --json shows, with Go's spelling of the
+--format takes a Go template over the data of --json, with Go's spelling of the
 fields: UUID Name Status Command Args Runtime Labels Owner Created Started Ended
-Scheduled ExitCode Signal Reason Parent Attempt Past and so on; a wrong one is
-an error. Functions: json, join, short (of an id), upper, lower.`
+Scheduled ExitCode Signal Reason Parent Attempt Past and so on. Functions: json,
+join, short (of an id), upper, lower.`
 
 // formatFuncs are what a --format template can call beside Go's own.
 var formatFuncs = template.FuncMap{

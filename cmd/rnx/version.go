@@ -15,7 +15,7 @@ func newVersionCommand(a *app) *cobra.Command {
 	var only bool
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "Print rnx's version, and the daemon's when one answers",
+		Short: "Print the versions of rnx and the daemon",
 		Long:  "Print rnx's version, and the daemon's when one answers." + exitStatusHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,7 +40,7 @@ func newVersionCommand(a *app) *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().BoolVar(&only, "client", false, "rnx's version only")
+	cmd.Flags().BoolVar(&only, "client", false, "print the version of rnx only")
 	return cmd
 }
 

@@ -629,7 +629,7 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 		return "", errors.New("there are no cgroups for it")
 	}
 	if len(c.groups.Untried()) > 0 {
-		return "for want of controllers, see there", errUntried
+		return "missing controllers, see there", errUntried
 	}
 	began := time.Now()
 	e, err := open(Config{RunDir: filepath.Join(c.tmp, "run")}, func() (*cgroup.Hierarchy, error) { return c.groups, nil })
