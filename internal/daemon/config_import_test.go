@@ -1,4 +1,4 @@
-package main
+package daemon
 
 import (
 	"bytes"
@@ -19,7 +19,7 @@ import (
 func imports(t *testing.T, stdin string, args ...string) (out, report string, err error) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	cmd := newCommand()
+	cmd := NewCommand()
 	cmd.SetArgs(append([]string{"config", "import"}, args...))
 	cmd.SetIn(strings.NewReader(stdin))
 	cmd.SetOut(&stdout)
