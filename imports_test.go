@@ -20,7 +20,7 @@ func TestImports(t *testing.T) {
 		{".", []string{"golang.org/", "google.golang.org/", "github.com/", module + "/"}, "the words are for everybody"},
 		{"./cmd/joblet", []string{"=" + module + "/internal/shim"}, "the set-up of jobs is the shim's, a program of its own"},
 		{"./cmd/joblet-shim", append(heavy, "os/exec", "net", "crypto/", "log"), "each is paid once per running job"},
-		{"./internal/engine", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
+		{"./internal/sandbox/native", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
@@ -29,7 +29,7 @@ func TestImports(t *testing.T) {
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/metrics", []string{module + "/internal/", "google.golang.org/grpc"}, "leaves do not import each other"},
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
-		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/engine", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
+		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox/native", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
 	}
 	for _, test := range tests {
 		t.Run(test.pkg, func(t *testing.T) {
