@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"context"
@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/api"
 )
 
 // What the daemon sends is bounded as well as what it receives. gRPC queues up to
@@ -56,44 +55,44 @@ const (
 	// maxPiece is the most that a stream sends of a file or a log in one message.
 	maxPiece = 32 << 10
 
-	// pieceHead is more than what is around a piece in its message.
-	pieceHead = 256
+	// PieceHead is more than what is around a piece in its message.
+	PieceHead = 256
 
 	// listReserve is what an answer with a list takes before it is known how long it is.
 	listReserve = 256 << 10
 )
 
-// responses counts what is sent to clients until it is written.
-type responses struct {
+// responseBudget counts what is sent to clients until it is written.
+type responseBudget struct {
 	limit func() int64
 	press *time.Timer // runs while calls wait for memory
 
 	mu      sync.Mutex // protects all that follows, and what says so of connections and calls
 	total   int64
-	clients map[string]*clientReplies
-	hungry  []*clientReplies // that have calls waiting for memory, longest first
+	clients map[string]*clientResponses
+	hungry  []*clientResponses // that have calls waiting for memory, longest first
 }
 
-func newResponses(limit func() int64) *responses {
-	r := &responses{limit: limit, clients: map[string]*clientReplies{}}
+func newResponseBudget(limit func() int64) *responseBudget {
+	r := &responseBudget{limit: limit, clients: map[string]*clientResponses{}}
 	r.press = time.AfterFunc(time.Hour, r.relieve)
 	r.press.Stop()
 	return r
 }
 
-// clientReplies is what one client has not taken yet. It is kept as long as it has
+// clientResponses is what one client has not taken yet. It is kept as long as it has
 // connections with calls.
-type clientReplies struct {
+type clientResponses struct {
 	name    string
 	held    int64
-	conns   map[*sender]struct{}
+	conns   map[*Conn]struct{}
 	waiting []*sending // for memory
 }
 
-// reply is what goes out for one call, until its end is written.
-type reply struct {
-	responses *responses
-	conn      *sender
+// Response is what goes out for one call, until its end is written.
+type Response struct {
+	responses *responseBudget
+	conn      *Conn
 	stream    uint32
 	ended     func() // called once, when it is over
 
@@ -105,10 +104,10 @@ type reply struct {
 	over     bool
 }
 
-type replyKey struct{}
+type responseKey struct{}
 
-func replyOf(ctx context.Context) *reply {
-	r, _ := ctx.Value(replyKey{}).(*reply)
+func ResponseOf(ctx context.Context) *Response {
+	r, _ := ctx.Value(responseKey{}).(*Response)
 	return r
 }
 
@@ -133,39 +132,39 @@ const (
 // sending is a message that waits.
 type sending struct {
 	message
-	reply  *reply
-	stream bool // it waits for windows as well
-	where  place
-	since  time.Time     // in where
-	ready  chan struct{} // closed when it may be made
+	response *Response
+	stream   bool // it waits for windows as well
+	where    place
+	since    time.Time     // in where
+	ready    chan struct{} // closed when it may be made
 }
 
 // begin notes a call that the connection begins just now; ended is called when its
 // end is written, or will never be.
-func (r *responses) begin(ctx context.Context, conn *sender, client string, ended func()) context.Context {
+func (r *responseBudget) begin(ctx context.Context, conn *Conn, client string, ended func()) context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := &reply{responses: r, conn: conn, stream: conn.stream, ended: ended}
+	p := &Response{responses: r, conn: conn, stream: conn.stream, ended: ended}
 	if conn.closed {
 		p.over = true
 		ended()
-		return context.WithValue(ctx, replyKey{}, p)
+		return context.WithValue(ctx, responseKey{}, p)
 	}
 	if conn.client == nil {
 		c := r.clients[client]
 		if c == nil {
-			c = &clientReplies{name: client, conns: map[*sender]struct{}{}}
+			c = &clientResponses{name: client, conns: map[*Conn]struct{}{}}
 			r.clients[client] = c
 		}
 		c.conns[conn] = struct{}{}
 		conn.client = c
 	}
 	conn.open[p.stream] = p
-	return context.WithValue(ctx, replyKey{}, p)
+	return context.WithValue(ctx, responseKey{}, p)
 }
 
 // finish forgets a call of which nothing more will be written. mu is held.
-func (r *responses) finish(p *reply) {
+func (r *responseBudget) finish(p *Response) {
 	if p.over {
 		return
 	}
@@ -180,7 +179,7 @@ func (r *responses) finish(p *reply) {
 }
 
 // closed forgets a connection and what was to be sent through it.
-func (r *responses) closed(conn *sender) {
+func (r *responseBudget) closed(conn *Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if conn.closed {
@@ -206,8 +205,8 @@ func (r *responses) closed(conn *sender) {
 }
 
 // lacks returns what a message waits for. mu is held.
-func (r *responses) lacks(s *sending) place {
-	p, conn := s.reply, s.reply.conn
+func (r *responseBudget) lacks(s *sending) place {
+	p, conn := s.response, s.response.conn
 	if s.stream {
 		window := conn.initial + p.credit - p.backlog
 		if least := conn.initial / 4; s.wire <= least {
@@ -240,14 +239,14 @@ func (r *responses) lacks(s *sending) place {
 // room waits until the call may make a message. yield, unless it is nil, is called
 // before it waits. The room stays the call's if keep is set, and otherwise is what the
 // next message takes.
-func (p *reply) room(ctx context.Context, m message, stream bool, yield func()) error {
+func (p *Response) room(ctx context.Context, m message, stream bool, yield func()) error {
 	r := p.responses
 	r.mu.Lock()
 	if p.over {
 		r.mu.Unlock()
 		return gone(ctx)
 	}
-	s := &sending{message: m, reply: p, stream: stream}
+	s := &sending{message: m, response: p, stream: stream}
 	if s.where = r.lacks(s); s.where == nowhere {
 		r.grant(s)
 		r.mu.Unlock()
@@ -271,7 +270,7 @@ func (p *reply) room(ctx context.Context, m message, stream bool, yield func()) 
 		r.giveBack(p, m)
 	default:
 		r.leave(s)
-		r.next(s.reply.conn)
+		r.next(s.response.conn)
 	}
 	return gone(ctx)
 }
@@ -285,8 +284,8 @@ func gone(ctx context.Context) error {
 }
 
 // grant takes the room for a message. mu is held.
-func (r *responses) grant(s *sending) {
-	p, conn := s.reply, s.reply.conn
+func (r *responseBudget) grant(s *sending) {
+	p, conn := s.response, s.response.conn
 	p.backlog += s.wire
 	conn.backlog += s.wire
 	p.due = time.Now().Add(stallTime + time.Duration(p.backlog/minRate)*time.Second)
@@ -296,7 +295,7 @@ func (r *responses) grant(s *sending) {
 }
 
 // giveBack is the reverse of grant. mu is held.
-func (r *responses) giveBack(p *reply, m message) {
+func (r *responseBudget) giveBack(p *Response, m message) {
 	if !p.over {
 		p.backlog -= m.wire
 		p.conn.backlog -= m.wire
@@ -306,7 +305,7 @@ func (r *responses) giveBack(p *reply, m message) {
 }
 
 // freed says that memory is not needed any more. mu is held.
-func (r *responses) freed(conn *sender, cost int64) {
+func (r *responseBudget) freed(conn *Conn, cost int64) {
 	if cost = min(cost, conn.held); cost == 0 { // all is, since it was closed
 		return
 	}
@@ -320,13 +319,13 @@ func (r *responses) freed(conn *sender, cost int64) {
 }
 
 // feed lets those of a client go on that have memory now. mu is held.
-func (r *responses) feed(c *clientReplies) {
+func (r *responseBudget) feed(c *clientResponses) {
 	for len(c.waiting) > 0 && r.advance(c.waiting[0]) {
 	}
 }
 
 // advance lets a message go on, and reports whether it has left its place. mu is held.
-func (r *responses) advance(s *sending) bool {
+func (r *responseBudget) advance(s *sending) bool {
 	where := r.lacks(s)
 	if where == s.where {
 		return false
@@ -342,14 +341,14 @@ func (r *responses) advance(s *sending) bool {
 }
 
 // wait puts a message where it waits. mu is held.
-func (r *responses) wait(s *sending) {
-	s.reply.waits = s
+func (r *responseBudget) wait(s *sending) {
+	s.response.waits = s
 	s.since = time.Now()
 	switch s.where {
 	case connRoom:
-		s.reply.conn.waiting = append(s.reply.conn.waiting, s)
+		s.response.conn.waiting = append(s.response.conn.waiting, s)
 	case memoryRoom:
-		c := s.reply.conn.client
+		c := s.response.conn.client
 		if c.waiting = append(c.waiting, s); len(c.waiting) == 1 {
 			if r.hungry = append(r.hungry, c); len(r.hungry) == 1 {
 				r.press.Reset(pressTime)
@@ -359,8 +358,8 @@ func (r *responses) wait(s *sending) {
 }
 
 // leave is the reverse of wait. mu is held.
-func (r *responses) leave(s *sending) {
-	s.reply.waits = nil
+func (r *responseBudget) leave(s *sending) {
+	s.response.waits = nil
 	without := func(all []*sending) []*sending {
 		if i := slices.Index(all, s); i >= 0 {
 			return slices.Delete(all, i, i+1)
@@ -369,9 +368,9 @@ func (r *responses) leave(s *sending) {
 	}
 	switch s.where {
 	case connRoom:
-		s.reply.conn.waiting = without(s.reply.conn.waiting)
+		s.response.conn.waiting = without(s.response.conn.waiting)
 	case memoryRoom:
-		c := s.reply.conn.client
+		c := s.response.conn.client
 		if c.waiting = without(c.waiting); len(c.waiting) == 0 {
 			if i := slices.Index(r.hungry, c); i >= 0 {
 				r.hungry = slices.Delete(r.hungry, i, i+1)
@@ -381,7 +380,7 @@ func (r *responses) leave(s *sending) {
 }
 
 // next lets those go on for which the connection has room now. mu is held.
-func (r *responses) next(conn *sender) {
+func (r *responseBudget) next(conn *Conn) {
 	for len(conn.waiting) > 0 && r.advance(conn.waiting[0]) {
 	}
 	if conn.client != nil {
@@ -391,7 +390,7 @@ func (r *responses) next(conn *sender) {
 
 // windowed says that the client grants more on a stream, or on all together (0). An
 // initial window that it sets is that of all streams.
-func (r *responses) windowed(conn *sender, stream uint32, n int64) {
+func (r *responseBudget) windowed(conn *Conn, stream uint32, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if stream == 0 {
@@ -405,7 +404,7 @@ func (r *responses) windowed(conn *sender, stream uint32, n int64) {
 	}
 }
 
-func (r *responses) initialWindow(conn *sender, n int64) {
+func (r *responseBudget) initialWindow(conn *Conn, n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	conn.initial = n
@@ -417,7 +416,7 @@ func (r *responses) initialWindow(conn *sender, n int64) {
 }
 
 // reset says that the client has ended a stream.
-func (r *responses) reset(conn *sender, stream uint32) {
+func (r *responseBudget) reset(conn *Conn, stream uint32) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if p := conn.open[stream]; p != nil {
@@ -427,7 +426,7 @@ func (r *responses) reset(conn *sender, stream uint32) {
 }
 
 // wrote says that bytes of a stream, or its end, are written. mu is held.
-func (r *responses) wrote(conn *sender, stream uint32, n int64, end bool) {
+func (r *responseBudget) wrote(conn *Conn, stream uint32, n int64, end bool) {
 	conn.credit -= n
 	p := conn.open[stream]
 	if p == nil {
@@ -446,18 +445,18 @@ func (r *responses) wrote(conn *sender, stream uint32, n int64, end bool) {
 }
 
 // relieve cuts a connection that holds what others wait for.
-func (r *responses) relieve() {
+func (r *responseBudget) relieve() {
 	r.mu.Lock()
 	now := time.Now()
-	var cut *sender
+	var cut *Conn
 	for _, c := range r.hungry {
 		if len(c.waiting) == 0 || now.Sub(c.waiting[0].since) < pressTime {
 			continue
 		}
 		// It waits for its own share, or for whoever holds most.
-		from := []*clientReplies{c}
+		from := []*clientResponses{c}
 		if c.held <= r.limit()/clientShare/2 {
-			from = slices.SortedFunc(maps.Values(r.clients), func(a, b *clientReplies) int { return int(b.held - a.held) })
+			from = slices.SortedFunc(maps.Values(r.clients), func(a, b *clientResponses) int { return int(b.held - a.held) })
 		}
 		if cut = stalled(from, now); cut != nil {
 			break
@@ -474,7 +473,7 @@ func (r *responses) relieve() {
 
 // stalled returns the connection that holds most of those which do not take what is
 // sent, of the first of the clients that has such.
-func stalled(clients []*clientReplies, now time.Time) (most *sender) {
+func stalled(clients []*clientResponses, now time.Time) (most *Conn) {
 	for _, c := range clients {
 		for conn := range c.conns {
 			if conn.held > 0 && !conn.writing.IsZero() && now.Sub(conn.writing) > stallTime && (most == nil || conn.held > most.held) {
@@ -494,11 +493,11 @@ func stalled(clients []*clientReplies, now time.Time) (most *sender) {
 }
 
 // stop ends the timer.
-func (r *responses) stop() { r.press.Stop() }
+func (r *responseBudget) stop() { r.press.Stop() }
 
 // reserve waits until the call, a stream, may make a message of so many bytes, and
 // keeps the room for the next one. yield is called before it waits.
-func (p *reply) reserve(ctx context.Context, n int, yield func()) error {
+func (p *Response) Reserve(ctx context.Context, n int, yield func()) error {
 	if p == nil || p.reserved != (message{}) {
 		return nil
 	}
@@ -511,7 +510,7 @@ func (p *reply) reserve(ctx context.Context, n int, yield func()) error {
 }
 
 // release gives back what was reserved and not used.
-func (p *reply) release() {
+func (p *Response) Release() {
 	if p == nil || p.reserved == (message{}) {
 		return
 	}
@@ -523,7 +522,7 @@ func (p *reply) release() {
 
 // outgoing returns a message that may be made now. Only one of a stream waits for the
 // windows.
-func (p *reply) outgoing(ctx context.Context, m any, stream bool) (*outgoing, error) {
+func (p *Response) Outgoing(ctx context.Context, m any, stream bool) (*Outgoing, error) {
 	pm, ok := m.(proto.Message)
 	if !ok {
 		return nil, joblet.Errorf(joblet.Internal, "%T is no message", m)
@@ -538,43 +537,43 @@ func (p *reply) outgoing(ctx context.Context, m any, stream bool) (*outgoing, er
 		r := p.responses
 		r.mu.Lock()
 		if !p.over {
-			r.grant(&sending{message: need, reply: p})
+			r.grant(&sending{message: need, response: p})
 		}
 		r.giveBack(p, p.reserved)
 		r.mu.Unlock()
 		p.reserved = message{}
 	}
-	return &outgoing{reply: p, message: pm, size: size, need: need}, nil
+	return &Outgoing{response: p, message: pm, size: size, need: need}, nil
 }
 
-// outgoing is a message with room for it. It is the pool of its own buffer, so that
+// Outgoing is a message with room for it. It is the pool of its own buffer, so that
 // it is told when gRPC needs that no more.
-type outgoing struct {
-	reply   *reply
-	message proto.Message
-	size    int
-	need    message
-	made    bool
+type Outgoing struct {
+	response *Response
+	message  proto.Message
+	size     int
+	need     message
+	made     bool
 }
 
-// unmade gives the room back of a message that was not made.
-func (o *outgoing) unmade() {
+// Discard gives the room back of a message that was not made.
+func (o *Outgoing) Discard() {
 	if o.made {
 		return
 	}
 	o.made = true
-	r := o.reply.responses
+	r := o.response.responses
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.giveBack(o.reply, o.need)
+	r.giveBack(o.response, o.need)
 }
 
-func (o *outgoing) marshal() (mem.BufferSlice, error) {
+func (o *Outgoing) marshal() (mem.BufferSlice, error) {
 	buf := getBuffer(o.size)
 	out, err := proto.MarshalOptions{UseCachedSize: true}.MarshalAppend((*buf)[:0], o.message)
 	if err != nil {
 		putBuffer(buf)
-		o.unmade()
+		o.Discard()
 		return nil, err
 	}
 	*buf, o.made, o.message = out, true, nil
@@ -582,20 +581,20 @@ func (o *outgoing) marshal() (mem.BufferSlice, error) {
 }
 
 // Get implements mem.BufferPool; it is not called.
-func (o *outgoing) Get(n int) *[]byte { return getBuffer(n) }
+func (o *Outgoing) Get(n int) *[]byte { return getBuffer(n) }
 
 // Put implements mem.BufferPool.
-func (o *outgoing) Put(buf *[]byte) {
+func (o *Outgoing) Put(buf *[]byte) {
 	putBuffer(buf)
-	r := o.reply.responses
+	r := o.response.responses
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.freed(o.reply.conn, o.need.cost)
+	r.freed(o.response.conn, o.need.cost)
 }
 
 // Marshal implements encoding.CodecV2.
 func (c codec) Marshal(v any) (mem.BufferSlice, error) {
-	if o, ok := v.(*outgoing); ok {
+	if o, ok := v.(*Outgoing); ok {
 		return o.marshal()
 	}
 	return c.CodecV2.Marshal(v)
@@ -640,19 +639,19 @@ func putBuffer(buf *[]byte) {
 
 // piece is how much of a file or a log one message of the call carries, so that it
 // fits into the windows that clients have.
-func (p *reply) piece() int {
+func (p *Response) Piece() int {
 	if p == nil {
 		return maxPiece
 	}
 	p.responses.mu.Lock()
 	defer p.responses.mu.Unlock()
-	return int(min(max(p.conn.initial/4-pieceHead, 1<<10), maxPiece))
+	return int(min(max(p.conn.initial/4-PieceHead, 1<<10), maxPiece))
 }
 
 // answer is a service's method without streams whose answers are counted. Before one
 // makes a list there is room for it: what it is made of takes more than the answer.
 func answer(srv any, ctx context.Context, unpack func(any) error, through grpc.UnaryServerInterceptor, reserve int, handler grpc.MethodHandler) (any, error) {
-	p := replyOf(ctx)
+	p := ResponseOf(ctx)
 	if p == nil {
 		return handler(srv, ctx, unpack, through)
 	}
@@ -669,21 +668,18 @@ func answer(srv any, ctx context.Context, unpack func(any) error, through grpc.U
 			}
 			return err
 		}
-		defer p.release()
+		defer p.Release()
 	}
 	out, err := handler(srv, ctx, into, through)
 	if err != nil {
 		return nil, err
 	}
-	return p.outgoing(ctx, out, false)
+	return p.Outgoing(ctx, out, false)
 }
 
 // reserveOf returns how much an answer of a method takes before it is known how long
 // it is: much, if it holds a list.
 func reserveOf(method string) int {
-	if method == api.JobService_ListJobs_FullMethodName {
-		return maxList
-	}
 	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(strings.ReplaceAll(method[1:], "/", ".")))
 	if err != nil {
 		return 0

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -18,14 +17,13 @@ import (
 	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/pki"
+	"github.com/joblet/joblet/internal/server/admission"
 )
 
 const (
@@ -43,18 +41,12 @@ func eventually(t *testing.T, what string, true func() bool) {
 	}
 }
 
-func (r *remote) counted() (total taken, calls int) {
-	r.intake.mu.Lock()
-	defer r.intake.mu.Unlock()
-	return r.intake.total, len(r.intake.calls)
-}
-
 // nothingCounted waits until all calls have ended.
 func (r *remote) nothingCounted(t *testing.T) {
 	t.Helper()
 	eventually(t, "nothing is counted", func() bool {
-		total, calls := r.counted()
-		return total == taken{} && calls == 0
+		use := r.admission.Usage()
+		return use.RequestBytes == 0 && use.Leaving == 0 && use.Calls == 0
 	})
 }
 
@@ -218,7 +210,7 @@ func TestManyConnectionsOfOne(t *testing.T) {
 		streams = append(streams, c.call(statusMethod))
 		c.send(streams[len(streams)-1], append(head(127<<20), make([]byte, 300<<10)...))
 	}
-	eventually(t, "all has come", func() bool { total, _ := r.counted(); return total.all >= 10*300<<10 })
+	eventually(t, "all has come", func() bool { return r.admission.Usage().RequestBytes > 10*300<<10-1 })
 	_, err := api.NewJobServiceClient(r.dial(t, r.issue(t, "alice", "developer"))).RunJob(t.Context(), &api.RunJobRequest{
 		Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: make([]byte, 2<<20)}},
 	})
@@ -297,15 +289,15 @@ func TestBusyCalls(t *testing.T) {
 	}
 	select {
 	case cause := <-ended:
-		if cause != errIntake {
+		if cause != admission.ErrTooMuch {
 			t.Errorf("ended by %v", cause)
 		}
 	case <-time.After(30 * time.Second):
 		t.Fatal("none is told to end")
 	}
-	eventually(t, "all has come", func() bool { total, _ := r.counted(); return total.all > (calls+1)*size })
-	if total, _ := r.counted(); total.leaving < size || total.leaving > size+1<<10 {
-		t.Errorf("counted: %+v", total)
+	eventually(t, "all has come", func() bool { return r.admission.Usage().RequestBytes > (calls+1)*size })
+	if use := r.admission.Usage(); use.Leaving < size || use.Leaving > size+1<<10 {
+		t.Errorf("counted: %+v", use)
 	}
 	goOn()
 	for i, s := range slices.Backward(streams) {
@@ -317,155 +309,36 @@ func TestBusyCalls(t *testing.T) {
 	}
 	r.nothingCounted(t)
 
-	// One that waits for its client to read is cut.
-	ctx = t.Context()
-	flood := open("/joblet.Busy/Flood", false)
-	if err := flood.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil {
+	// One that waits for its client to read is cut, when an older one sends more.
+	ctx, cancel = context.WithCancel(t.Context())
+	defer cancel()
+	older := open("/joblet.Busy/Type", true)
+	if err := older.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil {
 		t.Fatal(err)
 	}
-	if err := flood.CloseSend(); err != nil {
+	<-busy
+	flood := open("/joblet.Busy/Flood", true)
+	if err := flood.SendMsg(&wrapperspb.BytesValue{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := flood.RecvMsg(&wrapperspb.BytesValue{}); err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range r.callsOf("cert:root") {
-		a.refuse()
+	if err := flood.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil { // nobody reads it
+		t.Fatal(err)
 	}
+	eventually(t, "both are counted", func() bool { return r.admission.Usage().RequestBytes > 2*size })
+	if err := older.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, 2*size)}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the newer one is cut", func() bool { use := r.admission.Usage(); return use.Calls == 1 && use.Leaving == 0 })
+	cancel()
 	r.nothingCounted(t)
 }
 
-func (r *remote) callsOf(client string) (calls []*arrival) {
-	r.intake.mu.Lock()
-	defer r.intake.mu.Unlock()
-	for a := range r.intake.calls {
-		if a.client == client {
-			calls = append(calls, a)
-		}
-	}
-	return calls
-}
-
-// frames is a connection that is all there.
-type frames struct {
-	net.Conn
-	bytes.Buffer
-}
-
-func (f *frames) Read(p []byte) (int, error)  { return f.Buffer.Read(p) }
-func (f *frames) Write(p []byte) (int, error) { return f.Buffer.Write(p) }
-
-// TestCounts: what a call takes, at each step.
-func TestCounts(t *testing.T) {
+// TestManyFields: a message of many empty parts that is too much is refused.
+func TestManyFields(t *testing.T) {
 	t.Parallel()
-	in := newIntake(func() int64 { return 10 << 20 })
-	conn := &frames{}
-	from := newSender(conn, in, newResponses(func() int64 { return 64 << 20 }))
-	conn.WriteString(http2.ClientPreface)
-	f := http2.NewFramer(conn, nil)
-	read := func() {
-		t.Helper()
-		if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{from}, make([]byte, 7)); err != nil { // in pieces
-			t.Fatal(err)
-		}
-	}
-	begin := func(ctx context.Context, stream uint32, limit time.Duration) (context.Context, *arrival) {
-		t.Helper()
-		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: []byte("x"), EndHeaders: true}); err != nil {
-			t.Fatal(err)
-		}
-		read()
-		ctx = in.begin(ctx, from, "client", limit)
-		return ctx, arrivalOf(ctx)
-	}
-	data := func(stream uint32, sizes ...int) {
-		t.Helper()
-		for _, n := range sizes {
-			if err := f.WriteData(stream, false, make([]byte, n)); err != nil {
-				t.Fatal(err)
-			}
-		}
-		read()
-	}
-	counted := func(want int64) {
-		t.Helper()
-		in.mu.Lock()
-		defer in.mu.Unlock()
-		sum := int64(0)
-		for a := range in.calls {
-			sum += a.taken
-		}
-		if in.total.all != want || sum != want {
-			t.Errorf("counted %d, %d of calls, want %d", in.total.all, sum, want)
-		}
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	first, a := begin(ctx, 1, time.Minute)
-	data(1, 5, 0, 1000, 1000)
-	counted(2005 + 3*frameCost)
-	_, b := begin(first, 3, time.Minute)
-	data(3, 70<<10+5, 1, 1, 1)
-	data(5, 1000) // of no call
-	counted(2005 + 3*frameCost + 70<<10 + 8 + 4*frameCost)
-	b.handled(nil)
-	b.unpack(70<<10, 70<<10) // what came behind it costs as much as before
-	counted(2005 + 3*frameCost + 70<<10 + 3 + 4*frameCost)
-	a.unpack(2000, 2000)
-	counted(70<<10 + 3 + 4*frameCost)
-	b.release()
-	b.release()
-	counted(3 + 4*frameCost)
-	data(3, 3+16)
-	b.unpack(1, 1) // the frames before it are gone, the last one is not
-	counted(16 + frameCost)
-	cancel()
-	eventually(t, "the stream is gone", func() bool { in.mu.Lock(); defer in.mu.Unlock(); return a.removed && b.gone })
-	counted(16 + frameCost) // its handler is not
-	b.done()
-	counted(0)
-	if len(in.calls)+len(from.calls) != 0 {
-		t.Errorf("%d and %d calls stay", len(in.calls), len(from.calls))
-	}
-	late, _ := begin(t.Context(), 7, time.Millisecond)
-	<-late.Done() // a request that does not come
-}
-
-// TestUnpackRefused: what is refused while it waits to be unpacked is not.
-func TestUnpackRefused(t *testing.T) {
-	t.Parallel()
-	in := newIntake(func() int64 { return 10 << 20 })
-	a := arrivalOf(in.begin(t.Context(), newSender(nil, in, newResponses(func() int64 { return 64 << 20 })), "client", time.Minute))
-	a.refuse()
-	data := mem.BufferSlice{mem.SliceBuffer(make([]byte, largeMessage+1))}
-	m := &wrapperspb.BytesValue{}
-	if err := newCodec().Unmarshal(data, &incoming{a, m}); err != nil || len(m.GetValue())+len(m.ProtoReflect().GetUnknown()) != 0 {
-		t.Errorf("got %d bytes, %v", proto.Size(m), err)
-	}
-}
-
-// TestSmallFields: a message of many empty parts counts as what they take.
-func TestSmallFields(t *testing.T) {
-	t.Parallel()
-	for name, m := range map[string]struct {
-		proto.Message
-		least int64
-	}{
-		"uploads": {&api.RunJobRequest{Uploads: slices.Repeat([]*api.FileUpload{{}}, 1000)}, 1000},
-		"within":  {&api.JobInput{Input: &api.JobInput_Run{Run: &api.RunJobRequest{Args: make([]string, 1000)}}}, 1000},
-		"numbers": {&api.RunJobRequest{RetryOn: make([]int32, fieldCost*100)}, 800},
-	} {
-		b, err := proto.Marshal(m.Message)
-		if err != nil {
-			t.Fatal(err)
-		}
-		d := m.ProtoReflect().Descriptor()
-		if n := fields(d, b, maxDepth); n < m.least || n > m.least+10 {
-			t.Errorf("%s: %d fields, want %d", name, n, m.least)
-		}
-		_ = fields(d, b[:len(b)-1], maxDepth) // damaged
-	}
-
 	set := DefaultSettings()
 	set.RequestMemory = 16 << 20
 	r := startRemote(t, Options{Settings: set})
@@ -478,24 +351,4 @@ func TestSmallFields(t *testing.T) {
 		t.Errorf("a call that is none: %v", err)
 	}
 	r.nothingCounted(t)
-}
-
-// TestCollector: when much is free, it is given back though calls are under way.
-func TestCollector(t *testing.T) {
-	t.Parallel()
-	rested := make(chan struct{}, 10)
-	c := &collector{rest: time.AfterFunc(time.Hour, func() { rested <- struct{}{} })}
-	c.freed(collectAfter / 2)
-	if c.garbage.Load() != collectAfter/2 {
-		t.Errorf("%d bytes are known of", c.garbage.Load())
-	}
-	c.freed(collectAfter / 2)
-	select {
-	case <-rested:
-	case <-time.After(30 * time.Second):
-		t.Error("nothing was collected")
-	}
-	if c.garbage.Load() != 0 {
-		t.Errorf("%d bytes are still known of", c.garbage.Load())
-	}
 }

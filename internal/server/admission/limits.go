@@ -1,7 +1,6 @@
-package server
+package admission
 
 import (
-	"context"
 	"sync"
 	"time"
 
@@ -9,8 +8,10 @@ import (
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/joblet/joblet"
 )
 
 const (
@@ -24,9 +25,7 @@ const (
 
 // limiter bounds what clients other than this host's root ask, each by its name.
 type limiter struct {
-	settings func() *Settings
-	intake   *intake
-	replies  *responses
+	limits func() Limits
 
 	mu      sync.Mutex // protects what follows
 	clients map[string]*clientLimit
@@ -40,22 +39,8 @@ type clientLimit struct {
 	used   time.Time
 }
 
-// tap decides on a call before anything of its request is read.
-func (l *limiter) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
-	c := callerOf(ctx)
-	if c.cert == nil && c.uid == 0 { // this host's root
-		return l.replies.begin(ctx, c.conn, c.name(), func() {}), nil
-	}
-	client, err := l.enter(c.name())
-	if err != nil {
-		return ctx, err
-	}
-	ctx = l.replies.begin(ctx, c.conn, c.name(), func() { l.leave(client) })
-	return l.intake.begin(ctx, c.conn, c.name(), receiveTime), nil
-}
-
 func (l *limiter) enter(name string) (*clientLimit, error) {
-	set := l.settings()
+	set := l.limits()
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,19 +80,29 @@ func (l *limiter) leave(c *clientLimit) {
 	c.calls--
 }
 
-// tooMuch is the answer for a client that asks too much, and, if wait is not 0,
-// when to ask again.
+// tooMuchError is the answer for a client that asks too much. Its kind is
+// ResourceExhausted.
+type tooMuchError struct {
+	error
+	wait time.Duration // after which to ask again; 0: not known
+}
+
 func tooMuch(wait time.Duration, format string, args ...any) error {
-	s := status.Newf(codes.ResourceExhausted, format, args...)
-	info := &errdetails.ErrorInfo{Domain: "joblet", Reason: "RESOURCE_EXHAUSTED"}
-	var err error
-	if wait > 0 {
-		s, err = s.WithDetails(info, &errdetails.RetryInfo{RetryDelay: durationpb.New(wait)})
-	} else {
-		s, err = s.WithDetails(info)
+	return &tooMuchError{joblet.Errorf(joblet.ResourceExhausted, format, args...), wait}
+}
+
+// Unwrap returns what says of which kind the error is.
+func (e *tooMuchError) Unwrap() error { return e.error }
+
+// GRPCStatus says when to ask again, too.
+func (e *tooMuchError) GRPCStatus() *status.Status {
+	s := status.New(codes.ResourceExhausted, e.Error())
+	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Domain: "joblet", Reason: "RESOURCE_EXHAUSTED"}}
+	if e.wait > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.wait)})
 	}
-	if err != nil {
-		return status.Errorf(codes.ResourceExhausted, format, args...)
+	if detailed, err := s.WithDetails(details...); err == nil {
+		return detailed
 	}
-	return s.Err()
+	return s
 }

@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"context"
@@ -12,21 +12,21 @@ import (
 )
 
 // outlet is a connection of a client that never reads, on which calls begin.
-func outlet(t *testing.T, r *responses, client string, streams ...uint32) (*sender, []*reply) {
+func outlet(t *testing.T, r *responseBudget, client string, streams ...uint32) (*Conn, []*Response) {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	t.Cleanup(func() { ours.Close(); theirs.Close() })
-	conn := newSender(ours, nil, r)
-	var all []*reply
+	conn := newConn(ours, nil, r)
+	var all []*Response
 	for _, id := range streams {
 		conn.stream = id
-		all = append(all, replyOf(r.begin(t.Context(), conn, client, func() {})))
+		all = append(all, ResponseOf(r.begin(t.Context(), conn, client, func() {})))
 	}
 	return conn, all
 }
 
 // waits starts to wait for room and returns where the result comes, once it waits.
-func waits(t *testing.T, ctx context.Context, p *reply, n int, where place) <-chan error {
+func waits(t *testing.T, ctx context.Context, p *Response, n int, where place) <-chan error {
 	t.Helper()
 	got := make(chan error, 1)
 	yielded := make(chan struct{})
@@ -66,22 +66,22 @@ func dataHead(stream uint32, n int) []byte {
 	return append([]byte{byte(n >> 16), byte(n >> 8), byte(n), frameData, 0, 0, 0, 0, byte(stream)}, make([]byte, n)...)
 }
 
-func (c *sender) wroteFrames(frames ...[]byte) {
-	c.replies.mu.Lock()
-	defer c.replies.mu.Unlock()
+func (c *Conn) wroteFrames(frames ...[]byte) {
+	c.responses.mu.Lock()
+	defer c.responses.mu.Unlock()
 	for _, f := range frames {
-		c.wrote(f)
+		c.written.scan(f, c.sent, nil)
 	}
-	c.replies.next(c)
+	c.responses.next(c)
 }
 
 // TestReplyWindows: a message waits for the windows of its stream and its connection,
 // and goes on when the client grants more, however its frames are cut.
 func TestReplyWindows(t *testing.T) {
 	t.Parallel()
-	r := newResponses(func() int64 { return 64 << 20 })
+	r := newResponseBudget(func() int64 { return 64 << 20 })
 	conn, p := outlet(t, r, "client", 1, 3, 5)
-	conn.skip = 0
+	conn.read.skip = 0
 	const n = 16000
 	for range 4 { // 64,020 bytes of the 65,535
 		if err := p[0].room(t.Context(), sized(n), true, nil); err != nil {
@@ -95,19 +95,19 @@ func TestReplyWindows(t *testing.T) {
 	}
 	grant := append(windowFrame(1, 1<<20), windowFrame(0, 1<<20)...)
 	for i := range grant { // byte by byte
-		conn.look(grant[i : i+1])
+		conn.readFrames(grant[i : i+1])
 	}
 	mustGo(t, got)
 	mustGo(t, other)
 
 	// An initial window counts for all streams, also those that are there.
-	conn.look([]byte{0, 0, 6, frameSettings, 0, 0, 0, 0, 0, 0, settingInitialWindow, 0, 0, 0, 0})
+	conn.readFrames([]byte{0, 0, 6, frameSettings, 0, 0, 0, 0, 0, 0, settingInitialWindow, 0, 0, 0, 0})
 	got = waits(t, t.Context(), p[2], n, streamRoom)
-	conn.look([]byte{0, 0, 6, frameSettings, 0, 0, 0, 0, 0, 0, settingInitialWindow, 0x7f, 0xff, 0xff, 0xff})
+	conn.readFrames([]byte{0, 0, 6, frameSettings, 0, 0, 0, 0, 0, 0, settingInitialWindow, 0x7f, 0xff, 0xff, 0xff})
 	mustGo(t, got)
 
 	// However much the client grants, little waits on one connection.
-	conn.look(windowFrame(0, 1<<30))
+	conn.readFrames(windowFrame(0, 1<<30))
 	for conn.backlog+n < maxBacklog {
 		if err := p[2].room(t.Context(), sized(n), true, nil); err != nil {
 			t.Fatal(err)
@@ -119,7 +119,7 @@ func TestReplyWindows(t *testing.T) {
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
-	conn.look([]byte{0, 0, 4, frameReset, 0, 0, 0, 0, 5, 0, 0, 0, 8})
+	conn.readFrames([]byte{0, 0, 4, frameReset, 0, 0, 0, 0, 5, 0, 0, 0, 8})
 	if conn.open[5] != nil || conn.backlog != 2*(n+messageHead) {
 		t.Errorf("the client ended a stream, and %d bytes wait", conn.backlog)
 	}
@@ -137,13 +137,13 @@ func TestReplyReset(t *testing.T) {
 	t.Parallel()
 	for _, where := range []place{connRoom, streamRoom, memoryRoom} {
 		limit := int64(64 << 20)
-		r := newResponses(func() int64 { return limit })
+		r := newResponseBudget(func() int64 { return limit })
 		conn, p := outlet(t, r, "client", 1, 3)
-		conn.skip = 0
+		conn.read.skip = 0
 		n := 16000
 		switch where {
 		case connRoom:
-			conn.look(windowFrame(1, 1<<20))
+			conn.readFrames(windowFrame(1, 1<<20))
 			for range 4 {
 				if err := p[0].room(t.Context(), sized(n), true, nil); err != nil {
 					t.Fatal(err)
@@ -151,13 +151,13 @@ func TestReplyReset(t *testing.T) {
 			}
 		case streamRoom:
 			n = 60000
-			conn.look(windowFrame(0, 1<<20))
+			conn.readFrames(windowFrame(0, 1<<20))
 			if err := p[1].room(t.Context(), sized(n), true, nil); err != nil {
 				t.Fatal(err)
 			}
 		case memoryRoom:
 			limit = 2 * clientFloor
-			conn.look(append(windowFrame(0, 1<<20), windowFrame(1, 1<<20)...))
+			conn.readFrames(append(windowFrame(0, 1<<20), windowFrame(1, 1<<20)...))
 			for range 4 {
 				if err := p[0].room(t.Context(), sized(n), true, nil); err != nil {
 					t.Fatal(err)
@@ -166,7 +166,7 @@ func TestReplyReset(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		got := waits(t, ctx, p[1], n, where)
-		conn.look([]byte{0, 0, 4, frameReset, 0, 0, 0, 0, 3, 0, 0, 0, 8})
+		conn.readFrames([]byte{0, 0, 4, frameReset, 0, 0, 0, 0, 3, 0, 0, 0, 8})
 		r.mu.Lock()
 		r.freed(conn, conn.held) // and what would let it go on
 		conn.credit += 1 << 20
@@ -191,7 +191,7 @@ func TestReplyReset(t *testing.T) {
 func TestReplyMemory(t *testing.T) {
 	t.Parallel()
 	const limit = 4 << 20
-	r := newResponses(func() int64 { return limit })
+	r := newResponseBudget(func() int64 { return limit })
 	defer r.stop()
 	_, eve := outlet(t, r, "eve", 1, 3)
 	_, bob := outlet(t, r, "bob", 1, 3, 5)
@@ -226,12 +226,12 @@ func TestReplyMemory(t *testing.T) {
 func TestReplyStalled(t *testing.T) {
 	t.Parallel()
 	const limit = 4 << 20
-	r := newResponses(func() int64 { return limit })
+	r := newResponseBudget(func() int64 { return limit })
 	defer r.stop()
 	slow, a := outlet(t, r, "eve", 1)
 	quick, b := outlet(t, r, "eve", 1, 3)
 	half := message{wire: 1 << 10, cost: limit / clientShare / 2}
-	for _, p := range []*reply{a[0], b[0]} {
+	for _, p := range []*Response{a[0], b[0]} {
 		if err := p.room(t.Context(), half, false, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -253,14 +253,14 @@ func TestReplyStalled(t *testing.T) {
 // is not much larger.
 func TestReplyBuffers(t *testing.T) {
 	t.Parallel()
-	r := newResponses(func() int64 { return 64 << 20 })
+	r := newResponseBudget(func() int64 { return 64 << 20 })
 	_, p := outlet(t, r, "client", 1)
 	for _, n := range []int{0, 1, 1 << 10, 16 << 10, maxPiece, maxPiece + 100, 1 << 20} {
-		out, err := p[0].outgoing(t.Context(), &wrapperspb.BytesValue{Value: make([]byte, n)}, false)
+		out, err := p[0].Outgoing(t.Context(), &wrapperspb.BytesValue{Value: make([]byte, n)}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		data, err := newCodec().Marshal(out)
+		data, err := NewCodec().Marshal(out)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,16 +274,16 @@ func TestReplyBuffers(t *testing.T) {
 	}
 	// One for which room was kept takes no more than itself.
 	_, p = outlet(t, r, "client", 1) // nothing of the first was written
-	if err := p[0].reserve(t.Context(), 1<<14, nil); err != nil {
+	if err := p[0].Reserve(t.Context(), 1<<14, nil); err != nil {
 		t.Fatal(err)
 	}
-	out, err := p[0].outgoing(t.Context(), &wrapperspb.BytesValue{}, true)
+	out, err := p[0].Outgoing(t.Context(), &wrapperspb.BytesValue{}, true)
 	if err != nil || r.total != sized(0).cost {
 		t.Errorf("%d bytes, %v", r.total, err)
 	}
-	out.unmade()
-	out.unmade()
-	p[0].release()
+	out.Discard()
+	out.Discard()
+	p[0].Release()
 	if r.total != 0 {
 		t.Errorf("%d stay", r.total)
 	}
@@ -294,21 +294,21 @@ func TestHoldsUnread(t *testing.T) {
 	t.Parallel()
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
-	conn := newSender(ours, nil, newResponses(func() int64 { return 64 << 20 }))
-	conn.skip = 0
+	conn := newConn(ours, nil, newResponseBudget(func() int64 { return 64 << 20 }))
+	conn.read.skip = 0
 	wrote := make(chan error, 1)
 	go func() { _, err := conn.Write(make([]byte, 100)); wrote <- err }()
 	eventually(t, "it writes", func() bool {
-		conn.replies.mu.Lock()
-		defer conn.replies.mu.Unlock()
+		conn.responses.mu.Lock()
+		defer conn.responses.mu.Unlock()
 		return !conn.writing.IsZero()
 	})
-	conn.came(maxUnread)
+	conn.countUnread(maxUnread)
 	read := make(chan error, 1)
 	go func() { _, err := conn.Read(make([]byte, 1)); read <- err }()
 	eventually(t, "it waits", func() bool {
-		conn.replies.mu.Lock()
-		defer conn.replies.mu.Unlock()
+		conn.responses.mu.Lock()
+		defer conn.responses.mu.Unlock()
 		return conn.resume != nil
 	})
 	if _, err := io.ReadFull(theirs, make([]byte, 100)); err != nil {
@@ -322,3 +322,6 @@ func TestHoldsUnread(t *testing.T) {
 	}
 	mustGo(t, read)
 }
+
+// readFrames takes in what the client sends.
+func (c *Conn) readFrames(p []byte) { c.read.scan(p, c.received, c.receivedUnit) }

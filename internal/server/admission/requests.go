@@ -1,4 +1,4 @@
-package server
+package admission
 
 import (
 	"cmp"
@@ -51,13 +51,14 @@ const (
 	refuseTime = time.Second
 )
 
-var errIntake = tooMuch(intakeRetry, "clients are sending more than the daemon allows at once (request-memory): send less, or later")
+// ErrTooMuch is the error of a call that has to end because of what clients send.
+var ErrTooMuch = tooMuch(requestRetry, "clients are sending more than the daemon allows at once (request-memory): send less, or later")
 
-// intakeRetry is after what time to try again.
-const intakeRetry = time.Second
+// requestRetry is after what time to try again.
+const requestRetry = time.Second
 
-// intake counts what clients send.
-type intake struct {
+// requestBudget counts what clients send.
+type requestBudget struct {
 	limit     func() int64
 	unpacking sync.Mutex // held while a large message is
 	collector collector
@@ -65,11 +66,11 @@ type intake struct {
 	mu    sync.Mutex // protects what follows, and what is of connections and calls
 	total taken
 	begun int64 // calls
-	calls map[*arrival]struct{}
+	calls map[*Request]struct{}
 }
 
-func newIntake(limit func() int64) *intake {
-	return &intake{limit: limit, calls: map[*arrival]struct{}{}}
+func newRequestBudget(limit func() int64) *requestBudget {
+	return &requestBudget{limit: limit, calls: map[*Request]struct{}{}}
 }
 
 // taken is a number of bytes.
@@ -81,18 +82,18 @@ type taken struct {
 // stays is what will be there when these have ended.
 func (t taken) stays() int64 { return t.all - t.leaving }
 
-// arrival is a call.
-type arrival struct {
-	intake *intake
-	client string // its name
-	conn   *sender
-	stream uint32
-	cancel context.CancelFunc
-	timer  *time.Timer
+// Request is a call.
+type Request struct {
+	requests *requestBudget
+	client   string // its name
+	conn     *Conn
+	stream   uint32
+	cancel   context.CancelFunc
+	timer    *time.Timer
 
 	refused chan struct{} // closed when what it sends is too much
 
-	// What follows is protected by intake.mu.
+	// What follows is protected by requestBudget.mu.
 	number  int64                   // of all that begun
 	end     context.CancelCauseFunc // of a stream's handler; nil: there is none
 	running bool                    // the handler
@@ -101,26 +102,26 @@ type arrival struct {
 	leaving bool                    // it was told to end
 
 	taken    int64
-	came     int64    // of taken and before: what frames brought
+	arrived  int64    // of taken and before: what frames brought
 	unpacked int64    // of this
 	held     int64    // of taken: messages that are there
-	frames   [2]int64 // of taken: what frames cost, those up to turn and those behind it
-	turn     int64    // in came
+	frames   [2]int64 // of taken: what frames cost, those up to mark and those behind it
+	mark     int64    // of arrived: up to here frames[0] counts
 }
 
-type arrivalKey struct{}
+type requestKey struct{}
 
-// arrivalOf returns the call to which a context belongs; nil if it is root's.
-func arrivalOf(ctx context.Context) *arrival {
-	a, _ := ctx.Value(arrivalKey{}).(*arrival)
+// RequestOf returns the call to which a context belongs; nil if it is root's.
+func RequestOf(ctx context.Context) *Request {
+	a, _ := ctx.Value(requestKey{}).(*Request)
 	return a
 }
 
 // begin notes a call that the connection begins just now, and gives its request so
 // long to arrive.
-func (in *intake) begin(ctx context.Context, conn *sender, client string, limit time.Duration) context.Context {
+func (in *requestBudget) begin(ctx context.Context, conn *Conn, client string, limit time.Duration) context.Context {
 	ctx, cancel := context.WithCancel(ctx) // ends with its parent, as each call does
-	a := &arrival{intake: in, client: client, conn: conn, stream: conn.stream, cancel: cancel, refused: make(chan struct{})}
+	a := &Request{requests: in, client: client, conn: conn, stream: conn.stream, cancel: cancel, refused: make(chan struct{})}
 	a.timer = time.AfterFunc(limit, cancel)
 	in.mu.Lock()
 	in.begun++
@@ -135,11 +136,11 @@ func (in *intake) begin(ctx context.Context, conn *sender, client string, limit 
 		a.gone = true
 		in.remove(a)
 	})
-	return context.WithValue(ctx, arrivalKey{}, a)
+	return context.WithValue(ctx, requestKey{}, a)
 }
 
 // add counts bytes. in.mu is held.
-func (in *intake) add(a *arrival, n int64) {
+func (in *requestBudget) add(a *Request, n int64) {
 	a.taken += n
 	if in.total.all += n; a.leaving {
 		in.total.leaving += n
@@ -148,7 +149,7 @@ func (in *intake) add(a *arrival, n int64) {
 
 // remove forgets a call that has ended: what it sent is there as long as its handler
 // or its stream. in.mu is held.
-func (in *intake) remove(a *arrival) {
+func (in *requestBudget) remove(a *Request) {
 	if a.running || !a.gone || a.removed {
 		return
 	}
@@ -159,15 +160,15 @@ func (in *intake) remove(a *arrival) {
 	delete(in.calls, a)
 }
 
-// took counts what a frame brings.
-func (in *intake) took(conn *sender, stream uint32, n int64) {
+// received counts what a frame brings.
+func (in *requestBudget) received(conn *Conn, stream uint32, n int64) {
 	in.mu.Lock()
 	a := conn.calls[stream]
 	if a == nil { // gRPC has no such stream either, and drops it
 		in.mu.Unlock()
 		return
 	}
-	a.came += n
+	a.arrived += n
 	a.frames[1] += frameCost
 	in.add(a, n+frameCost)
 	ending := in.tooMany()
@@ -180,20 +181,20 @@ func (in *intake) took(conn *sender, stream uint32, n int64) {
 // tooMany returns the calls that have to end because there is too much: of the client
 // that has most the newest of which something is here, so that the older ones get
 // through. in.mu is held.
-func (in *intake) tooMany() (ending []*arrival) {
+func (in *requestBudget) tooMany() (ending []*Request) {
 	limit := in.limit()
 	if in.total.stays() <= limit {
 		return nil
 	}
 	sums := map[string]int64{}
-	var newest []*arrival
+	var newest []*Request
 	for a := range in.calls {
 		if !a.leaving && a.taken > 0 {
 			sums[a.client] += a.taken
 			newest = append(newest, a)
 		}
 	}
-	slices.SortFunc(newest, func(a, b *arrival) int { return cmp.Compare(b.number, a.number) })
+	slices.SortFunc(newest, func(a, b *Request) int { return cmp.Compare(b.number, a.number) })
 	for in.total.stays() > limit-limit/roomShare && len(newest) > 0 {
 		most := newest[0].client
 		for client, sum := range sums {
@@ -201,7 +202,7 @@ func (in *intake) tooMany() (ending []*arrival) {
 				most = client
 			}
 		}
-		i := slices.IndexFunc(newest, func(a *arrival) bool { return a.client == most })
+		i := slices.IndexFunc(newest, func(a *Request) bool { return a.client == most })
 		a := newest[i]
 		newest = slices.Delete(newest, i, i+1)
 		sums[most] -= a.taken
@@ -212,27 +213,27 @@ func (in *intake) tooMany() (ending []*arrival) {
 }
 
 // leave says that a call has to end. in.mu is held.
-func (in *intake) leave(a *arrival) {
+func (in *requestBudget) leave(a *Request) {
 	a.leaving = true
 	in.total.leaving += a.taken
 }
 
 // refuse ends a call: a stream's handler, which tells the client why, and whatever
 // does not end by that.
-func (a *arrival) refuse() {
+func (a *Request) refuse() {
 	close(a.refused)
-	a.intake.mu.Lock()
+	a.requests.mu.Lock()
 	end := a.end
-	a.intake.mu.Unlock()
+	a.requests.mu.Unlock()
 	if end == nil {
 		a.cancel()
 		return
 	}
-	end(errIntake)
+	end(ErrTooMuch)
 	time.AfterFunc(refuseTime, a.cancel) // it waits for a client that does not read, say
 }
 
-func (a *arrival) isRefused() bool {
+func (a *Request) Refused() bool {
 	if a == nil {
 		return false
 	}
@@ -246,53 +247,53 @@ func (a *arrival) isRefused() bool {
 
 // handled says that the call has a handler, which end ends if it is a stream's, until
 // done is called.
-func (a *arrival) handled(end context.CancelCauseFunc) {
+func (a *Request) Handled(end context.CancelCauseFunc) {
 	if a == nil {
 		return
 	}
-	a.intake.mu.Lock()
-	defer a.intake.mu.Unlock()
+	a.requests.mu.Lock()
+	defer a.requests.mu.Unlock()
 	a.running, a.end = true, end
 }
 
-func (a *arrival) done() {
+func (a *Request) Done() {
 	if a == nil {
 		return
 	}
-	a.intake.mu.Lock()
-	defer a.intake.mu.Unlock()
+	a.requests.mu.Lock()
+	defer a.requests.mu.Unlock()
 	a.running = false
 	a.drop()
-	a.intake.remove(a)
+	a.requests.remove(a)
 }
 
 // release says that the call has done with the messages that it has got.
-func (a *arrival) release() {
+func (a *Request) Release() {
 	if a == nil {
 		return
 	}
-	a.intake.mu.Lock()
-	defer a.intake.mu.Unlock()
+	a.requests.mu.Lock()
+	defer a.requests.mu.Unlock()
 	a.drop()
 }
 
-// drop is release while intake.mu is held.
-func (a *arrival) drop() {
+// drop is release while requestBudget.mu is held.
+func (a *Request) drop() {
 	if a.held > 0 && !a.removed {
-		a.intake.collector.freed(a.held)
-		a.intake.add(a, -a.held)
+		a.requests.collector.freed(a.held)
+		a.requests.add(a, -a.held)
 		a.held = 0
 	}
 }
 
 // incoming is a message that the codec is to unpack into, and of which call it is.
 type incoming struct {
-	call    *arrival
+	call    *Request
 	message any
 }
 
 // receive waits for a message, or until the caller has sent too much.
-func (a *arrival) receive(s grpc.ServerStream, m any) error {
+func (a *Request) Receive(s grpc.ServerStream, m any) error {
 	if a == nil {
 		return s.RecvMsg(m)
 	}
@@ -302,12 +303,12 @@ func (a *arrival) receive(s grpc.ServerStream, m any) error {
 	go func() { got <- s.RecvMsg(&incoming{a, m}) }()
 	select {
 	case err := <-got:
-		if a.isRefused() {
-			return errIntake
+		if a.Refused() {
+			return ErrTooMuch
 		}
 		return err
 	case <-a.refused:
-		return errIntake
+		return ErrTooMuch
 	}
 }
 
@@ -315,7 +316,7 @@ func (a *arrival) receive(s grpc.ServerStream, m any) error {
 // refused stays empty: an error here would be the answer.
 type codec struct{ encoding.CodecV2 }
 
-func newCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
+func NewCodec() codec { return codec{encoding.GetCodecV2(protocodec.Name)} }
 
 // Unmarshal implements encoding.CodecV2.
 func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
@@ -334,11 +335,11 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 		return fmt.Errorf("%T is no message", in.message)
 	}
 	if size > largeMessage {
-		in.call.intake.unpacking.Lock()
-		defer in.call.intake.unpacking.Unlock()
-		defer in.call.intake.collector.freed(2 * size)
+		in.call.requests.unpacking.Lock()
+		defer in.call.requests.unpacking.Unlock()
+		defer in.call.requests.collector.freed(2 * size)
 	}
-	if in.call.isRefused() {
+	if in.call.Refused() {
 		return nil
 	}
 	whole := data.MaterializeToBuffer(mem.DefaultBufferPool())
@@ -385,9 +386,9 @@ func fields(d protoreflect.MessageDescriptor, b []byte, depth int) (n int64) {
 
 // unpack says that a message is here, as a whole, and what it takes unpacked. If that
 // is too much the call is refused.
-func (a *arrival) unpack(size, weight int64) bool {
+func (a *Request) unpack(size, weight int64) bool {
 	a.timer.Stop()
-	in := a.intake
+	in := a.requests
 	in.mu.Lock()
 	if a.removed {
 		in.mu.Unlock()
@@ -396,12 +397,12 @@ func (a *arrival) unpack(size, weight int64) bool {
 	a.unpacked += size + messageHead
 	n := -(size + messageHead)
 	switch {
-	case a.unpacked == a.came:
+	case a.unpacked == a.arrived:
 		n -= a.frames[0] + a.frames[1]
 		a.frames = [2]int64{}
-	case a.unpacked >= a.turn:
+	case a.unpacked >= a.mark:
 		n -= a.frames[0]
-		a.frames, a.turn = [2]int64{a.frames[1], 0}, a.came
+		a.frames, a.mark = [2]int64{a.frames[1], 0}, a.arrived
 	}
 	if weight > smallMessage {
 		n += weight
@@ -424,17 +425,29 @@ func (a *arrival) unpack(size, weight int64) bool {
 	return fits
 }
 
-// registrar registers services whose requests and answers are counted.
-type registrar struct{ *grpc.Server }
+// Registrar registers services whose requests and answers are counted.
+type Registrar struct {
+	*grpc.Server
 
-func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	// Memory is how many bytes are taken for the answers of some methods, by their full
+	// names, before it is known how long they are. Those of other methods that hold a
+	// list take a default.
+	Memory map[string]int
+}
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r Registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	counted := *desc
 	counted.Methods = slices.Clone(desc.Methods)
 	for i, m := range counted.Methods {
-		reserve := reserveOf("/" + desc.ServiceName + "/" + m.MethodName)
+		method := "/" + desc.ServiceName + "/" + m.MethodName
+		reserve, ok := r.Memory[method]
+		if !ok {
+			reserve = reserveOf(method)
+		}
 		counted.Methods[i].Handler = func(srv any, ctx context.Context, unpack func(any) error, through grpc.UnaryServerInterceptor) (any, error) {
 			into := unpack
-			if a := arrivalOf(ctx); a != nil {
+			if a := RequestOf(ctx); a != nil {
 				into = func(m any) error { return unpack(&incoming{a, m}) }
 			}
 			return answer(srv, ctx, into, through, reserve, m.Handler)
@@ -452,7 +465,8 @@ const collectAfter = 64 << 20
 type collector struct {
 	garbage atomic.Int64 // since the last collection
 	busy    atomic.Bool
-	rest    *time.Timer // may be nil
+	idle    time.Duration
+	rest    *time.Timer // gives memory back after idle; may be nil
 }
 
 // freed says that so much is not needed any more, or soon is not.
@@ -465,12 +479,13 @@ func (c *collector) freed(n int64) {
 			runtime.GC()
 		}
 		c.busy.Store(false)
-		c.rest.Reset(restTime)
+		c.rest.Reset(c.idle)
 	}()
 }
 
-// giveBack returns to the host what is free: the second time also what was in pools.
-func giveBack() {
+// GiveBack returns to the host the memory that is free: the second time also what was
+// in pools.
+func GiveBack() {
 	debug.FreeOSMemory()
 	debug.FreeOSMemory()
 }
