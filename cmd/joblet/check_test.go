@@ -7,15 +7,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 func TestPrintFindings(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	err := printFindings(&out, []engine.Finding{
-		{Feature: "tmpfs", Status: engine.Present, Cost: "no jobs"},
-		{Feature: "memory.high", Status: engine.Lacking, Found: "v1", Cost: "no --memory-high", Mend: "boot with v2"},
+	err := printFindings(&out, []native.Finding{
+		{Feature: "tmpfs", Status: native.Present, Cost: "no jobs"},
+		{Feature: "memory.high", Status: native.Lacking, Found: "v1", Cost: "no --memory-high", Mend: "boot with v2"},
 	})
 	want := `FEATURE      STATUS   FOUND  WITHOUT IT
 tmpfs        ok       -      no jobs
@@ -36,7 +36,7 @@ func TestCheckJSON(t *testing.T) {
 	if err := (checkOptions{StateDir: t.TempDir(), JSON: true}).run(t.Context(), &out); err != nil {
 		t.Fatal(err)
 	}
-	var found []engine.Finding
+	var found []native.Finding
 	if err := json.Unmarshal(out.Bytes(), &found); err != nil || len(found) < 30 {
 		t.Errorf("%d features, %v", len(found), err)
 	}

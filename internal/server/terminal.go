@@ -14,7 +14,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -51,7 +51,7 @@ func (s *jobService) AttachJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 		opt.Offset = max(0, size-opt.Tail)
 	}
 	attached := &api.JobAttached{LogBytes: size, Size: wire.WindowToProto(job.Spec.Terminal)}
-	var k *engine.Keyboard
+	var k *native.Keyboard
 	if job.State.Alive() {
 		if k, err = s.sup.Keyboard(ctx, job.ID); err == nil {
 			attached.Size = &api.WindowSize{Rows: int32(k.Window.Rows), Columns: int32(k.Window.Columns)}
@@ -88,8 +88,8 @@ func (s *jobService) followTerminal(ctx context.Context, id string, run int, opt
 // its window, until it has no more to send or its call has ended. A run of the
 // job that has ended takes nothing any more; what comes then is for the next. k
 // is a keyboard of it, or nil.
-func (s *jobService) typing(ctx context.Context, id string, size joblet.WindowSize, redraw bool, k *engine.Keyboard, recv func() (*api.JobInput, error)) {
-	board := keyboard{now: k, open: func() (*engine.Keyboard, error) { return s.sup.Keyboard(ctx, id) }}
+func (s *jobService) typing(ctx context.Context, id string, size joblet.WindowSize, redraw bool, k *native.Keyboard, recv func() (*api.JobInput, error)) {
+	board := keyboard{now: k, open: func() (*native.Keyboard, error) { return s.sup.Keyboard(ctx, id) }}
 	defer board.close()
 	stop := context.AfterFunc(ctx, board.close) // a write waits as long as the job does not read
 	defer stop()
@@ -226,11 +226,11 @@ func (w *windows) fit(ctx context.Context, id string, send func(joblet.WindowSiz
 
 // keyboard is a caller's connection to the terminal of a job's current run.
 type keyboard struct {
-	open func() (*engine.Keyboard, error)
+	open func() (*native.Keyboard, error)
 	gone bool // it is no window any more; protected by windows.mu
 
 	mu     sync.Mutex // protects what follows; not held while a write waits
-	now    *engine.Keyboard
+	now    *native.Keyboard
 	closed bool
 }
 
@@ -328,7 +328,7 @@ func (s *jobService) ExecJob(call grpc.BidiStreamingServer[api.ExecInput, api.Ex
 	return send(&api.ExecEvent{Event: &api.ExecEvent_Ended{Ended: wire.ExitToProto(exit)}})
 }
 
-func execOutput(x *engine.Exec, f *os.File, stream int32, send func(*api.ExecEvent) error) error {
+func execOutput(x *native.Exec, f *os.File, stream int32, send func(*api.ExecEvent) error) error {
 	if f == nil { // there is one stream
 		return nil
 	}
@@ -342,7 +342,7 @@ func execOutput(x *engine.Exec, f *os.File, stream int32, send func(*api.ExecEve
 const execQueue = 16
 
 // execInput hands on what the caller sends until it has no more.
-func execInput(ctx context.Context, x *engine.Exec, recv func() (*api.ExecInput, error), send func(*api.ExecEvent) error) {
+func execInput(ctx context.Context, x *native.Exec, recv func() (*api.ExecInput, error), send func(*api.ExecEvent) error) {
 	stdin, passed := make(chan []byte, execQueue), make(chan struct{}, execQueue)
 	defer close(stdin)
 	defer close(passed)
@@ -379,7 +379,7 @@ func execInput(ctx context.Context, x *engine.Exec, recv func() (*api.ExecInput,
 			write(m.Stdin)
 		case *api.ExecInput_Resize:
 			if size := wire.WindowFromProto(m.Resize); size.Validate() == nil {
-				_ = x.Resize(engine.WindowSize{Rows: uint16(size.Rows), Columns: uint16(size.Columns)})
+				_ = x.Resize(native.WindowSize{Rows: uint16(size.Rows), Columns: uint16(size.Columns)})
 			}
 		case *api.ExecInput_Signal:
 			if m.Signal >= 1 && m.Signal <= 64 {

@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 // Keyboard returns what types at the terminal of the job with this id, once the
 // job runs.
-func (s *Supervisor) Keyboard(ctx context.Context, id string) (*engine.Keyboard, error) {
+func (s *Supervisor) Keyboard(ctx context.Context, id string) (*native.Keyboard, error) {
 	proc, err := s.onceRunning(ctx, id)
 	if err != nil {
 		return nil, err
@@ -32,11 +32,11 @@ func (s *Supervisor) Resize(ctx context.Context, id string, size joblet.WindowSi
 	if err != nil {
 		return err
 	}
-	return proc.Resize(engine.WindowSize{Rows: uint16(size.Rows), Columns: uint16(size.Columns)}, redraw)
+	return proc.Resize(native.WindowSize{Rows: uint16(size.Rows), Columns: uint16(size.Columns)}, redraw)
 }
 
 // onceRunning returns the running job with this id, once it runs.
-func (s *Supervisor) onceRunning(ctx context.Context, id string) (*engine.Process, error) {
+func (s *Supervisor) onceRunning(ctx context.Context, id string) (*native.Process, error) {
 	l := s.find(id)
 	if l == nil {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(id))
@@ -58,7 +58,7 @@ func (s *Supervisor) LogSize(id string) (int64, error) {
 }
 
 // Exec runs a further process in the job with this id.
-func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*engine.Exec, error) {
+func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*native.Exec, error) {
 	if err := e.Validate(); err != nil {
 		return nil, err
 	}
@@ -93,14 +93,14 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*e
 	run.Env = append(run.Env, jobVariables(v.job)...)
 	run.StdinStream = e.Stdin && run.Terminal == nil
 	x, err := s.engine.Exec(ctx, v.proc, run)
-	se, ok := errors.AsType[*engine.StartError](err)
+	se, ok := errors.AsType[*native.StartError](err)
 	switch {
 	case err == nil:
 		return x, nil
 	case ok && se.Failure.Errno == syscall.EAGAIN:
 		return nil, joblet.Errorf(joblet.ResourceExhausted, "job %s has as many processes as it may have", joblet.ShortID(v.job.ID))
-	case ok && se.Failure.Step == engine.StepJoin && se.Failure.Errno != 0,
-		!errors.Is(err, engine.ErrPaused) && !(ok && ofCommand(se.Failure)) && endsNow(ctx, v.proc):
+	case ok && se.Failure.Step == native.StepJoin && se.Failure.Errno != 0,
+		!errors.Is(err, native.ErrPaused) && !(ok && ofCommand(se.Failure)) && endsNow(ctx, v.proc):
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(v.job.ID))
 	case !ok:
 		return nil, err
@@ -114,8 +114,8 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*e
 
 // ofCommand reports whether a process could not be started because of what it was
 // to be.
-func ofCommand(f engine.Failure) bool {
-	return f.IsExec || f.OutOfMemory || f.Step == engine.StepWorkDir
+func ofCommand(f native.Failure) bool {
+	return f.IsExec || f.OutOfMemory || f.Step == native.StepWorkDir
 }
 
 // endingTime is how long it may take until a job whose end a process has met is
@@ -123,7 +123,7 @@ func ofCommand(f engine.Failure) bool {
 const endingTime = time.Second
 
 // endsNow reports whether a run of a job has ended, or does so just now.
-func endsNow(ctx context.Context, proc *engine.Process) bool {
+func endsNow(ctx context.Context, proc *native.Process) bool {
 	late := time.NewTimer(endingTime)
 	defer late.Stop()
 	select {

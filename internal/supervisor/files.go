@@ -12,8 +12,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -150,7 +150,7 @@ func (s *Supervisor) linkInput(from joblet.Job, to, owner string, spec joblet.Sp
 
 // OpenStdin returns a writer to the standard input of a job that has a stream
 // there, once it runs.
-func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*engine.Stdin, error) {
+func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*native.Stdin, error) {
 	l := s.find(id)
 	if l == nil {
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(id))
@@ -187,7 +187,7 @@ func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w 
 	if err != nil {
 		return err
 	}
-	var proc *engine.Process
+	var proc *native.Process
 	if l := s.find(job.ID); l != nil {
 		v, err := s.awaitRun(ctx, l, func(v view) bool {
 			return v.proc != nil || !v.silent && !v.starting && v.job.State != joblet.Initializing

@@ -16,8 +16,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -389,7 +389,7 @@ func (f *fsck) noteAlive(rec store.Record) {
 	switch {
 	case f.where.elsewhere != "":
 		f.note(rec.ID, f.where.elsewhere+"; the next daemon concludes it, or starts it if it never began")
-	case engine.HasShim(f.where.now.RunDirs, box):
+	case native.HasShim(f.where.now.RunDirs, box):
 		f.note(rec.ID, "it runs")
 	case rec.State == joblet.Initializing && !begun(f.jobDir(rec.ID), rec.Attempt):
 		f.note(rec.ID, "its start was cut short; the next daemon starts it")
@@ -707,7 +707,7 @@ func isExitName(name string) bool {
 
 // checkHost looks for boxes that belong to no job.
 func (f *fsck) checkHost() (err error) {
-	e, err := engine.Open(engine.Config{
+	e, err := native.Open(native.Config{
 		RunDir: f.cfg.RunDir, Log: f.cfg.Log,
 		Tag: f.where.now.Tag, FormerRunDirs: f.where.now.RunDirs[1:],
 	})
@@ -725,7 +725,7 @@ func (f *fsck) checkHost() (err error) {
 	for _, id := range boxes {
 		switch {
 		case f.boxes[id]:
-		case engine.HasShim(f.where.now.RunDirs, id):
+		case native.HasShim(f.where.now.RunDirs, id):
 			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which takes it over"
 			f.left("", fmt.Sprintf("box %s: its shim runs, and no job has it", joblet.ShortID(id)), "the next daemon takes its job over, or ends it")
 		default:
@@ -781,7 +781,7 @@ func (f *fsck) checkOrphan(id string) {
 	switch {
 	case err != nil:
 		f.left(id, what+"that cannot be read", err.Error())
-	case began && rec.State == joblet.Running && rec.Box != "" && engine.HasShim(f.where.now.RunDirs, rec.Box):
+	case began && rec.State == joblet.Running && rec.Box != "" && native.HasShim(f.where.now.RunDirs, rec.Box):
 		f.note(id, "there is no record of it, and it runs; the next daemon takes it over")
 	case f.keepDirs != "" && rec.State != joblet.Lost && rec.Exit == nil:
 		f.left(id, what+"without an exit record", f.keepDirs)

@@ -18,8 +18,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -670,7 +670,7 @@ func TestFsckHealthy(t *testing.T) {
 	if !eventually(func() bool { _, err := readRecord(s.path("jobs", running.ID), 1); return err == nil }) {
 		t.Fatal("no exit record")
 	}
-	if !eventually(func() bool { return !engine.HasShim([]string{s.cfg.RunDir}, s.get(running.ID).Box) }) {
+	if !eventually(func() bool { return !native.HasShim([]string{s.cfg.RunDir}, s.get(running.ID).Box) }) {
 		t.Fatal("its shim stays")
 	}
 	if found, _ := s.fsck(FsckOptions{Repair: true, Deep: true}); len(found) != 1 || !strings.Contains(found[0].String(), "ended while no daemon ran") {
@@ -695,7 +695,7 @@ func TestFsckHealthy(t *testing.T) {
 func TestFsckHost(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	e, err := engine.Open(engine.Config{RunDir: s.cfg.RunDir})
+	e, err := native.Open(native.Config{RunDir: s.cfg.RunDir})
 	s.check(err)
 	box, err := e.Take()
 	s.check(err)
@@ -709,7 +709,7 @@ func TestFsckHost(t *testing.T) {
 	}
 
 	s.check(unix.Kill(shimOf(t, box.ID), unix.SIGKILL))
-	if !eventually(func() bool { return !engine.HasShim([]string{s.cfg.RunDir}, box.ID) }) {
+	if !eventually(func() bool { return !native.HasShim([]string{s.cfg.RunDir}, box.ID) }) {
 		t.Fatal("the shim stays")
 	}
 	for _, want := range []ProblemStatus{ProblemRepairable, ProblemRepaired} {

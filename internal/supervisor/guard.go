@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -74,7 +74,7 @@ func (s *Supervisor) mustEnd(l *live) (by time.Time, cause protocol.Cause) {
 // guard waits until the run in a live job's box is over, and if its shim does
 // not end it when it must, does that itself. It reports whether it is over; else
 // the daemon stops.
-func (s *Supervisor) guard(l *live, proc *engine.Process) bool {
+func (s *Supervisor) guard(l *live, proc *native.Process) bool {
 	stalls := 0
 	for {
 		by, cause := s.mustEnd(l)
@@ -254,7 +254,7 @@ func (s *Supervisor) adoptLater(l *live) {
 }
 
 // awaitRun is await for what a run's shim brings about: it ends with
-// engine.ErrSilent when that does not answer.
+// native.ErrSilent when that does not answer.
 func (s *Supervisor) awaitRun(ctx context.Context, l *live, done func(view) bool) (view, error) {
 	v, err := s.await(ctx, l, func(v view) bool { return v.silent || done(v) })
 	if err != nil || done(v) {
@@ -264,7 +264,7 @@ func (s *Supervisor) awaitRun(ctx context.Context, l *live, done func(view) bool
 	defer cancel()
 	v, err = s.await(limited, l, done)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		err = engine.ErrSilent
+		err = native.ErrSilent
 	}
 	return v, err
 }

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -21,11 +21,11 @@ import (
 func TestRecoverSilent(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
-	e, err := engine.Open(engine.Config{RunDir: s.cfg.RunDir})
+	e, err := native.Open(native.Config{RunDir: s.cfg.RunDir})
 	s.check(err)
 	const n = 16
 	ids := make([]string, n)
-	var boxes []*engine.Box
+	var boxes []*native.Box
 	for i := range n {
 		box, err := e.Take()
 		s.check(err)
@@ -60,7 +60,7 @@ func TestRecoverSilent(t *testing.T) {
 	if took := time.Since(began); took > n*time.Second/2 {
 		t.Errorf("the daemon served after %v", took)
 	}
-	if _, err := sup.Exec(t.Context(), ids[0], joblet.ExecSpec{Command: "true"}); !errors.Is(err, engine.ErrSilent) {
+	if _, err := sup.Exec(t.Context(), ids[0], joblet.ExecSpec{Command: "true"}); !errors.Is(err, native.ErrSilent) {
 		t.Errorf("a further process: %v", err)
 	}
 	var ending sync.WaitGroup
@@ -75,7 +75,7 @@ func TestRecoverSilent(t *testing.T) {
 	ending.Wait()
 	s.check(sup.Close())
 	for _, box := range boxes {
-		if engine.HasShim([]string{s.cfg.RunDir}, box.ID) {
+		if native.HasShim([]string{s.cfg.RunDir}, box.ID) {
 			t.Errorf("the shim of box %s is left", box.ID)
 		}
 	}

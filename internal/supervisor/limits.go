@@ -7,7 +7,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
-	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 // grant returns the limits that a job gets which asks for l: with the daemon's
@@ -34,7 +34,7 @@ func (s *Supervisor) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
 }
 
 // limit gives a run the limits of its job.
-func (s *Supervisor) limit(run *engine.Run, l joblet.Limits) error {
+func (s *Supervisor) limit(run *native.Run, l joblet.Limits) error {
 	devices, err := s.devices(run.Trees, l)
 	if err != nil {
 		return err
@@ -46,7 +46,7 @@ func (s *Supervisor) limit(run *engine.Run, l joblet.Limits) error {
 // devices returns those that hold a job's files, if there are limits on what goes
 // there: its programs, and what came along with it. (What it writes is in
 // memory.)
-func (s *Supervisor) devices(trees []engine.Tree, l joblet.Limits) ([]cgroup.Device, error) {
+func (s *Supervisor) devices(trees []native.Tree, l joblet.Limits) ([]cgroup.Device, error) {
 	if a, b, c, d := l.Rates(); a|b|c|d == 0 {
 		return nil, nil
 	}
@@ -116,7 +116,7 @@ func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) 
 
 // failed says why a run's cgroup could not be changed: in most cases it is gone.
 func failed(v view, err error) error {
-	if errors.Is(err, engine.ErrSilent) {
+	if errors.Is(err, native.ErrSilent) {
 		return err
 	}
 	select {
@@ -128,7 +128,7 @@ func failed(v view, err error) error {
 }
 
 // turn changes the state of a run if it still is what the caller thinks.
-func (s *Supervisor) turn(l *live, proc *engine.Process, from, to joblet.State) bool {
+func (s *Supervisor) turn(l *live, proc *native.Process, from, to joblet.State) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if l.proc != proc || l.rec.State != from {
@@ -201,7 +201,7 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 
 // pausedAs brings the state of an adopted job in line with its cgroup: the former
 // daemon may have died between the two.
-func (s *Supervisor) pausedAs(l *live, proc *engine.Process) {
+func (s *Supervisor) pausedAs(l *live, proc *native.Process) {
 	paused, err := proc.Paused()
 	if err != nil {
 		s.cfg.Log.Debug("see whether a job is paused", "job", l.rec.ID, "error", err)

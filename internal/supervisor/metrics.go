@@ -12,10 +12,10 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/history"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/metrics"
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 // sampleEvery is how often each running job is looked at for its history.
@@ -42,7 +42,7 @@ const unknown = -1
 
 // newGauge returns the gauge of a run at whose start the job's log had so many
 // bytes, from attempts before; unknown for a run that another daemon has started.
-func newGauge(proc *engine.Process, dir string, logBytes int64) *gauge {
+func newGauge(proc *native.Process, dir string, logBytes int64) *gauge {
 	g := &gauge{meter: proc.Meter(), history: history.NewWriter(dir), countedLog: logBytes}
 	if logBytes == unknown {
 		g.countedCPU = unknown

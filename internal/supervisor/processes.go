@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/hostinfo"
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 // maxProcesses bounds how many processes of a job are looked at for one answer.
@@ -46,7 +46,7 @@ func (s *Supervisor) Processes(ctx context.Context, id string) (joblet.Processes
 	return out, nil
 }
 
-func (s *Supervisor) observe(proc *engine.Process, pids []int, now time.Time) (all []joblet.Process, omitted int, err error) {
+func (s *Supervisor) observe(proc *native.Process, pids []int, now time.Time) (all []joblet.Process, omitted int, err error) {
 	slices.Sort(pids)
 	pids = slices.Compact(pids) // cgroup v1 may name one twice
 	if len(pids) > maxProcesses {
@@ -57,7 +57,7 @@ func (s *Supervisor) observe(proc *engine.Process, pids []int, now time.Time) (a
 	// have its ids, and are in a PID namespace below ours.
 	first := int(proc.IDBase)
 	own := func(p *hostinfo.Observed) bool {
-		return len(p.Numbers) > 1 && p.Numbers[0] == p.PID && p.UID >= first && p.UID < first+engine.IDCount
+		return len(p.Numbers) > 1 && p.Numbers[0] == p.PID && p.UID >= first && p.UID < first+native.IDCount
 	}
 	seen, late, err := s.observer.Observe(pids, own)
 	if err != nil {
@@ -110,7 +110,7 @@ func countThreads(all []hostinfo.Observed) (n int) {
 
 // current returns how many processes and threads the job's cgroup counts, 0 where
 // the host does not.
-func current(proc *engine.Process) int {
+func current(proc *native.Process) int {
 	meter := proc.Meter()
 	defer meter.Close()
 	return meter.Sample().PIDs

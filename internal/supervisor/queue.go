@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/schedule"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -558,7 +558,7 @@ type transientError struct{ error }
 
 func (e *transientError) Unwrap() error { return e.error }
 
-func (s *Supervisor) tryLaunch(l *live) (*engine.Box, error) {
+func (s *Supervisor) tryLaunch(l *live) (*native.Box, error) {
 	s.mu.Lock()
 	spec, again := l.rec.Spec, l.rec.State == joblet.Initializing
 	s.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -113,7 +113,7 @@ func (s *Supervisor) reclaim(ctx context.Context, id, box string) (bool, error) 
 func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir string, runDirs []string) error {
 	switch {
 	case rec.State == joblet.Running && !begunOnly(dir, rec):
-	case rec.State == joblet.Running && (rec.Box == "" || !engine.HasShim(runDirs, rec.Box)):
+	case rec.State == joblet.Running && (rec.Box == "" || !native.HasShim(runDirs, rec.Box)):
 		lost, run := rec.Reason, rec.Job
 		if conclude(&run, nil, dir); rec.Box != "" && retries(run) { // recovery concludes it, and lets it wait for its next attempt
 			break

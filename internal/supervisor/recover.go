@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -76,7 +76,7 @@ func conclude(job *joblet.Job, r *protocol.Record, dir string) {
 	job.LogBytes = r.LogBytes
 	job.WorkBytes = r.WorkBytes
 	job.Usage, job.OutOfMemory = r.Usage, r.OutOfMemory
-	job.Denied = engine.DeniedCalls(job.Spec.Security, r.Denied)
+	job.Denied = native.DeniedCalls(job.Spec.Security, r.Denied)
 	switch {
 	case r.Cause == protocol.CauseStop, asked && r.Cause == "":
 		job.State = joblet.Stopped
@@ -355,15 +355,15 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 	return recoveredOver, nil
 }
 
-// adopt is engine.Adopt for a job that may run here and be ours.
-func (s *Supervisor) adopt(box string, by time.Time) (*engine.Process, error) {
+// adopt is native.Adopt for a job that may run here and be ours.
+func (s *Supervisor) adopt(box string, by time.Time) (*native.Process, error) {
 	if s.where.elsewhere != "" {
 		return nil, errors.New(s.where.elsewhere)
 	}
 	return s.engine.Adopt(box, by)
 }
 
-// release is engine.Release of the job's latest box, unless that is the box of the
+// release is native.Release of the job's latest box, unless that is the box of the
 // job of which this one is a copy.
 func (s *Supervisor) release(l *live) error {
 	s.mu.Lock()
@@ -377,7 +377,7 @@ func (s *Supervisor) release(l *live) error {
 }
 
 // adopted notes that a former daemon's job runs.
-func (s *Supervisor) adopted(l *live, proc *engine.Process) {
+func (s *Supervisor) adopted(l *live, proc *native.Process) {
 	s.mu.Lock()
 	begins := l.rec.State == joblet.Initializing
 	l.silent = false

@@ -12,7 +12,7 @@ import (
 	"strings"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -25,7 +25,7 @@ func jobVariables(job joblet.Job) []string {
 }
 
 // resolve turns the names in a spec into facts for the engine.
-func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
+func (s *Supervisor) resolve(spec joblet.Spec) (*native.Run, error) {
 	view := s.engine.HostView
 	var runtimeEnv map[string]string
 	if spec.Runtime != "" {
@@ -34,18 +34,18 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 			return nil, err
 		}
 		runtimeEnv = rt.Environment
-		view = func() (engine.View, error) { return s.engine.RuntimeView(rt.RootFS) }
+		view = func() (native.View, error) { return s.engine.RuntimeView(rt.RootFS) }
 	}
 	v, err := view()
 	if err != nil {
 		return nil, fmt.Errorf("open runtime %s: %w", spec.Runtime, err)
 	}
-	run := engine.NewRun(v)
+	run := native.NewRun(v)
 	if err := run.SetSecurity(spec.Security); err != nil {
 		return nil, err
 	}
 	user, home := run.AddUser()
-	env := map[string]string{"PATH": strings.Join(append([]string{engine.DefaultPath}, v.Path...), ":"), "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+	env := map[string]string{"PATH": strings.Join(append([]string{native.DefaultPath}, v.Path...), ":"), "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
 	maps.Copy(env, runtimeEnv)
 	if spec.Terminal != (joblet.WindowSize{}) {
 		env["TERM"] = defaultTerm
@@ -64,18 +64,18 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*engine.Run, error) {
 	run.LogShrinks = s.cfg.LogShrinks
 	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
 	if t := spec.Terminal; t != (joblet.WindowSize{}) {
-		run.Terminal = &engine.WindowSize{Rows: uint16(t.Rows), Columns: uint16(t.Columns)}
+		run.Terminal = &native.WindowSize{Rows: uint16(t.Rows), Columns: uint16(t.Columns)}
 	}
 	return run, s.limit(run, spec.Limits)
 }
 
 // prepare adds to run what it is of one job: its directory, name and input.
-func (s *Supervisor) prepare(run *engine.Run, job joblet.Job) error {
+func (s *Supervisor) prepare(run *native.Run, job joblet.Job) error {
 	run.Dir = s.jobDir(job.ID)
 	run.Attempt = job.Attempt
 	// Not the short id alone: one of digits would be a number of a host (inet_aton(3)).
 	run.Hostname = "job-" + joblet.ShortID(job.ID)
-	run.Files = append(run.Files, engine.IdentityFiles(run.Hostname)...)
+	run.Files = append(run.Files, native.IdentityFiles(run.Hostname)...)
 	run.Env = append(run.Env, jobVariables(job)...)
 	run.StdinStream = job.Spec.Stdin == joblet.StdinStream
 	if job.Spec.Stdin == joblet.StdinFile {

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -160,7 +160,7 @@ func (s *Supervisor) mayStart(l *live) bool {
 }
 
 // becomeStarting notes that the job's next attempt is about to run in box.
-func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
+func (s *Supervisor) becomeStarting(l *live, box *native.Box) store.Record {
 	return s.become(l, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
 		r.Box, r.IDBase = box.ID, box.IDBase
@@ -174,7 +174,7 @@ func (s *Supervisor) becomeStarting(l *live, box *engine.Box) store.Record {
 // start makes the job's record durable while its box gets its command: the two
 // need nothing of each other, and a job is accepted when both are done. A crash
 // between them leaves a job that nobody was promised, which recover ends.
-func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *engine.Run, keep bool) (joblet.Job, error) {
+func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *native.Run, keep bool) (joblet.Job, error) {
 	s.mu.Lock()
 	record := l.rec
 	s.mu.Unlock()
@@ -218,7 +218,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *engine.Box, run *e
 }
 
 // keepUnrunnable ends a job whose command cannot be run.
-func (s *Supervisor) keepUnrunnable(l *live, box *engine.Box, cause error) (joblet.Job, error) {
+func (s *Supervisor) keepUnrunnable(l *live, box *native.Box, cause error) (joblet.Job, error) {
 	if err := box.Discard(); err != nil {
 		s.cfg.Log.Error("give up a box", "job", s.look(l).job.ID, "error", err)
 	}
@@ -305,7 +305,7 @@ func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
 const startTheJob = "start the job: "
 
 // boxed has the box run the job.
-func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, rec store.Record) (*engine.Process, error) {
+func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
 	job := rec.Job
 	if err := s.prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
@@ -315,7 +315,7 @@ func (s *Supervisor) boxed(box *engine.Box, run *engine.Run, rec store.Record) (
 	}
 	fault.Point("box.prepared")
 	proc, err := box.Start(run)
-	if se, ok := errors.AsType[*engine.StartError](err); ok {
+	if se, ok := errors.AsType[*native.StartError](err); ok {
 		if err = startError(job.Spec, se.Failure); ofCommand(se.Failure) {
 			err = &commandError{err}
 		}
@@ -353,7 +353,7 @@ func joinKind(err error, more ...error) error {
 }
 
 // running notes that the job's command runs.
-func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
+func (s *Supervisor) running(l *live, proc *native.Process) joblet.Job {
 	job := s.become(l, joblet.Running, func(r *store.Record) {
 		l.proc, l.starting = proc, false
 		l.gauge = newGauge(proc, s.jobDir(r.ID), r.LogBytes)
@@ -366,7 +366,7 @@ func (s *Supervisor) running(l *live, proc *engine.Process) joblet.Job {
 }
 
 // startError gives a failed start its kind and words for the user.
-func startError(spec joblet.Spec, f engine.Failure) error {
+func startError(spec joblet.Spec, f native.Failure) error {
 	errno := f.Errno
 	switch {
 	case f.IsExec && !f.OutOfMemory:
@@ -392,23 +392,23 @@ func startError(spec joblet.Spec, f engine.Failure) error {
 			return joblet.Errorf(joblet.InvalidArgument, "%s: arguments and environment are too large: pass large data in a file", spec.Command)
 		}
 		return joblet.Errorf(joblet.NotExecutable, "%s: %w", spec.Command, errno)
-	case f.Step == engine.StepWorkDir && (errno == syscall.ELOOP || errno == syscall.EXDEV):
+	case f.Step == native.StepWorkDir && (errno == syscall.ELOOP || errno == syscall.EXDEV):
 		return joblet.Errorf(joblet.InvalidArgument, "cannot use working directory %s: it leads through a link such as /proc/self/fd/3 or /proc/self/cwd, or through too many: name the directory itself", spec.WorkDir)
-	case f.Step == engine.StepWorkDir:
+	case f.Step == native.StepWorkDir:
 		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
 	case f.OutOfMemory:
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: out of memory before the command ran: --max-memory %s is too little for it", spec.Command, joblet.FormatSize(spec.Limits.MemoryBytes))
-	case f.Step == engine.StepArguments && errno == syscall.E2BIG:
+	case f.Step == native.StepArguments && errno == syscall.E2BIG:
 		return joblet.Errorf(joblet.InvalidArgument, "%s: arguments, environment and working directory are too large together: pass large data in a file", spec.Command)
-	case f.Step == engine.StepReaper && errno == syscall.EAGAIN:
+	case f.Step == native.StepReaper && errno == syscall.EAGAIN:
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: the job may not have the second process that --init needs: allow at least two (--max-pids, --rlimit nproc)", spec.Command)
-	case f.Step == engine.StepKilled && spec.Limits.Rlimits["cpu"] != (joblet.Rlimit{}):
+	case f.Step == native.StepKilled && spec.Limits.Rlimits["cpu"] != (joblet.Rlimit{}):
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: killed before the command ran: --rlimit cpu=%v may be too little for it", spec.Command, spec.Limits.Rlimits["cpu"])
 	case errno == syscall.EAGAIN:
 		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s: this host, or the job, has as many processes as it may have", f.Text)
 	case errno == syscall.EMFILE || errno == syscall.ENFILE:
 		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
-	case f.Step == engine.StepFiles && errno == syscall.ENOSPC:
+	case f.Step == native.StepFiles && errno == syscall.ENOSPC:
 		return joblet.Errorf(joblet.ResourceExhausted, "the files that came along do not fit into the job's /work")
 	case errno == syscall.ENOSPC || errno == syscall.EDQUOT:
 		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 // standing returns a live job at a moment when it either waits or runs, and not
@@ -43,7 +43,7 @@ func (s *Supervisor) standing(ctx context.Context, id string, ending bool) (*liv
 }
 
 // process returns the running job with this id, once it runs.
-func (s *Supervisor) process(ctx context.Context, id string) (*engine.Process, error) {
+func (s *Supervisor) process(ctx context.Context, id string) (*native.Process, error) {
 	_, v, err := s.standing(ctx, id, false)
 	if err == nil && v.proc == nil {
 		err = joblet.Errorf(joblet.FailedPrecondition, "job %s does not run: it is %s", joblet.ShortID(v.job.ID), v.job.State)
@@ -145,7 +145,7 @@ const (
 // that comes in between is one on request. A job that has ended already keeps
 // the state that it has. Should the shim not do it, or not be there to be asked
 // (proc is nil then), the run's guard does.
-func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOptions) error {
+func (s *Supervisor) stopping(l *live, proc *native.Process, opt joblet.StopOptions) error {
 	s.mu.Lock()
 	if l.proc != proc || !l.rec.State.Alive() {
 		defer s.mu.Unlock()
@@ -168,7 +168,7 @@ func (s *Supervisor) stopping(l *live, proc *engine.Process, opt joblet.StopOpti
 		return nil
 	}
 	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)
-	if errors.Is(err, engine.ErrSilent) || err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
+	if errors.Is(err, native.ErrSilent) || err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
 		return nil // the guard ends it; or it ended just now, and is STOPPED
 	}
 	return err

@@ -25,12 +25,12 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/engine"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/runtimes"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -61,7 +61,7 @@ const spareBoxes = 2
 type Supervisor struct {
 	cfg      Config
 	store    *store.Store
-	engine   *engine.Engine
+	engine   *native.Engine
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
 	secrets  sealer
@@ -97,7 +97,7 @@ type live struct {
 
 	rec      store.Record // its spec has the secrets
 	size     int          // of the spec
-	proc     *engine.Process
+	proc     *native.Process
 	gauge    *gauge        // of proc
 	over     chan struct{} // closed when the latest run's output is complete
 	changed  chan struct{} // closed, and replaced, when anything changes
@@ -158,7 +158,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if s.watcher, err = follow.NewWatcher(); err != nil {
 		return nil, err
 	}
-	if s.engine, err = engine.Open(engine.Config{
+	if s.engine, err = native.Open(native.Config{
 		RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log,
 		Tag: s.where.now.Tag, FormerRunDirs: s.where.now.RunDirs[1:],
 	}); err != nil {
@@ -473,7 +473,7 @@ func (s *Supervisor) find(id string) *live {
 // view is a live job at one moment.
 type view struct {
 	job     joblet.Job // secrets masked
-	proc    *engine.Process
+	proc    *native.Process
 	over    <-chan struct{}
 	changed <-chan struct{}
 	ended   bool // and no crash takes that back

@@ -147,7 +147,7 @@ var faultDaemon = sync.OnceValues(func() (string, error) {
 	if err := run("CGO_ENABLED=0", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w", "-o", shim, "./cmd/joblet-shim"); err != nil {
 		return "", err
 	}
-	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{top + "/internal/engine/embed/joblet-shim": shim}})
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{top + "/internal/sandbox/native/embed/joblet-shim": shim}})
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,139 @@
+package native
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func openEngine(t testing.TB, spares int) *Engine {
+	t.Helper()
+	e, err := Open(Config{RunDir: t.TempDir(), Spares: spares})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+		for _, dir := range e.groups.Dirs() {
+			if _, err := os.Lstat(dir); err == nil {
+				t.Errorf("%s is left", dir)
+			}
+		}
+	})
+	return e
+}
+
+// start runs a command in a box without a runtime.
+func start(t testing.TB, e *Engine, dir string, command string, args ...string) (*Box, *Process, error) {
+	t.Helper()
+	box, err := e.Take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := e.HostView()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := NewRun(v)
+	run.Dir, run.Command, run.Args, run.WorkDir = dir, command, args, "/work"
+	run.Path = "/usr/local/bin:/usr/bin:/bin"
+	run.Env = []string{"PATH=" + run.Path}
+	p, err := box.Start(run)
+	return box, p, err
+}
+
+func TestProcess(t *testing.T) {
+	e := openEngine(t, 0)
+	dir := t.TempDir()
+	box, p, err := start(t, e, dir, "sh", "-c", "echo $$; cat /proc/1/cmdline; exit 7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if err := e.Release(box.ID, box.IDBase); err != nil {
+		t.Error(err)
+	}
+	if end := p.End(); end == nil || end.Code != 7 {
+		t.Errorf("end: %+v", end)
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "1\n/usr/bin/sh\x00-c"; !strings.HasPrefix(string(log), want) {
+		t.Errorf("log %q, want prefix %q", log, want)
+	}
+}
+
+// TestProcessNumbers shows that the set-up uses up no process number.
+func TestProcessNumbers(t *testing.T) {
+	e := openEngine(t, 0)
+	dir := t.TempDir()
+	box, p, err := start(t, e, dir, "bash", "-c", "sleep 9 & sleep 9 & echo $(jobs -p)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if err := e.Release(box.ID, box.IDBase); err != nil {
+		t.Error(err)
+	}
+	if log, _ := os.ReadFile(filepath.Join(dir, "log")); string(log) != "2 3\n" {
+		t.Errorf("the first children have the numbers %q, want 2 and 3", log)
+	}
+}
+
+// BenchmarkTrue is one job from the box to the exit record on disk, with the
+// box built before (spare) and in the way (cold).
+func BenchmarkTrue(b *testing.B) {
+	for name, spares := range map[string]int{"cold": 0, "spare": 2} {
+		b.Run(name, func(b *testing.B) {
+			e := openEngine(b, spares)
+			e.StartSpares()
+			base := b.TempDir()
+			for i := 0; b.Loop(); i++ {
+				dir := filepath.Join(base, fmt.Sprint(i))
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					b.Fatal(err)
+				}
+				box, p, err := start(b, e, dir, "/usr/bin/true")
+				if err != nil {
+					b.Fatal(err)
+				}
+				e.Refill()
+				select {
+				case <-p.Done():
+				case <-time.After(10 * time.Second):
+					b.Fatal("the job did not end")
+				}
+				b.StopTimer()
+				if err := e.Release(box.ID, box.IDBase); err != nil {
+					b.Error(err)
+				}
+				for len(e.spares) < spares {
+					time.Sleep(time.Millisecond)
+				}
+				time.Sleep(10 * time.Millisecond) // its shim goes on building when the box is in stock
+				b.StartTimer()
+			}
+		})
+	}
+}
+
+// BenchmarkBox builds boxes and gives them up: what is done ahead of each job.
+func BenchmarkBox(b *testing.B) {
+	e := openEngine(b, 0)
+	for b.Loop() {
+		box, err := e.Take()
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := box.Discard(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package native
+
+import (
+	"os"
+
+	"github.com/joblet/joblet/internal/shim/protocol"
+)
+
+// View is what a job's root file system is made of beside its private parts.
+type View struct {
+	Trees []protocol.Tree
+	Dirs  []protocol.Dir
+	Links []protocol.Link
+	Files []protocol.File
+
+	Path []string // directories of programs beside those of DefaultPath
+}
+
+// hostDirs are the host's directories of programs. Each is a directory or, on a
+// merged-usr system, a symbolic link into /usr.
+var hostDirs = []string{"/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"}
+
+// hostVar are directories of /var that hold nothing but what programs of hostDirs have
+// made of their data: caches of fonts, formats of TeX, dictionaries.
+var hostVar = []string{"/var/cache/fontconfig", "/var/cache/dictionaries-common", "/var/lib/texmf", "/var/lib/aspell", "/var/lib/ghostscript"}
+
+// hostDirsMade are directories of /var in which programs of hostDirs write, and which they
+// do not make themselves: a job has empty ones.
+var hostDirsMade = []string{
+	"/var/log/nginx", "/var/lib/nginx", "/var/log/apache2", "/var/cache/apache2", "/var/log/lighttpd", "/var/cache/lighttpd",
+}
+
+// etcFiles are the files of a job's /etc that are Joblet's own words.
+var etcFiles = map[string]string{
+	"passwd":        "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+	"group":         "root:x:0:\ntty:x:5:\nwww-data:x:33:\nnogroup:x:65534:\n",
+	"nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nservices: files\nprotocols: files\n",
+	"host.conf":     "multi on\n",
+}
+
+// etcLinks are its symbolic links; the set-up writes the job's own files there.
+var etcLinks = map[string]string{
+	"mtab":        "../proc/self/mounts",
+	"hosts":       "/run/joblet/hosts",
+	"hostname":    "/run/joblet/hostname",
+	"resolv.conf": "/run/joblet/resolv.conf",
+}
+
+// HostView returns the view of a job without a runtime: the host's own
+// programs. They are not idmapped: to the job they belong to nobody, and a file
+// that only the host's root may read stays unreadable for the job's root.
+func (e *Engine) HostView() (View, error) {
+	var v View
+	host, err := e.etc.current()
+	if err != nil {
+		return v, err
+	}
+	for _, dir := range hostDirs {
+		v.add(dir, dir, false)
+	}
+	for _, dir := range host.trees {
+		v.add(dir, dir, false)
+	}
+	v.add(host.etc, "/etc", false)
+	v.Dirs, v.Path = host.dirs, host.path
+	return v, nil
+}
+
+// IdentityFiles are the files in which programs look for the job's own name.
+func IdentityFiles(hostname string) []protocol.File {
+	return []protocol.File{
+		{Path: "/run/joblet/hosts", Text: "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t" + hostname + "\n"},
+		{Path: "/run/joblet/hostname", Text: hostname + "\n"},
+		{Path: "/run/joblet/resolv.conf", Text: ""},
+	}
+}
+
+// add adds a directory, file or symbolic link of the host; nothing where there
+// is none.
+func (v *View) add(source, target string, idmap bool) {
+	info, err := os.Lstat(source)
+	if err != nil {
+		return
+	}
+	switch mode := info.Mode(); {
+	case mode&os.ModeSymlink != 0:
+		if to, err := os.Readlink(source); err == nil {
+			v.Links = append(v.Links, protocol.Link{Path: protocol.Name(target), Target: protocol.Name(to)})
+		}
+	case mode.IsDir():
+		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(source), Target: protocol.Name(target), IDMap: idmap})
+	case mode.IsRegular():
+		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(source), Target: protocol.Name(target), IDMap: idmap, File: true})
+	}
+}
