@@ -3,12 +3,11 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"iter"
-	"os"
-	"os/signal"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,15 +23,14 @@ import (
 
 // attachment is rnx while it follows a job.
 type attachment struct {
-	app *app.App
+	local
 	out Output
 	in  *Input // what goes along with the job; nil: nothing
 	tty bool   // somebody reads the notes
 	off int64  // output up to here is written
 
-	guest   bool           // the job was there before
-	term    *term.Terminal // the user's, when the job has one; nil: it has none
-	repaint *term.Repaint  // the screen so far is being taken; nil: it is not
+	guest   bool          // the job was there before
+	repaint *term.Repaint // the screen so far is being taken; nil: it is not
 
 	lastNote  string // of those on what the job waits for
 	inputLost bool   // that has been said
@@ -52,8 +50,8 @@ type attachment struct {
 func newAttachment(a *app.App, c *client.Client) *attachment {
 	a.NoteTerminals()
 	return &attachment{
-		app: a, client: c, known: make(chan struct{}), retried: make(chan syscall.Signal, 1), tty: term.Width(a.ErrOut) > 0,
-		out: Output{Stdout: a.Out, Stderr: a.ErrOut, JSON: a.JSON},
+		local: local{app: a}, client: c, known: make(chan struct{}), retried: make(chan syscall.Signal, 1), tty: term.Width(a.ErrOut) > 0,
+		out: Output{JSON: a.JSON},
 	}
 }
 
@@ -82,24 +80,16 @@ type eventSeq = iter.Seq2[client.Event, error]
 // run follows the job that begin starts to its end, fetches files of it, and
 // ends as the job did.
 func (at *attachment) run(ctx context.Context, fetch FetchFunc, begin func(context.Context) eventSeq) error {
-	// The connections end with the process, whose next act is to exit.
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// Before the request: from then on a signal must not leave the job alone.
-	signals := notifyEnd()
-	app.CatchPipeSignal()
+	// The connections end with the process, whose next act is to exit. Before the request: from then on a signal must not leave the job alone.
+	ctx = at.open(ctx)
+	defer at.cancel(nil)
+	at.out.Stdout, at.out.Stderr = at.writer(client.Stdout), at.writer(client.Stderr)
+	defer at.takeTerminal(ctx)()
+	at.goGuarded(func() { at.forward(ctx) })
 	if at.term != nil {
-		signal.Notify(signals, terminalSignals...)
-		at.out.Stdout, at.out.Stderr = at.term, at.term
-		defer at.term.End()
-		defer context.AfterFunc(ctx, at.term.CutOff)()
-		at.term.Guard(func() { at.forward(ctx, cancel, signals) })
-		at.term.Guard(func() {
-			at.term.Typing(ctx, func() { cancel(errDetached) }, func() { cancel(at.endedBy("Ctrl-C", flags.SIGINT)) }, func() { at.hangUp(ctx, cancel) })
+		at.goGuarded(func() {
+			at.term.Typing(ctx, func() { at.cancel(errDetached) }, func() { at.cancel(at.endedBy("Ctrl-C", flags.SIGINT)) }, func() { at.hangUp(ctx) })
 		})
-		at.term.Guard(func() { at.term.WatchWindow(ctx) })
-	} else {
-		go at.forward(ctx, cancel, signals)
 	}
 
 	job, err := at.follow(begin(ctx))
@@ -112,35 +102,13 @@ func (at *attachment) run(ctx context.Context, fetch FetchFunc, begin func(conte
 	if at.term != nil {
 		at.term.End()
 	}
-	var w *writeError
-	switch cause, _ := errors.AsType[*app.ExitError](context.Cause(ctx)); {
-	case at.term != nil && at.term.IsStuck() && cause != nil:
-		return &app.ExitError{Status: cause.Status}
-	case at.term != nil && at.term.IsStuck() && context.Cause(ctx) == errDetached:
-		return nil
-	case context.Cause(ctx) == errDetached:
-		at.app.Note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
-		return nil
-	case at.term != nil && cause != nil: // and not that a Write was cut off
-		return cause
-	case err != nil && ctx.Err() == nil && at.app.HungUp():
-		return at.endedBy(lostTerminal, flags.SIGHUP)
-	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.TTY != nil): // the window is gone, and the job may be attached to from another
-		return w
-	case errors.As(err, &w):
-		return at.abandon(ctx, w.err)
-	case ctx.Err() != nil && context.Cause(ctx) != nil:
-		return context.Cause(ctx)
-	case err != nil && at.id != "" && joblet.KindOf(err) == joblet.FailedPrecondition && at.hasEnded(ctx):
-		return fmt.Errorf("%w; the job itself has ended: see \"rnx job status %s\"", err, joblet.ShortID(at.id))
-	case err != nil && at.id == "" && !at.guest:
-		return Unanswered(err)
-	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
-		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), at.again())
-	case err != nil:
-		return err
+	if end, yes := at.stuck(ctx); yes {
+		return end
 	}
-	signal.Stop(signals) // from now on they end us
+	if end, yes := at.endsEarly(ctx, err); yes {
+		return end
+	}
+	at.release() // from now on they end us
 	if !at.guest {
 		noteDenied(at.app, job)
 	}
@@ -155,13 +123,41 @@ func (at *attachment) run(ctx context.Context, fetch FetchFunc, begin func(conte
 	if sig := at.canceled.Load(); sig != 0 && (job.State == joblet.Canceled || job.State == joblet.Stopped) {
 		return &app.ExitError{Status: 128 + int(sig)}
 	}
-	err = verdict(at.app, job)
-	if e, ok := errors.AsType[*app.ExitError](err); ok && at.term != nil && at.term.TTY != nil && job.Exit != nil && job.Exit.Status() == 128+flags.SIGINT {
-		// Ctrl-C: the user knows. A shell says nothing either, but begins a new line.
-		fmt.Fprintln(at.term.Out)
-		e.Err = nil
+	status, err := verdict(job)
+	if at.app.JSON && job.State.Final() { // the last event has said it
+		err = nil
 	}
-	return err
+	return at.endWith(status, err)
+}
+
+// endsEarly returns how rnx ends when it did not follow the job to its end, err being
+// why it could not; not yes: it did.
+func (at *attachment) endsEarly(ctx context.Context, err error) (end error, yes bool) {
+	var w *writeError
+	switch cause, _ := errors.AsType[*app.ExitError](context.Cause(ctx)); {
+	case context.Cause(ctx) == errDetached:
+		at.app.Note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
+		return nil, true
+	case at.term != nil && cause != nil: // and not that a Write was cut off
+		return cause, true
+	case err != nil && ctx.Err() == nil && at.app.HungUp():
+		return at.endedBy(lostTerminal, flags.SIGHUP), true
+	case errors.As(err, &w) && at.term != nil && (at.guest || at.term.TTY != nil): // the window is gone, and the job may be attached to from another
+		return w, true
+	case errors.As(err, &w):
+		return at.abandon(ctx, w.err), true
+	case ctx.Err() != nil && context.Cause(ctx) != nil:
+		return context.Cause(ctx), true
+	case err != nil && at.id != "" && joblet.KindOf(err) == joblet.FailedPrecondition && at.hasEnded(ctx):
+		return fmt.Errorf("%w; the job itself has ended: see \"rnx job status %s\"", err, joblet.ShortID(at.id)), true
+	case err != nil && at.id == "" && !at.guest:
+		return Unanswered(err), true
+	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
+		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), at.again()), true
+	case err != nil:
+		return err, true
+	}
+	return nil, false
 }
 
 // hasEnded reports whether the daemon says that the job has ended.
@@ -247,7 +243,8 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 		at.app.Note("the daemon went away: the rest of the input is lost to job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
 	}
 	at.sayLost()
-	deadline := time.Now().Add(reattachFor)
+	var tries search
+	tries.found()
 	for {
 		c, dialErr := at.app.Connect(ctx)
 		if dialErr == nil {
@@ -262,16 +259,14 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 			}
 			if dialErr = followErr; at.heard { // it was there, and went away again
 				at.sayLost()
-				deadline = time.Now().Add(reattachFor)
+				tries.found()
 			}
 		}
-		if time.Now().After(deadline) || joblet.KindOf(dialErr) != joblet.Unavailable {
+		if joblet.KindOf(dialErr) != joblet.Unavailable {
 			return joblet.Job{}, dialErr
 		}
-		select {
-		case <-ctx.Done():
-			return joblet.Job{}, ctx.Err()
-		case <-time.After(reattachPause):
+		if more, err := tries.pause(ctx); !more {
+			return joblet.Job{}, cmp.Or(err, dialErr)
 		}
 	}
 }
@@ -292,53 +287,41 @@ func (at *attachment) abandon(ctx context.Context, cause error) error {
 			return fmt.Errorf("stop job %s: %w", at.id, err)
 		}
 	}
-	if app.ClosedPipe(cause) {
-		return &app.ExitError{Status: 128 + int(syscall.SIGPIPE)}
-	}
-	return &writeError{cause}
+	return pipeVerdict(&writeError{cause})
 }
 
 // forward hands our signals to the job. One that comes before the job is
 // accepted waits until it is, unless it cannot be yet; a second one then gives
 // up. One that has ended an attempt ends the job, too.
-func (at *attachment) forward(ctx context.Context, cancel context.CancelCauseFunc, signals <-chan os.Signal) {
-	var interrupted time.Time
+func (at *attachment) forward(ctx context.Context) {
 	for {
-		var sig syscall.Signal
-		select {
-		case <-ctx.Done():
+		sig, ok := at.next(ctx, at.retried)
+		if !ok {
 			return
-		case s := <-signals:
-			sig, _ = s.(syscall.Signal)
-		case sig = <-at.retried:
 		}
 		if sig == syscall.SIGHUP && (at.term != nil && at.term.TTY != nil || at.app.HungUp()) {
-			at.hangUp(ctx, cancel)
+			at.hangUp(ctx)
 			return
 		}
 		// While keys are the job's none is a signal, and whoever only looks on has none
 		// to send: it is meant for rnx.
 		if raw := at.term != nil && at.term.IsRaw(); raw && !at.term.Pressed(sig) || at.guest && !raw {
-			cancel(at.endedBy(flags.SignalName(int(sig)), sig))
+			at.cancel(at.endedBy(flags.SignalName(int(sig)), sig))
 			return
 		}
 		if at.in != nil && at.in.sending.Load() {
-			cancel(&app.ExitError{Status: 128 + int(sig), Err: errors.New("interrupted before the job was accepted")})
+			at.endBy(sig, "interrupted before the job was accepted")
 			return
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-at.known:
-		case <-signals:
-			cancel(&app.ExitError{Status: 128 + int(sig), Err: errors.New("interrupted before the job ran")})
+		case <-at.signals:
+			at.endBy(sig, "interrupted before the job ran")
 			return
 		}
-		again := sig == syscall.SIGINT && time.Since(interrupted) < secondInterrupt
-		if sig == syscall.SIGINT {
-			interrupted = time.Now()
-		}
-		err := at.pass(ctx, sig, again)
+		err := at.pass(ctx, sig, at.second(sig))
 		if err != nil && ctx.Err() == nil && joblet.KindOf(err) != joblet.FailedPrecondition {
 			at.app.Note("job %s: %v", joblet.ShortID(at.id), err)
 		}
@@ -354,7 +337,7 @@ const acceptTime = 10 * time.Second
 
 // hangUp ends rnx because its terminal has gone away. The job, which may be on its way
 // to the daemon, goes on.
-func (at *attachment) hangUp(ctx context.Context, cancel context.CancelCauseFunc) {
+func (at *attachment) hangUp(ctx context.Context) {
 	if !at.guest && (at.in == nil || !at.in.sending.Load()) {
 		select {
 		case <-ctx.Done():
@@ -362,7 +345,7 @@ func (at *attachment) hangUp(ctx context.Context, cancel context.CancelCauseFunc
 		case <-time.After(acceptTime):
 		}
 	}
-	cancel(at.endedBy(lostTerminal, flags.SIGHUP))
+	at.cancel(at.endedBy(lostTerminal, flags.SIGHUP))
 }
 
 // endedBy is why rnx ends before its job.

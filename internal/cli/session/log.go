@@ -1,9 +1,9 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"time"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
@@ -13,7 +13,7 @@ import (
 // FollowLog writes a job's log. With Follow it survives that the daemon, or the way
 // to it, goes away for a while: it goes on where it was.
 func FollowLog(ctx context.Context, a *app.App, ref string, opt joblet.LogOptions, out *Output) error {
-	var deadline time.Time
+	var tries search
 	for {
 		met := false
 		err := a.With(ctx, func(c *client.Client) error {
@@ -41,19 +41,14 @@ func FollowLog(ctx context.Context, a *app.App, ref string, opt joblet.LogOption
 		if w, ok := errors.AsType[*writeError](err); ok {
 			return w.err
 		}
-		if !opt.Follow || joblet.KindOf(err) != joblet.Unavailable || deadline.IsZero() && !met {
+		if !opt.Follow || joblet.KindOf(err) != joblet.Unavailable || tries.deadline.IsZero() && !met {
 			return err
 		}
 		if met {
-			deadline = time.Now().Add(reattachFor)
+			tries.found()
 		}
-		if time.Now().After(deadline) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(reattachPause):
+		if more, ended := tries.pause(ctx); !more {
+			return cmp.Or(ended, err)
 		}
 	}
 }

@@ -56,11 +56,12 @@ func TestInterruptedInput(t *testing.T) {
 	at := newAttachment(&app.App{ErrOut: io.Discard}, nil)
 	at.in = &Input{stdin: strings.NewReader("x"), keep: true}
 	at.in.sending.Store(true)
-	ctx, cancel := context.WithCancelCause(t.Context())
-	defer cancel(nil)
-	signals := make(chan os.Signal, 1)
-	signals <- syscall.SIGINT
-	at.forward(ctx, cancel, signals)
+	var ctx context.Context
+	ctx, at.cancel = context.WithCancelCause(t.Context())
+	defer at.cancel(nil)
+	at.signals = make(chan os.Signal, 1)
+	at.signals <- syscall.SIGINT
+	at.forward(ctx)
 	if e, ok := errors.AsType[*app.ExitError](context.Cause(ctx)); !ok || e.Status != 130 {
 		t.Errorf("got %v", context.Cause(ctx))
 	}

@@ -20,31 +20,25 @@ func Unanswered(err error) error {
 	return joblet.Errorf(joblet.Unavailable, "cannot tell whether the job was accepted: %w: look for it with \"rnx job list\" before you submit it again; with an --idempotency-key the same command never makes a second job", err)
 }
 
-// verdict turns the job's end into rnx's.
-func verdict(a *app.App, j joblet.Job) error {
+// verdict is the status that the end of a job gives rnx, and what there is to say of it.
+func verdict(j joblet.Job) (status int, why error) {
 	status, ended := j.Status()
 	if !ended {
-		return joblet.Errorf(joblet.Internal, "job %s is %v at the end of its output", joblet.ShortID(j.ID), j.State)
+		return joblet.StatusFailure, joblet.Errorf(joblet.Internal, "job %s is %v at the end of its output", joblet.ShortID(j.ID), j.State)
 	}
-	e := &app.ExitError{Status: status}
 	switch {
 	case j.State == joblet.TimedOut:
-		e.Err = fmt.Errorf("job %s: its time was up after %v", joblet.ShortID(j.ID), j.Spec.Timeout)
+		why = fmt.Errorf("job %s: its time was up after %v", joblet.ShortID(j.ID), j.Spec.Timeout)
 	case j.Reason != "":
-		e.Err = fmt.Errorf("job %s: %s", joblet.ShortID(j.ID), j.Reason)
+		why = fmt.Errorf("job %s: %s", joblet.ShortID(j.ID), j.Reason)
 	case j.State == joblet.Canceled:
-		e.Err = fmt.Errorf("job %s was canceled before it ran", joblet.ShortID(j.ID))
+		why = fmt.Errorf("job %s was canceled before it ran", joblet.ShortID(j.ID))
 	case j.State == joblet.Failed && j.Exit == nil:
-		e.Err = fmt.Errorf("job %s %s", joblet.ShortID(j.ID), jobview.NotRunWords(j))
+		why = fmt.Errorf("job %s %s", joblet.ShortID(j.ID), jobview.NotRunWords(j))
 	case j.Exit == nil || j.State == joblet.Lost:
-		e.Err = fmt.Errorf("job %s is %v and left no exit status", joblet.ShortID(j.ID), j.State)
-	case status == 0:
-		return nil
+		why = fmt.Errorf("job %s is %v and left no exit status", joblet.ShortID(j.ID), j.State)
 	}
-	if a.JSON { // the last event has said it
-		e.Err = nil
-	}
-	return e
+	return status, why
 }
 
 // writeError is a failure to write the job's output here.

@@ -1,7 +1,6 @@
 package session
 
 import (
-	"errors"
 	"testing"
 	"time"
 
@@ -38,15 +37,10 @@ func TestVerdict(t *testing.T) {
 		{failed(joblet.Internal, ""), 125, "job 12345678 could not be run"},
 		{job(joblet.Running, nil, ""), 125, "job 12345678 is RUNNING at the end of its output"},
 	} {
-		err := verdict(&app.App{}, tt.job)
-		status, text := 0, ""
-		if e, ok := errors.AsType[*app.ExitError](err); ok {
-			status = e.Status
-			if e.Err != nil {
-				text = e.Error()
-			}
-		} else if err != nil {
-			status, text = app.RunStatus(err), err.Error()
+		status, err := verdict(tt.job)
+		text := ""
+		if err != nil {
+			text = err.Error()
 		}
 		if status != tt.status || text != tt.text {
 			t.Errorf("%v %v: got %d %q", tt.job.State, tt.job.Exit, status, text)
