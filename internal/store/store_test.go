@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -121,7 +122,7 @@ func fullJob(t *testing.T) Record {
 			{Started: epoch.Add(2), Ended: epoch.Add(3), State: joblet.Failed, Exit: &joblet.Exit{Code: 1}, Reason: "a <b> \u2028"},
 			{State: joblet.TimedOut},
 		},
-	}, Box: "b1", Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
+	}, Box: "b1", Leases: map[string]json.RawMessage{"ids": json.RawMessage(`{"base":1}`)}, Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
 	requireFilled(t, "Record", reflect.ValueOf(job))
 	return job
 }
