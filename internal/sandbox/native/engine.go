@@ -125,7 +125,7 @@ func Open(cfg Config) (_ *Engine, err error) {
 	if err := e.clearEtc(); err != nil {
 		return nil, err
 	}
-	if e.shim, err = loadShim(); err != nil {
+	if e.shim, err = LoadShim(); err != nil {
 		return nil, err
 	}
 	if e.null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
@@ -200,10 +200,10 @@ const sealTime = 10 * time.Second
 // shimName is the shim's program, and the title of its process.
 const shimName = "joblet-shim"
 
-// loadShim puts the shim's program into a sealed memfd: there is no file
+// LoadShim puts the shim's program into a sealed memfd: there is no file
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
 // wrong.
-func loadShim() (*os.File, error) {
+func LoadShim() (*os.File, error) {
 	program, err := embedded.Open("embed/" + shimName)
 	if err != nil {
 		return nil, errors.New("this joblet was built without its shim: build it with make build")

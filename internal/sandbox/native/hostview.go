@@ -49,20 +49,27 @@ var etcLinks = map[string]string{
 // programs. They are not idmapped: to the job they belong to nobody, and a file
 // that only the host's root may read stays unreadable for the job's root.
 func (e *Engine) HostView() (View, error) {
-	var v View
 	host, err := e.etc.current()
 	if err != nil {
-		return v, err
+		return View{}, err
 	}
-	for _, dir := range hostDirs {
-		v.add(dir, dir, false)
-	}
+	v := HostPrograms()
 	for _, dir := range host.trees {
 		v.add(dir, dir, false)
 	}
 	v.add(host.etc, "/etc", false)
 	v.Dirs, v.Path = host.dirs, host.path
 	return v, nil
+}
+
+// HostPrograms returns the view of a job that sees the host's programs and nothing else
+// of the host.
+func HostPrograms() View {
+	var v View
+	for _, dir := range hostDirs {
+		v.add(dir, dir, false)
+	}
+	return v
 }
 
 // identityFiles are the files in which programs look for the job's own name.

@@ -5,12 +5,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
@@ -39,13 +39,7 @@ func findLayers() layers {
 		return layers{}
 	}
 	unix.Close(fd)
-	return layers{overlay: true, idmap: kernelHas(5, 19)}
-}
-
-// kernelHas reports whether this kernel is of a version or a newer one.
-func kernelHas(major, minor int) bool {
-	_, have, err := kernelVersion()
-	return err == nil && slices.Compare(have[:], []int{major, minor}) >= 0
+	return layers{overlay: true, idmap: hostinfo.KernelHas(5, 19)}
 }
 
 // RuntimeView returns the view of a job whose programs come from the tree at
