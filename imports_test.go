@@ -21,6 +21,8 @@ func TestImports(t *testing.T) {
 		{"./cmd/joblet", []string{"=" + module + "/internal/shim"}, "the set-up of jobs is the shim's, a program of its own"},
 		{"./cmd/joblet-shim", append(heavy, "os/exec", "net", "crypto/", "log"), "each is paid once per running job"},
 		{"./internal/sandbox", append(heavy, module+"/internal/", "golang.org/"), "a contract touches nothing"},
+		{"./internal/sandbox/native/seccomp", append(heavy, "="+module+"/internal/sandbox/native", module+"/internal/store"), "a filter is a function of a job's security"},
+		{"./internal/sandbox/native/rootfs", append(heavy, "="+module+"/internal/sandbox/native", module+"/internal/store"), "it makes views, and no sandboxes"},
 		{"./internal/hostcheck", append(heavy, module+"/internal/store", module+"/internal/runtimes", module+"/internal/supervisor"), "it needs no jobs to try the host"},
 		{"./internal/sandbox/native", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},

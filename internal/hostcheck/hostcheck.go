@@ -25,6 +25,7 @@ import (
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
 )
 
 // Finding is what Check found out about one feature of the host.
@@ -622,7 +623,7 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	view := native.HostPrograms()
+	view := rootfs.HostPrograms()
 	box, err := e.Take(ctx, nil)
 	if err != nil {
 		return "", err

@@ -1,4 +1,4 @@
-package native
+package rootfs
 
 import (
 	"errors"
@@ -42,9 +42,9 @@ func findLayers() layers {
 	return layers{overlay: true, idmap: hostinfo.KernelHas(5, 19)}
 }
 
-// RuntimeView returns the view of a job whose programs come from the tree at
+// Runtime returns the view of a job whose programs come from the tree at
 // rootfs: what a chroot of it would show, but for ownDirs.
-func (e *Engine) RuntimeView(rootfs string) (View, error) { return e.layers.runtimeView(rootfs) }
+func (v *Views) Runtime(rootfs string) (View, error) { return v.layers.runtimeView(rootfs) }
 
 func (l layers) runtimeView(rootfs string) (View, error) {
 	entries, err := os.ReadDir(rootfs)
