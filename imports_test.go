@@ -29,7 +29,8 @@ func TestImports(t *testing.T) {
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/metrics", []string{module + "/internal/", "google.golang.org/grpc"}, "leaves do not import each other"},
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
-		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox/native", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
+		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
+		{"./internal/cli", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
 	}
 	for _, test := range tests {
 		t.Run(test.pkg, func(t *testing.T) {
@@ -55,7 +56,7 @@ func TestImports(t *testing.T) {
 func TestDirectImports(t *testing.T) {
 	const module = "github.com/joblet/joblet"
 	const form = `{{join .Imports "\n"}}`
-	out, err := exec.Command("go", "list", "-f", form, "./cmd/rnx").Output()
+	out, err := exec.Command("go", "list", "-f", form, "./cmd/rnx", "./internal/cli/...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/server"
+	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/spelling"
 	"github.com/spf13/pflag"
 )
@@ -301,7 +302,10 @@ func isHost(s string) bool {
 
 // settings returns what of the options the server can change while it serves.
 func (o Options) settings() (server.Settings, error) {
-	set := server.Settings{ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections, RequestMemory: int64(o.RequestMemory), ResponseMemory: int64(o.ResponseMemory)}
+	set := server.Settings{Limits: admission.Limits{
+		ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections,
+		RequestMemory: int64(o.RequestMemory), ResponseMemory: int64(o.ResponseMemory),
+	}}
 	for _, text := range o.Allow {
 		rule, err := server.ParseRule(text)
 		if err != nil {

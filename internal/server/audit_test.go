@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/server/admission"
 )
 
 func encodePEM(kind string, der []byte) []byte {
@@ -111,7 +112,7 @@ func TestAuditDetails(t *testing.T) {
 	}{
 		{request: &api.RerunJobRequest{Uuid: "old", SecretEnvironment: map[string]string{"A": "hunter2"}}, answer: &api.RunJobResponse{JobUuid: "new"}, job: "new", detail: "rerun of old"},
 		{request: &api.SignalJobRequest{Uuid: "j", Signal: 10}, answer: &api.SignalJobResponse{}, job: "j", detail: "SIGUSR1"},
-		{request: &api.SignalJobRequest{Uuid: "j", Signal: 99}, err: errIntake, job: "j", detail: "signal 99"},
+		{request: &api.SignalJobRequest{Uuid: "j", Signal: 99}, err: admission.ErrTooMuch, job: "j", detail: "signal 99"},
 		{request: &api.StopJobRequest{Uuid: "j"}, job: "j"},
 		{request: &api.StopJobRequest{Uuid: "j", Signal: 2, GraceMs: &grace}, job: "j", detail: "SIGINT grace=0s"},
 		{request: &api.UpdateJobRequest{Uuid: "j", Limits: &api.JobLimits{MemoryBytes: 1 << 30, MaxPids: 7, Rlimits: map[string]*api.JobRlimit{"nofile": {Soft: 1, Hard: 2}}}}, job: "j", detail: "max-memory=1G max-pids=7 nofile=1:2"},

@@ -13,24 +13,25 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/wire"
 )
 
 // unary is what every call without a stream passes through.
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	arrival := arrivalOf(ctx)
-	arrival.handled(nil)
-	defer arrival.done()
+	request := admission.RequestOf(ctx)
+	request.Handled(nil)
+	defer request.Done()
 	start := time.Now()
 	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
-		if arrival.isRefused() {
-			return errIntake
+		if request.Refused() {
+			return admission.ErrTooMuch
 		}
 		if err = s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err == nil {
 			resp, err = handler(ctx, req)
 		}
-		if err != nil && arrival.isRefused() {
-			return errIntake
+		if err != nil && request.Refused() {
+			return admission.ErrTooMuch
 		}
 		return err
 	})
@@ -45,17 +46,17 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // stream is the same for the others.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	cs := &callStream{ServerStream: ss, arrival: arrivalOf(ss.Context()), reply: replyOf(ss.Context()), ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
+	cs := &callStream{ServerStream: ss, request: admission.RequestOf(ss.Context()), response: admission.ResponseOf(ss.Context()), ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
 	err := s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
 		cs.ctx = ctx
-		cs.arrival.handled(end)
-		defer cs.arrival.done()
-		defer cs.reply.release()
+		cs.request.Handled(end)
+		defer cs.request.Done()
+		defer cs.response.Release()
 		err := handler(srv, cs)
-		if err != nil && cs.arrival.isRefused() {
-			return errIntake
+		if err != nil && cs.request.Refused() {
+			return admission.ErrTooMuch
 		}
 		return err
 	})
@@ -77,15 +78,15 @@ const foreignAnswer = 128 << 10
 
 type callStream struct {
 	grpc.ServerStream
-	arrival *arrival // nil: root's
-	reply   *reply
-	ctx     context.Context
-	server  *Server
-	method  string
-	start   time.Time
+	request  *admission.Request // nil: root's
+	response *admission.Response
+	ctx      context.Context
+	server   *Server
+	method   string
+	start    time.Time
 
-	first   bool    // the first message is here
-	request subject // of it
+	first bool    // the first message is here
+	about subject // the first message
 
 	told atomic.Bool // the audit log has its line
 }
@@ -95,8 +96,8 @@ func (s *callStream) Context() context.Context { return s.ctx }
 // RecvMsg looks at each message that names a job: the first one has to, if the
 // call is about one.
 func (s *callStream) RecvMsg(m any) error {
-	s.arrival.release() // whoever wants the next message has done with the one before
-	err := s.arrival.receive(s.ServerStream, m)
+	s.request.Release() // whoever wants the next message has done with the one before
+	err := s.request.Receive(s.ServerStream, m)
 	if err == nil {
 		err = withdrawn(s.ctx) // the handler perhaps waits for a caller who does not read, and takes what he types
 	}
@@ -106,7 +107,7 @@ func (s *callStream) RecvMsg(m any) error {
 	if !strings.HasPrefix(s.method, ownMethods) {
 		// The handler is gRPC's and answers each message, with much perhaps: none is
 		// made before there is room for it.
-		if err := s.reply.reserve(s.ctx, foreignAnswer, nil); err != nil {
+		if err := s.response.Reserve(s.ctx, foreignAnswer, nil); err != nil {
 			return err
 		}
 	}
@@ -114,7 +115,7 @@ func (s *callStream) RecvMsg(m any) error {
 	s.first = true
 	err = s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
 	if named {
-		s.request = about(m)
+		s.about = about(m)
 	}
 	return err
 }
@@ -131,19 +132,19 @@ func (s *callStream) SendMsg(m any) error {
 		}
 	}
 	if !s.server.methods[s.method].IsClientStream {
-		s.arrival.release() // who answers has taken what was asked
+		s.request.Release() // who answers has taken what was asked
 	}
-	out, err := s.reply.outgoing(s.ctx, m, true)
+	out, err := s.response.Outgoing(s.ctx, m, true)
 	if err != nil {
 		return err
 	}
-	defer out.unmade()
+	defer out.Discard()
 	return s.ServerStream.SendMsg(out)
 }
 
 func (s *callStream) noted(answer subject, err error) {
 	if s.server.audited(s.method, err) && !s.told.Swap(true) {
-		s.server.audit.record(callerOf(s.ServerStream.Context()), s.method, s.request, answer, s.start, err)
+		s.server.audit.record(callerOf(s.ServerStream.Context()), s.method, s.about, answer, s.start, err)
 	}
 }
 

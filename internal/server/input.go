@@ -13,6 +13,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/wire"
 )
@@ -211,7 +212,7 @@ func uploads(files []*api.FileUpload) *io.PipeReader {
 }
 
 func (s *jobService) GetJobFiles(r *api.GetJobFilesRequest, out grpc.ServerStreamingServer[api.DataChunk]) error {
-	piece := replyOf(out.Context()).piece()
+	piece := admission.ResponseOf(out.Context()).Piece()
 	w := bufio.NewWriterSize(chunkWriter{out, piece}, piece)
 	if err := s.sup.Files(out.Context(), r.GetUuid(), wire.PatternsFromProto(r), w); err != nil {
 		return err

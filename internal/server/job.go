@@ -20,6 +20,7 @@ import (
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/wire"
 )
@@ -168,10 +169,10 @@ func (s *jobService) follow(ctx context.Context, id string, opt joblet.LogOption
 
 // paced lets pieces of output through for which a call has room.
 func paced(ctx context.Context) supervisor.Gate {
-	p := replyOf(ctx)
+	p := admission.ResponseOf(ctx)
 	return func(yield func()) (int, error) {
-		size := p.piece()
-		return size, p.reserve(ctx, size+pieceHead, yield)
+		size := p.Piece()
+		return size, p.Reserve(ctx, size+admission.PieceHead, yield)
 	}
 }
 
@@ -322,8 +323,8 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 	if len(f.Labels) > 0 && !mayAll(callerOf(out.Context()), reads) {
 		f.Limit = 0 // of those that pass by their labels not all may be shown
 	}
-	reply := replyOf(out.Context())
-	batch, size, most := &api.Jobs{}, 0, reply.piece()
+	reply := admission.ResponseOf(out.Context())
+	batch, size, most := &api.Jobs{}, 0, reply.Piece()
 	send := func() error {
 		if len(batch.Jobs) == 0 {
 			return nil
@@ -336,7 +337,7 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		if err := send(); err != nil {
 			return 0, err
 		}
-		return most, reply.reserve(out.Context(), most+pieceHead, nil)
+		return most, reply.Reserve(out.Context(), most+admission.PieceHead, nil)
 	}
 	if err := s.sup.EachJob(out.Context(), f, read, func(job joblet.Job) error {
 		job, ok := s.srv.shown(out.Context(), f, job)
@@ -483,11 +484,11 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 // replay sends the samples that were kept of a job between two moments, the newest
 // limit of them, and returns from when on there are more.
 func (s *jobService) replay(out grpc.ServerStreamingServer[api.JobMetricsEvent], id string, from, to time.Time, limit int) (next time.Time, err error) {
-	reply := replyOf(out.Context())
-	defer reply.release()
+	reply := admission.ResponseOf(out.Context())
+	defer reply.Release()
 	for left := -1; left != 0; {
 		// The samples are read again for each batch, not held until there is room for them.
-		if err := reply.reserve(out.Context(), pieceHead, nil); err != nil {
+		if err := reply.Reserve(out.Context(), admission.PieceHead, nil); err != nil {
 			return from, err
 		}
 		all, err := s.sup.History(out.Context(), id, from, to, limit)

@@ -10,6 +10,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/hostinfo"
+	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -109,9 +110,9 @@ func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out
 	sampler := s.reader.Sampler(parts, 0)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	reply := replyOf(ctx)
+	reply := admission.ResponseOf(ctx)
 	for {
-		if err := reply.reserve(ctx, reply.piece(), nil); err != nil { // one who does not read is not measured for
+		if err := reply.Reserve(ctx, reply.Piece(), nil); err != nil { // one who does not read is not measured for
 			return err
 		}
 		m, err := sampler.Sample(ctx)

@@ -16,7 +16,6 @@ import (
 	"log/slog"
 	"math/big"
 	"net"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,6 +35,7 @@ import (
 
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/pki"
+	"github.com/joblet/joblet/internal/server/admission"
 )
 
 // remote is a server without jobs for clients with certificates.
@@ -402,7 +402,7 @@ func TestRules(t *testing.T) {
 // concerned.
 func TestRate(t *testing.T) {
 	t.Parallel()
-	r := startRemote(t, Options{Settings: Settings{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}})
+	r := startRemote(t, Options{Settings: Settings{Limits: admission.Limits{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}}})
 	greedy, other := r.dial(t, r.issue(t, "greedy", "reader")), r.dial(t, r.issue(t, "other", "reader"))
 	const health = "/grpc.health.v1.Health/Check"
 	begin, granted := time.Now(), 0
@@ -460,7 +460,7 @@ func TestRate(t *testing.T) {
 // well gets in beside them.
 func TestSilentClients(t *testing.T) {
 	t.Parallel()
-	r := startRemote(t, Options{Settings: Settings{ClientRate: 100, ClientCalls: 100, MaxConnections: maxUnknownPerHost + 10}})
+	r := startRemote(t, Options{Settings: Settings{Limits: admission.Limits{ClientRate: 100, ClientCalls: 100, MaxConnections: admission.MaxUnidentifiedPerHost + 10}}})
 	var silent []net.Conn
 	defer func() {
 		for _, c := range silent {
@@ -468,7 +468,7 @@ func TestSilentClients(t *testing.T) {
 		}
 	}()
 	begin := time.Now()
-	for range maxUnknownPerHost + 5 {
+	for range admission.MaxUnidentifiedPerHost + 5 {
 		c, err := net.Dial("tcp", r.address)
 		if err != nil {
 			t.Fatal(err)
@@ -488,14 +488,12 @@ func TestSilentClients(t *testing.T) {
 	}
 	deadline := time.Now().Add(handshakeTime + 20*time.Second)
 	for {
-		r.gate.mu.Lock()
-		conns, total, hosts := len(r.gate.conns), r.gate.total, len(r.gate.unknown)
-		r.gate.mu.Unlock()
-		if conns <= 2 && total == 0 && hosts == 0 {
+		use := r.admission.Usage()
+		if use.Connections <= 2 && use.Unidentified == 0 && use.Hosts == 0 {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("counted: %d connections, %d unknown ones of %d hosts", conns, total, hosts)
+			t.Fatalf("counted: %+v", use)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
@@ -510,7 +508,7 @@ func TestLockedOut(t *testing.T) {
 			set := DefaultSettings()
 			set.MaxConnections = tt.connections
 			r := startRemote(t, Options{Settings: set})
-			full := min(tt.connections, maxUnknown)
+			full := min(tt.connections, admission.MaxUnidentified)
 			var silent []net.Conn
 			defer func() {
 				for _, c := range silent {
@@ -527,9 +525,7 @@ func TestLockedOut(t *testing.T) {
 				silent = append(silent, c)
 			}
 			for total := 0; total < full && time.Now().Before(stalled); time.Sleep(time.Millisecond) {
-				r.gate.mu.Lock()
-				total = r.gate.total
-				r.gate.mu.Unlock()
+				total = r.admission.Usage().Unidentified
 			}
 			if err := ask(t.Context(), r.dial(t, r.admin), "/grpc.health.v1.Health/Check"); err != nil {
 				t.Errorf("with a certificate: %v", err)
@@ -543,23 +539,11 @@ func TestLockedOut(t *testing.T) {
 	}
 }
 
-func TestHostOf(t *testing.T) {
-	t.Parallel()
-	for a, want := range map[string]string{
-		"192.0.2.7:1": "192.0.2.7/32", "[::ffff:192.0.2.7]:1": "192.0.2.7/32",
-		"[2001:db8:1:2:3:4:5:6]:1": "2001:db8:1:2::/64", "[fe80::1%lo]:1": "fe80::/64",
-	} {
-		if got := hostOf(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(a))).String(); got != want {
-			t.Errorf("%s: got %s, want %s", a, got, want)
-		}
-	}
-}
-
 // TestManyConnections: the bound on all connections holds, and closed ones do not
 // count.
 func TestManyConnections(t *testing.T) {
 	t.Parallel()
-	r := startRemote(t, Options{Settings: Settings{ClientRate: 1000, ClientCalls: 100, MaxConnections: 3}})
+	r := startRemote(t, Options{Settings: Settings{Limits: admission.Limits{ClientRate: 1000, ClientCalls: 100, MaxConnections: 3}}})
 	for range 2 {
 		var conns []*grpc.ClientConn
 		for range 3 {
@@ -627,9 +611,7 @@ func TestNothingLeft(t *testing.T) {
 	}
 	deadline := time.Now().Add(20 * time.Second)
 	for {
-		r.gate.mu.Lock()
-		conns := len(r.gate.conns) + len(r.gate.clients) + r.gate.total
-		r.gate.mu.Unlock()
+		conns := r.admission.Usage().Connections
 		now := runtime.NumGoroutine()
 		if now <= before+5 && conns == 0 && r.Idle() > 0 {
 			return
@@ -740,7 +722,7 @@ func TestRequestMemory(t *testing.T) {
 	defer slow.Close()
 	answer := make(chan error, 1)
 	go func() { answer <- upload(slow, 60) }()
-	eventually(t, "most of it has come", func() bool { total, _ := r.counted(); return total.all > 44<<20 })
+	eventually(t, "most of it has come", func() bool { return r.admission.Usage().RequestBytes > 44<<20 })
 	through("a small one beside it", upload(other, 1))
 	through("one with which it is too much", upload(other, 30))
 	select {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/server/admission"
 )
 
 // role is what a caller may do; each includes those before it.
@@ -94,7 +95,7 @@ type caller struct {
 	member bool // of the group whose members may use the daemon
 	cert   *x509.Certificate
 	from   string // where the call comes from
-	conn   *sender
+	conn   *admission.Conn
 }
 
 // certPrefix is before the names of clients with a certificate.

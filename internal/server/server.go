@@ -16,11 +16,13 @@ import (
 	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/tap"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
+	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/supervisor"
 )
 
@@ -65,62 +67,49 @@ type Options struct {
 
 // Settings can be changed while the server serves.
 type Settings struct {
-	Allow          []Rule
-	ClientRate     int   // calls a second of one client with a certificate, twice as many at once
-	ClientCalls    int   // of one client under way
-	MaxConnections int   // of all clients
-	RequestMemory  int64 // bytes of requests that are under way or held, of all but this host's root
-	ResponseMemory int64 // bytes of what clients have not taken yet
+	Allow []Rule
+	admission.Limits
 }
 
 // DefaultSettings allow what a client needs who means well.
-func DefaultSettings() Settings {
-	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000, RequestMemory: 1 << 30, ResponseMemory: 64 << 20}
-}
+func DefaultSettings() Settings { return Settings{Limits: admission.DefaultLimits()} }
 
 // Server serves one supervisor's jobs.
 type Server struct {
-	log      *slog.Logger
-	sup      *supervisor.Supervisor
-	pki      *pki.Server
-	gate     *gate
-	intake   *intake
-	replies  *responses
-	audit    *Audit
-	metrics  *metrics.Metrics
-	settings atomic.Pointer[Settings]
-	ruled    ruledCalls
-	grpc     *grpc.Server
-	methods  map[string]grpc.MethodInfo // by their full names
-	health   *health.Server
-	activity activity
-	stopping context.Context // done when the daemon stops
-	stop     context.CancelCauseFunc
+	log       *slog.Logger
+	sup       *supervisor.Supervisor
+	pki       *pki.Server
+	admission *admission.Admission
+	audit     *Audit
+	metrics   *metrics.Metrics
+	settings  atomic.Pointer[Settings]
+	ruled     ruledCalls
+	grpc      *grpc.Server
+	methods   map[string]grpc.MethodInfo // by their full names
+	health    *health.Server
+	activity  activity
+	stopping  context.Context // done when the daemon stops
+	stop      context.CancelCauseFunc
 }
 
 // New returns a server of sup's jobs that serves nothing yet.
 func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
 	s.Configure(opt.Settings)
-	s.intake = newIntake(func() int64 { return s.settings.Load().RequestMemory })
-	s.intake.collector.rest = time.AfterFunc(restTime, giveBack)
-	s.intake.collector.rest.Stop()
-	s.replies = newResponses(func() int64 { return s.settings.Load().ResponseMemory })
-	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
+	s.admission = admission.New(log, restTime, func() admission.Limits { return s.settings.Load().Limits })
 	s.methods = map[string]grpc.MethodInfo{}
-	limits := &limiter{settings: s.settings.Load, intake: s.intake, replies: s.replies, clients: map[string]*clientLimit{}}
 	s.activity.last = time.Now()
 	s.activity.rest = time.AfterFunc(restTime, func() {
 		if s.activity.idle() >= restTime {
-			giveBack() // Go does that slowly after a burst of calls, and never with all of it
+			admission.GiveBack() // Go does that slowly after a burst of calls, and never with all of it
 		}
 	})
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(admission.NewCodec()),
 		grpc.ReadBufferSize(0), // each connection has its own
-		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake, s.replies), pki: opt.PKI, gate: s.gate}),
-		grpc.InTapHandle(limits.tap),
+		grpc.Creds(transport{peerCredentials: peerCredentials{opt.Group, s.admission}, pki: opt.PKI}),
+		grpc.InTapHandle(s.enter),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
@@ -133,7 +122,7 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 	)
-	services := registrar{s.grpc}
+	services := admission.Registrar{Server: s.grpc, Memory: map[string]int{api.JobService_ListJobs_FullMethodName: maxList}}
 	services.RegisterService(jobServiceDesc(), &jobService{sup: sup, srv: s})
 	api.RegisterRuntimeServiceServer(services, &runtimeService{sup: sup, log: log})
 	api.RegisterMonitoringServiceServer(services, &monitoringService{sup: sup})
@@ -163,8 +152,14 @@ func (s *Server) ServeTLS(l net.Listener) error {
 	if s.pki == nil {
 		return errors.New("there are no certificates to serve with")
 	}
-	go s.gate.sweep(s.stopping, s.pki.Check)
-	return s.Serve(gateListener{l, s.gate})
+	go s.admission.Sweep(s.stopping, s.pki.Check)
+	return s.Serve(s.admission.Listen(l))
+}
+
+// enter decides on a call before anything of its request is read.
+func (s *Server) enter(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	c := callerOf(ctx)
+	return s.admission.Enter(ctx, c.conn, c.name(), c.cert == nil && c.uid == 0)
 }
 
 // Configure changes the settings. Calls under way that they do not allow any more
@@ -181,9 +176,9 @@ func (s *Server) Configure(set Settings) {
 func (s *Server) Shutdown() {
 	s.health.Shutdown()
 	s.activity.rest.Stop()
-	s.intake.collector.rest.Stop()
+	s.admission.Rest()
 	s.stop(errStopping)
-	defer s.replies.stop()
+	defer s.admission.Close()
 	cut := time.AfterFunc(shutdownTime, s.grpc.Stop)
 	defer cut.Stop()
 	s.grpc.GracefulStop()

@@ -82,6 +82,9 @@ func ErrorToStatus(err error) (_ error, forLog bool) {
 	if err == nil {
 		return nil, false
 	}
+	if e, ok := err.(interface{ GRPCStatus() *status.Status }); ok { // it has details of its own
+		return bounded(e.GRPCStatus().Proto()), false
+	}
 	if e, ok := errors.AsType[*joblet.Error](err); ok {
 		return statusOf(e.Kind, err), e.Kind == joblet.Internal
 	}
