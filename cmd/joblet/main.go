@@ -12,6 +12,7 @@ import (
 )
 
 func main() {
+	runBuiltinShim()
 	runtimes.SandboxInit() // the daemon starts its own program to build runtimes
 	if err := command.New().Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "joblet:", joblet.Shorten(err.Error()))

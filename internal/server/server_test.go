@@ -23,6 +23,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestRoleTable: each method that is served has a role, and each role a method.
@@ -156,9 +157,7 @@ func connectAs(path string, uid int) (conn net.Conn, err error) {
 }
 
 func TestPeers(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("requires root")
-	}
+	testenv.RequireRoot(t)
 	s, path, _ := start(t)
 	root := api.NewMonitoringServiceClient(dial(t, path, 0))
 	out, err := root.GetSystemStatus(t.Context(), &api.EmptyRequest{})

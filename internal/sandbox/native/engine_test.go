@@ -7,10 +7,13 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func openEngine(t testing.TB, spares int) *Engine {
 	t.Helper()
+	testenv.RequireRoot(t)
 	e, err := Open(Config{RunDir: t.TempDir(), Spares: spares})
 	if err != nil {
 		t.Fatal(err)
