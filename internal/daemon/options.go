@@ -20,8 +20,8 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/runtimes"
-	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 	"github.com/joblet/joblet/internal/spelling"
 	"github.com/spf13/pflag"
 )
@@ -108,7 +108,7 @@ const auditOff = "off"
 
 // builtinOptions are the defaults, whatever the environment says.
 func builtinOptions() Options {
-	set := server.DefaultSettings()
+	set := admission.DefaultLimits()
 	return Options{
 		Reloadable: Reloadable{
 			LogLevel:       "info",
@@ -254,7 +254,7 @@ func (o Options) validate() error {
 	if _, err := o.metricsAddr(); err != nil {
 		return err
 	}
-	if _, err := o.settings(); err != nil {
+	if _, err := o.rules(); err != nil {
 		return err
 	}
 	_, err := o.logger(io.Discard)
@@ -300,20 +300,24 @@ func isHost(s string) bool {
 	})
 }
 
-// settings returns what of the options the server can change while it serves.
-func (o Options) settings() (server.Settings, error) {
-	set := server.Settings{Limits: admission.Limits{
-		ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections,
-		RequestMemory: int64(o.RequestMemory), ResponseMemory: int64(o.ResponseMemory),
-	}}
-	for _, text := range o.Allow {
-		rule, err := server.ParseRule(text)
-		if err != nil {
-			return set, fmt.Errorf("--allow: %w", err)
-		}
-		set.Allow = append(set.Allow, rule)
+// limits returns what clients may take at once.
+func (r *Reloadable) limits() admission.Limits {
+	return admission.Limits{
+		ClientRate: r.ClientRate, ClientCalls: r.ClientCalls, MaxConnections: r.MaxConnections,
+		RequestMemory: int64(r.RequestMemory), ResponseMemory: int64(r.ResponseMemory),
 	}
-	return set, nil
+}
+
+// rules returns what developers may do with the jobs of others.
+func (r *Reloadable) rules() (rules []service.Rule, err error) {
+	for _, text := range r.Allow {
+		rule, err := service.ParseRule(text)
+		if err != nil {
+			return nil, fmt.Errorf("--allow: %w", err)
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
 }
 
 // limitsFlag is NAME=VALUE, again and again.

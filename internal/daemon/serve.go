@@ -13,13 +13,15 @@ import (
 	"time"
 
 	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/server"
+	"github.com/joblet/joblet/internal/service"
 	"github.com/joblet/joblet/internal/supervisor"
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 )
 
 // NewServeCommand returns joblet serve.
@@ -77,6 +79,7 @@ type daemon struct {
 
 	listeners listeners
 	sup       *supervisor.Supervisor
+	svc       *service.Service
 	srv       *server.Server
 
 	// served gets the end of each of the serving listeners.
@@ -266,7 +269,7 @@ func (d *daemon) listen(ctx context.Context) error {
 
 // startServer serves clients, and metrics if they are on.
 func (d *daemon) startServer(context.Context) error {
-	set, err := d.opt.settings()
+	rules, err := d.opt.rules()
 	if err != nil {
 		return err
 	}
@@ -274,15 +277,17 @@ func (d *daemon) startServer(context.Context) error {
 	if err != nil {
 		return err
 	}
-	remote := d.listeners.remote
-	opt := server.Options{PKI: remote.pki, Metrics: d.counts, Settings: set, Group: group}
+	var audit *service.Audit
 	if d.opt.auditLog() != auditOff {
-		if opt.Audit, err = server.OpenAudit(d.opt.auditLog(), int64(d.opt.AuditMax), d.log); err != nil {
+		if audit, err = service.OpenAudit(d.opt.auditLog(), int64(d.opt.AuditMax), d.log); err != nil {
 			return err
 		}
-		d.onClose(opt.Audit.Close)
+		d.onClose(audit.Close)
 	}
-	d.srv = server.New(d.sup, d.log, opt)
+	remote := d.listeners.remote
+	d.svc = service.New(d.sup, d.log, audit)
+	d.svc.Configure(rules)
+	d.srv = server.New(d.svc, d.log, server.Options{PKI: remote.pki, Metrics: d.counts, Limits: d.opt.limits(), Group: group})
 	d.served = make(chan error, 2)
 	d.serving = 1
 	go func() { d.served <- d.srv.Serve(d.listeners.local) }()
@@ -359,7 +364,7 @@ func (d *daemon) apply(next Options) error {
 	if later := changed(held, next); len(later) > 0 {
 		d.log.Warn("some changes of the configuration hold after a restart", "keys", later)
 	}
-	set, err := held.settings()
+	rules, err := held.rules()
 	if err != nil {
 		return err
 	}
@@ -368,7 +373,8 @@ func (d *daemon) apply(next Options) error {
 		return err
 	}
 	d.level.Set(level)
-	d.srv.Configure(set)
+	d.svc.Configure(rules)
+	d.srv.Configure(held.limits())
 	d.sup.Configure(held.supervisor(nil))
 	d.log.Info("configuration read again", "changed", changed(d.opt, held))
 	d.opt = held

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -121,7 +122,7 @@ func fullJob(t *testing.T) Record {
 			{Started: epoch.Add(2), Ended: epoch.Add(3), State: joblet.Failed, Exit: &joblet.Exit{Code: 1}, Reason: "a <b> \u2028"},
 			{State: joblet.TimedOut},
 		},
-	}, Box: "b1", Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
+	}, Box: "b1", Leases: map[string]json.RawMessage{"ids": json.RawMessage(`{"base":1}`)}, Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
 	requireFilled(t, "Record", reflect.ValueOf(job))
 	return job
 }
@@ -778,7 +779,7 @@ func TestResolve(t *testing.T) {
 		{ref: "aabbbbbb", want: "3"},
 		{ref: "d", want: "7"},
 		{ref: "aaaaaaaa-0000-4000-8000-00000000000", kind: joblet.InvalidArgument, err: []string{
-			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '?[31m' xxx", "000002 (RUNNING, ", "x…)"}},
+			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '\\x1b[31m' xxx", "000002 (RUNNING, ", "x…)"}},
 		{ref: "aa", kind: joblet.InvalidArgument, err: []string{": aaaaaaaa (", ", aabbbbbb (", ", aac00000 (", " and more"}},
 		{ref: "aabbbbb", kind: joblet.InvalidArgument, err: []string{": aabbbbbb (", ", aabbbbbc ("}},
 		{ref: "train", want: "3"},
@@ -792,7 +793,7 @@ func TestResolve(t *testing.T) {
 		{ref: "aaaaaaaag", kind: joblet.NotFound},
 		{ref: "trai", kind: joblet.NotFound},
 		{ref: "%", kind: joblet.NotFound},
-		{ref: "a\x00", kind: joblet.NotFound, err: []string{"no job a?"}},
+		{ref: "a\x00", kind: joblet.NotFound, err: []string{"no job a\\x00"}},
 		{ref: strings.Repeat("a", 1000), kind: joblet.NotFound, err: []string{"a…"}},
 		{ref: "", kind: joblet.InvalidArgument},
 	} {

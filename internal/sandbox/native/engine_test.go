@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/testenv"
 )
 
@@ -22,7 +23,7 @@ func openEngine(t testing.TB, spares int) *Engine {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, dir := range e.groups.Dirs() {
+		for _, dir := range e.groups.own.Dirs() {
 			if _, err := os.Lstat(dir); err == nil {
 				t.Errorf("%s is left", dir)
 			}
@@ -34,7 +35,7 @@ func openEngine(t testing.TB, spares int) *Engine {
 // start runs a command in a box without a runtime.
 func start(t testing.TB, e *Engine, dir string, command string, args ...string) (*Box, *Process, error) {
 	t.Helper()
-	box, err := e.Take()
+	box, err := e.Take(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,12 +43,20 @@ func start(t testing.TB, e *Engine, dir string, command string, args ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := NewRun(v)
-	run.Dir, run.Command, run.Args, run.WorkDir = dir, command, args, "/work"
-	run.Path = "/usr/local/bin:/usr/bin:/bin"
-	run.Env = []string{"PATH=" + run.Path}
+	run, err := Compile(planOf(v, dir, command, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
 	p, err := box.Start(run)
 	return box, p, err
+}
+
+func planOf(v View, dir, command string, args ...string) sandbox.Plan {
+	const path = "/usr/local/bin:/usr/bin:/bin"
+	return sandbox.Plan{
+		Mounts: v.Mounts, Dirs: v.Dirs, Links: v.Links, Dir: dir,
+		Command: command, Args: args, WorkDir: "/work", Path: path, Env: []string{"PATH=" + path},
+	}
 }
 
 func TestProcess(t *testing.T) {
@@ -58,7 +67,7 @@ func TestProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := e.Release(box.ID, box.IDBase); err != nil {
+	if err := e.Release(box.ID, box.Leases); err != nil {
 		t.Error(err)
 	}
 	if end := p.End(); end == nil || end.Code != 7 {
@@ -82,7 +91,7 @@ func TestProcessNumbers(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := e.Release(box.ID, box.IDBase); err != nil {
+	if err := e.Release(box.ID, box.Leases); err != nil {
 		t.Error(err)
 	}
 	if log, _ := os.ReadFile(filepath.Join(dir, "log")); string(log) != "2 3\n" {
@@ -114,7 +123,7 @@ func BenchmarkTrue(b *testing.B) {
 					b.Fatal("the job did not end")
 				}
 				b.StopTimer()
-				if err := e.Release(box.ID, box.IDBase); err != nil {
+				if err := e.Release(box.ID, box.Leases); err != nil {
 					b.Error(err)
 				}
 				for len(e.spares) < spares {
@@ -131,7 +140,7 @@ func BenchmarkTrue(b *testing.B) {
 func BenchmarkBox(b *testing.B) {
 	e := openEngine(b, 0)
 	for b.Loop() {
-		box, err := e.Take()
+		box, err := e.Take(b.Context(), nil)
 		if err != nil {
 			b.Fatal(err)
 		}
