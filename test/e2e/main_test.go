@@ -34,9 +34,8 @@ func TestMain(m *testing.M) {
 				signal.Notify(signals, sig)
 			}
 		}
-		if os.Getuid() != 0 {
-			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: run scripts/test as root")
-			return 1
+		if status, skip := testenv.SkipAll(); skip {
+			return status
 		}
 		dir, err := os.MkdirTemp("", "joblet-e2e-")
 		if err != nil {
