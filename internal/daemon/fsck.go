@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/fsck"
 )
 
 // The exit statuses of joblet fsck, which are those of fsck(8).
@@ -28,7 +28,7 @@ const (
 // fsckOptions are the flags of joblet fsck.
 type fsckOptions struct {
 	serveOptions
-	supervisor.FsckOptions
+	fsck.Options
 	JSON bool
 }
 
@@ -106,7 +106,7 @@ func (o fsckOptions) fail(stderr io.Writer, err error) int {
 	return fsckFailed
 }
 
-func (o fsckOptions) check(ctx context.Context, report func(supervisor.Problem)) (sum supervisor.FsckSummary, err error) {
+func (o fsckOptions) check(ctx context.Context, report func(fsck.Problem)) (sum fsck.Summary, err error) {
 	if err := o.validate(); err != nil {
 		return sum, err
 	}
@@ -129,7 +129,7 @@ func (o fsckOptions) check(ctx context.Context, report func(supervisor.Problem))
 		return sum, fmt.Errorf("it needs that no daemon runs, stop it first: %w", err)
 	}
 	defer stateLock.Close()
-	return supervisor.Fsck(ctx, supervisor.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: slog.New(slog.DiscardHandler)}, o.FsckOptions, report)
+	return fsck.Run(ctx, fsck.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: slog.New(slog.DiscardHandler)}, o.Options, report)
 }
 
 // fsckOutput prints what is found, as lines or as JSON.
@@ -139,7 +139,7 @@ type fsckOutput struct {
 	err  error // the first that writing gave
 }
 
-func (out *fsckOutput) problem(p supervisor.Problem) {
+func (out *fsckOutput) problem(p fsck.Problem) {
 	if out.json {
 		out.print(p)
 	} else {
@@ -147,9 +147,9 @@ func (out *fsckOutput) problem(p supervisor.Problem) {
 	}
 }
 
-func (out *fsckOutput) summary(sum supervisor.FsckSummary) error {
+func (out *fsckOutput) summary(sum fsck.Summary) error {
 	if out.json {
-		out.print(map[string]supervisor.FsckSummary{"summary": sum})
+		out.print(map[string]fsck.Summary{"summary": sum})
 	} else {
 		out.line(summaryLine(sum))
 	}
@@ -172,7 +172,7 @@ func (out *fsckOutput) line(s string) {
 }
 
 // summaryLine gives "checked 123 jobs, 4.5 GiB: 2 problems, 1 repaired".
-func summaryLine(sum supervisor.FsckSummary) string {
+func summaryLine(sum fsck.Summary) string {
 	count := func(n int, what string) string {
 		if n != 1 {
 			what += "s"

@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/fsck"
 	"github.com/joblet/joblet/internal/store"
-	"github.com/joblet/joblet/internal/supervisor"
 )
 
 // newFsck returns options for a state directory with one job, which is LOST and
@@ -94,8 +94,8 @@ func TestFsckJSON(t *testing.T) {
 	if len(lines) != 2 {
 		t.Fatalf("got %s", out)
 	}
-	var p supervisor.Problem
-	if err := json.Unmarshal([]byte(lines[0]), &p); err != nil || p.Job != filepath.Base(filepath.Dir(leftover)) || p.Status != supervisor.ProblemRepairable {
+	var p fsck.Problem
+	if err := json.Unmarshal([]byte(lines[0]), &p); err != nil || p.Job != filepath.Base(filepath.Dir(leftover)) || p.Status != fsck.ProblemRepairable {
 		t.Errorf("got %s: %v", lines[0], err)
 	}
 	if want := `{"summary":{"jobs":1,"bytes":0,"problems":1,"repaired":0}}` + "\n"; lines[1] != want {
