@@ -24,7 +24,7 @@ func TestImports(t *testing.T) {
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
-		{"./internal/jobdir", append(heavy, module+"/internal/store", module+"/internal/sandbox", module+"/internal/supervisor"), "a job's directory is readable without the rest"},
+		{"./internal/jobdir", append(heavy, module+"/internal/store", module+"/internal/sandbox/native", module+"/internal/supervisor"), "a job's directory is readable without the rest"},
 		{"./internal/statedir", append(heavy, module+"/internal/store", module+"/internal/sandbox", module+"/internal/supervisor"), "the state directory is readable without the rest"},
 		{"./internal/secrets", []string{module + "/internal/store", module + "/internal/sandbox", module + "/internal/supervisor", "google.golang.org/"}, "secrets need no records"},
 		{"./internal/outcome", []string{module + "/internal/supervisor", "google.golang.org/"}, "imports point downwards"},
@@ -38,6 +38,8 @@ func TestImports(t *testing.T) {
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
 		{"./internal/cli", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
+		{"./internal/cli/term", []string{module + "/internal/cli", module + "/client", module + "/api", "google.golang.org/", "github.com/spf13/"}, "the terminal knows neither commands nor the daemon"},
+		{"./internal/cli/session", []string{module + "/internal/cli/job", "=" + module + "/internal/cli"}, "a command calls a session, and not the other way"},
 	}
 	for _, test := range tests {
 		t.Run(test.pkg, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -37,9 +38,11 @@ type File struct {
 	Parent    string      `json:"parent,omitempty"`
 	Spec      joblet.Spec `json:"spec"` // secrets masked
 
-	Attempt int    `json:"attempt,omitempty"` // the latest, and where it runs
-	Box     string `json:"box,omitempty"`
-	IDBase  uint32 `json:"id_base,omitempty"`
+	Attempt int            `json:"attempt,omitempty"` // the latest, and where it runs
+	Box     string         `json:"box,omitempty"`
+	Leases  sandbox.Leases `json:"leases,omitempty"` // on what that holds of the host
+	// IDBase is of earlier versions, which had no leases.
+	IDBase uint32 `json:"id_base,omitempty"`
 
 	// End is how a job ended that did not run, or did not run again: no exit
 	// record says so.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/jobdir"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
@@ -91,7 +92,8 @@ func FromDir(dir string) (rec store.Record, began bool, err error) {
 		return rec, false, nil
 	}
 	if known && f.Attempt == rec.Attempt {
-		rec.Box, rec.IDBase = f.Box, f.IDBase
+		rec.Box = f.Box
+		rec.Leases, rec.IDBase = Held(f)
 	}
 	if err := RerunHistory(&rec.Job, dir); err != nil {
 		return rec, true, err
@@ -149,12 +151,30 @@ func RerunHistory(job *joblet.Job, dir string) error {
 	return nil
 }
 
+// Held returns what the latest attempt of a job holds of the host, as the job's file
+// has it.
+func Held(f jobdir.File) (leases sandbox.Leases, idBase uint32) {
+	if f.Leases == nil {
+		return nil, f.IDBase
+	}
+	return f.Leases, native.IDBase(f.Leases)
+}
+
+// LeasesOf returns what a record's latest attempt holds of the host. Records of earlier
+// versions have no leases but the first of its ids.
+func LeasesOf(rec store.Record) sandbox.Leases {
+	if rec.Leases == nil {
+		return native.IDLease(rec.IDBase)
+	}
+	return rec.Leases
+}
+
 // FileOf returns what a job's directory is to say of the job, from which FromDir
 // makes the record again.
 func FileOf(rec store.Record) jobdir.File {
 	f := jobdir.File{
 		ID: rec.ID, Owner: rec.Owner, Created: rec.Created, Scheduled: rec.Scheduled, Parent: rec.Parent, Spec: rec.Spec.Redacted(),
-		Attempt: rec.Attempt, Box: rec.Box, IDBase: rec.IDBase,
+		Attempt: rec.Attempt, Box: rec.Box, Leases: rec.Leases,
 	}
 	if rec.State.Final() {
 		f.End = &jobdir.End{State: rec.State, Ended: rec.Ended, Reason: rec.Reason, Failure: rec.Failure, Exit: rec.Exit}

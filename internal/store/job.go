@@ -44,6 +44,7 @@ const (
 	colOutOfMemory
 	colDenied
 	colSeq
+	colLeases
 	colSealed
 )
 
@@ -74,6 +75,7 @@ var columnNames = [...]string{
 	colOutOfMemory: "out_of_memory",
 	colDenied:      "denied",
 	colSeq:         "seq",
+	colLeases:      "leases",
 	colSealed:      "sealed",
 }
 
@@ -155,6 +157,7 @@ var changing = []written{
 	{"usage", func(s *sqlite.Stmt, p int, ch *change) { s.BindText(p, ch.usage) }},
 	{"out_of_memory", func(s *sqlite.Stmt, p int, ch *change) { s.BindBool(p, ch.rec.OutOfMemory) }},
 	{"denied", func(s *sqlite.Stmt, p int, ch *change) { s.BindText(p, ch.denied) }},
+	{"leases", func(s *sqlite.Stmt, p int, ch *change) { s.BindText(p, ch.leases) }},
 }
 
 // fixed are the columns that say what was asked. They come behind changing.
@@ -291,6 +294,11 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 		if row.ColumnLen(colDenied) > 0 {
 			if err := decode(row, colDenied, &r.Denied); err != nil {
 				return fmt.Errorf("record of job %s: denied calls: %w", r.ID, err)
+			}
+		}
+		if row.ColumnLen(colLeases) > 0 {
+			if err := decode(row, colLeases, &r.Leases); err != nil {
+				return fmt.Errorf("record of job %s: leases: %w", r.ID, err)
 			}
 		}
 		if row.ColumnLen(colPast) > 0 {

@@ -66,6 +66,7 @@ type change struct {
 	limits   string // rec.Spec.Limits as JSON; empty: none
 	usage    string // rec.Usage as JSON; empty: none
 	denied   string // rec.Denied as JSON; empty: none
+	leases   string // rec.Leases as JSON; empty: none
 	unsynced bool
 	err      error
 	done     chan struct{} // closed once err is final
@@ -145,9 +146,10 @@ func (w *writer) triggers() error {
 // Record is a job with what only the daemon needs to know of it.
 type Record struct {
 	joblet.Job
-	Box       string // id of the engine's box of the latest attempt; empty: none
-	Sealed    []byte // the job's secrets, encrypted; nil: none
-	DiskBytes int64  // what the job's directory takes on disk; 0 until it has ended
+	Box       string                     // id of the engine's box of the latest attempt; empty: none
+	Leases    map[string]json.RawMessage // what the latest attempt holds of the host, by resource; nil: of an earlier version, or nothing
+	Sealed    []byte                     // the job's secrets, encrypted; nil: none
+	DiskBytes int64                      // what the job's directory takes on disk; 0 until it has ended
 }
 
 // Insert records a new job. It is on the disk, safe from a crash of the
@@ -257,13 +259,13 @@ func (ch *change) encode() error {
 		text *string
 		from any
 		none bool
-	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}, {&ch.denied, r.Denied, len(r.Denied) == 0}} {
+	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}, {&ch.denied, r.Denied, len(r.Denied) == 0}, {&ch.leases, r.Leases, len(r.Leases) == 0}} {
 		if part.none {
 			continue
 		}
 		var err error
 		if *part.text, err = toJSON(part.from); err != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits, usage and denied calls: %w", ch.what(), err)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits, usage, denied calls and leases: %w", ch.what(), err)
 		}
 	}
 	return nil

@@ -484,7 +484,7 @@ func (s *Supervisor) tryLaunch(l *live) (*native.Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	box, err := s.engine.Take()
+	box, err := s.engine.Take(s.ctx, run)
 	if err != nil {
 		return nil, &transientError{err}
 	}

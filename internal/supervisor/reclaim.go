@@ -132,9 +132,10 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 		rec.Spec.SecretEnv = secrets
 		// Its latest run is concluded as one that ended while no daemon ran.
 		rec.State, rec.Exit, rec.Reason, rec.Ended = joblet.Running, nil, "", time.Time{}
-		rec.Box, rec.IDBase = joblet.NewID(), 0 // of which there is no shim
+		rec.Box, rec.IDBase, rec.Leases = joblet.NewID(), 0, nil // of which there is no shim
 		if known && f.Attempt == rec.Attempt {
-			rec.Box, rec.IDBase = f.Box, f.IDBase
+			rec.Box = f.Box
+			rec.Leases, rec.IDBase = outcome.Held(f)
 		}
 		if box != "" {
 			rec.Box = box

@@ -128,7 +128,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_
 		return s.enqueueNew(context.WithoutCancel(ctx), l)
 	}
 	defer s.work.Done()
-	box, err := s.engine.Take()
+	box, err := s.engine.Take(context.WithoutCancel(ctx), run)
 	if err != nil {
 		s.forget(l)
 		s.freePlace(l)
@@ -162,7 +162,7 @@ func (s *Supervisor) mayStart(l *live) bool {
 func (s *Supervisor) becomeStarting(l *live, box *native.Box) store.Record {
 	return s.become(l, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
-		r.Box, r.IDBase = box.ID, box.IDBase
+		r.Box, r.IDBase, r.Leases = box.ID, box.IDBase, box.Leases
 		r.Started, r.Ended, r.Exit, r.Reason, r.PID, r.WorkBytes = time.Time{}, time.Time{}, nil, "", 0, 0
 		r.Usage, r.OutOfMemory, r.Denied = joblet.Usage{}, false, nil
 		l.over = make(chan struct{})
@@ -483,7 +483,7 @@ func (s *Supervisor) releaseLater(rec store.Record) bool {
 			return false // the next daemon does it
 		case <-time.After(releaseEvery):
 		}
-		if s.engine.Release(rec.Box, rec.IDBase) == nil {
+		if s.engine.Release(rec.Box, outcome.LeasesOf(rec)) == nil {
 			return true
 		}
 	}
