@@ -1,4 +1,4 @@
-package server
+package service
 
 import (
 	"cmp"
@@ -15,13 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/api"
-	"github.com/joblet/joblet/internal/wire"
 )
 
 const (
@@ -160,82 +155,91 @@ func (a *Audit) rotate() error {
 	return errors.Join(err, a.open())
 }
 
-// changes reports whether a method may change something: it needs more than a
-// reader.
-func changes(method string) bool { return needs(method) > reader }
-
-// subject is what a message is about.
-type subject struct {
-	job    string
-	target string // never arguments or variables, which may be secret
-	detail string // nor here
+// Subject is what a call is about.
+type Subject struct {
+	Job    string
+	Target string // the command, or the runtime, network or volume; never arguments or variables, which may be secret
+	Detail string // what the request asks for beside the job; nor here
 }
 
-func about(message any) (s subject) {
-	if ref, _, ok := jobRef(message); ok {
-		s.job = clip(ref)
+// record writes what became of a call, once: if it changes something, or was refused.
+func (p *policy) record(c *call, err error) {
+	if p.audit == nil || c.recorded || !c.Operation.changes() && joblet.KindOf(err) != joblet.PermissionDenied {
+		return
 	}
-	if m, ok := message.(proto.Message); ok && m != nil {
-		s.target, s.detail = targetIn(m.ProtoReflect(), true), detailOf(m)
-		if r, ok := m.(interface{ GetYamlContent() string }); ok { // a recipe
-			if recipe, err := parseRecipe(r.GetYamlContent()); err == nil {
-				s.target = clip(recipe.Name)
-			}
-		}
+	c.recorded = true
+	about := c.subject
+	if !c.begun && c.Entry.Subject != nil {
+		about = c.Entry.Subject()
 	}
-	return s
+	if err == nil {
+		about.Job = cmp.Or(c.made, about.Job)
+		about.Detail = strings.Join(slices.DeleteFunc([]string{c.done, about.Detail}, func(s string) bool { return s == "" }), "; ")
+	}
+	name, text := result(err)
+	p.audit.write(auditLine{
+		Time: c.start.UTC(), Caller: c.Caller.Name, Role: c.Caller.Role.String(), From: c.Caller.From,
+		Method: c.Name, Job: clip(about.Job), Target: clip(about.Target), Detail: about.Detail,
+		Result: name, Error: clip(text), MS: time.Since(c.start).Milliseconds(),
+	})
 }
 
-// detailOf says what a request asks for beside its job, and an answer what was done.
-func detailOf(m proto.Message) string {
+func stopDetail(opt joblet.StopOptions) string {
 	var d detail
-	switch m := m.(type) {
-	case *api.RerunJobRequest:
-		d.add("rerun of %s", m.GetUuid())
-	case *api.StopJobRequest:
-		if m.GetSignal() != 0 {
-			d.add("%s", signalName(m.GetSignal()))
-		}
-		if m.GraceMs != nil {
-			d.add("grace=%v", time.Duration(m.GetGraceMs())*time.Millisecond)
-		}
-	case *api.SignalJobRequest:
-		d.add("%s", signalName(m.GetSignal()))
-	case *api.UpdateJobRequest:
-		if n := len(m.GetLimits().GetRlimits()); n > len(joblet.RlimitNames()) { // it is refused
-			d.add("%d resource limits", n)
-			break
-		}
-		wire.LimitsFromProto(m.GetLimits()).Each(func(name, value string) { d.add("%s=%s", name, value) })
-	case *api.PruneJobsRequest:
-		if m.GetDryRun() {
-			d.add("dry-run")
-		}
-		if m.GetEndedBefore() != "" {
-			d.add("ended-before=%s", m.GetEndedBefore())
-		}
-		for _, state := range m.GetStates() {
-			d.add("state=%s", state)
-		}
-		for _, label := range m.GetLabels() {
-			d.add("label=%s", label)
-		}
-	case *api.PruneJobsResponse:
-		d.add("%d jobs, %d bytes", m.GetDeletedCount(), m.GetFreedBytes())
-	case *api.DeleteAllJobsResponse:
-		d.add("%d jobs, %d skipped", m.GetDeletedCount(), m.GetSkippedCount())
-	case *api.BuildRuntimeRequest:
-		if m.GetDryRun() {
-			d.add("dry-run")
-		}
-		if m.GetForceRebuild() {
-			d.add("force")
-		}
+	if opt.Signal != 0 {
+		d.add("%s", signalName(opt.Signal))
+	}
+	if opt.Grace >= 0 {
+		d.add("grace=%v", opt.Grace)
 	}
 	return d.String()
 }
 
-func signalName(n int32) string {
+func limitsDetail(l joblet.Limits) string {
+	var d detail
+	if n := len(l.Rlimits); n > len(joblet.RlimitNames()) { // it is refused
+		d.add("%d resource limits", n)
+		return d.String()
+	}
+	l.Each(func(name, value string) { d.add("%s=%s", name, value) })
+	return d.String()
+}
+
+func pruneDetail(f joblet.Filter, dryRun bool) string {
+	var d detail
+	if dryRun {
+		d.add("dry-run")
+	}
+	if !f.EndedBefore.IsZero() {
+		d.add("ended-before=%s", f.EndedBefore.UTC().Format(time.RFC3339Nano))
+	}
+	for _, state := range f.States {
+		d.add("state=%s", state.String())
+	}
+	for _, label := range f.Labels {
+		d.add("label=%s", label.String())
+	}
+	return d.String()
+}
+
+func buildDetail(b Build) string {
+	var d detail
+	if b.DryRun {
+		d.add("dry-run")
+	}
+	if b.Force {
+		d.add("force")
+	}
+	return d.String()
+}
+
+func pruned(deleted int, freed int64) string { return fmt.Sprintf("%d jobs, %d bytes", deleted, freed) }
+
+func deletedAll(deleted, skipped int) string {
+	return fmt.Sprintf("%d jobs, %d skipped", deleted, skipped)
+}
+
+func signalName(n int) string {
 	return cmp.Or(unix.SignalName(syscall.Signal(n)), fmt.Sprintf("signal %d", n))
 }
 
@@ -257,41 +261,6 @@ func (d *detail) add(format string, args ...any) {
 	d.WriteString(clip(fmt.Sprintf(format, args...)))
 }
 
-// record writes what became of a call.
-func (a *Audit) record(c caller, method string, request, answer subject, start time.Time, err error) {
-	l := auditLine{
-		Time: start.UTC(), Caller: c.name(), Role: c.role().String(), From: c.from,
-		Method: strings.TrimPrefix(method, "/joblet."), Job: cmp.Or(answer.job, request.job), Target: request.target,
-		Detail: strings.Join(slices.DeleteFunc([]string{answer.detail, request.detail}, func(s string) bool { return s == "" }), "; "),
-		Result: status.Code(err).String(), MS: time.Since(start).Milliseconds(),
-	}
-	if err != nil {
-		l.Job, l.Error = request.job, clip(status.Convert(err).Message())
-	}
-	a.write(l)
-}
-
-func targetIn(m protoreflect.Message, deeper bool) string {
-	fields := m.Descriptor().Fields()
-	for _, name := range []protoreflect.Name{"command", "runtime", "name"} {
-		if f := fields.ByName(name); f != nil && f.Kind() == protoreflect.StringKind && !f.IsList() {
-			if s := m.Get(f).String(); s != "" {
-				return clip(s)
-			}
-		}
-	}
-	for i := range fields.Len() {
-		f := fields.Get(i)
-		if !deeper || f.Message() == nil || f.IsList() || f.IsMap() || !m.Has(f) {
-			continue
-		}
-		if s := targetIn(m.Get(f).Message(), false); s != "" {
-			return s
-		}
-	}
-	return ""
-}
-
 func clip(s string) string {
-	return strings.ToValidUTF8(s[:min(len(s), maxAuditField)], "\ufffd")
+	return strings.ToValidUTF8(joblet.ShortenTo(s, maxAuditField), "\ufffd")
 }
