@@ -21,7 +21,7 @@ func TestImports(t *testing.T) {
 		{"./cmd/joblet", []string{"=" + module + "/internal/shim"}, "the set-up of jobs is the shim's, a program of its own"},
 		{"./cmd/joblet-shim", append(heavy, "os/exec", "net", "crypto/", "log"), "each is paid once per running job"},
 		{"./internal/sandbox/native", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
-		{"./internal/service", []string{"google.golang.org/", module + "/api", module + "/internal/wire", module + "/internal/server"}, "the service knows no transport"},
+		{"./internal/service", []string{"google.golang.org/grpc", module + "/api", module + "/internal/wire", module + "/internal/server"}, "the service knows no transport"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
