@@ -84,13 +84,13 @@ func listNodes(ctx context.Context, a *app.App) error {
 			}
 			continue
 		}
-		row := []string{term.Printable(n.Name), term.Printable(n.Address), term.Printable(n.Status), "-", "-", "-", "-"}
+		row := []string{joblet.Printable(n.Name), joblet.Printable(n.Address), joblet.Printable(n.Status), "-", "-", "-", "-"}
 		if n.Default {
 			row[0] += " *"
 		}
 		if n.Reachable {
-			row[3], row[4] = term.Printable(n.Version), time.Duration(n.LatencyMS*float64(time.Millisecond)).Round(10*time.Microsecond).String()
-			row[5], row[6] = strconv.FormatInt(*n.Jobs, 10), term.Printable(n.Role)
+			row[3], row[4] = joblet.Printable(n.Version), time.Duration(n.LatencyMS*float64(time.Millisecond)).Round(10*time.Microsecond).String()
+			row[5], row[6] = strconv.FormatInt(*n.Jobs, 10), joblet.Printable(n.Role)
 		}
 		rows = append(rows, row)
 	}

@@ -61,7 +61,7 @@ func newRuntimeListCommand(a *app.App) *cobra.Command {
 						text = "not usable: " + rt.Error
 					}
 					rows = append(rows, []string{
-						term.Printable(rt.Name), term.Dash(rt.Version, term.MaxNameColumn), term.FormatBytes(rt.SizeBytes), localTime(rt.BuiltAt), term.Printable(text),
+						joblet.Printable(rt.Name), term.Dash(rt.Version, term.MaxNameColumn), joblet.ReadableSize(rt.SizeBytes), localTime(rt.BuiltAt), joblet.Printable(text),
 					})
 				}
 				return term.WriteTable(a.Out, term.Width(a.Out), rows)
@@ -105,7 +105,7 @@ func writeRuntime(w io.Writer, rt client.Runtime) error {
 	var b strings.Builder
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-12s %s\n", name+":", term.Printable(value))
+			fmt.Fprintf(&b, "%-12s %s\n", name+":", joblet.Printable(value))
 		}
 	}
 	line("Runtime", rt.Name)
@@ -113,7 +113,7 @@ func writeRuntime(w io.Writer, rt client.Runtime) error {
 	line("Description", rt.Description)
 	line("Language", strings.TrimSpace(rt.Language+" "+rt.LanguageVersion))
 	line("Not usable", rt.Error)
-	line("Size", term.FormatBytes(rt.SizeBytes))
+	line("Size", joblet.ReadableSize(rt.SizeBytes))
 	line("Suite", rt.Suite)
 	line("Platform", rt.Platform)
 	line("Built", localTime(rt.BuiltAt))
@@ -194,7 +194,7 @@ func newRemoveCommand(a *app.App) *cobra.Command {
 								Freed int64  `json:"freed_bytes"`
 							}{name, freed})
 						}
-						return a.Println(fmt.Sprintf("%s removed, %s freed", name, term.FormatBytes(freed)))
+						return a.Println(fmt.Sprintf("%s removed, %s freed", name, joblet.ReadableSize(freed)))
 					}, nil
 				})
 			})
@@ -244,7 +244,7 @@ func readRecipe(name string, stdin io.Reader) (string, error) {
 		return "", fmt.Errorf("read recipe: %w", err)
 	}
 	if len(text) > maxRecipe {
-		return "", joblet.Errorf(joblet.InvalidArgument, "recipe %s is longer than %s", name, term.FormatBytes(maxRecipe))
+		return "", joblet.Errorf(joblet.InvalidArgument, "recipe %s is longer than %s", name, joblet.ReadableSize(maxRecipe))
 	}
 	return string(text), nil
 }
@@ -263,7 +263,7 @@ func buildRuntime(ctx context.Context, a *app.App, c *client.Client, recipe stri
 	if a.JSON {
 		return a.WriteJSON(rt)
 	}
-	return a.Println(fmt.Sprintf("%s built: %s in %s", rt.Name, term.FormatBytes(rt.SizeBytes), term.FormatDuration(time.Since(start))))
+	return a.Println(fmt.Sprintf("%s built: %s in %s", rt.Name, joblet.ReadableSize(rt.SizeBytes), term.FormatDuration(time.Since(start))))
 }
 
 // progressLine shows how far a build is: on a terminal in one line, elsewhere
@@ -275,9 +275,9 @@ type progressLine struct {
 }
 
 func (p *progressLine) show(b client.BuildProgress) {
-	text := fmt.Sprintf("[%d/%d] %3d%% %s", b.Phase, b.Phases, b.Percent, term.Printable(b.Name))
+	text := fmt.Sprintf("[%d/%d] %3d%% %s", b.Phase, b.Phases, b.Percent, joblet.Printable(b.Name))
 	if b.Message != "" && b.Message != b.Name {
-		text += ": " + term.Printable(b.Message)
+		text += ": " + joblet.Printable(b.Message)
 	}
 	switch {
 	case b.Phase == 0:

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"zombiezen.com/go/sqlite"
 
@@ -243,7 +242,7 @@ func newestOfEach(c *sqlite.Conn, name string) (found []Record, err error) {
 var errNoRef = joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
 
 func notFound(ref string) error {
-	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", printable(ref, 80))
+	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", joblet.PrintableStart(ref, 80))
 }
 
 // severalIDs shows the commands of the owner's jobs, and of others whose they are:
@@ -254,17 +253,17 @@ func severalIDs(ref, owner string, found []Record) error {
 		if len(ref) >= shortIDLen {
 			id = r.ID // the short one would not tell them apart
 		}
-		what := printable(r.Owner, 80)
+		what := joblet.PrintableStart(r.Owner, 80)
 		if r.Owner == owner {
-			what = printable(r.Spec.CommandLine(), 60)
+			what = joblet.PrintableStart(r.Spec.CommandLine(), 60)
 		}
 		return fmt.Sprintf("%s (%s, %s)", id, r.State, what)
 	}))
 }
 
 func severalOwners(ref string, found []Record) error {
-	return joblet.Errorf(joblet.InvalidArgument, "several owners have a job %s, and you have none: name it by its id: %s", printable(ref, 80), candidates(found, func(r Record) string {
-		return fmt.Sprintf("%s (%s, %s)", joblet.ShortID(r.ID), r.State, printable(r.Owner, 80))
+	return joblet.Errorf(joblet.InvalidArgument, "several owners have a job %s, and you have none: name it by its id: %s", joblet.PrintableStart(ref, 80), candidates(found, func(r Record) string {
+		return fmt.Sprintf("%s (%s, %s)", joblet.ShortID(r.ID), r.State, joblet.PrintableStart(r.Owner, 80))
 	}))
 }
 
@@ -279,21 +278,6 @@ func candidates(found []Record, show func(Record) string) string {
 		text += " and more"
 	}
 	return text
-}
-
-// printable returns s on one line, cut to at most width characters.
-func printable(s string, width int) string {
-	var b strings.Builder
-	for _, r := range s {
-		if width--; width < 0 {
-			return b.String() + "…"
-		}
-		if !unicode.IsPrint(r) {
-			r = '?'
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
 }
 
 // List returns the jobs that f passes, newest first by their time of

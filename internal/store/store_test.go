@@ -779,7 +779,7 @@ func TestResolve(t *testing.T) {
 		{ref: "aabbbbbb", want: "3"},
 		{ref: "d", want: "7"},
 		{ref: "aaaaaaaa-0000-4000-8000-00000000000", kind: joblet.InvalidArgument, err: []string{
-			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '?[31m' xxx", "000002 (RUNNING, ", "x…)"}},
+			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '\\x1b[31m' xxx", "000002 (RUNNING, ", "x…)"}},
 		{ref: "aa", kind: joblet.InvalidArgument, err: []string{": aaaaaaaa (", ", aabbbbbb (", ", aac00000 (", " and more"}},
 		{ref: "aabbbbb", kind: joblet.InvalidArgument, err: []string{": aabbbbbb (", ", aabbbbbc ("}},
 		{ref: "train", want: "3"},
@@ -793,7 +793,7 @@ func TestResolve(t *testing.T) {
 		{ref: "aaaaaaaag", kind: joblet.NotFound},
 		{ref: "trai", kind: joblet.NotFound},
 		{ref: "%", kind: joblet.NotFound},
-		{ref: "a\x00", kind: joblet.NotFound, err: []string{"no job a?"}},
+		{ref: "a\x00", kind: joblet.NotFound, err: []string{"no job a\\x00"}},
 		{ref: strings.Repeat("a", 1000), kind: joblet.NotFound, err: []string{"a…"}},
 		{ref: "", kind: joblet.InvalidArgument},
 	} {

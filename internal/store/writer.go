@@ -473,7 +473,7 @@ func (w *writer) execInsert(ch *change) error {
 
 // collision says what of r another job has already.
 func (w *writer) collision(r *Record) error {
-	err := joblet.Errorf(joblet.AlreadyExists, "record job: %s has a job with the idempotency key %s", r.Owner, printable(r.Spec.IdempotencyKey, 80))
+	err := joblet.Errorf(joblet.AlreadyExists, "record job: %s has a job with the idempotency key %s", r.Owner, joblet.PrintableStart(r.Spec.IdempotencyKey, 80))
 	if lookupErr := query(w.taken, func(*sqlite.Stmt) error {
 		err = joblet.Errorf(joblet.AlreadyExists, "record job: a job with the id %s exists", r.ID)
 		return nil

@@ -7,6 +7,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
@@ -192,7 +193,8 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s began or ended to run as its limits were changed: try again", short)
 	}
 	live.rec.Spec.Limits = granted
-	live.tell()
+	live.item.Needs[queue.Memory] = granted.MemoryBytes
+	s.changed(live)
 	s.mu.Unlock()
 	if err := s.save(live, true); err != nil {
 		return joblet.Job{}, err

@@ -306,7 +306,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 		return recoveredWaits, nil
 	}
 	s.mu.Lock()
-	s.busy++
+	s.queue.Occupy(&l.item)
 	l.apart = s.where.elsewhere
 	s.mu.Unlock()
 	proc, err := s.adopt(rec.Box, by)
@@ -336,7 +336,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 			s.cfg.Log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
 		}
 		s.mu.Lock()
-		s.busy--
+		s.queue.Release(&l.item)
 		s.mu.Unlock()
 		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase, r.Leases = "", 0, nil })
 		if err := s.save(l, true); err != nil { // on a full disk, say; it is recorded again before it runs
@@ -389,7 +389,7 @@ func (s *Supervisor) adopted(l *live, proc *native.Process) {
 	l.proc = proc
 	l.gauge = newGauge(proc, s.jobDir(l.rec.ID), unknown)
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
-	l.tell()
+	s.changed(l)
 	stopping := l.rec.State == joblet.Stopping
 	if stopping && l.stop == nil {
 		l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})

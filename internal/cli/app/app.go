@@ -17,7 +17,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/cli/term"
 	"github.com/joblet/joblet/internal/spelling"
 )
 
@@ -81,7 +80,7 @@ func (a *App) Execute(ctx context.Context, root *cobra.Command, args []string) i
 // Report prints the one line that says why rnx fails.
 func (a *App) Report(status int, err error) {
 	if !a.JSON {
-		fmt.Fprintf(a.ErrOut, "rnx: %s\n", term.Printable(joblet.Shorten(err.Error())))
+		fmt.Fprintf(a.ErrOut, "rnx: %s\n", joblet.Printable(joblet.Shorten(err.Error())))
 		return
 	}
 	_ = json.NewEncoder(a.ErrOut).Encode(struct {

@@ -34,7 +34,7 @@ func (a *App) CompleteJobs(states ...joblet.State) cobra.CompletionFunc {
 				id = j.ID
 			}
 			if strings.HasPrefix(id, prefix) {
-				offers = append(offers, id+"\t"+term.Printable(term.Cut(j.State.String()+" "+j.Spec.CommandLine(), 60)))
+				offers = append(offers, id+"\t"+joblet.Printable(term.Cut(j.State.String()+" "+j.Spec.CommandLine(), 60)))
 			}
 		}
 		return offers, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
@@ -93,7 +93,7 @@ func (a *App) CompleteRuntimes(cmd *cobra.Command, _ []string, prefix string) ([
 	var offers []string
 	for _, rt := range all {
 		if strings.HasPrefix(rt.Name, prefix) {
-			offers = append(offers, rt.Name+"\t"+term.Printable(rt.Description))
+			offers = append(offers, rt.Name+"\t"+joblet.Printable(rt.Description))
 		}
 	}
 	return offers, cobra.ShellCompDirectiveNoFileComp

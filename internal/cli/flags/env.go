@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/cli/term"
 )
 
 // maxEnvFile bounds what is read of a file of variables: all that a job can
@@ -63,7 +62,7 @@ func readEnvFile(env map[string]string, name string, lookup func(string) (string
 		return err
 	}
 	if len(text) > maxEnvFile {
-		return fmt.Errorf("%s is longer than %s", name, term.FormatBytes(maxEnvFile))
+		return fmt.Errorf("%s is longer than %s", name, joblet.ReadableSize(maxEnvFile))
 	}
 	return parseEnvFile(env, name, text, lookup)
 }

@@ -158,7 +158,7 @@ func writeJobs(w io.Writer, width int, jobs []joblet.Job, now time.Time) error {
 		}
 		rows = append(rows, []string{
 			joblet.ShortID(j.ID), term.Dash(j.Spec.Name, term.MaxNameColumn), j.State.String(), jobview.ExitText(j),
-			started, jobview.Duration(j, now), term.Dash(j.Spec.Runtime, term.MaxNameColumn), term.Printable(j.Spec.CommandLine()),
+			started, jobview.Duration(j, now), term.Dash(j.Spec.Runtime, term.MaxNameColumn), joblet.Printable(j.Spec.CommandLine()),
 		})
 	}
 	const name, exit, start, duration, runtime = 1, 3, 4, 5, 6

@@ -194,7 +194,7 @@ func (t *sampleTable) add(s joblet.Sample) error {
 		fmt.Fprintf(&b, sampleFormat, "TIME", "CPU%", "MEMORY", "MEM%", "PIDS", "READ/s", "WRITE/s", "THROTTLED")
 	}
 	read, write, throttled := ratesBetween(t.before, s).words()
-	fmt.Fprintf(&b, sampleFormat, term.FormatTime(s.Time), strconv.FormatFloat(s.CPUPercent, 'f', 1, 64), term.FormatBytes(s.Memory),
+	fmt.Fprintf(&b, sampleFormat, term.FormatTime(s.Time), strconv.FormatFloat(s.CPUPercent, 'f', 1, 64), joblet.ReadableSize(s.Memory),
 		partOf(s.Memory, s.MemoryLimit), strconv.Itoa(s.PIDs), read, write, throttled)
 	t.before = s
 	t.lines++

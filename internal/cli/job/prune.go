@@ -10,7 +10,6 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/flags"
-	"github.com/joblet/joblet/internal/cli/term"
 )
 
 type pruneOptions struct {
@@ -94,5 +93,5 @@ func pruneText(deleted int, freed int64, dryRun bool) string {
 	if dryRun {
 		done = "would be deleted"
 	}
-	return fmt.Sprintf("%d %s %s, %s freed", deleted, jobs, done, term.FormatBytes(freed))
+	return fmt.Sprintf("%d %s %s, %s freed", deleted, jobs, done, joblet.ReadableSize(freed))
 }

@@ -179,7 +179,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.download, "download", nil, "fetch files in /work that match `PATTERN` at the end (repeatable)")
 	f.StringVar(&o.downloadTo, "download-to", "", "fetch them into `DIR` (default: the current directory)")
 	f.BoolVar(&o.spec.MergeOutput, "merge", false, "merge stderr into stdout, in exact order, as 2>&1 does")
-	f.StringVar(&o.logMax, "log-max", "", "keep the newest `SIZE` of output, such as 64M (default "+term.FormatBytes(joblet.DefaultLogMax)+")")
+	f.StringVar(&o.logMax, "log-max", "", "keep the newest `SIZE` of output, such as 64M (default "+joblet.ReadableSize(joblet.DefaultLogMax)+")")
 }
 
 // detached reports whether rnx leaves the job to itself: it does with one that
@@ -312,7 +312,7 @@ func (o *runOptions) input(spec joblet.Spec, stdin func() io.Reader, note func(f
 		leftOut := 0
 		stats, err := archive.CheckPaths(sources, archive.Filter{Exclude: o.exclude, LeftOut: func(file string, why error) {
 			if leftOut++; leftOut <= transfer.MaxLeftOutNotes {
-				note("left out of the upload: %s %s", term.Printable(file), term.Printable(why.Error()))
+				note("left out of the upload: %s %s", joblet.Printable(file), joblet.Printable(why.Error()))
 			}
 		}}, archive.DefaultLimits)
 		if err != nil {

@@ -79,7 +79,7 @@ func writeFormat(a *app.App, t *template.Template, j joblet.Job) error {
 		for i, line := range lines {
 			cells := strings.Split(line, "\t")
 			for k := range cells {
-				cells[k] = term.Printable(cells[k])
+				cells[k] = joblet.Printable(cells[k])
 			}
 			lines[i] = strings.Join(cells, "\t")
 		}

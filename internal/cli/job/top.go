@@ -230,7 +230,7 @@ func topLive(ctx context.Context, a *app.App, c *client.Client, ref string, opt 
 // noteEnd says how a job has ended that was watched.
 func noteEnd(ctx context.Context, a *app.App, c *client.Client, id string) {
 	if job, err := c.Job(ctx, id); err == nil {
-		a.Note("job %s has ended: %s", joblet.ShortID(id), term.Printable(jobview.StateWords(job)))
+		a.Note("job %s has ended: %s", joblet.ShortID(id), joblet.Printable(jobview.StateWords(job)))
 	}
 }
 
@@ -245,26 +245,26 @@ func topPage(l look, sort string, width, height int) string {
 	limits := j.Spec.Limits
 	name := joblet.ShortID(j.ID)
 	if j.Spec.Name != "" {
-		name += " (" + term.Printable(j.Spec.Name) + ")"
+		name += " (" + joblet.Printable(j.Spec.Name) + ")"
 	}
-	line("Job", "%s: %v for %s: %s", name, j.State, jobview.Duration(j, s.Time), term.Printable(j.Spec.CommandLine()))
+	line("Job", "%s: %v for %s: %s", name, j.State, jobview.Duration(j, s.Time), joblet.Printable(j.Spec.CommandLine()))
 	cpu := term.FormatPercent(s.CPUPercent)
 	if limits.CPUPercent > 0 {
 		cpu += fmt.Sprintf(" of %d%%", limits.CPUPercent)
 	}
 	read, write, throttled := l.rates.words()
 	line("CPU", "%s; user %s, system %s; held back for %s, %s in all", cpu, term.FormatDuration(u.CPUUser), term.FormatDuration(u.CPUSystem), throttled, term.FormatDuration(u.Throttled))
-	memory := term.FormatBytes(s.Memory)
+	memory := joblet.ReadableSize(s.Memory)
 	if s.MemoryLimit > 0 {
-		memory += fmt.Sprintf(" of %s (%s%%)", term.FormatBytes(s.MemoryLimit), partOf(s.Memory, s.MemoryLimit))
+		memory += fmt.Sprintf(" of %s (%s%%)", joblet.ReadableSize(s.MemoryLimit), partOf(s.Memory, s.MemoryLimit))
 	}
-	line("Memory", "%s, %s at most; %s of swap", memory, term.FormatBytes(u.MemoryPeak), term.FormatBytes(s.Swap))
+	line("Memory", "%s, %s at most; %s of swap", memory, joblet.ReadableSize(u.MemoryPeak), joblet.ReadableSize(s.Swap))
 	pids := strconv.Itoa(s.PIDs)
 	if limits.MaxPIDs > 0 {
 		pids += " of " + term.FormatCount(limits.MaxPIDs)
 	}
 	line("Processes", "%d; with threads %s, %d at most", len(l.processes.All)+l.processes.Omitted, pids, u.PIDsPeak)
-	line("I/O", "%s read, %s written; %s and %s in all", read, write, term.FormatBytes(u.ReadBytes), term.FormatBytes(u.WriteBytes))
+	line("I/O", "%s read, %s written; %s and %s in all", read, write, joblet.ReadableSize(u.ReadBytes), joblet.ReadableSize(u.WriteBytes))
 
 	b.WriteByte('\n')
 	room := len(l.processes.All)
@@ -276,7 +276,7 @@ func topPage(l look, sort string, width, height int) string {
 	for _, p := range slices.SortedFunc(slices.Values(l.processes.All), processOrders[sort])[:room] {
 		rows = append(rows, []string{
 			strconv.Itoa(p.PID), strconv.Itoa(p.HostPID), strconv.Itoa(p.UID), term.Dash(p.State, 8), strconv.Itoa(p.Threads),
-			strconv.FormatFloat(p.CPUPercent, 'f', 1, 64), term.FormatBytes(p.Memory), term.FormatDuration(p.CPUTime), term.Printable(p.Command),
+			strconv.FormatFloat(p.CPUPercent, 'f', 1, 64), joblet.ReadableSize(p.Memory), term.FormatDuration(p.CPUTime), joblet.Printable(p.Command),
 		})
 	}
 	_ = term.WriteTable(&b, width, rows, 4, 1, 2, 7) // a Builder takes everything

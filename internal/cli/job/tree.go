@@ -154,7 +154,7 @@ func (n treeNode) branch(lines treeLines) string {
 func writeTree(w io.Writer, width int, forest []treeNode, lines treeLines, omitted int) error {
 	rows := [][]string{{"PROCESS", "HOST-PID", "COMMAND"}}
 	for _, n := range forest {
-		rows = append(rows, []string{n.branch(lines) + term.Printable(n.Name) + "(" + strconv.Itoa(n.PID) + ")", strconv.Itoa(n.HostPID), term.Printable(n.Command)})
+		rows = append(rows, []string{n.branch(lines) + joblet.Printable(n.Name) + "(" + strconv.Itoa(n.PID) + ")", strconv.Itoa(n.HostPID), joblet.Printable(n.Command)})
 	}
 	if err := term.WriteTable(w, width, rows); err != nil {
 		return err

@@ -19,7 +19,7 @@ func WriteStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	var b strings.Builder
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-11s %s\n", name+":", term.Printable(value))
+			fmt.Fprintf(&b, "%-11s %s\n", name+":", joblet.Printable(value))
 		}
 	}
 	number := func(name string, n int) {
@@ -107,7 +107,7 @@ func WriteStatus(w io.Writer, j joblet.Job, now time.Time) error {
 	}
 	line("Output", outputWords(j))
 	if j.WorkBytes > 0 {
-		line("Files", term.FormatBytes(j.WorkBytes)+" in "+joblet.DefaultWorkDir)
+		line("Files", joblet.ReadableSize(j.WorkBytes)+" in "+joblet.DefaultWorkDir)
 	}
 	for _, env := range []map[string]string{s.Env, s.Redacted().SecretEnv} {
 		for _, name := range slices.Sorted(maps.Keys(env)) {
@@ -149,7 +149,7 @@ func memoryWords(j joblet.Job) string {
 	if j.Usage.MemoryPeak == 0 {
 		return ""
 	}
-	return term.FormatBytes(j.Usage.MemoryPeak) + " at most"
+	return joblet.ReadableSize(j.Usage.MemoryPeak) + " at most"
 }
 
 // ioWords says what a job read from and wrote to devices.
@@ -157,7 +157,7 @@ func ioWords(u joblet.Usage) string {
 	if u.ReadOps+u.WriteOps+u.ReadBytes+u.WriteBytes == 0 {
 		return ""
 	}
-	return fmt.Sprintf("read %s (%d operations), written %s (%d operations)", term.FormatBytes(u.ReadBytes), u.ReadOps, term.FormatBytes(u.WriteBytes), u.WriteOps)
+	return fmt.Sprintf("read %s (%d operations), written %s (%d operations)", joblet.ReadableSize(u.ReadBytes), u.ReadOps, joblet.ReadableSize(u.WriteBytes), u.WriteOps)
 }
 
 func scheduleWords(s joblet.Spec) string {
@@ -222,11 +222,11 @@ func outputWords(j joblet.Job) string {
 	}
 	switch {
 	case j.LogBytes > limit:
-		return fmt.Sprintf("%s, of which the newest %s are kept", term.FormatBytes(j.LogBytes), term.FormatBytes(limit))
+		return fmt.Sprintf("%s, of which the newest %s are kept", joblet.ReadableSize(j.LogBytes), joblet.ReadableSize(limit))
 	case j.Spec.LogMax != 0:
-		return fmt.Sprintf("%s, at most %s are kept", term.FormatBytes(j.LogBytes), term.FormatBytes(limit))
+		return fmt.Sprintf("%s, at most %s are kept", joblet.ReadableSize(j.LogBytes), joblet.ReadableSize(limit))
 	}
-	return term.FormatBytes(j.LogBytes)
+	return joblet.ReadableSize(j.LogBytes)
 }
 
 // nextCommands are what one may want to do with the job now.

@@ -27,7 +27,7 @@ func WaitingNote(j joblet.Job, now time.Time) string {
 	if !strings.HasPrefix(reason, "waits ") {
 		reason = "waits: " + reason
 	}
-	return fmt.Sprintf("job %s %s", joblet.ShortID(j.ID), term.Printable(reason))
+	return fmt.Sprintf("job %s %s", joblet.ShortID(j.ID), joblet.Printable(reason))
 }
 
 // ScheduledNote says when a job runs.
@@ -57,7 +57,7 @@ func attemptWords(a joblet.Attempt) string {
 	case a.Exit != nil:
 		return fmt.Sprintf("failed with status %d", a.Exit.Code)
 	case a.Reason != "":
-		return "failed: " + term.Printable(a.Reason)
+		return "failed: " + joblet.Printable(a.Reason)
 	}
 	return "failed"
 }

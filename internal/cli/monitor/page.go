@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/term"
 )
@@ -58,14 +59,14 @@ func (p *metricsText) table(rows [][]string, drop ...int) {
 func (p *metricsText) host(compact bool) {
 	p.line("Time", "%s", term.FormatTime(p.m.Time))
 	if h := p.m.Host; h != nil {
-		p.line("Host", "%s: %s %s, %s, up %s", term.Printable(h.Hostname), term.Printable(h.OS), term.Printable(h.KernelVersion), term.Printable(h.Architecture),
+		p.line("Host", "%s: %s %s, %s, up %s", joblet.Printable(h.Hostname), joblet.Printable(h.OS), joblet.Printable(h.KernelVersion), joblet.Printable(h.Architecture),
 			term.FormatDuration(h.Uptime))
 		if !compact {
 			p.line("Booted", "%s", term.FormatTime(h.BootTime))
 			p.list("Addresses", h.IPs)
 			p.list("MACs", h.MACs)
 			if h.NodeID != "" {
-				p.line("Node", "%s", term.Printable(h.NodeID))
+				p.line("Node", "%s", joblet.Printable(h.NodeID))
 			}
 		}
 	}
@@ -78,13 +79,13 @@ func (p *metricsText) host(compact bool) {
 		if c.HypervisorType != "" {
 			where += " (hypervisor: " + c.HypervisorType + ")"
 		}
-		p.line("Cloud", "%s", term.Printable(where))
+		p.line("Cloud", "%s", joblet.Printable(where))
 	}
 }
 
 func (p *metricsText) list(name string, all []string) {
 	if len(all) > 0 {
-		p.line(name, "%s", term.Printable(strings.Join(all, " ")))
+		p.line(name, "%s", joblet.Printable(strings.Join(all, " ")))
 	}
 }
 
@@ -117,10 +118,10 @@ func (p *metricsText) memory() {
 	if m == nil {
 		return
 	}
-	p.line("Memory", "%s: %s of %s used, %s available, %s free, %s cached, %s buffers", term.FormatPercent(m.Usage), term.FormatBytes(m.Used),
-		term.FormatBytes(m.Total), term.FormatBytes(m.Available), term.FormatBytes(m.Free), term.FormatBytes(m.Cached), term.FormatBytes(m.Buffered))
+	p.line("Memory", "%s: %s of %s used, %s available, %s free, %s cached, %s buffers", term.FormatPercent(m.Usage), joblet.ReadableSize(m.Used),
+		joblet.ReadableSize(m.Total), joblet.ReadableSize(m.Available), joblet.ReadableSize(m.Free), joblet.ReadableSize(m.Cached), joblet.ReadableSize(m.Buffered))
 	if m.SwapTotal > 0 {
-		p.line("Swap", "%s: %s of %s used", term.FormatPercent(100*float64(m.SwapUsed)/float64(m.SwapTotal)), term.FormatBytes(m.SwapUsed), term.FormatBytes(m.SwapTotal))
+		p.line("Swap", "%s: %s of %s used", term.FormatPercent(100*float64(m.SwapUsed)/float64(m.SwapTotal)), joblet.ReadableSize(m.SwapUsed), joblet.ReadableSize(m.SwapTotal))
 	}
 }
 
@@ -128,14 +129,14 @@ func (p *metricsText) memory() {
 func (p *metricsText) brief() {
 	var disks, networks []string
 	for _, d := range p.m.Disks {
-		disks = append(disks, term.Printable(d.MountPoint)+" "+term.FormatPercent(d.Usage))
+		disks = append(disks, joblet.Printable(d.MountPoint)+" "+term.FormatPercent(d.Usage))
 	}
 	if len(disks) > 0 {
 		p.line("Disks", "%s", strings.Join(disks, ", "))
 	}
 	for _, n := range p.m.Networks {
 		if n.BytesReceived > 0 || n.BytesSent > 0 {
-			networks = append(networks, fmt.Sprintf("%s %s in, %s out", term.Printable(n.Interface), term.FormatRate(n.ReceiveRate), term.FormatRate(n.TransmitRate)))
+			networks = append(networks, fmt.Sprintf("%s %s in, %s out", joblet.Printable(n.Interface), term.FormatRate(n.ReceiveRate), term.FormatRate(n.TransmitRate)))
 		}
 	}
 	if len(networks) > 0 {
@@ -150,8 +151,8 @@ func (p *metricsText) tables() {
 	rows := [][]string{{"DISK", "TYPE", "SIZE", "USED", "FREE", "USED%", "INODES%", "MOUNTED ON"}}
 	for _, d := range p.m.Disks {
 		rows = append(rows, []string{
-			term.Dash(d.Device, term.MaxNameColumn), term.Dash(d.FileSystem, term.MaxNameColumn), term.FormatBytes(d.Total), term.FormatBytes(d.Used), term.FormatBytes(d.Free),
-			term.FormatPercent(d.Usage), term.FormatPercent(d.InodesUsage), term.Printable(d.MountPoint),
+			term.Dash(d.Device, term.MaxNameColumn), term.Dash(d.FileSystem, term.MaxNameColumn), joblet.ReadableSize(d.Total), joblet.ReadableSize(d.Used), joblet.ReadableSize(d.Free),
+			term.FormatPercent(d.Usage), term.FormatPercent(d.InodesUsage), joblet.Printable(d.MountPoint),
 		})
 	}
 	p.table(rows, 6, 1, 3, 0)
@@ -159,7 +160,7 @@ func (p *metricsText) tables() {
 	rows = [][]string{{"NETWORK", "IN", "OUT", "TOTAL IN", "TOTAL OUT", "ERRORS", "DROPS", "ADDRESSES"}}
 	for _, n := range p.m.Networks {
 		rows = append(rows, []string{
-			term.Dash(n.Interface, term.MaxNameColumn), term.FormatRate(n.ReceiveRate), term.FormatRate(n.TransmitRate), term.FormatBytes(n.BytesReceived), term.FormatBytes(n.BytesSent),
+			term.Dash(n.Interface, term.MaxNameColumn), term.FormatRate(n.ReceiveRate), term.FormatRate(n.TransmitRate), joblet.ReadableSize(n.BytesReceived), joblet.ReadableSize(n.BytesSent),
 			term.FormatCount(n.ErrorsIn + n.ErrorsOut), term.FormatCount(n.DropsIn + n.DropsOut), term.Dash(strings.Join(n.IPs, " "), 1<<10),
 		})
 	}
@@ -170,7 +171,7 @@ func (p *metricsText) tables() {
 		for _, d := range io.Disks {
 			rows = append(rows, []string{
 				term.Dash(d.Device, term.MaxNameColumn), term.FormatPercent(d.Utilization), term.FormatCount(d.Reads), term.FormatCount(d.Writes),
-				term.FormatBytes(d.ReadBytes), term.FormatBytes(d.WriteBytes), term.FormatDuration(d.Time),
+				joblet.ReadableSize(d.ReadBytes), joblet.ReadableSize(d.WriteBytes), term.FormatDuration(d.Time),
 			})
 		}
 		p.table(rows, 3, 2)
@@ -189,7 +190,7 @@ func (p *metricsText) processes(which string, all []client.ProcessInfo) {
 	for _, q := range all {
 		rows = append(rows, []string{
 			strconv.Itoa(q.PID), strconv.Itoa(q.PPID), term.Dash(q.Name, 16), strconv.FormatFloat(q.CPU, 'f', 1, 64), strconv.FormatFloat(q.Memory, 'f', 1, 64),
-			term.FormatBytes(q.Resident), term.Dash(q.State, 8), term.FormatTime(q.Started), term.Printable(q.Command),
+			joblet.ReadableSize(q.Resident), term.Dash(q.State, 8), term.FormatTime(q.Started), joblet.Printable(q.Command),
 		})
 	}
 	p.table(rows, 7, 1, 6, 5)

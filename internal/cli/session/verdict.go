@@ -8,7 +8,6 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/jobview"
-	"github.com/joblet/joblet/internal/cli/term"
 )
 
 // Unanswered says what to do when the daemon went away and a submission got no
@@ -65,6 +64,6 @@ func noteDenied(a *app.App, j joblet.Job) {
 			a.Note("and %d more: rnx job status %s", len(j.Denied)-i, joblet.ShortID(j.ID))
 			return
 		}
-		a.Note("denied %s", term.Printable(jobview.DeniedWords(c)))
+		a.Note("denied %s", joblet.Printable(jobview.DeniedWords(c)))
 	}
 }

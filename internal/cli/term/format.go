@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/joblet/joblet"
 )
 
 // FormatTime shows a time in the local zone, or "-" if it is zero.
@@ -56,27 +58,11 @@ func FormatDue(t, now time.Time) string {
 	return "in " + text
 }
 
-// FormatBytes shows 1023 B, 1.0 KiB, 12 MiB.
-func FormatBytes(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n), 0
-	for v >= 1024 && unit < 4 {
-		v /= 1024
-		unit++
-	}
-	if v < 10 {
-		return fmt.Sprintf("%.1f %ciB", v, "KMGT"[unit-1])
-	}
-	return fmt.Sprintf("%.0f %ciB", v, "KMGT"[unit-1])
-}
-
 // FormatPercent shows 12.3%.
 func FormatPercent(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) + "%" }
 
 // FormatRate shows bytes per second.
-func FormatRate(v float64) string { return FormatBytes(int64(v)) + "/s" }
+func FormatRate(v float64) string { return joblet.ReadableSize(int64(v)) + "/s" }
 
 // FormatCount shows a plain number.
 func FormatCount(n int64) string { return strconv.FormatInt(n, 10) }

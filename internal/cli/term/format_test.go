@@ -3,6 +3,8 @@ package term
 import (
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet"
 )
 
 func TestFormats(t *testing.T) {
@@ -25,7 +27,7 @@ func TestFormats(t *testing.T) {
 		}
 	}
 	for n, want := range map[int64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 12 << 20: "12 MiB", 1 << 50: "1024 TiB"} {
-		if got := FormatBytes(n); got != want {
+		if got := joblet.ReadableSize(n); got != want {
 			t.Errorf("%d: got %s, want %s", n, got, want)
 		}
 	}
@@ -35,7 +37,7 @@ func FuzzPrintable(f *testing.F) {
 	f.Add("plain")
 	f.Add("a\x1b]0;x\a\u202e\xff")
 	f.Fuzz(func(t *testing.T, s string) {
-		p := Printable(s)
+		p := joblet.Printable(s)
 		for _, r := range p {
 			if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == '\u202e' {
 				t.Fatalf("%q gives %q", s, p)

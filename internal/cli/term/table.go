@@ -1,55 +1,44 @@
 package term
 
 import (
-	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
+	"github.com/mattn/go-runewidth"
 	"golang.org/x/term"
+
+	"github.com/joblet/joblet"
 )
 
-// Printable returns s with everything that a terminal might obey, or that is
-// not UTF-8, escaped as Go does it: a job's name or command line must not move
-// the cursor.
-func Printable(s string) string {
-	clean := true
-	for _, r := range s {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
-			clean = false
-			break
-		}
+// Cut shortens s to n columns of a terminal, the last one then being "…".
+func Cut(s string, n int) string {
+	n = max(n, 1)
+	switch {
+	case !isASCII(s):
+		return runewidth.Truncate(s, n, "…")
+	case len(s) > n:
+		return s[:n-1] + "…"
 	}
-	if clean {
-		return s
-	}
-	var b strings.Builder
-	for len(s) > 0 {
-		r, n := utf8.DecodeRuneInString(s)
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, s[0])
-		case unicode.IsPrint(r):
-			b.WriteRune(r)
-		default:
-			q := strconv.QuoteRune(r)
-			b.WriteString(q[1 : len(q)-1])
-		}
-		s = s[n:]
-	}
-	return b.String()
+	return s
 }
 
-// Cut shortens s to n runes, the last one then being "…".
-func Cut(s string, n int) string {
-	if utf8.RuneCountInString(s) <= n {
-		return s
+// columns is how many columns of a terminal s takes.
+func columns(s string) int {
+	if isASCII(s) {
+		return len(s)
 	}
-	runes := []rune(s)
-	return string(runes[:max(0, n-1)]) + "…"
+	return runewidth.StringWidth(s)
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
 }
 
 // Width returns the columns of the terminal that w is, or 0.
@@ -79,7 +68,7 @@ func WriteTable(w io.Writer, width int, rows [][]string, drop ...int) error {
 	used := 0
 	for c := range widths {
 		for _, row := range rows {
-			widths[c] = max(widths[c], utf8.RuneCountInString(row[c]))
+			widths[c] = max(widths[c], columns(row[c]))
 		}
 		if c < last {
 			used += widths[c] + 2
@@ -100,7 +89,7 @@ func WriteTable(w io.Writer, width int, rows [][]string, drop ...int) error {
 				continue
 			}
 			b.WriteString(row[c])
-			for range widths[c] - utf8.RuneCountInString(row[c]) + 2 {
+			for range widths[c] - columns(row[c]) + 2 {
 				b.WriteByte(' ')
 			}
 		}
@@ -123,5 +112,5 @@ func Dash(s string, n int) string {
 	if s == "" {
 		return "-"
 	}
-	return Cut(Printable(s), n)
+	return Cut(joblet.Printable(s), n)
 }

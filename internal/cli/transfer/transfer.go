@@ -19,7 +19,6 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/cli/app"
-	"github.com/joblet/joblet/internal/cli/term"
 )
 
 // Source is what "rnx job cp" copies.
@@ -121,7 +120,7 @@ type leftOutJSON struct {
 func noteLeftOut(a *app.App, from string, stats archive.Stats) {
 	named := stats.LeftOut[:min(len(stats.LeftOut), MaxLeftOutNotes)]
 	for _, l := range named {
-		a.Note("left out of the %s: %s %s", from, term.Printable(l.Name), term.Printable(l.Why))
+		a.Note("left out of the %s: %s %s", from, joblet.Printable(l.Name), joblet.Printable(l.Why))
 	}
 	if more := stats.Skipped - len(named); more > 0 {
 		a.Note("left out of the %s: %d more", from, more)
