@@ -122,12 +122,32 @@ func Group(cmd *cobra.Command, args []string) error {
 	if cmd.SuggestionsMinimumDistance <= 0 {
 		cmd.SuggestionsMinimumDistance = 2
 	}
-	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+	if meant := byMeaning(cmd, args[0]); meant != nil {
+		msg += fmt.Sprintf("; did you mean %q?", meant.CommandPath())
+	} else if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
 		msg += fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+s[0])
 	} else {
 		msg += fmt.Sprintf("; see %q", cmd.CommandPath()+" --help")
 	}
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
+}
+
+// byMeaning returns the command below cmd, or below one of its groups, that does what
+// word is elsewhere the name for.
+func byMeaning(cmd *cobra.Command, word string) *cobra.Command {
+	for _, sub := range cmd.Commands() {
+		if slices.Contains(sub.SuggestFor, word) {
+			return sub
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		for _, c := range sub.Commands() {
+			if c.Name() == word || c.HasAlias(word) || slices.Contains(c.SuggestFor, word) {
+				return c
+			}
+		}
+	}
+	return nil
 }
 
 // flagError adds the flag that was perhaps meant.
