@@ -24,6 +24,8 @@ func TestImports(t *testing.T) {
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
+		{"./internal/queue", []string{module + "/", "google.golang.org/", "golang.org/", "os", "net"}, "the queue is pure"},
+		{"./internal/events", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
 		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/archive", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"slices"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -14,19 +13,14 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/joblet/joblet/internal/rawio"
+	"github.com/joblet/joblet/internal/server/admission"
 )
 
 // peerCredentials authenticates callers on a unix socket: the kernel says which
 // process connected (SO_PEERCRED, unix(7)), as it was at connect(2).
 type peerCredentials struct {
-	group   int // whose members may use the daemon beside root; 0: nobody's
-	users   *localUsers
-	intake  *intake
-	replies *responses
-}
-
-func newPeerCredentials(group int, in *intake, out *responses) peerCredentials {
-	return peerCredentials{group: group, users: &localUsers{conns: map[uint32]int{}}, intake: in, replies: out}
+	group     int // whose members may use the daemon beside root; 0: nobody's
+	admission *admission.Admission
 }
 
 // peerInfo is who connected.
@@ -35,7 +29,7 @@ type peerInfo struct {
 	uid, gid uint32
 	pid      int32
 	member   bool // of the group
-	conn     *sender
+	conn     *admission.Conn
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -65,15 +59,10 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 	if err != nil {
 		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
 	}
-	conn = rawio.Conn(conn)
-	var in *intake // root's calls are not counted
-	if cred.Uid != 0 {
-		if conn, err = p.users.enter(conn, cred.Uid); err != nil {
-			return nil, nil, err
-		}
-		in = p.intake
+	from, err := p.admission.Local(rawio.Conn(conn), cred.Uid)
+	if err != nil {
+		return nil, nil, err
 	}
-	from := newSender(conn, in, p.replies)
 	return from, peerInfo{
 		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, // it never leaves the kernel
 		uid:            cred.Uid, gid: cred.Gid, pid: cred.Pid, member: member, conn: from,
@@ -100,39 +89,6 @@ func isMember(fd int, own, group uint32) (bool, error) {
 			return false, fmt.Errorf("ask for the caller's groups: %w", errno)
 		}
 	}
-}
-
-// localUsers counts the connections of users who are not root, so that none of
-// them keeps others out.
-type localUsers struct {
-	mu    sync.Mutex
-	conns map[uint32]int
-}
-
-func (u *localUsers) enter(conn net.Conn, uid uint32) (net.Conn, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.conns[uid] >= maxPerClient {
-		return nil, fmt.Errorf("uid:%d has %d connections", uid, u.conns[uid])
-	}
-	u.conns[uid]++
-	return &userConn{Conn: conn, leave: sync.OnceFunc(func() {
-		u.mu.Lock()
-		defer u.mu.Unlock()
-		if u.conns[uid]--; u.conns[uid] == 0 {
-			delete(u.conns, uid)
-		}
-	})}, nil
-}
-
-type userConn struct {
-	net.Conn
-	leave func()
-}
-
-func (c *userConn) Close() error {
-	c.leave()
-	return c.Conn.Close()
 }
 
 // ClientHandshake implements credentials.TransportCredentials.

@@ -1,5 +1,5 @@
-// Package server serves the gRPC API: who calls, what they may, and handlers
-// that hand over to the supervisor.
+// Package server serves the gRPC API: it authenticates callers, translates requests for
+// the service and answers of it, and knows the transport. It decides nothing.
 package server
 
 import (
@@ -16,12 +16,14 @@ import (
 	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/tap"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 )
 
 // Bounds on what a caller may send.
@@ -56,71 +58,44 @@ var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; job
 
 // Options say what a server is made of beside its jobs.
 type Options struct {
-	PKI      *pki.Server      // for clients with certificates; nil: there are none
-	Audit    *Audit           // nil: no audit log
-	Metrics  *metrics.Metrics // counts the calls; nil: nothing does
-	Settings Settings
-	Group    int // on this host's socket its members are developers; 0: root alone
+	PKI     *pki.Server      // for clients with certificates; nil: there are none
+	Metrics *metrics.Metrics // counts the calls; nil: nothing does
+	Limits  admission.Limits
+	Group   int // on this host's socket its members are developers; 0: root alone
 }
 
-// Settings can be changed while the server serves.
-type Settings struct {
-	Allow          []Rule
-	ClientRate     int   // calls a second of one client with a certificate, twice as many at once
-	ClientCalls    int   // of one client under way
-	MaxConnections int   // of all clients
-	RequestMemory  int64 // bytes of requests that are under way or held, of all but this host's root
-	ResponseMemory int64 // bytes of what clients have not taken yet
-}
-
-// DefaultSettings allow what a client needs who means well.
-func DefaultSettings() Settings {
-	return Settings{ClientRate: 500, ClientCalls: 1000, MaxConnections: 1000, RequestMemory: 1 << 30, ResponseMemory: 64 << 20}
-}
-
-// Server serves one supervisor's jobs.
+// Server serves one service.
 type Server struct {
-	log      *slog.Logger
-	sup      *supervisor.Supervisor
-	pki      *pki.Server
-	gate     *gate
-	intake   *intake
-	replies  *responses
-	audit    *Audit
-	metrics  *metrics.Metrics
-	settings atomic.Pointer[Settings]
-	ruled    ruledCalls
-	grpc     *grpc.Server
-	methods  map[string]grpc.MethodInfo // by their full names
-	health   *health.Server
-	activity activity
-	stopping context.Context // done when the daemon stops
-	stop     context.CancelCauseFunc
+	service    *service.Service
+	operations map[string]service.Operation // by the full names of methods
+	pki        *pki.Server
+	admission  *admission.Admission
+	metrics    *metrics.Metrics
+	limits     atomic.Pointer[admission.Limits]
+	grpc       *grpc.Server
+	health     *health.Server
+	activity   activity
+	stopping   context.Context // done when the daemon stops
+	stop       context.CancelCauseFunc
 }
 
-// New returns a server of sup's jobs that serves nothing yet.
-func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
-	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
-	s.Configure(opt.Settings)
-	s.intake = newIntake(func() int64 { return s.settings.Load().RequestMemory })
-	s.intake.collector.rest = time.AfterFunc(restTime, giveBack)
-	s.intake.collector.rest.Stop()
-	s.replies = newResponses(func() int64 { return s.settings.Load().ResponseMemory })
-	s.gate = newGate(log, func() int { return s.settings.Load().MaxConnections })
-	s.methods = map[string]grpc.MethodInfo{}
-	limits := &limiter{settings: s.settings.Load, intake: s.intake, replies: s.replies, clients: map[string]*clientLimit{}}
+// New returns a server of what svc does that serves nothing yet.
+func New(svc *service.Service, log *slog.Logger, opt Options) *Server {
+	s := &Server{service: svc, operations: operations, pki: opt.PKI, metrics: opt.Metrics, health: health.NewServer()}
+	s.Configure(opt.Limits)
+	s.admission = admission.New(log, restTime, func() admission.Limits { return *s.limits.Load() })
 	s.activity.last = time.Now()
 	s.activity.rest = time.AfterFunc(restTime, func() {
 		if s.activity.idle() >= restTime {
-			giveBack() // Go does that slowly after a burst of calls, and never with all of it
+			admission.GiveBack() // Go does that slowly after a burst of calls, and never with all of it
 		}
 	})
 	s.stopping, s.stop = context.WithCancelCause(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.ForceServerCodecV2(newCodec()),
+		grpc.ForceServerCodecV2(admission.NewCodec()),
 		grpc.ReadBufferSize(0), // each connection has its own
-		grpc.Creds(transport{peerCredentials: newPeerCredentials(opt.Group, s.intake, s.replies), pki: opt.PKI, gate: s.gate}),
-		grpc.InTapHandle(limits.tap),
+		grpc.Creds(transport{peerCredentials: peerCredentials{opt.Group, s.admission}, pki: opt.PKI}),
+		grpc.InTapHandle(s.enter),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTime, Time: keepaliveTime, Timeout: keepaliveTimeout}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: minPing, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(s.unary),
@@ -133,19 +108,14 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 		grpc.StaticStreamWindowSize(window),
 		grpc.StaticConnWindowSize(window),
 	)
-	services := registrar{s.grpc}
-	services.RegisterService(jobServiceDesc(), &jobService{sup: sup, srv: s})
-	api.RegisterRuntimeServiceServer(services, &runtimeService{sup: sup, log: log})
-	api.RegisterMonitoringServiceServer(services, &monitoringService{sup: sup})
-	api.RegisterNetworkServiceServer(services, &networkService{})
-	api.RegisterVolumeServiceServer(services, &volumeService{})
+	services := admission.Registrar{Server: s.grpc, Memory: map[string]int{api.JobService_ListJobs_FullMethodName: maxList}}
+	services.RegisterService(jobServiceDesc(), &jobService{jobs: svc.Jobs, service: svc})
+	api.RegisterRuntimeServiceServer(services, &runtimeService{runtimes: svc.Runtimes})
+	api.RegisterMonitoringServiceServer(services, &monitoringService{host: svc.Host})
+	api.RegisterNetworkServiceServer(services, &networkService{service: svc})
+	api.RegisterVolumeServiceServer(services, &volumeService{service: svc})
 	healthgrpc.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
-	for service, info := range s.grpc.GetServiceInfo() {
-		for _, m := range info.Methods {
-			s.methods["/"+service+"/"+m.Name] = m
-		}
-	}
 	return s
 }
 
@@ -163,27 +133,27 @@ func (s *Server) ServeTLS(l net.Listener) error {
 	if s.pki == nil {
 		return errors.New("there are no certificates to serve with")
 	}
-	go s.gate.sweep(s.stopping, s.pki.Check)
-	return s.Serve(gateListener{l, s.gate})
+	go s.admission.Sweep(s.stopping, s.pki.Check)
+	return s.Serve(s.admission.Listen(l))
 }
 
-// Configure changes the settings. Calls under way that they do not allow any more
-// end.
-func (s *Server) Configure(set Settings) {
-	s.settings.Store(&set)
-	for _, err := range s.ruled.check(s.may) {
-		s.log.Info("call ended", "error", err)
-	}
+// enter decides on a call before anything of its request is read.
+func (s *Server) enter(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	c := callerOf(ctx)
+	return s.admission.Enter(ctx, c.conn, c.name(), c.cert == nil && c.uid == 0)
 }
+
+// Configure changes the limits while the server serves.
+func (s *Server) Configure(l admission.Limits) { s.limits.Store(&l) }
 
 // Shutdown takes no more calls, ends those that follow or wait, and returns
 // when all are gone: within five seconds.
 func (s *Server) Shutdown() {
 	s.health.Shutdown()
 	s.activity.rest.Stop()
-	s.intake.collector.rest.Stop()
+	s.admission.Rest()
 	s.stop(errStopping)
-	defer s.replies.stop()
+	defer s.admission.Close()
 	cut := time.AfterFunc(shutdownTime, s.grpc.Stop)
 	defer cut.Stop()
 	s.grpc.GracefulStop()

@@ -5,55 +5,31 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
-	"fmt"
-	"io"
-	"log/slog"
 	"net"
-	"net/netip"
-	"slices"
-	"sync"
-	"time"
 
 	"google.golang.org/grpc/credentials"
 
 	"github.com/joblet/joblet/internal/pki"
-)
-
-// Bounds on connections of remote clients, so that those who are not let in, or
-// who say nothing, keep nobody else out.
-const (
-	maxUnknown        = 512 // connections that have not shown a certificate yet
-	maxUnknownPerHost = 64
-	maxPerClient      = 256
-
-	// lingerTime is how long a client that is refused has to read why.
-	lingerTime = 500 * time.Millisecond
-
-	// sweepEvery is how often the certificates of connections are looked at again.
-	sweepEvery = time.Second
-
-	// refusalEvery is how often the log tells of a refused connection at most.
-	refusalEvery = time.Second
+	"github.com/joblet/joblet/internal/server/admission"
 )
 
 // transport authenticates callers: on a unix socket by SO_PEERCRED, on others by
 // certificate.
 type transport struct {
 	peerCredentials
-	pki  *pki.Server // nil: unix sockets only
-	gate *gate
+	pki *pki.Server // nil: unix sockets only
 }
 
 // certInfo is who connected with a certificate.
 type certInfo struct {
 	credentials.TLSInfo
 	cert *x509.Certificate
-	conn *sender
+	conn *admission.Conn
 }
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	known, ok := raw.(*gateConn)
+	known, ok := raw.(*admission.RemoteConn)
 	if !ok {
 		return t.peerCredentials.ServerHandshake(raw)
 	}
@@ -67,15 +43,14 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 		if cert = state.PeerCertificates[0]; state.NegotiatedProtocol != "h2" {
 			err = errors.New("the client does not speak HTTP/2")
 		} else {
-			err = t.gate.admit(known, cert)
+			err = t.admission.Identify(known, cert)
 		}
 	}
 	if err != nil {
-		t.gate.refused(raw.RemoteAddr(), err)
-		linger(known.Conn)
+		t.admission.Refuse(known, err)
 		return nil, nil, err
 	}
-	from := newSender(conn, t.intake, t.replies)
+	from := t.admission.Remote(conn)
 	return from, certInfo{
 		TLSInfo: credentials.TLSInfo{
 			State:          conn.ConnectionState(),
@@ -86,233 +61,5 @@ func (t transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo
 	}, nil
 }
 
-// linger lets a refused client read the reason: closing while something of it is
-// unread would reset the connection and take that away.
-func linger(conn net.Conn) {
-	c, ok := conn.(*net.TCPConn)
-	if !ok || c.CloseWrite() != nil || c.SetDeadline(time.Now().Add(lingerTime)) != nil {
-		return
-	}
-	_, _ = io.Copy(io.Discard, io.LimitReader(c, 64<<10))
-}
-
 // Clone implements credentials.TransportCredentials.
 func (t transport) Clone() credentials.TransportCredentials { return t }
-
-// gate counts the connections of remote clients and lets in no more than it may.
-type gate struct {
-	log *slog.Logger
-	max func() int
-
-	mu      sync.Mutex // protects what follows
-	conns   map[*gateConn]struct{}
-	entered int64                        // connections so far
-	unknown map[netip.Prefix][]*gateConn // by host, oldest first: those that have no certificate yet
-	total   int                          // how many these are
-	clients map[string]int               // by name
-	told    time.Time                    // when the log told of a refusal
-	untold  int                          // refusals since
-}
-
-func newGate(log *slog.Logger, max func() int) *gate {
-	return &gate{log: log, max: max, conns: map[*gateConn]struct{}{}, unknown: map[netip.Prefix][]*gateConn{}, clients: map[string]int{}}
-}
-
-// gateConn is a connection that is counted until it is closed.
-type gateConn struct {
-	net.Conn
-	gate   *gate
-	host   netip.Prefix
-	number int64             // of all that entered
-	client string            // empty: not known yet
-	cert   *x509.Certificate // of the client
-	once   sync.Once
-}
-
-func (c *gateConn) Close() error {
-	c.once.Do(func() { c.gate.leave(c) })
-	return c.Conn.Close()
-}
-
-// gateListener hands out the connections that the gate lets in.
-type gateListener struct {
-	net.Listener
-	gate *gate
-}
-
-func (l gateListener) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		c, err := l.gate.enter(conn)
-		if err == nil {
-			return c, nil
-		}
-		l.gate.refused(conn.RemoteAddr(), err)
-		_ = conn.Close()
-	}
-}
-
-// enter counts a connection. If there are too many that have shown no certificate
-// yet, one of them has to go: a client that means well has shown his after some
-// milliseconds.
-func (g *gate) enter(conn net.Conn) (*gateConn, error) {
-	c := &gateConn{Conn: conn, gate: g, host: hostOf(conn.RemoteAddr())}
-	gone, why, err := g.add(c)
-	if gone != nil {
-		_ = gone.Close()
-		g.refused(gone.RemoteAddr(), why)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return c, nil
-}
-
-// add returns the connection that has to go, and why.
-func (g *gate) add(c *gateConn) (gone *gateConn, why, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	switch own := g.unknown[c.host]; {
-	case len(own) >= maxUnknownPerHost:
-		gone, why = own[0], fmt.Errorf("%d connections from there have not shown a certificate yet", len(own))
-	case g.total >= maxUnknown:
-		gone, why = g.crowd(), fmt.Errorf("%d connections have not shown a certificate yet, and most of them are from there", g.total)
-	case len(g.conns) >= g.max():
-		why = fmt.Errorf("there are %d connections: see max-connections", len(g.conns))
-		if gone = g.crowd(); gone == nil {
-			return nil, nil, why
-		}
-	}
-	if gone != nil {
-		g.remove(gone)
-	}
-	g.entered++
-	c.number = g.entered
-	g.conns[c] = struct{}{}
-	g.unknown[c.host] = append(g.unknown[c.host], c)
-	g.total++
-	return gone, why, nil
-}
-
-// crowd returns the oldest unknown connection of the host that has most of them; nil
-// if there is none. gate.mu is held.
-func (g *gate) crowd() (oldest *gateConn) {
-	most := 0
-	for _, conns := range g.unknown {
-		if n := len(conns); n > most || n == most && conns[0].number < oldest.number {
-			most, oldest = n, conns[0]
-		}
-	}
-	return oldest
-}
-
-// hostOf returns whose address it is: one who has an IPv6 address has the whole /64.
-func hostOf(a net.Addr) netip.Prefix {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Prefix{}
-	}
-	ip := tcp.AddrPort().Addr().Unmap()
-	bits := 64
-	if ip.Is4() {
-		bits = 32
-	}
-	host, err := ip.WithZone("").Prefix(bits)
-	if err != nil {
-		return netip.Prefix{}
-	}
-	return host
-}
-
-// admit notes whose connection it is.
-func (g *gate) admit(c *gateConn, cert *x509.Certificate) error {
-	name := cert.Subject.CommonName
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.clients[name] >= maxPerClient {
-		return fmt.Errorf("%.80q has %d connections", name, g.clients[name])
-	}
-	if _, there := g.conns[c]; !there || name == "" {
-		return fmt.Errorf("certificate without a name, or a connection that is gone")
-	}
-	g.known(c)
-	c.client, c.cert = name, cert
-	g.clients[name]++
-	return nil
-}
-
-// known ends a connection's time as an unknown one. gate.mu is held.
-func (g *gate) known(c *gateConn) {
-	g.total--
-	own := g.unknown[c.host]
-	i := slices.Index(own, c)
-	if g.unknown[c.host] = slices.Delete(own, i, i+1); len(own) == 1 {
-		delete(g.unknown, c.host)
-	}
-}
-
-func (g *gate) leave(c *gateConn) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.remove(c)
-}
-
-// remove takes a connection out of all that are counted. gate.mu is held.
-func (g *gate) remove(c *gateConn) {
-	if _, there := g.conns[c]; !there {
-		return
-	}
-	delete(g.conns, c)
-	if c.client == "" {
-		g.known(c)
-		return
-	}
-	if g.clients[c.client]--; g.clients[c.client] == 0 {
-		delete(g.clients, c.client)
-	}
-}
-
-// refused tells the log, not more often than somebody reads it.
-func (g *gate) refused(from net.Addr, err error) {
-	g.mu.Lock()
-	g.untold++
-	n := g.untold
-	tell := time.Since(g.told) >= refusalEvery
-	if tell {
-		g.told, g.untold = time.Now(), 0
-	}
-	g.mu.Unlock()
-	if tell {
-		g.log.Info("connection refused", "from", from.String(), "error", err, "refused", n)
-	}
-}
-
-// sweep cuts connections whose certificate counts no more, until ctx is done.
-func (g *gate) sweep(ctx context.Context, check func(*x509.Certificate) error) {
-	tick := time.NewTicker(sweepEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		var known []*gateConn
-		g.mu.Lock()
-		for c := range g.conns {
-			if c.client != "" {
-				known = append(known, c)
-			}
-		}
-		g.mu.Unlock()
-		for _, c := range known {
-			if err := check(c.cert); err != nil {
-				g.log.Info("connection cut", "client", c.client, "from", c.RemoteAddr().String(), "error", err)
-				_ = c.Close()
-			}
-		}
-	}
-}

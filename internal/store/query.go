@@ -20,7 +20,7 @@ const maxSeq = math.MaxInt64 // behind every row
 
 const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
 	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes,
-	limits, usage, out_of_memory, denied, seq, `
+	limits, usage, out_of_memory, denied, seq, leases, `
 
 const (
 	selectJob    = columns + `NULL FROM job `
@@ -737,9 +737,9 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 		if !row.ColumnIsNull(6) {
 			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
 		}
-		if !row.ColumnIsNull(26) {
-			r.Sealed = make([]byte, row.ColumnLen(26))
-			row.ColumnBytes(26, r.Sealed)
+		if !row.ColumnIsNull(27) {
+			r.Sealed = make([]byte, row.ColumnLen(27))
+			row.ColumnBytes(27, r.Sealed)
 		}
 		var err error
 		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
@@ -764,6 +764,11 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 				return fmt.Errorf("record of job %s: denied calls: %w", r.ID, err)
 			}
 		}
+		if row.ColumnLen(26) > 0 {
+			if err := decode(row, 26, &r.Leases); err != nil {
+				return fmt.Errorf("record of job %s: leases: %w", r.ID, err)
+			}
+		}
 		if row.ColumnLen(16) > 0 {
 			if err := decode(row, 16, &r.Past); err != nil {
 				return fmt.Errorf("record of job %s: past attempts: %w", r.ID, err)
@@ -773,7 +778,7 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 			}
 		}
 		size := 0
-		for _, col := range []int{12, 16, 26} { // spec, past attempts, secrets
+		for _, col := range []int{12, 16, 27} { // spec, past attempts, secrets
 			size += row.ColumnLen(col)
 		}
 		return add(entry{Record: r, seq: row.ColumnInt64(25), size: size})

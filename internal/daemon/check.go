@@ -1,0 +1,113 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/sandbox/native"
+)
+
+// checkOptions are the flags of joblet check.
+type checkOptions struct {
+	StateDir string
+	JSON     bool
+}
+
+func newCheckCommand() *cobra.Command {
+	opt := checkOptions{StateDir: defaultServeOptions().StateDir}
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check whether this host can run jobs",
+		Long: `Try out all features of the kernel, the cgroup controllers and the programs that
+jobs need or use, and print for each whether it is there, what it costs not to
+have it, and how to mend that. At the end it runs a job of its own.
+
+Nothing is left behind, and a daemon that runs is not disturbed.
+
+The exit status is 0 when all that is needed is there, and 1 when not. What is
+only lacking, or was not tried, does not count.`,
+		Example: `  joblet check
+  joblet check --json | jq '.[] | select(.status != "ok")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return opt.run(ctx, cmd.OutOrStdout())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&opt.StateDir, "state-dir", opt.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
+	f.BoolVar(&opt.JSON, "json", false, "print a JSON array with one object per feature")
+	return cmd
+}
+
+func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
+	if !filepath.IsAbs(o.StateDir) {
+		return fmt.Errorf("--state-dir %q: must be an absolute path", o.StateDir)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("check: it must run as root, as the daemon does")
+	}
+	found, err := native.Check(ctx, o.StateDir)
+	if err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	if o.JSON {
+		out := json.NewEncoder(stdout)
+		out.SetIndent("", "  ")
+		err = out.Encode(found)
+	} else {
+		err = printFindings(stdout, found)
+	}
+	if err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	var missing []string
+	for _, f := range found {
+		if f.Status == native.Missing {
+			missing = append(missing, f.Feature)
+		}
+	}
+	if missing != nil {
+		return fmt.Errorf("no job can run on this host; missing: %s", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// printFindings prints the table, and below it how to mend what lacks.
+func printFindings(w io.Writer, found []native.Finding) error {
+	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(out, "FEATURE\tSTATUS\tFOUND\tWITHOUT IT")
+	lack := 0
+	for _, f := range found {
+		fmt.Fprintf(out, "%s\t%s\t%s\t%s\n", f.Feature, f.Status, cmp.Or(f.Found, "-"), f.Cost)
+		if f.Mend != "" {
+			lack++
+		}
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if lack > 0 {
+		fmt.Fprintln(w, "\nTo mend:")
+	}
+	for _, f := range found {
+		if f.Mend != "" {
+			fmt.Fprintf(w, "  %s: %s\n", f.Feature, f.Mend)
+		}
+	}
+	_, err := fmt.Fprintf(w, "\n%d features, %d lacking\n", len(found), lack)
+	return err
+}

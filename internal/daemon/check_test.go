@@ -1,0 +1,73 @@
+package daemon
+
+import (
+	"bytes"
+	"encoding/json"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/joblet/joblet/internal/sandbox/native"
+)
+
+func TestPrintFindings(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	err := printFindings(&out, []native.Finding{
+		{Feature: "tmpfs", Status: native.Present, Cost: "no jobs"},
+		{Feature: "memory.high", Status: native.Lacking, Found: "v1", Cost: "no --memory-high", Mend: "boot with v2"},
+	})
+	want := `FEATURE      STATUS   FOUND  WITHOUT IT
+tmpfs        ok       -      no jobs
+memory.high  lacking  v1     no --memory-high
+
+To mend:
+  memory.high: boot with v2
+
+2 features, 1 lacking
+`
+	if err != nil || out.String() != want {
+		t.Errorf("got %v\n%s\nwant\n%s", err, &out, want)
+	}
+}
+
+func TestCheckJSON(t *testing.T) {
+	var out bytes.Buffer
+	if err := (checkOptions{StateDir: t.TempDir(), JSON: true}).run(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	var found []native.Finding
+	if err := json.Unmarshal(out.Bytes(), &found); err != nil || len(found) < 30 {
+		t.Errorf("%d features, %v", len(found), err)
+	}
+	out.Reset()
+	if err := (checkOptions{StateDir: "relative"}).run(t.Context(), &out); err == nil || !strings.Contains(err.Error(), "--state-dir") || out.Len() > 0 {
+		t.Errorf("got %v, %s", err, &out)
+	}
+}
+
+// TestNotify has a socket as systemd's.
+func TestNotify(t *testing.T) {
+	path := t.TempDir() + "/notify"
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	if err := notify("READY=1"); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, err := l.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
+		t.Errorf("got %s, %v", buf[:n], err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path+"-not")
+	if err := notify("READY=1"); err == nil {
+		t.Error("nobody was there to be told")
+	}
+	t.Setenv("NOTIFY_SOCKET", "")
+	if err := notify("READY=1"); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,40 @@
+// Package daemon is the program joblet: its configuration, locks, listeners,
+// readiness, reload and shutdown, and the commands beside "joblet serve".
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+)
+
+// NewCommand returns the command joblet with all its subcommands.
+func NewCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:           "joblet",
+		Short:         "Run commands as isolated jobs on this host",
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	// Not cobra's own: its templates would keep every method in the program, and
+	// 4 MiB more of it in memory.
+	version := cmd.Flags().BoolP("version", "v", false, "version for joblet")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if *version {
+			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())
+			return nil
+		}
+		return cmd.Help()
+	}
+	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), newPKICommand(), newConfigCommand(), &cobra.Command{
+		Use:   "version",
+		Short: "Print version and build information",
+		Args:  cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) {
+			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())
+		},
+	})
+	return cmd
+}

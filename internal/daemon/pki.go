@@ -1,0 +1,373 @@
+package daemon
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/pki"
+)
+
+// pkiOptions are the flags of the commands about certificates.
+type pkiOptions struct {
+	dir     string
+	caDir   string
+	days    int
+	role    string
+	out     string
+	address string
+	names   []string
+	admin   string
+	ca      bool
+	retire  bool
+	server  bool
+	force   bool
+	json    bool
+}
+
+// at returns where the certificates are: where the daemon looks for them, if
+// nothing else is said.
+func (o *pkiOptions) at() pki.Dir { return pki.Dir{Path: o.dir, CA: o.caDir} }
+
+func (o *pkiOptions) find() error {
+	if o.dir != "" {
+		return nil
+	}
+	serve, _, err := defaultServeOptions().load(nil)
+	o.dir = serve.pkiDir()
+	return err
+}
+
+func (o *pkiOptions) valid() (time.Duration, error) {
+	const day = 24 * time.Hour
+	if most := int(pki.MaxValid / day); o.days < 1 || o.days > most {
+		return 0, fmt.Errorf("--days=%d: must be between 1 and %d", o.days, most)
+	}
+	return time.Duration(o.days) * day, nil
+}
+
+func newPKICommand() *cobra.Command {
+	opt := &pkiOptions{}
+	cmd := &cobra.Command{
+		Use:   "pki",
+		Short: "Manage certificates of remote clients",
+		Long: `Make and revoke the certificates by which remote clients and this daemon know
+each other. What these commands change counts at once, without a restart.`,
+		Example: `  joblet pki init --name=node1.example.org
+  joblet pki issue alice --role=developer --days=90 > alice.yml
+  joblet pki list
+  joblet pki revoke alice`,
+		Args:              cobra.NoArgs,
+		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(*cobra.Command, []string) error { return opt.find() },
+	}
+	f := cmd.PersistentFlags()
+	f.StringVar(&opt.dir, "dir", "", "directory of the daemon's certificates (default: pki-dir of the daemon's configuration)")
+	f.StringVar(&opt.caDir, "ca-dir", "", "directory of the signing key (default: \"ca\" in --dir)")
+	cmd.AddCommand(newPKIInitCommand(opt), newPKIIssueCommand(opt), newPKIListCommand(opt), newPKIRevokeCommand(opt), newPKIRotateCommand(opt))
+	return cmd
+}
+
+func (o *pkiOptions) daysFlag(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&o.days, "days", int(pki.DefaultValid/(24*time.Hour)), "validity of the certificate in days")
+}
+
+func (o *pkiOptions) bundleFlags(cmd *cobra.Command) {
+	o.daysFlag(cmd)
+	cmd.Flags().StringVarP(&o.out, "out", "o", "", "write the bundle to this new file (default: stdout)")
+	cmd.Flags().StringVar(&o.address, "address", "", "address of this daemon for the client (default: this host's name, port "+client.DefaultPort+")")
+}
+
+func newPKIInitCommand(opt *pkiOptions) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "init",
+		Short: "Create an authority, the daemon's certificate and an admin's",
+		Long: `Make an authority, the daemon's certificate, and a client's with the role admin,
+whose bundle it writes: an rnx-config.yml that rnx login imports.
+
+The authority's key is only needed to sign. Keep it elsewhere with --ca-dir.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
+				return opt.at().Init(opt.names, opt.admin, valid)
+			})
+		},
+	}
+	opt.bundleFlags(cmd)
+	cmd.Flags().StringArrayVar(&opt.names, "name", nil, "additional host name or address of this daemon (repeatable)")
+	cmd.Flags().StringVar(&opt.admin, "admin", "admin", "name of the client")
+	return cmd
+}
+
+func newPKIIssueCommand(opt *pkiOptions) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "issue NAME",
+		Short: "Issue a certificate for a client",
+		Long: `Make a certificate for a client, and write its bundle: an rnx-config.yml with
+the certificate and its key, which are kept nowhere else.
+
+NAME is who the client is: jobs that it submits belong to cert:NAME. Roles, each
+with the rights of those before it:
+  reader      sees all jobs, and the host
+  developer   submits jobs; sees and ends its own, and those that an "allow" rule
+              of the daemon's configuration grants it
+  maintainer  sees and ends all jobs; makes runtimes, networks and volumes
+  admin       removes them`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
+				return opt.at().Issue(args[0], opt.role, valid)
+			})
+		},
+	}
+	opt.bundleFlags(cmd)
+	cmd.Flags().StringVar(&opt.role, "role", "developer", "reader (or viewer), developer, maintainer or admin")
+	return cmd
+}
+
+// issue makes a certificate and writes its bundle, for which the place must be
+// there first, and nobody else's to read.
+func (o *pkiOptions) issue(stdout io.Writer, make func(valid time.Duration) (pki.Bundle, error)) (err error) {
+	valid, err := o.valid()
+	if err != nil {
+		return err
+	}
+	address, err := o.addressOf()
+	if err != nil {
+		return err
+	}
+	out := stdout
+	if o.out != "" {
+		f, err := os.OpenFile(o.out, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			if err = errors.Join(err, f.Close()); err != nil {
+				err = errors.Join(err, os.Remove(o.out))
+			}
+		}()
+		out = f
+	} else if err := private(stdout); err != nil {
+		return err
+	}
+	b, err := make(valid)
+	if err != nil {
+		return err
+	}
+	text, err := client.Config{Version: "3.0", Nodes: map[string]client.Node{client.DefaultNode: {
+		Address: address, CA: string(b.CA), Cert: string(b.Cert), Key: string(b.Key),
+	}}}.Marshal()
+	if err != nil {
+		return err
+	}
+	c := b.Certificate
+	if _, err := fmt.Fprintf(out, "# %[1]s, %[2]s until %[3]s. Whoever has this file is %[1]s: import it with \"rnx login FILE\".\n%[4]s",
+		c.Name, c.Role, c.NotAfter.UTC().Format(time.RFC3339), text); err != nil {
+		return err
+	}
+	if o.out != "" {
+		_, err = fmt.Fprintf(stdout, "%s: %s, %s until %s\n", o.out, c.Name, c.Role, c.NotAfter.UTC().Format(time.DateOnly))
+	}
+	return err
+}
+
+// private takes the right to read a file to which out goes from all but its owner:
+// a shell has made it for everybody.
+func private(out io.Writer) error {
+	f, ok := out.(*os.File)
+	if !ok {
+		return nil
+	}
+	st, err := f.Stat()
+	if err != nil || !st.Mode().IsRegular() || st.Mode().Perm()&0o077 == 0 {
+		return err
+	}
+	if err := f.Chmod(0o600); err != nil {
+		return fmt.Errorf("the bundle holds a key, but others may read the file that it goes to: %w", err)
+	}
+	return nil
+}
+
+func (o *pkiOptions) addressOf() (string, error) {
+	address := o.address
+	if address == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return "", err
+		}
+		address = host
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		address = net.JoinHostPort(address, client.DefaultPort)
+	}
+	_, err := client.ParseConfig([]byte(fmt.Sprintf("nodes: {x: {address: %q}}", address)))
+	return address, err
+}
+
+func newPKIListCommand(opt *pkiOptions) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List issued certificates",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			all, err := opt.at().List()
+			if err != nil {
+				return err
+			}
+			return writeCertificates(cmd.OutOrStdout(), all, opt.json)
+		},
+	}
+	cmd.Flags().BoolVar(&opt.json, "json", false, "print one JSON object per line")
+	return cmd
+}
+
+func writeCertificates(out io.Writer, all []pki.Certificate, asJSON bool) error {
+	now := time.Now()
+	if asJSON {
+		e := json.NewEncoder(out)
+		for _, c := range all {
+			if err := e.Encode(struct {
+				pki.Certificate
+				State string `json:"state"`
+			}{c, c.State(now)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tROLE\tSTATE\tEXPIRES\tSERIAL")
+	for _, c := range all {
+		role := c.Role
+		if c.Server {
+			role = "(server)"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.Name, role, c.State(now), c.NotAfter.UTC().Format(time.DateOnly), c.Serial)
+	}
+	return w.Flush()
+}
+
+func newPKIRevokeCommand(opt *pkiOptions) *cobra.Command {
+	return &cobra.Command{
+		Use:   "revoke NAME|SERIAL",
+		Short: "Revoke certificates",
+		Long: `Take back the certificates of a client, or the one with a serial number. The
+daemon ends the client's connections within a second. Its jobs go on.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			revoked, err := opt.at().Revoke(args[0])
+			if err != nil {
+				return err
+			}
+			for _, c := range revoked {
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "revoked %s (%s)\n", c.Serial, c.Name); err != nil {
+					return err
+				}
+			}
+			if len(revoked) == 0 {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s was revoked before\n", args[0])
+			}
+			return err
+		},
+	}
+}
+
+func newPKIRotateCommand(opt *pkiOptions) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "rotate [NAME]",
+		Short: "Rotate a certificate or the authority",
+		Long: `With NAME: make a new certificate for the client, with its role, write its
+bundle, and revoke those that it had.
+
+With --server: make a new key and certificate for the daemon.
+
+With --ca: make a new authority, which signs from now on, and a new certificate
+for the daemon. Clients go on with what they have, and get the new authority with
+their next certificate. When all have it, end the trust in the old one with
+--retire-ca, which says whom it cuts off. If --ca breaks off, give it again.`,
+		Example: `  joblet pki rotate alice --days=90 > alice.yml
+  joblet pki rotate --server --name=node1.example.org`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if n := len(args) + count(opt.server, opt.ca, opt.retire); n != 1 {
+				return errors.New("name one thing to rotate: a client, --server, --ca or --retire-ca")
+			}
+			if len(args) == 1 {
+				return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) { return opt.at().Rotate(args[0], valid) })
+			}
+			return opt.rotate(cmd.OutOrStdout())
+		},
+	}
+	opt.bundleFlags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&opt.server, "server", false, "rotate the daemon's certificate")
+	f.StringArrayVar(&opt.names, "name", nil, "with --server: replace the daemon's host names and addresses (repeatable)")
+	f.BoolVar(&opt.ca, "ca", false, "rotate the authority")
+	f.BoolVar(&opt.retire, "retire-ca", false, "remove all authorities but the newest; certificates they signed become invalid")
+	f.BoolVar(&opt.force, "force", false, "with --retire-ca: even if no admin is left")
+	return cmd
+}
+
+func count(all ...bool) (n int) {
+	for _, b := range all {
+		if b {
+			n++
+		}
+	}
+	return n
+}
+
+func (o *pkiOptions) rotate(out io.Writer) error {
+	if o.retire {
+		return o.retireCA(out)
+	}
+	valid, err := o.valid()
+	if err != nil {
+		return err
+	}
+	renew := func() (pki.Certificate, error) { return o.at().RotateServer(o.names, valid) }
+	if o.ca {
+		renew = func() (pki.Certificate, error) { return o.at().RotateCA(valid) }
+	}
+	c, err := renew()
+	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, pki.ErrNotFound) {
+		err = fmt.Errorf("%w: make certificates with joblet pki init", err)
+	}
+	if err == nil {
+		_, err = fmt.Fprintf(out, "the daemon's certificate is valid until %s\n", c.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return err
+}
+
+func (o *pkiOptions) retireCA(out io.Writer) error {
+	r, err := o.at().RetireCA(o.force)
+	if errors.Is(err, pki.ErrLastAdmin) {
+		return fmt.Errorf("%w: give one a new certificate first (joblet pki rotate NAME), or add --force. Cut off would be: %s", err, clients(r.Cut))
+	} else if err != nil {
+		return err
+	}
+	if _, err = fmt.Fprintf(out, "%d old authorities are not trusted any more\n", r.Authorities); err == nil && len(r.Cut) > 0 {
+		_, err = fmt.Fprintf(out, "cut off, until joblet pki rotate NAME: %s\n", clients(r.Cut))
+	}
+	return err
+}
+
+func clients(all []pki.Certificate) string {
+	var names []string
+	for _, c := range all {
+		names = append(names, fmt.Sprintf("%s (%s)", c.Name, c.Role))
+	}
+	return strings.Join(names, ", ")
+}
