@@ -4,14 +4,14 @@
 // 	protoc        v3.21.12
 // source: joblet.proto
 
-// The API of a joblet daemon. Clients in other languages speak it: no name,
-// number or type changes, and numbers once used stay reserved
-// (testdata/public-api.txt is the contract, checked by a test). Fields and
-// methods beyond that contract have numbers from 100, or messages of their own.
+// The API of a joblet daemon. Clients in other languages use it: names, numbers
+// and types never change, and retired numbers stay reserved. The contract is
+// testdata/public-api.txt; a test checks it. Fields and methods beyond the
+// contract have numbers from 100, or separate messages.
 //
-// Jobs are named by their UUID, by an unambiguous prefix of it, or by name.
-// Times are RFC 3339 texts unless their names say otherwise; those of the public
-// API are in whole seconds.
+// A job is identified by its UUID, by an unambiguous prefix of the UUID, or by
+// its name. Times are RFC 3339 strings unless the field name has a unit. Those of
+// the public API are in whole seconds.
 
 package api
 
@@ -74,7 +74,7 @@ func (x *Jobs) GetJobs() []*Job {
 	return nil
 }
 
-// A job as lists show it. Secrets are masked.
+// A job in lists. Secrets are masked.
 type Job struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Uuid              string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
@@ -99,13 +99,13 @@ type Job struct {
 	NodeId            string                 `protobuf:"bytes,20,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Timeout           string                 `protobuf:"bytes,21,opt,name=timeout,proto3" json:"timeout,omitempty"` // timeout_ms as a duration such as "1m30s"; empty: none
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
-	// Present once PID 1's end is known; exit_code is its short form: the code,
-	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
+	// Present when PID 1 has ended. exit_code is the short form: the code, 128 plus
+	// the signal, 124 after a timeout, -1 if the command never ran.
 	Exit            *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
-	Reason          string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
+	Reason          string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // reason of the state, if exit does not explain it
 	CreatedTime     string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
 	Owner           string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
-	HostPid         int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
+	HostPid         int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 of the job as a PID of the host; historical after the end
 	LogBytes        int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	TimeoutMs       int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	Init            bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
@@ -113,41 +113,41 @@ type Job struct {
 	WorkDir         string            `protobuf:"bytes,110,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`
 	Labels          map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Priority        int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
-	Attempt         int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
-	Past            []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
+	Attempt         int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first run
+	Past            []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // earlier runs
 	Retries         int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
 	RetryDelayMs    int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
 	RetryOn         []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
 	DependsOn       []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
 	Schedule        string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	Overlap         string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job that started this run
+	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the scheduled job that started this run
 	IdempotencyKey  string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Stdin           string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Uploads         []string          `protobuf:"bytes,124,rep,name=uploads,proto3" json:"uploads,omitempty"`
 	LogMaxBytes     int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
-	Failure         string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
-	WorkBytes       int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
-	Limits          *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
-	Usage           *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
-	OutOfMemory     bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
-	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
+	Failure         string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit did not run: COMMAND_NOT_FOUND, …
+	WorkBytes       int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the remaining files in /work
+	Limits          *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all limits; max_cpu, max_memory and max_io_bps are short forms
+	Usage           *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in total
+	OutOfMemory     bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt ended because it ran out of memory
+	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // start_time as an exact Unix time; 0: only start_time is known
 	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
-	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
-	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
-	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // standard error is the same pipe as standard output
-	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                             // what was asked for in public fields and this host cannot give
-	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
-	// these take precedence.
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: the job has a pseudo-terminal with this initial size
+	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // retry an attempt that was LOST; without retry_on, retry nothing else
+	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // stdout and stderr share one pipe
+	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                             // adjustments of values in public fields that are impossible on this host
+	// Values that are not valid UTF-8. The string fields then have U+FFFD in their
+	// place, and these fields take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
-	EnvironmentBytes       [][]byte      `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	EnvironmentBytes       [][]byte      `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all entries
 	CommandBytes           []byte        `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
 	WorkDirBytes           []byte        `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
 	SecretEnvironmentBytes [][]byte      `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`
 	UploadsBytes           [][]byte      `protobuf:"bytes,185,rep,name=uploads_bytes,json=uploadsBytes,proto3" json:"uploads_bytes,omitempty"`
 	Security               *JobSecurity  `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
-	Denied                 []*DeniedCall `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
+	Denied                 []*DeniedCall `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt when it has ended, most frequent first
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -693,7 +693,7 @@ type FileUpload struct {
 	Content       []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
 	Mode          uint32                 `protobuf:"varint,3,opt,name=mode,proto3" json:"mode,omitempty"`
 	IsDirectory   bool                   `protobuf:"varint,4,opt,name=is_directory,json=isDirectory,proto3" json:"is_directory,omitempty"`
-	PathBytes     []byte                 `protobuf:"bytes,180,opt,name=path_bytes,json=pathBytes,proto3" json:"path_bytes,omitempty"` // if it is not UTF-8
+	PathBytes     []byte                 `protobuf:"bytes,180,opt,name=path_bytes,json=pathBytes,proto3" json:"path_bytes,omitempty"` // if path is not valid UTF-8
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -835,53 +835,53 @@ type GetJobStatusResponse struct {
 	NodeId            string                 `protobuf:"bytes,26,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	Timeout           string                 `protobuf:"bytes,27,opt,name=timeout,proto3" json:"timeout,omitempty"` // timeout_ms as a duration such as "1m30s"; empty: none
 	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`
-	// Present once PID 1's end is known; exit_code is its short form: the code,
-	// 128 plus the signal, 124 after a timeout, -1 when the command never ran.
+	// Present when PID 1 has ended. exit_code is the short form: the code, 128 plus
+	// the signal, 124 after a timeout, -1 if the command never ran.
 	Exit            *JobExit          `protobuf:"bytes,101,opt,name=exit,proto3" json:"exit,omitempty"`
-	Reason          string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // why, when the exit does not say it
+	Reason          string            `protobuf:"bytes,102,opt,name=reason,proto3" json:"reason,omitempty"`                              // reason of the state, if exit does not explain it
 	CreatedTime     string            `protobuf:"bytes,103,opt,name=created_time,json=createdTime,proto3" json:"created_time,omitempty"` // RFC 3339
 	Owner           string            `protobuf:"bytes,104,opt,name=owner,proto3" json:"owner,omitempty"`                                // "uid:0", "cert:alice"
-	HostPid         int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 as the host numbers it; history after the end
+	HostPid         int64             `protobuf:"varint,105,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`            // PID 1 of the job as a PID of the host; historical after the end
 	LogBytes        int64             `protobuf:"varint,106,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"`
 	TimeoutMs       int64             `protobuf:"varint,107,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
 	Init            bool              `protobuf:"varint,108,opt,name=init,proto3" json:"init,omitempty"`
 	IdBase          uint32            `protobuf:"varint,109,opt,name=id_base,json=idBase,proto3" json:"id_base,omitempty"` // first of the job's 65,536 subordinate ids
 	Labels          map[string]string `protobuf:"bytes,111,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Priority        int32             `protobuf:"varint,112,opt,name=priority,proto3" json:"priority,omitempty"`
-	Attempt         int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first
-	Past            []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // the runs before that
+	Attempt         int32             `protobuf:"varint,113,opt,name=attempt,proto3" json:"attempt,omitempty"` // number of the latest run, from 1; 0 before the first run
+	Past            []*JobAttempt     `protobuf:"bytes,114,rep,name=past,proto3" json:"past,omitempty"`        // earlier runs
 	Retries         int32             `protobuf:"varint,115,opt,name=retries,proto3" json:"retries,omitempty"`
 	RetryDelayMs    int64             `protobuf:"varint,116,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`
 	RetryOn         []int32           `protobuf:"varint,117,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`
 	DependsOn       []string          `protobuf:"bytes,118,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`
 	Schedule        string            `protobuf:"bytes,119,opt,name=schedule,proto3" json:"schedule,omitempty"`
 	Overlap         string            `protobuf:"bytes,120,opt,name=overlap,proto3" json:"overlap,omitempty"`
-	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the repeating job that started this run
+	Parent          string            `protobuf:"bytes,121,opt,name=parent,proto3" json:"parent,omitempty"` // UUID of the scheduled job that started this run
 	IdempotencyKey  string            `protobuf:"bytes,122,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
 	Stdin           string            `protobuf:"bytes,123,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	LogMaxBytes     int64             `protobuf:"varint,125,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`
-	Failure         string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit was not run: COMMAND_NOT_FOUND, …
-	WorkBytes       int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the files that it left in /work
-	Limits          *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all of them; max_cpu, max_memory and max_io_bps are short forms
-	Usage           *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in all
-	OutOfMemory     bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt was ended because its memory was used up
-	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // Unix time of start_time, exactly; 0: that is all there is
+	Failure         string            `protobuf:"bytes,126,opt,name=failure,proto3" json:"failure,omitempty"`                               // why a FAILED job without an exit did not run: COMMAND_NOT_FOUND, …
+	WorkBytes       int64             `protobuf:"varint,127,opt,name=work_bytes,json=workBytes,proto3" json:"work_bytes,omitempty"`         // size of the remaining files in /work
+	Limits          *JobLimits        `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                 // all limits; max_cpu, max_memory and max_io_bps are short forms
+	Usage           *JobUsage         `protobuf:"bytes,131,opt,name=usage,proto3" json:"usage,omitempty"`                                   // of the latest attempt, so far or in total
+	OutOfMemory     bool              `protobuf:"varint,132,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"` // the latest attempt ended because it ran out of memory
+	StartTimeNs     int64             `protobuf:"varint,133,opt,name=start_time_ns,json=startTimeNs,proto3" json:"start_time_ns,omitempty"` // start_time as an exact Unix time; 0: only start_time is known
 	EndTimeNs       int64             `protobuf:"varint,134,opt,name=end_time_ns,json=endTimeNs,proto3" json:"end_time_ns,omitempty"`
 	ScheduledTimeNs int64             `protobuf:"varint,135,opt,name=scheduled_time_ns,json=scheduledTimeNs,proto3" json:"scheduled_time_ns,omitempty"`
-	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: it has a pseudo-terminal, of this size at first
-	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // an attempt that was LOST is retried; without retry_on nothing else is
-	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // standard error is the same pipe as standard output
-	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                             // what was asked for in public fields and this host cannot give
-	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
-	// these take precedence.
+	Terminal        *WindowSize       `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                             // present: the job has a pseudo-terminal with this initial size
+	RetryOnLost     bool              `protobuf:"varint,171,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"` // retry an attempt that was LOST; without retry_on, retry nothing else
+	MergeOutput     bool              `protobuf:"varint,172,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`   // stdout and stderr share one pipe
+	Warnings        []string          `protobuf:"bytes,173,rep,name=warnings,proto3" json:"warnings,omitempty"`                             // adjustments of values in public fields that are impossible on this host
+	// Values that are not valid UTF-8. The string fields then have U+FFFD in their
+	// place, and these fields take precedence.
 	ArgsBytes              [][]byte      `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
-	EnvironmentBytes       [][]byte      `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	EnvironmentBytes       [][]byte      `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all entries
 	CommandBytes           []byte        `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
 	WorkDirBytes           []byte        `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
 	SecretEnvironmentBytes [][]byte      `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`
 	UploadsBytes           [][]byte      `protobuf:"bytes,185,rep,name=uploads_bytes,json=uploadsBytes,proto3" json:"uploads_bytes,omitempty"`
 	Security               *JobSecurity  `protobuf:"bytes,220,opt,name=security,proto3" json:"security,omitempty"`
-	Denied                 []*DeniedCall `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt, once it has ended, the most frequent first
+	Denied                 []*DeniedCall `protobuf:"bytes,221,rep,name=denied,proto3" json:"denied,omitempty"` // of the latest attempt when it has ended, most frequent first
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -1400,10 +1400,12 @@ func (x *GetJobStatusResponse) GetDenied() []*DeniedCall {
 }
 
 type StopJobRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Signal        int32                  `protobuf:"varint,100,opt,name=signal,proto3" json:"signal,omitempty"`                        // the first signal; 0: SIGTERM
-	GraceMs       *int64                 `protobuf:"varint,101,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"` // from it to the kill; absent: 10 s; 0, or no handler for the signal: kill at once
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
+	Signal int32                  `protobuf:"varint,100,opt,name=signal,proto3" json:"signal,omitempty"` // the first signal; 0: SIGTERM
+	// Time from the signal to the kill; absent: 10 s. At 0, or if PID 1 has no handler
+	// for the signal, the kill follows at once.
+	GraceMs       *int64 `protobuf:"varint,101,opt,name=grace_ms,json=graceMs,proto3,oneof" json:"grace_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1850,10 +1852,10 @@ func (x *DeleteAllJobsResponse) GetSkippedCount() int32 {
 type GetJobLogsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Offset        int64                  `protobuf:"varint,100,opt,name=offset,proto3" json:"offset,omitempty"`                     // first byte wanted, counted over both streams
-	Tail          int64                  `protobuf:"varint,101,opt,name=tail,proto3" json:"tail,omitempty"`                         // when positive: only the last lines, instead of offset
-	NoFollow      bool                   `protobuf:"varint,102,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"` // end at the end of what there is
-	Stdout        bool                   `protobuf:"varint,103,opt,name=stdout,proto3" json:"stdout,omitempty"`                     // neither stdout nor stderr: both
+	Offset        int64                  `protobuf:"varint,100,opt,name=offset,proto3" json:"offset,omitempty"`                     // first byte to send, counted over both streams
+	Tail          int64                  `protobuf:"varint,101,opt,name=tail,proto3" json:"tail,omitempty"`                         // if positive: number of last lines, instead of offset
+	NoFollow      bool                   `protobuf:"varint,102,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"` // end at the current end of the log
+	Stdout        bool                   `protobuf:"varint,103,opt,name=stdout,proto3" json:"stdout,omitempty"`                     // if neither stdout nor stderr is set: both
 	Stderr        bool                   `protobuf:"varint,104,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	Since         string                 `protobuf:"bytes,105,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339
 	Until         string                 `protobuf:"bytes,106,opt,name=until,proto3" json:"until,omitempty"`
@@ -2163,7 +2165,7 @@ type BuildPhaseProgress struct {
 	TotalPhases   int32                  `protobuf:"varint,2,opt,name=total_phases,json=totalPhases,proto3" json:"total_phases,omitempty"`
 	PhaseName     string                 `protobuf:"bytes,3,opt,name=phase_name,json=phaseName,proto3" json:"phase_name,omitempty"`
 	Message       string                 `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
-	Percent       int32                  `protobuf:"varint,100,opt,name=percent,proto3" json:"percent,omitempty"` // of the whole build, estimated; never falls
+	Percent       int32                  `protobuf:"varint,100,opt,name=percent,proto3" json:"percent,omitempty"` // of the whole build, estimated; never decreases
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4676,9 +4678,9 @@ type ServerVersionInfo struct {
 	Platform      string                 `protobuf:"bytes,7,opt,name=platform,proto3" json:"platform,omitempty"`
 	ProtoCommit   string                 `protobuf:"bytes,8,opt,name=proto_commit,json=protoCommit,proto3" json:"proto_commit,omitempty"`
 	ProtoTag      string                 `protobuf:"bytes,9,opt,name=proto_tag,json=protoTag,proto3" json:"proto_tag,omitempty"`
-	Caller        string                 `protobuf:"bytes,200,opt,name=caller,proto3" json:"caller,omitempty"`                            // who asks, as owners of jobs are named
+	Caller        string                 `protobuf:"bytes,200,opt,name=caller,proto3" json:"caller,omitempty"`                            // the caller, in the form of Job.owner
 	Role          string                 `protobuf:"bytes,201,opt,name=role,proto3" json:"role,omitempty"`                                // of the caller
-	ActiveJobs    int64                  `protobuf:"varint,202,opt,name=active_jobs,json=activeJobs,proto3" json:"active_jobs,omitempty"` // that have not ended
+	ActiveJobs    int64                  `protobuf:"varint,202,opt,name=active_jobs,json=activeJobs,proto3" json:"active_jobs,omitempty"` // jobs that have not ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4856,9 +4858,9 @@ type RuntimeInfo struct {
 	Environment     map[string]string      `protobuf:"bytes,11,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	BuildInfo       *RuntimeBuildInfo      `protobuf:"bytes,12,opt,name=build_info,json=buildInfo,proto3" json:"build_info,omitempty"`
 	OriginalYaml    string                 `protobuf:"bytes,13,opt,name=original_yaml,json=originalYaml,proto3" json:"original_yaml,omitempty"`
-	Test            []string               `protobuf:"bytes,100,rep,name=test,proto3" json:"test,omitempty"`   // a command that succeeds in a job when the runtime is good
+	Test            []string               `protobuf:"bytes,100,rep,name=test,proto3" json:"test,omitempty"`   // command that succeeds in a job if the runtime works
 	Suite           string                 `protobuf:"bytes,101,opt,name=suite,proto3" json:"suite,omitempty"` // Debian release
-	Error           string                 `protobuf:"bytes,102,opt,name=error,proto3" json:"error,omitempty"` // why it is not available
+	Error           string                 `protobuf:"bytes,102,opt,name=error,proto3" json:"error,omitempty"` // why the runtime is not available
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -5345,29 +5347,29 @@ type RunJobRequest struct {
 	GpuCount          int32                  `protobuf:"varint,19,opt,name=gpu_count,json=gpuCount,proto3" json:"gpu_count,omitempty"`
 	GpuMemoryMb       int32                  `protobuf:"varint,20,opt,name=gpu_memory_mb,json=gpuMemoryMb,proto3" json:"gpu_memory_mb,omitempty"`
 	Timeout           string                 `protobuf:"bytes,21,opt,name=timeout,proto3" json:"timeout,omitempty"`                        // a duration such as "30s"; timeout_ms takes precedence
-	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`                             // a label; need not be unique
-	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // of each run; then SIGTERM, and 10 s later SIGKILL; 0: none
-	Init              bool                   `protobuf:"varint,102,opt,name=init,proto3" json:"init,omitempty"`                            // a small reaper as PID 1, the command as its child
+	Name              string                 `protobuf:"bytes,100,opt,name=name,proto3" json:"name,omitempty"`                             // optional, need not be unique
+	TimeoutMs         int64                  `protobuf:"varint,101,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"` // of each run; SIGTERM at the timeout, SIGKILL 10 s later; 0: none
+	Init              bool                   `protobuf:"varint,102,opt,name=init,proto3" json:"init,omitempty"`                            // run a small reaper as PID 1, and the command as its child
 	Labels            map[string]string      `protobuf:"bytes,103,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Overlap           string                 `protobuf:"bytes,104,opt,name=overlap,proto3" json:"overlap,omitempty"`                                     // of a repeated job's runs: "skip" (default) or "queue"
-	Retries           int32                  `protobuf:"varint,105,opt,name=retries,proto3" json:"retries,omitempty"`                                    // further runs after one that failed
-	RetryDelayMs      int64                  `protobuf:"varint,106,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`    // before the first retry, doubled each time; 0: 1 s
-	RetryOn           []int32                `protobuf:"varint,107,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`              // exit statuses to retry; none: all but 0
-	DependsOn         []string               `protobuf:"bytes,108,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`                // jobs that must have COMPLETED first
-	Priority          int32                  `protobuf:"varint,109,opt,name=priority,proto3" json:"priority,omitempty"`                                  // -1000 to 1000; higher first
-	IdempotencyKey    string                 `protobuf:"bytes,110,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // asking again gives the same job
-	Stdin             string                 `protobuf:"bytes,111,opt,name=stdin,proto3" json:"stdin,omitempty"`                                         // "": empty; SubmitJob: "stream" or "file"
-	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // SubmitJob: an archive for /work follows
+	Overlap           string                 `protobuf:"bytes,104,opt,name=overlap,proto3" json:"overlap,omitempty"`                                     // overlapping runs of a schedule: "skip" (default) or "queue"
+	Retries           int32                  `protobuf:"varint,105,opt,name=retries,proto3" json:"retries,omitempty"`                                    // maximum of retries of a failed run
+	RetryDelayMs      int64                  `protobuf:"varint,106,opt,name=retry_delay_ms,json=retryDelayMs,proto3" json:"retry_delay_ms,omitempty"`    // before the first retry, doubled for each further retry; 0: 1 s
+	RetryOn           []int32                `protobuf:"varint,107,rep,packed,name=retry_on,json=retryOn,proto3" json:"retry_on,omitempty"`              // exit statuses to retry; empty: all except 0
+	DependsOn         []string               `protobuf:"bytes,108,rep,name=depends_on,json=dependsOn,proto3" json:"depends_on,omitempty"`                // jobs that must be COMPLETED first
+	Priority          int32                  `protobuf:"varint,109,opt,name=priority,proto3" json:"priority,omitempty"`                                  // -1000 to 1000; higher values first
+	IdempotencyKey    string                 `protobuf:"bytes,110,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"` // a repeated request with this key returns the same job
+	Stdin             string                 `protobuf:"bytes,111,opt,name=stdin,proto3" json:"stdin,omitempty"`                                         // "": empty; with SubmitJob: "stream" or "file"
+	Files             bool                   `protobuf:"varint,112,opt,name=files,proto3" json:"files,omitempty"`                                        // with SubmitJob: an archive for /work follows
 	LogMaxBytes       int64                  `protobuf:"varint,113,opt,name=log_max_bytes,json=logMaxBytes,proto3" json:"log_max_bytes,omitempty"`       // 0: 1 GiB
-	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // SubmitJob: end the call when the job is accepted
+	Detach            bool                   `protobuf:"varint,114,opt,name=detach,proto3" json:"detach,omitempty"`                                      // with SubmitJob: end the call when the job is accepted
 	RetryOnLost       bool                   `protobuf:"varint,115,opt,name=retry_on_lost,json=retryOnLost,proto3" json:"retry_on_lost,omitempty"`       // retry an attempt that was LOST; without retry_on, nothing else
-	MergeOutput       bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`         // standard error is the same pipe as standard output
-	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // what is set here goes before the fields above
-	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // a pseudo-terminal for the job, of this size at first
-	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
-	// these take precedence.
+	MergeOutput       bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`         // stdout and stderr share one pipe
+	Limits            *JobLimits             `protobuf:"bytes,130,opt,name=limits,proto3" json:"limits,omitempty"`                                       // takes precedence over the fields above
+	Terminal          *WindowSize            `protobuf:"bytes,170,opt,name=terminal,proto3" json:"terminal,omitempty"`                                   // run the job in a pseudo-terminal with this initial size
+	// Values that are not valid UTF-8. The string fields then have U+FFFD in their
+	// place, and these fields take precedence.
 	ArgsBytes              [][]byte     `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
-	EnvironmentBytes       [][]byte     `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	EnvironmentBytes       [][]byte     `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all entries
 	CommandBytes           []byte       `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
 	WorkDirBytes           []byte       `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
 	SecretEnvironmentBytes [][]byte     `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`
@@ -5707,16 +5709,16 @@ func (x *RunJobRequest) GetSecurity() *JobSecurity {
 	return nil
 }
 
-// JobSecurity is how far a job is shut in.
+// JobSecurity is the isolation profile of a job.
 type JobSecurity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Profile       string                 `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`                         // "default" (also if empty), "strict", "nested"
-	AllowCalls    []string               `protobuf:"bytes,2,rep,name=allow_calls,json=allowCalls,proto3" json:"allow_calls,omitempty"` // system calls beside the profile's
+	AllowCalls    []string               `protobuf:"bytes,2,rep,name=allow_calls,json=allowCalls,proto3" json:"allow_calls,omitempty"` // system calls to allow in addition to those of the profile
 	DenyCalls     []string               `protobuf:"bytes,3,rep,name=deny_calls,json=denyCalls,proto3" json:"deny_calls,omitempty"`
 	CapAdd        []string               `protobuf:"bytes,4,rep,name=cap_add,json=capAdd,proto3" json:"cap_add,omitempty"` // such as "net_raw"; "all"
 	CapDrop       []string               `protobuf:"bytes,5,rep,name=cap_drop,json=capDrop,proto3" json:"cap_drop,omitempty"`
 	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`                             // UID or UID:GID in the job
-	LogDenied     bool                   `protobuf:"varint,7,opt,name=log_denied,json=logDenied,proto3" json:"log_denied,omitempty"` // Job.denied tells what it was refused
+	LogDenied     bool                   `protobuf:"varint,7,opt,name=log_denied,json=logDenied,proto3" json:"log_denied,omitempty"` // record denied system calls in Job.denied
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5800,14 +5802,16 @@ func (x *JobSecurity) GetLogDenied() bool {
 	return false
 }
 
-// DeniedCall is a kind of system call that a job was refused.
+// DeniedCall is a kind of denied system call of a job.
 type DeniedCall struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Call          string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`         // its name; "#" and the number of one that is not known; "others"
-	Argument      string                 `protobuf:"bytes,2,opt,name=argument,proto3" json:"argument,omitempty"` // for which it was refused, such as "AF_ALG", if others are allowed
-	Errno         string                 `protobuf:"bytes,3,opt,name=errno,proto3" json:"errno,omitempty"`       // what the job got: "EPERM", "ENOSYS", …
-	Count         uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
-	Remedy        string                 `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"` // "allow": a profile of one's own can allow it; "deny": that denies it; "nested"; empty: no profile allows it
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Call     string                 `protobuf:"bytes,1,opt,name=call,proto3" json:"call,omitempty"`         // name; "#" and the number of an unknown call; "others"
+	Argument string                 `protobuf:"bytes,2,opt,name=argument,proto3" json:"argument,omitempty"` // argument that caused the denial, such as "AF_ALG", if other values are allowed
+	Errno    string                 `protobuf:"bytes,3,opt,name=errno,proto3" json:"errno,omitempty"`       // error that the job received: "EPERM", "ENOSYS", …
+	Count    uint64                 `protobuf:"varint,4,opt,name=count,proto3" json:"count,omitempty"`
+	// "allow": a custom profile can allow the call; "deny": the custom profile of the
+	// job denies it; "nested": that profile allows it; empty: no profile allows it.
+	Remedy        string `protobuf:"bytes,5,opt,name=remedy,proto3" json:"remedy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -5881,7 +5885,7 @@ type RunJobResponse struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
 	Status  string                 `protobuf:"bytes,2,opt,name=status,proto3" json:"status,omitempty"`
-	// The job, for clients before version 2.5; without args when they are long.
+	// The job, for clients before version 2.5; without args if they are long.
 	Command       string   `protobuf:"bytes,3,opt,name=command,proto3" json:"command,omitempty"`
 	Args          []string `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
 	MaxCpu        int32    `protobuf:"varint,5,opt,name=max_cpu,json=maxCpu,proto3" json:"max_cpu,omitempty"`
@@ -6177,8 +6181,8 @@ func (x *RemoveRuntimeResponse) GetFreedSpaceBytes() int64 {
 type StreamJobMetricsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
-	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // between two new samples; 0: 1 s
-	NoReplay      bool                   `protobuf:"varint,101,opt,name=no_replay,json=noReplay,proto3" json:"no_replay,omitempty"`       // only new samples
+	IntervalMs    int64                  `protobuf:"varint,100,opt,name=interval_ms,json=intervalMs,proto3" json:"interval_ms,omitempty"` // interval of new samples; 0: 1 s
+	NoReplay      bool                   `protobuf:"varint,101,opt,name=no_replay,json=noReplay,proto3" json:"no_replay,omitempty"`       // skip the stored samples
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6239,7 +6243,7 @@ type GetJobMetricsRequest struct {
 	JobUuid       string                 `protobuf:"bytes,1,opt,name=job_uuid,json=jobUuid,proto3" json:"job_uuid,omitempty"`
 	StartTime     int64                  `protobuf:"varint,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"` // Unix time in nanoseconds; 0: no bound
 	EndTime       int64                  `protobuf:"varint,3,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	Limit         int32                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // the newest so many; 0: all
+	Limit         int32                  `protobuf:"varint,4,opt,name=limit,proto3" json:"limit,omitempty"` // maximum of samples, the newest; 0: all
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6315,10 +6319,10 @@ type JobMetricsEvent struct {
 	NetSentBytes   int64                  `protobuf:"varint,9,opt,name=net_sent_bytes,json=netSentBytes,proto3" json:"net_sent_bytes,omitempty"`
 	GpuPercent     float64                `protobuf:"fixed64,10,opt,name=gpu_percent,json=gpuPercent,proto3" json:"gpu_percent,omitempty"`
 	GpuMemoryBytes int64                  `protobuf:"varint,11,opt,name=gpu_memory_bytes,json=gpuMemoryBytes,proto3" json:"gpu_memory_bytes,omitempty"`
-	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // the same as timestamp
-	Usage          *JobUsage              `protobuf:"bytes,101,opt,name=usage,proto3" json:"usage,omitempty"`                                 // since the job's start
+	TimestampNs    int64                  `protobuf:"varint,100,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // same as timestamp
+	Usage          *JobUsage              `protobuf:"bytes,101,opt,name=usage,proto3" json:"usage,omitempty"`                                 // since the start of the job
 	SwapBytes      int64                  `protobuf:"varint,102,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"`
-	Pids           int32                  `protobuf:"varint,103,opt,name=pids,proto3" json:"pids,omitempty"` // processes and threads now
+	Pids           int32                  `protobuf:"varint,103,opt,name=pids,proto3" json:"pids,omitempty"` // current number of processes and threads
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -7344,7 +7348,7 @@ func (x *TelematicsSocketDataData) GetBytes() int64 {
 	return 0
 }
 
-// How PID 1 ended: with a code, or by a signal.
+// The end of PID 1: an exit code or a signal.
 type JobExit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -7397,8 +7401,7 @@ func (x *JobExit) GetSignal() int32 {
 	return 0
 }
 
-// What happens to a job, in order. A client passes over events it does not
-// know.
+// An event of a job, in order. Clients ignore unknown events.
 type JobEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -7510,27 +7513,27 @@ type isJobEvent_Event interface {
 }
 
 type JobEvent_Started struct {
-	Started *Job `protobuf:"bytes,1,opt,name=started,proto3,oneof"` // the command runs; each attempt tells
+	Started *Job `protobuf:"bytes,1,opt,name=started,proto3,oneof"` // the command runs; sent for each attempt
 }
 
 type JobEvent_Output struct {
-	Output *JobOutput `protobuf:"bytes,2,opt,name=output,proto3,oneof"` // bytes exactly as the job wrote them
+	Output *JobOutput `protobuf:"bytes,2,opt,name=output,proto3,oneof"` // bytes as the job wrote them
 }
 
 type JobEvent_Gap struct {
-	Gap *JobLogGap `protobuf:"bytes,3,opt,name=gap,proto3,oneof"` // output that is lost
+	Gap *JobLogGap `protobuf:"bytes,3,opt,name=gap,proto3,oneof"` // lost output
 }
 
 type JobEvent_Ended struct {
-	Ended *Job `protobuf:"bytes,4,opt,name=ended,proto3,oneof"` // last: the job as it is now; ended, unless no_follow or detach was set
+	Ended *Job `protobuf:"bytes,4,opt,name=ended,proto3,oneof"` // last event: the current job; ended, unless no_follow or detach was set
 }
 
 type JobEvent_Waiting struct {
-	Waiting *Job `protobuf:"bytes,5,opt,name=waiting,proto3,oneof"` // it is PENDING or SCHEDULED
+	Waiting *Job `protobuf:"bytes,5,opt,name=waiting,proto3,oneof"` // the job is PENDING or SCHEDULED
 }
 
 type JobEvent_Attached struct {
-	Attached *JobAttached `protobuf:"bytes,170,opt,name=attached,proto3,oneof"` // AttachJob's first
+	Attached *JobAttached `protobuf:"bytes,170,opt,name=attached,proto3,oneof"` // first event of AttachJob
 }
 
 func (*JobEvent_Started) isJobEvent_Event() {}
@@ -7549,7 +7552,7 @@ type JobOutput struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stream        int32                  `protobuf:"varint,1,opt,name=stream,proto3" json:"stream,omitempty"`               // 1: stdout, 2: stderr
 	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`               // of the first byte, counted over both streams
-	TimeNs        int64                  `protobuf:"varint,3,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"` // Unix time at which it was read from the job
+	TimeNs        int64                  `protobuf:"varint,3,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"` // Unix time of the read from the job
 	Data          []byte                 `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7668,13 +7671,13 @@ func (x *JobLogGap) GetLength() int64 {
 type FollowJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`                     // first byte wanted, counted over both streams
-	Tail          int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`                         // when positive: only the last lines, instead of offset
-	NoFollow      bool                   `protobuf:"varint,4,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"` // end at the end of what there is
-	Stdout        bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`                     // neither stdout nor stderr: both
+	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`                     // first byte to send, counted over both streams
+	Tail          int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`                         // if positive: number of last lines, instead of offset
+	NoFollow      bool                   `protobuf:"varint,4,opt,name=no_follow,json=noFollow,proto3" json:"no_follow,omitempty"` // end at the current end of the log
+	Stdout        bool                   `protobuf:"varint,5,opt,name=stdout,proto3" json:"stdout,omitempty"`                     // if neither stdout nor stderr is set: both
 	Stderr        bool                   `protobuf:"varint,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
-	Since         string                 `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339: only what was written then or later
-	Until         string                 `protobuf:"bytes,8,opt,name=until,proto3" json:"until,omitempty"` // RFC 3339: only what was written before
+	Since         string                 `protobuf:"bytes,7,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339: only output written at or after this time
+	Until         string                 `protobuf:"bytes,8,opt,name=until,proto3" json:"until,omitempty"` // RFC 3339: only output written before this time
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -7876,11 +7879,11 @@ type isJobInput_Input interface {
 }
 
 type JobInput_Run struct {
-	Run *RunJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first
+	Run *RunJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first message
 }
 
 type JobInput_Files struct {
-	Files []byte `protobuf:"bytes,2,opt,name=files,proto3,oneof"` // of a tar archive: directories, files and symbolic links, relative to /work
+	Files []byte `protobuf:"bytes,2,opt,name=files,proto3,oneof"` // chunk of a tar archive: directories, files and symbolic links, relative to /work
 }
 
 type JobInput_FilesEnd struct {
@@ -7888,15 +7891,15 @@ type JobInput_FilesEnd struct {
 }
 
 type JobInput_Stdin struct {
-	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"` // also what is typed, of a job with a terminal
+	Stdin []byte `protobuf:"bytes,4,opt,name=stdin,proto3,oneof"` // also terminal input, for a job with a terminal
 }
 
 type JobInput_Attach struct {
-	Attach *AttachJobRequest `protobuf:"bytes,170,opt,name=attach,proto3,oneof"` // first, of AttachJob
+	Attach *AttachJobRequest `protobuf:"bytes,170,opt,name=attach,proto3,oneof"` // first message of AttachJob
 }
 
 type JobInput_Resize struct {
-	Resize *WindowSize `protobuf:"bytes,171,opt,name=resize,proto3,oneof"` // of the job's terminal
+	Resize *WindowSize `protobuf:"bytes,171,opt,name=resize,proto3,oneof"` // new size of the job's terminal
 }
 
 func (*JobInput_Run) isJobInput_Input() {}
@@ -7967,11 +7970,11 @@ func (x *WindowSize) GetColumns() int32 {
 type AttachJobRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Offset int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // first byte of output wanted
-	Tail   int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`     // when positive: only so many bytes before what comes from now on, instead of offset
-	Size   *WindowSize            `protobuf:"bytes,4,opt,name=size,proto3" json:"size,omitempty"`      // the caller's; absent: leave the terminal as it is
-	// Have the program that has the screen draw it again (SIGWINCH), which it does
-	// by itself only when the size changes.
+	Offset int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"` // first byte of output to send
+	Tail   int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`     // if positive: number of bytes before the current end, instead of offset
+	Size   *WindowSize            `protobuf:"bytes,4,opt,name=size,proto3" json:"size,omitempty"`      // size of the caller's terminal; absent: keep the current size
+	// Make the foreground program redraw the screen (SIGWINCH). Without it, a program
+	// redraws only when the size changes.
 	Redraw        bool `protobuf:"varint,5,opt,name=redraw,proto3" json:"redraw,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -8042,11 +8045,11 @@ func (x *AttachJobRequest) GetRedraw() bool {
 	return false
 }
 
-// What is known when a caller of AttachJob is attached.
+// The state of the job when AttachJob attaches the caller.
 type JobAttached struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	LogBytes      int64                  `protobuf:"varint,1,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"` // output before this offset is older
-	Size          *WindowSize            `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`                          // the terminal's, before the caller's
+	LogBytes      int64                  `protobuf:"varint,1,opt,name=log_bytes,json=logBytes,proto3" json:"log_bytes,omitempty"` // output before this offset is from before the attach
+	Size          *WindowSize            `protobuf:"bytes,2,opt,name=size,proto3" json:"size,omitempty"`                          // size of the terminal before the attach
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8186,7 +8189,7 @@ type isExecInput_Input interface {
 }
 
 type ExecInput_Run struct {
-	Run *ExecJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first
+	Run *ExecJobRequest `protobuf:"bytes,1,opt,name=run,proto3,oneof"` // first message
 }
 
 type ExecInput_Stdin struct {
@@ -8198,7 +8201,7 @@ type ExecInput_Resize struct {
 }
 
 type ExecInput_Signal struct {
-	Signal int32 `protobuf:"varint,4,opt,name=signal,proto3,oneof"` // Linux number, for the process
+	Signal int32 `protobuf:"varint,4,opt,name=signal,proto3,oneof"` // Linux signal number, for the process
 }
 
 func (*ExecInput_Run) isExecInput_Input() {}
@@ -8214,15 +8217,15 @@ type ExecJobRequest struct {
 	Uuid        string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
 	Command     string                 `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
 	Args        []string               `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
-	Environment map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // beside the job's own
-	WorkDir     string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: the job's
-	Stdin       bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // it has one; otherwise it is empty
-	Terminal    *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: a pseudo-terminal of its own
-	MergeOutput bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`                                                     // standard error is the same pipe as standard output
-	// What is not UTF-8, as bytes: then the text beside it has U+FFFD there, and
-	// these take precedence.
+	Environment map[string]string      `protobuf:"bytes,4,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // added to the environment of the job
+	WorkDir     string                 `protobuf:"bytes,5,opt,name=work_dir,json=workDir,proto3" json:"work_dir,omitempty"`                                                                    // empty: that of the job
+	Stdin       bool                   `protobuf:"varint,6,opt,name=stdin,proto3" json:"stdin,omitempty"`                                                                                      // standard input follows; otherwise it is empty
+	Terminal    *WindowSize            `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`                                                                                 // present: run in a new pseudo-terminal with this size
+	MergeOutput bool                   `protobuf:"varint,116,opt,name=merge_output,json=mergeOutput,proto3" json:"merge_output,omitempty"`                                                     // stdout and stderr share one pipe
+	// Values that are not valid UTF-8. The string fields then have U+FFFD in their
+	// place, and these fields take precedence.
 	ArgsBytes        [][]byte `protobuf:"bytes,180,rep,name=args_bytes,json=argsBytes,proto3" json:"args_bytes,omitempty"`
-	EnvironmentBytes [][]byte `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all of them
+	EnvironmentBytes [][]byte `protobuf:"bytes,181,rep,name=environment_bytes,json=environmentBytes,proto3" json:"environment_bytes,omitempty"` // NAME=VALUE, all entries
 	CommandBytes     []byte   `protobuf:"bytes,182,opt,name=command_bytes,json=commandBytes,proto3" json:"command_bytes,omitempty"`
 	WorkDirBytes     []byte   `protobuf:"bytes,183,opt,name=work_dir_bytes,json=workDirBytes,proto3" json:"work_dir_bytes,omitempty"`
 	unknownFields    protoimpl.UnknownFields
@@ -8432,7 +8435,7 @@ type ExecEvent_Output struct {
 }
 
 type ExecEvent_Ended struct {
-	Ended *JobExit `protobuf:"bytes,3,opt,name=ended,proto3,oneof"` // last
+	Ended *JobExit `protobuf:"bytes,3,opt,name=ended,proto3,oneof"` // last event
 }
 
 func (*ExecEvent_Started) isExecEvent_Event() {}
@@ -8537,7 +8540,7 @@ func (x *ExecOutput) GetData() []byte {
 	return nil
 }
 
-// A run of a job that was followed by another.
+// An earlier run of a job.
 type JobAttempt struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	StartTime     string                 `protobuf:"bytes,1,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
@@ -8625,8 +8628,8 @@ func (x *JobAttempt) GetUsage() *JobUsage {
 type RerunJobRequest struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
 	Uuid                   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	SecretEnvironment      map[string]string      `protobuf:"bytes,2,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // if the job had one: it is not kept
-	SecretEnvironmentBytes [][]byte               `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`                                                        // NAME=VALUE, all of them, if one is not UTF-8
+	SecretEnvironment      map[string]string      `protobuf:"bytes,2,rep,name=secret_environment,json=secretEnvironment,proto3" json:"secret_environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // required if the job had one, because secrets are not stored
+	SecretEnvironmentBytes [][]byte               `protobuf:"bytes,184,rep,name=secret_environment_bytes,json=secretEnvironmentBytes,proto3" json:"secret_environment_bytes,omitempty"`                                                        // NAME=VALUE, all entries, if one is not valid UTF-8
 	unknownFields          protoimpl.UnknownFields
 	sizeCache              protoimpl.SizeCache
 }
@@ -8753,7 +8756,7 @@ func (x *PruneJobsRequest) GetDryRun() bool {
 type PruneJobsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DeletedCount  int32                  `protobuf:"varint,1,opt,name=deleted_count,json=deletedCount,proto3" json:"deleted_count,omitempty"`
-	FreedBytes    int64                  `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"` // of output and files
+	FreedBytes    int64                  `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"` // output and files
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8805,10 +8808,10 @@ func (x *PruneJobsResponse) GetFreedBytes() int64 {
 type GetJobFilesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Uuid  string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	// Paths relative to /work, "**" for any directories; a directory stands for
-	// all in it. None: everything. One that matches nothing is a NotFound error.
+	// Paths relative to /work; "**" matches any directories, and a directory includes
+	// its content. Empty: all files. A pattern without a match is a NotFound error.
 	Patterns      []string `protobuf:"bytes,2,rep,name=patterns,proto3" json:"patterns,omitempty"`
-	PatternsBytes [][]byte `protobuf:"bytes,180,rep,name=patterns_bytes,json=patternsBytes,proto3" json:"patterns_bytes,omitempty"` // all of them, if one is not UTF-8
+	PatternsBytes [][]byte `protobuf:"bytes,180,rep,name=patterns_bytes,json=patternsBytes,proto3" json:"patterns_bytes,omitempty"` // all patterns, if one is not valid UTF-8
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -8867,10 +8870,10 @@ func (x *GetJobFilesRequest) GetPatternsBytes() [][]byte {
 type SignalJobRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Uuid   string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Signal int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux number, 1 to 64
-	// A signal that ends other processes ends the job too, with that signal as its
-	// exit, when PID 1 neither handles nor blocks nor ignores it. Otherwise the kernel
-	// drops such a signal.
+	Signal int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"` // Linux signal number, 1 to 64
+	// If PID 1 does not handle, block or ignore the signal, and its default action ends
+	// a process, end the job with this signal as its exit. Without default_action, the
+	// kernel drops such a signal.
 	DefaultAction bool `protobuf:"varint,3,opt,name=default_action,json=defaultAction,proto3" json:"default_action,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -9053,14 +9056,14 @@ func (x *WaitJobResponse) GetJob() *Job {
 
 type QueryJobsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	States        []string               `protobuf:"bytes,1,rep,name=states,proto3" json:"states,omitempty"` // any of these; none: all
+	States        []string               `protobuf:"bytes,1,rep,name=states,proto3" json:"states,omitempty"` // any of these; empty: all
 	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Since         string                 `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339: created at or after
+	Since         string                 `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"` // RFC 3339: created at or after this time
 	Owner         string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
 	Limit         int32                  `protobuf:"varint,5,opt,name=limit,proto3" json:"limit,omitempty"`                               // 0: no limit
 	Before        string                 `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`                              // only jobs older than the one with this UUID
 	Labels        []string               `protobuf:"bytes,7,rep,name=labels,proto3" json:"labels,omitempty"`                              // all of these: "name=value", or "name" for any value
-	Parent        string                 `protobuf:"bytes,8,opt,name=parent,proto3" json:"parent,omitempty"`                              // runs of this repeating job
+	Parent        string                 `protobuf:"bytes,8,opt,name=parent,proto3" json:"parent,omitempty"`                              // runs of this scheduled job
 	EndedBefore   string                 `protobuf:"bytes,9,opt,name=ended_before,json=endedBefore,proto3" json:"ended_before,omitempty"` // RFC 3339
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -9159,21 +9162,21 @@ func (x *QueryJobsRequest) GetEndedBefore() string {
 	return ""
 }
 
-// What a job may take of the host, all of its processes together. Not set: the
-// daemon's default, and without one, no limit.
+// Resource limits of a job, for all its processes together. An unset limit has the
+// default of the daemon, or no limit without a default.
 type JobLimits struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
-	CpuPercent      int64                  `protobuf:"varint,1,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor
+	CpuPercent      int64                  `protobuf:"varint,1,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // percent of one processor
 	CpuCores        string                 `protobuf:"bytes,2,opt,name=cpu_cores,json=cpuCores,proto3" json:"cpu_cores,omitempty"`        // "0-1,3"
-	CpuWeight       int64                  `protobuf:"varint,3,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`    // 1 to 10000; others have 100
+	CpuWeight       int64                  `protobuf:"varint,3,opt,name=cpu_weight,json=cpuWeight,proto3" json:"cpu_weight,omitempty"`    // 1 to 10000; default 100
 	MemoryBytes     int64                  `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	MemoryHighBytes int64                  `protobuf:"varint,5,opt,name=memory_high_bytes,json=memoryHighBytes,proto3" json:"memory_high_bytes,omitempty"`
-	SwapBytes       int64                  `protobuf:"varint,6,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"` // beyond memory_bytes
+	SwapBytes       int64                  `protobuf:"varint,6,opt,name=swap_bytes,json=swapBytes,proto3" json:"swap_bytes,omitempty"` // in addition to memory_bytes
 	MaxPids         int64                  `protobuf:"varint,7,opt,name=max_pids,json=maxPids,proto3" json:"max_pids,omitempty"`
-	IoBps           int64                  `protobuf:"varint,8,opt,name=io_bps,json=ioBps,proto3" json:"io_bps,omitempty"` // bytes a second, read and written
+	IoBps           int64                  `protobuf:"varint,8,opt,name=io_bps,json=ioBps,proto3" json:"io_bps,omitempty"` // bytes per second, for reads and for writes
 	ReadBps         int64                  `protobuf:"varint,9,opt,name=read_bps,json=readBps,proto3" json:"read_bps,omitempty"`
 	WriteBps        int64                  `protobuf:"varint,10,opt,name=write_bps,json=writeBps,proto3" json:"write_bps,omitempty"`
-	Iops            int64                  `protobuf:"varint,11,opt,name=iops,proto3" json:"iops,omitempty"` // reads a second, and writes
+	Iops            int64                  `protobuf:"varint,11,opt,name=iops,proto3" json:"iops,omitempty"` // operations per second, for reads and for writes
 	DiskBytes       int64                  `protobuf:"varint,12,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
 	Rlimits         map[string]*JobRlimit  `protobuf:"bytes,13,rep,name=rlimits,proto3" json:"rlimits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // "nofile": …
 	ShmBytes        int64                  `protobuf:"varint,14,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`                                                        // size of /dev/shm
@@ -9309,7 +9312,7 @@ func (x *JobLimits) GetShmBytes() int64 {
 	return 0
 }
 
-// A resource limit of each process; 2^64-1 is none.
+// A resource limit of each process; 2^64-1 is unlimited.
 type JobRlimit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Soft          uint64                 `protobuf:"varint,1,opt,name=soft,proto3" json:"soft,omitempty"`
@@ -9362,19 +9365,19 @@ func (x *JobRlimit) GetHard() uint64 {
 	return 0
 }
 
-// What a job has taken since its start. What the host does not count is 0.
+// Resource usage of a job since its start. Values that the host does not count are 0.
 type JobUsage struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	CpuUserUs       int64                  `protobuf:"varint,1,opt,name=cpu_user_us,json=cpuUserUs,proto3" json:"cpu_user_us,omitempty"`
 	CpuSystemUs     int64                  `protobuf:"varint,2,opt,name=cpu_system_us,json=cpuSystemUs,proto3" json:"cpu_system_us,omitempty"`
-	ThrottledUs     int64                  `protobuf:"varint,3,opt,name=throttled_us,json=throttledUs,proto3" json:"throttled_us,omitempty"` // waited because its processor time was used up
+	ThrottledUs     int64                  `protobuf:"varint,3,opt,name=throttled_us,json=throttledUs,proto3" json:"throttled_us,omitempty"` // throttled by the CPU limit
 	MemoryPeakBytes int64                  `protobuf:"varint,4,opt,name=memory_peak_bytes,json=memoryPeakBytes,proto3" json:"memory_peak_bytes,omitempty"`
 	PidsPeak        int64                  `protobuf:"varint,5,opt,name=pids_peak,json=pidsPeak,proto3" json:"pids_peak,omitempty"`
 	ReadBytes       int64                  `protobuf:"varint,6,opt,name=read_bytes,json=readBytes,proto3" json:"read_bytes,omitempty"` // from devices
 	WriteBytes      int64                  `protobuf:"varint,7,opt,name=write_bytes,json=writeBytes,proto3" json:"write_bytes,omitempty"`
 	ReadOps         int64                  `protobuf:"varint,8,opt,name=read_ops,json=readOps,proto3" json:"read_ops,omitempty"`
 	WriteOps        int64                  `protobuf:"varint,9,opt,name=write_ops,json=writeOps,proto3" json:"write_ops,omitempty"`
-	CpuStallUs      int64                  `protobuf:"varint,10,opt,name=cpu_stall_us,json=cpuStallUs,proto3" json:"cpu_stall_us,omitempty"` // at least one process waited for the resource
+	CpuStallUs      int64                  `protobuf:"varint,10,opt,name=cpu_stall_us,json=cpuStallUs,proto3" json:"cpu_stall_us,omitempty"` // time in which at least one process waited for the resource
 	MemoryStallUs   int64                  `protobuf:"varint,11,opt,name=memory_stall_us,json=memoryStallUs,proto3" json:"memory_stall_us,omitempty"`
 	IoStallUs       int64                  `protobuf:"varint,12,opt,name=io_stall_us,json=ioStallUs,proto3" json:"io_stall_us,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -9674,7 +9677,7 @@ func (x *ResumeJobResponse) GetJob() *Job {
 type UpdateJobRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uuid          string                 `protobuf:"bytes,1,opt,name=uuid,proto3" json:"uuid,omitempty"`
-	Limits        *JobLimits             `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"` // those that are set
+	Limits        *JobLimits             `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"` // limits to change; unset limits stay
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9813,9 +9816,9 @@ func (x *ListJobProcessesRequest) GetUuid() string {
 
 type ListJobProcessesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`                         // by number in the job
-	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`                            // there are so many more
-	TimestampNs   int64                  `protobuf:"varint,3,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // when they were looked at
+	Processes     []*JobProcess          `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`                         // sorted by PID in the job
+	Omitted       int64                  `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`                            // number of processes left out
+	TimestampNs   int64                  `protobuf:"varint,3,opt,name=timestamp_ns,json=timestampNs,proto3" json:"timestamp_ns,omitempty"` // Unix time of the measurement
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -9872,19 +9875,21 @@ func (x *ListJobProcessesResponse) GetTimestampNs() int64 {
 }
 
 type JobProcess struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // as the job numbers it
-	HostPid       int32                  `protobuf:"varint,2,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
-	Ppid          int32                  `protobuf:"varint,3,opt,name=ppid,proto3" json:"ppid,omitempty"` // as the job numbers it; 0: the parent is not of the job
-	Uid           int32                  `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`   // in the job
-	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
-	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
-	Command       string                 `protobuf:"bytes,7,opt,name=command,proto3" json:"command,omitempty"`
-	Threads       int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
-	StartTime     string                 `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	CpuUs         int64                  `protobuf:"varint,10,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
-	CpuPercent    float64                `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"` // of one processor, since it started; cpu_us of two answers tell what it takes now
-	MemoryBytes   int64                  `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Pid       int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // in the job
+	HostPid   int32                  `protobuf:"varint,2,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`
+	Ppid      int32                  `protobuf:"varint,3,opt,name=ppid,proto3" json:"ppid,omitempty"` // in the job; 0: the parent is outside of the job
+	Uid       int32                  `protobuf:"varint,4,opt,name=uid,proto3" json:"uid,omitempty"`   // in the job
+	State     string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Name      string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
+	Command   string                 `protobuf:"bytes,7,opt,name=command,proto3" json:"command,omitempty"`
+	Threads   int32                  `protobuf:"varint,8,opt,name=threads,proto3" json:"threads,omitempty"`
+	StartTime string                 `protobuf:"bytes,9,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	CpuUs     int64                  `protobuf:"varint,10,opt,name=cpu_us,json=cpuUs,proto3" json:"cpu_us,omitempty"`
+	// Percent of one processor, average since the start of the process. Clients compute
+	// the current usage from cpu_us of two answers.
+	CpuPercent    float64 `protobuf:"fixed64,11,opt,name=cpu_percent,json=cpuPercent,proto3" json:"cpu_percent,omitempty"`
+	MemoryBytes   int64   `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

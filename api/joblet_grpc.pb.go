@@ -4,14 +4,14 @@
 // - protoc             v3.21.12
 // source: joblet.proto
 
-// The API of a joblet daemon. Clients in other languages speak it: no name,
-// number or type changes, and numbers once used stay reserved
-// (testdata/public-api.txt is the contract, checked by a test). Fields and
-// methods beyond that contract have numbers from 100, or messages of their own.
+// The API of a joblet daemon. Clients in other languages use it: names, numbers
+// and types never change, and retired numbers stay reserved. The contract is
+// testdata/public-api.txt; a test checks it. Fields and methods beyond the
+// contract have numbers from 100, or separate messages.
 //
-// Jobs are named by their UUID, by an unambiguous prefix of it, or by name.
-// Times are RFC 3339 texts unless their names say otherwise; those of the public
-// API are in whole seconds.
+// A job is identified by its UUID, by an unambiguous prefix of the UUID, or by
+// its name. Times are RFC 3339 strings unless the field name has a unit. Those of
+// the public API are in whole seconds.
 
 package api
 
@@ -61,74 +61,75 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type JobServiceClient interface {
-	// RunJob answers once the job runs, or waits. A job whose command cannot be run is
-	// FAILED; with the header "joblet-refuse: 1" it is an error, and there is no job.
-	// Limits in public fields that this host cannot give are changed (Job.warnings).
+	// RunJob answers when the job runs or waits. A job whose command cannot be run is
+	// FAILED; with the header "joblet-refuse: 1" the call fails instead, without a
+	// job. Limits in public fields that are impossible on this host are adjusted
+	// (Job.warnings).
 	RunJob(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (*RunJobResponse, error)
 	GetJobStatus(ctx context.Context, in *GetJobStatusRequest, opts ...grpc.CallOption) (*GetJobStatusResponse, error)
-	// StopJob answers once the job has ended, but after 8 s at the latest: STOPPING
-	// says that the job has not ended yet. WaitJob waits for the end.
+	// StopJob answers when the job has ended, or after 8 s. The status STOPPING means
+	// that the job has not ended yet. WaitJob waits for the end.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
 	CancelJob(ctx context.Context, in *CancelJobRequest, opts ...grpc.CallOption) (*CancelJobResponse, error)
 	DeleteJob(ctx context.Context, in *DeleteJobRequest, opts ...grpc.CallOption) (*DeleteJobResponse, error)
 	DeleteAllJobs(ctx context.Context, in *DeleteAllJobsRequest, opts ...grpc.CallOption) (*DeleteAllJobsResponse, error)
-	// GetJobLogs sends the output so far and goes on until the job ends, both
-	// streams as one; FollowJob keeps them apart.
+	// GetJobLogs sends the output so far and follows the job until its end. It merges
+	// stdout and stderr; FollowJob keeps them separate.
 	GetJobLogs(ctx context.Context, in *GetJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
-	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
-	// When they take more than 4 MiB, which is what clients receive by default, the
-	// largest lose their environment first, then all but an outline;
-	// GetJobStatus has it all.
+	// ListJobs answers with at most the newest 10,000 jobs; QueryJobs has no limit.
+	// If the answer exceeds 4 MiB, the default receive limit of clients, the largest
+	// jobs come without their environment, then as a summary. GetJobStatus has all
+	// fields.
 	ListJobs(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*Jobs, error)
-	// StreamJobMetrics sends the samples that were kept of the job, then new ones
-	// until it has ended.
+	// StreamJobMetrics sends the stored samples of the job, then new samples until
+	// the job has ended.
 	StreamJobMetrics(ctx context.Context, in *StreamJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	GetJobMetrics(ctx context.Context, in *GetJobMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobMetricsEvent], error)
 	StreamJobTelematics(ctx context.Context, in *StreamJobTelematicsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TelematicsEvent], error)
 	GetJobTelematics(ctx context.Context, in *GetJobTelematicsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TelematicsEvent], error)
 	// RunJobAttached runs a job and follows it to its end in one call: started,
-	// output, ended. A job that could not be started is an error of the call. The
-	// job goes on when the call is cut: FollowJob takes it up again.
+	// output, ended. If the job cannot be started, the call fails. If the call is
+	// interrupted, the job continues, and FollowJob resumes its output.
 	RunJobAttached(ctx context.Context, in *RunJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
-	// FollowJob sends a job's output from any offset, then how it ended.
+	// FollowJob sends the output of a job from any offset, then its end.
 	FollowJob(ctx context.Context, in *FollowJobRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[JobEvent], error)
-	// SignalJob sends one signal to the job's PID 1, which gets only those that it
-	// handles, blocks or ignores; see default_action for the others.
+	// SignalJob sends one signal to PID 1 of the job, which receives only signals that
+	// it handles, blocks or ignores; see default_action for the others.
 	SignalJob(ctx context.Context, in *SignalJobRequest, opts ...grpc.CallOption) (*SignalJobResponse, error)
-	// WaitJob answers once the job has ended.
+	// WaitJob answers when the job has ended.
 	WaitJob(ctx context.Context, in *WaitJobRequest, opts ...grpc.CallOption) (*WaitJobResponse, error)
-	// SubmitJob is RunJobAttached for a job that gets files or standard input. The
-	// caller sends run; then, with run.files, a tar archive in pieces and
-	// files_end; then, with run.stdin, that, and ends its side of the stream. Files,
-	// and standard input of kind "file", are complete before the job is accepted.
+	// SubmitJob is RunJobAttached for a job with files or standard input. The caller
+	// sends run; with run.files, a tar archive in chunks and files_end; with
+	// run.stdin, the standard input; and closes its side of the stream. Files, and
+	// standard input of kind "file", are complete before the job is accepted.
 	SubmitJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error)
-	// RerunJob submits a job like one that there is a record of, with its files.
+	// RerunJob submits a copy of a recorded job, with its files.
 	RerunJob(ctx context.Context, in *RerunJobRequest, opts ...grpc.CallOption) (*RunJobResponse, error)
-	// PruneJobs deletes the jobs that have ended and pass a filter.
+	// PruneJobs deletes ended jobs that match a filter.
 	PruneJobs(ctx context.Context, in *PruneJobsRequest, opts ...grpc.CallOption) (*PruneJobsResponse, error)
-	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
-	// running job as they are, of an ended one as it left them. If something is left
-	// out, the archive ends with a comment (a global extended header) that names it.
+	// GetJobFiles sends files of a job's /work as a tar archive in chunks: the current
+	// files of a running job, the final files of an ended one. If files are left out,
+	// the archive ends with a comment (a global extended header) that names them.
 	GetJobFiles(ctx context.Context, in *GetJobFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DataChunk], error)
-	// AttachJob connects a terminal to a running job that has one: the caller sends
-	// attach, then stdin and resize as they come; the job's output comes back from
-	// where attach says, and its end. Any number may be attached. When the call is
-	// cut the job goes on.
+	// AttachJob connects a terminal to a running job that has a terminal. The caller
+	// sends attach, then stdin and resize at any time. It receives the output of the
+	// job from the position in attach, and the end of the job. Any number of callers
+	// can be attached. If the call is interrupted, the job continues.
 	AttachJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[JobInput, JobEvent], error)
-	// ExecJob runs a further process in a running job. The caller sends run, then
-	// stdin, resize and signal as they come, and ends its side where standard input
-	// ends. When the call is cut the process is hung up and killed. The header
-	// "joblet-exec-answers" says that an empty stdin, too, ends standard input, and
-	// that an empty output tells that the next signal has been passed on.
+	// ExecJob runs an additional process in a running job. The caller sends run, then
+	// stdin, resize and signal at any time, and closes its side at the end of standard
+	// input. If the call is interrupted, the process receives a hangup and is killed.
+	// The header "joblet-exec-answers" means that an empty stdin also ends standard
+	// input, and that an empty output confirms the delivery of the next signal.
 	ExecJob(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[ExecInput, ExecEvent], error)
-	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
+	// QueryJobs lists the jobs that match a filter, newest first, in batches.
 	QueryJobs(ctx context.Context, in *QueryJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[Jobs], error)
-	// PauseJob freezes all processes of a running job; ResumeJob lets them go on.
+	// PauseJob freezes all processes of a running job; ResumeJob thaws them.
 	PauseJob(ctx context.Context, in *PauseJobRequest, opts ...grpc.CallOption) (*PauseJobResponse, error)
 	ResumeJob(ctx context.Context, in *ResumeJobRequest, opts ...grpc.CallOption) (*ResumeJobResponse, error)
-	// UpdateJob changes the limits of a running job, all or none of them.
+	// UpdateJob changes limits of a running job: all of the request or none.
 	UpdateJob(ctx context.Context, in *UpdateJobRequest, opts ...grpc.CallOption) (*UpdateJobResponse, error)
-	// ListJobProcesses tells of the processes of a running job, from outside.
+	// ListJobProcesses lists the processes of a running job, from outside of the job.
 	ListJobProcesses(ctx context.Context, in *ListJobProcessesRequest, opts ...grpc.CallOption) (*ListJobProcessesResponse, error)
 }
 
@@ -504,74 +505,75 @@ func (c *jobServiceClient) ListJobProcesses(ctx context.Context, in *ListJobProc
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
 type JobServiceServer interface {
-	// RunJob answers once the job runs, or waits. A job whose command cannot be run is
-	// FAILED; with the header "joblet-refuse: 1" it is an error, and there is no job.
-	// Limits in public fields that this host cannot give are changed (Job.warnings).
+	// RunJob answers when the job runs or waits. A job whose command cannot be run is
+	// FAILED; with the header "joblet-refuse: 1" the call fails instead, without a
+	// job. Limits in public fields that are impossible on this host are adjusted
+	// (Job.warnings).
 	RunJob(context.Context, *RunJobRequest) (*RunJobResponse, error)
 	GetJobStatus(context.Context, *GetJobStatusRequest) (*GetJobStatusResponse, error)
-	// StopJob answers once the job has ended, but after 8 s at the latest: STOPPING
-	// says that the job has not ended yet. WaitJob waits for the end.
+	// StopJob answers when the job has ended, or after 8 s. The status STOPPING means
+	// that the job has not ended yet. WaitJob waits for the end.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
 	CancelJob(context.Context, *CancelJobRequest) (*CancelJobResponse, error)
 	DeleteJob(context.Context, *DeleteJobRequest) (*DeleteJobResponse, error)
 	DeleteAllJobs(context.Context, *DeleteAllJobsRequest) (*DeleteAllJobsResponse, error)
-	// GetJobLogs sends the output so far and goes on until the job ends, both
-	// streams as one; FollowJob keeps them apart.
+	// GetJobLogs sends the output so far and follows the job until its end. It merges
+	// stdout and stderr; FollowJob keeps them separate.
 	GetJobLogs(*GetJobLogsRequest, grpc.ServerStreamingServer[DataChunk]) error
-	// ListJobs answers with the newest 10,000 jobs at most; QueryJobs has no bound.
-	// When they take more than 4 MiB, which is what clients receive by default, the
-	// largest lose their environment first, then all but an outline;
-	// GetJobStatus has it all.
+	// ListJobs answers with at most the newest 10,000 jobs; QueryJobs has no limit.
+	// If the answer exceeds 4 MiB, the default receive limit of clients, the largest
+	// jobs come without their environment, then as a summary. GetJobStatus has all
+	// fields.
 	ListJobs(context.Context, *EmptyRequest) (*Jobs, error)
-	// StreamJobMetrics sends the samples that were kept of the job, then new ones
-	// until it has ended.
+	// StreamJobMetrics sends the stored samples of the job, then new samples until
+	// the job has ended.
 	StreamJobMetrics(*StreamJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	GetJobMetrics(*GetJobMetricsRequest, grpc.ServerStreamingServer[JobMetricsEvent]) error
 	StreamJobTelematics(*StreamJobTelematicsRequest, grpc.ServerStreamingServer[TelematicsEvent]) error
 	GetJobTelematics(*GetJobTelematicsRequest, grpc.ServerStreamingServer[TelematicsEvent]) error
 	// RunJobAttached runs a job and follows it to its end in one call: started,
-	// output, ended. A job that could not be started is an error of the call. The
-	// job goes on when the call is cut: FollowJob takes it up again.
+	// output, ended. If the job cannot be started, the call fails. If the call is
+	// interrupted, the job continues, and FollowJob resumes its output.
 	RunJobAttached(*RunJobRequest, grpc.ServerStreamingServer[JobEvent]) error
-	// FollowJob sends a job's output from any offset, then how it ended.
+	// FollowJob sends the output of a job from any offset, then its end.
 	FollowJob(*FollowJobRequest, grpc.ServerStreamingServer[JobEvent]) error
-	// SignalJob sends one signal to the job's PID 1, which gets only those that it
-	// handles, blocks or ignores; see default_action for the others.
+	// SignalJob sends one signal to PID 1 of the job, which receives only signals that
+	// it handles, blocks or ignores; see default_action for the others.
 	SignalJob(context.Context, *SignalJobRequest) (*SignalJobResponse, error)
-	// WaitJob answers once the job has ended.
+	// WaitJob answers when the job has ended.
 	WaitJob(context.Context, *WaitJobRequest) (*WaitJobResponse, error)
-	// SubmitJob is RunJobAttached for a job that gets files or standard input. The
-	// caller sends run; then, with run.files, a tar archive in pieces and
-	// files_end; then, with run.stdin, that, and ends its side of the stream. Files,
-	// and standard input of kind "file", are complete before the job is accepted.
+	// SubmitJob is RunJobAttached for a job with files or standard input. The caller
+	// sends run; with run.files, a tar archive in chunks and files_end; with
+	// run.stdin, the standard input; and closes its side of the stream. Files, and
+	// standard input of kind "file", are complete before the job is accepted.
 	SubmitJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error
-	// RerunJob submits a job like one that there is a record of, with its files.
+	// RerunJob submits a copy of a recorded job, with its files.
 	RerunJob(context.Context, *RerunJobRequest) (*RunJobResponse, error)
-	// PruneJobs deletes the jobs that have ended and pass a filter.
+	// PruneJobs deletes ended jobs that match a filter.
 	PruneJobs(context.Context, *PruneJobsRequest) (*PruneJobsResponse, error)
-	// GetJobFiles sends files of a job's /work as a tar archive in pieces: of a
-	// running job as they are, of an ended one as it left them. If something is left
-	// out, the archive ends with a comment (a global extended header) that names it.
+	// GetJobFiles sends files of a job's /work as a tar archive in chunks: the current
+	// files of a running job, the final files of an ended one. If files are left out,
+	// the archive ends with a comment (a global extended header) that names them.
 	GetJobFiles(*GetJobFilesRequest, grpc.ServerStreamingServer[DataChunk]) error
-	// AttachJob connects a terminal to a running job that has one: the caller sends
-	// attach, then stdin and resize as they come; the job's output comes back from
-	// where attach says, and its end. Any number may be attached. When the call is
-	// cut the job goes on.
+	// AttachJob connects a terminal to a running job that has a terminal. The caller
+	// sends attach, then stdin and resize at any time. It receives the output of the
+	// job from the position in attach, and the end of the job. Any number of callers
+	// can be attached. If the call is interrupted, the job continues.
 	AttachJob(grpc.BidiStreamingServer[JobInput, JobEvent]) error
-	// ExecJob runs a further process in a running job. The caller sends run, then
-	// stdin, resize and signal as they come, and ends its side where standard input
-	// ends. When the call is cut the process is hung up and killed. The header
-	// "joblet-exec-answers" says that an empty stdin, too, ends standard input, and
-	// that an empty output tells that the next signal has been passed on.
+	// ExecJob runs an additional process in a running job. The caller sends run, then
+	// stdin, resize and signal at any time, and closes its side at the end of standard
+	// input. If the call is interrupted, the process receives a hangup and is killed.
+	// The header "joblet-exec-answers" means that an empty stdin also ends standard
+	// input, and that an empty output confirms the delivery of the next signal.
 	ExecJob(grpc.BidiStreamingServer[ExecInput, ExecEvent]) error
-	// QueryJobs lists the jobs that pass a filter, newest first, in batches.
+	// QueryJobs lists the jobs that match a filter, newest first, in batches.
 	QueryJobs(*QueryJobsRequest, grpc.ServerStreamingServer[Jobs]) error
-	// PauseJob freezes all processes of a running job; ResumeJob lets them go on.
+	// PauseJob freezes all processes of a running job; ResumeJob thaws them.
 	PauseJob(context.Context, *PauseJobRequest) (*PauseJobResponse, error)
 	ResumeJob(context.Context, *ResumeJobRequest) (*ResumeJobResponse, error)
-	// UpdateJob changes the limits of a running job, all or none of them.
+	// UpdateJob changes limits of a running job: all of the request or none.
 	UpdateJob(context.Context, *UpdateJobRequest) (*UpdateJobResponse, error)
-	// ListJobProcesses tells of the processes of a running job, from outside.
+	// ListJobProcesses lists the processes of a running job, from outside of the job.
 	ListJobProcesses(context.Context, *ListJobProcessesRequest) (*ListJobProcessesResponse, error)
 	mustEmbedUnimplementedJobServiceServer()
 }
@@ -1579,7 +1581,7 @@ const (
 type MonitoringServiceClient interface {
 	GetSystemStatus(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*SystemStatusResponse, error)
 	StreamSystemMetrics(ctx context.Context, in *StreamMetricsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SystemMetricsResponse], error)
-	// GetServerVersion is the part of GetSystemStatus that takes no measuring.
+	// GetServerVersion is the part of GetSystemStatus that needs no measurement.
 	GetServerVersion(ctx context.Context, in *EmptyRequest, opts ...grpc.CallOption) (*ServerVersionInfo, error)
 }
 
@@ -1636,7 +1638,7 @@ func (c *monitoringServiceClient) GetServerVersion(ctx context.Context, in *Empt
 type MonitoringServiceServer interface {
 	GetSystemStatus(context.Context, *EmptyRequest) (*SystemStatusResponse, error)
 	StreamSystemMetrics(*StreamMetricsRequest, grpc.ServerStreamingServer[SystemMetricsResponse]) error
-	// GetServerVersion is the part of GetSystemStatus that takes no measuring.
+	// GetServerVersion is the part of GetSystemStatus that needs no measurement.
 	GetServerVersion(context.Context, *EmptyRequest) (*ServerVersionInfo, error)
 	mustEmbedUnimplementedMonitoringServiceServer()
 }
