@@ -103,6 +103,10 @@ func ShortenWords(message string) string {
 	return b.String()
 }
 
+// ShortenTo returns a text of at most limit bytes: s, or else its ends. Of a text that one
+// cannot trust it bounds the length; limit must be 64 or more.
+func ShortenTo(s string, limit int) string { return withoutMiddle(s, limit, limit*2/3, limit/4) }
+
 // withoutMiddle returns s if it has at most limit bytes, and else its ends, of about
 // head and tail bytes.
 func withoutMiddle(s string, limit, head, tail int) string {

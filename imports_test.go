@@ -24,6 +24,8 @@ func TestImports(t *testing.T) {
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
+		{"./internal/queue", []string{module + "/", "google.golang.org/", "golang.org/", "os", "net"}, "the queue is pure"},
+		{"./internal/events", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
 		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/archive", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/hostinfo", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
@@ -31,6 +33,8 @@ func TestImports(t *testing.T) {
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
 		{"./internal/cli", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
+		{"./internal/cli/term", []string{module + "/internal/cli", module + "/client", module + "/api", "google.golang.org/", "github.com/spf13/"}, "the terminal knows neither commands nor the daemon"},
+		{"./internal/cli/session", []string{module + "/internal/cli/job", "=" + module + "/internal/cli"}, "a command calls a session, and not the other way"},
 	}
 	for _, test := range tests {
 		t.Run(test.pkg, func(t *testing.T) {

@@ -330,15 +330,13 @@ func (Ended) isEvent()   {}
 // call but not the job: Follow takes it up again.
 func (c *Client) RunAttached(ctx context.Context, spec joblet.Spec) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		r, err := wire.SpecToProto(spec)
+		s, err := c.start(ctx, submission{spec: spec})
 		if err != nil {
 			yield(nil, err)
 			return
 		}
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.jobs.RunJobAttached(ctx, r)
-		events(stream, err, yield)
+		defer s.finish()
+		s.Events()(yield)
 	}
 }
 

@@ -39,65 +39,28 @@ type Input struct {
 // never accepted. Standard input as a stream ends with the call.
 func (c *Client) Submit(ctx context.Context, spec joblet.Spec, in Input, detach bool) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		r, err := wire.SpecToProto(spec)
+		if spec.Stdin == joblet.StdinNone {
+			in.Stdin = nil
+		}
+		s, err := c.start(ctx, submission{spec: spec, detach: detach, input: &in})
 		if err != nil {
 			yield(nil, err)
 			return
 		}
-		r.Files, r.Detach = in.Files != nil, detach
-		if spec.Stdin == joblet.StdinNone {
-			in.Stdin = nil
-		}
-		ctx, cancel := context.WithCancel(ctx)
-		defer cancel()
-		stream, err := c.jobs.SubmitJob(ctx)
-		if err == nil {
-			err = stream.Send(&api.JobInput{Input: &api.JobInput_Run{Run: r}})
-		}
-		if errors.Is(err, io.EOF) {
-			err = nil // the daemon has answered already: Recv tells
-		}
-		broken := make(chan error, 1)
-		if err == nil {
-			packed := make(chan struct{})
-			defer func() {
-				cancel()
-				<-packed
-			}()
-			go func() {
-				if err := sendInput(stream, in, packed); err != nil {
-					broken <- err
-					cancel() // closing this side would look like the input's end
-				}
-			}()
-		}
-		events(stream, err, func(e Event, err error) bool {
-			if err != nil {
-				select {
-				case err = <-broken:
-				default:
-				}
-			}
-			return yield(e, err) && !detach
-		})
+		defer s.finish()
+		s.Events()(func(e Event, err error) bool { return yield(e, err) && !detach })
 	}
 }
 
 type inputStream = grpc.BidiStreamingClient[api.JobInput, api.JobEvent]
 
-// sendInput sends the files, closes packed, sends standard input and closes this
-// side of the stream. It returns an error of the input only: why the call ended
-// while it was sent is for the receiver to tell.
-func sendInput(stream inputStream, in Input, packed chan<- struct{}) error {
-	sent, err := sendFiles(stream, in.Files)
-	close(packed)
-	if err != nil || !sent {
-		return err
-	}
-	if in.Stdin != nil {
+// sendStdin sends standard input and closes this side of the stream. It returns an error
+// of the input only: why the call ended while it was sent is for the receiver to tell.
+func sendStdin(stream inputStream, stdin io.Reader) error {
+	if stdin != nil {
 		buf := make([]byte, inputPiece)
 		for {
-			n, err := in.Stdin.Read(buf)
+			n, err := stdin.Read(buf)
 			if n > 0 && stream.Send(&api.JobInput{Input: &api.JobInput_Stdin{Stdin: buf[:n]}}) != nil {
 				return nil
 			}

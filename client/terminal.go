@@ -23,16 +23,18 @@ func (Attached) isEvent() {}
 // Session is a terminal connected to a job that has one. Its methods may be
 // called at the same time.
 type Session struct {
-	stream inputStream
+	events interface{ Recv() (*api.JobEvent, error) }
+	stream inputStream // nil: the call takes no input
 	cancel context.CancelFunc
-	send   sync.Mutex // gRPC wants one Send at a time
-	packed chan error // why the files could not be sent; closed when they are
+	send   sync.Mutex    // gRPC wants one Send at a time
+	packed chan struct{} // closed when the files are sent
+	broken chan error    // why the input could not be sent
 }
 
 // Attach connects to the terminal of the job that ref names. Close, or the end
 // of ctx, leaves the job running.
 func (c *Client) Attach(ctx context.Context, ref string, opt joblet.AttachOptions) (*Session, error) {
-	s := &Session{packed: make(chan error)}
+	s := newSession()
 	close(s.packed)
 	err := s.open(ctx, func(ctx context.Context) (inputStream, error) { return c.jobs.AttachJob(ctx) },
 		&api.JobInput{Input: &api.JobInput_Attach{Attach: wire.AttachToProto(ref, opt)}})
@@ -45,31 +47,69 @@ func (c *Client) Attach(ctx context.Context, ref string, opt joblet.AttachOption
 // RunTerminal submits a job that has a terminal (spec.Terminal) and connects to
 // it. files is as Input.Files; its error is one of Events.
 func (c *Client) RunTerminal(ctx context.Context, spec joblet.Spec, files func(io.Writer) error) (*Session, error) {
-	r, err := wire.SpecToProto(spec)
+	return c.start(ctx, submission{spec: spec, input: &Input{Files: files}, typed: true})
+}
+
+// submission is a job to start, and what goes along with it.
+type submission struct {
+	spec   joblet.Spec
+	detach bool   // it is left alone once it is accepted
+	input  *Input // nil: the call takes none, which costs less
+	typed  bool   // more input follows, instead of standard input
+}
+
+// start submits a job in a call that follows it.
+func (c *Client) start(ctx context.Context, sub submission) (*Session, error) {
+	r, err := wire.SpecToProto(sub.spec)
 	if err != nil {
 		return nil, err
 	}
-	r.Files = files != nil
-	s := &Session{packed: make(chan error, 1)}
-	err = s.open(ctx, func(ctx context.Context) (inputStream, error) { return c.jobs.SubmitJob(ctx) },
-		&api.JobInput{Input: &api.JobInput_Run{Run: r}})
-	if err != nil {
+	s := newSession()
+	if sub.input == nil {
+		close(s.packed)
+		ctx, s.cancel = context.WithCancel(ctx)
+		if s.events, err = c.jobs.RunJobAttached(ctx, r); err != nil {
+			s.cancel()
+			return nil, err
+		}
+		return s, nil
+	}
+	r.Files, r.Detach = sub.input.Files != nil, sub.detach
+	if err := s.open(ctx, func(ctx context.Context) (inputStream, error) { return c.jobs.SubmitJob(ctx) },
+		&api.JobInput{Input: &api.JobInput_Run{Run: r}}); err != nil {
 		return nil, err
 	}
-	if files == nil {
+	if sub.typed && sub.input.Files == nil {
 		close(s.packed)
 		return s, nil
 	}
-	s.send.Lock() // what is typed goes behind the files
-	go func() {
-		defer s.send.Unlock()
-		defer close(s.packed)
-		if _, err := sendFiles(s.stream, files); err != nil {
-			s.packed <- err
-			s.cancel() // to end this side would look like the files' end
-		}
-	}()
+	s.send.Lock()  // what is typed goes behind the files
+	go s.feed(sub) // ends with the input, or when the call has ended
 	return s, nil
+}
+
+// feed sends the input. s.send is locked; it is not when the files are sent.
+func (s *Session) feed(sub submission) {
+	sent, err := sendFiles(s.stream, sub.input.Files)
+	s.send.Unlock()
+	close(s.packed)
+	if err == nil && sent && !sub.typed {
+		err = sendStdin(s.stream, sub.input.Stdin)
+	}
+	if err != nil {
+		s.broken <- err
+		s.cancel() // to end this side would look like the input's end
+	}
+}
+
+// finish ends the call, and returns when no more of the files is read.
+func (s *Session) finish() {
+	s.cancel()
+	<-s.packed
+}
+
+func newSession() *Session {
+	return &Session{packed: make(chan struct{}), broken: make(chan error, 1)}
 }
 
 func (s *Session) open(ctx context.Context, call func(context.Context) (inputStream, error), first *api.JobInput) error {
@@ -79,6 +119,7 @@ func (s *Session) open(ctx context.Context, call func(context.Context) (inputStr
 		s.cancel()
 		return err
 	}
+	s.events = s.stream
 	if err := s.stream.Send(first); err != nil && !errors.Is(err, io.EOF) { // EOF: the daemon has answered, and Events tells
 		s.cancel()
 		return err
@@ -90,13 +131,10 @@ func (s *Session) open(ctx context.Context, call func(context.Context) (inputStr
 // once.
 func (s *Session) Events() iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		events(s.stream, nil, func(e Event, err error) bool {
+		events(s.events, nil, func(e Event, err error) bool {
 			if err != nil {
 				select {
-				case broken, ok := <-s.packed:
-					if ok {
-						err = broken
-					}
+				case err = <-s.broken:
 				default:
 				}
 			}

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/joblet/joblet/internal/cli/app"
 )
 
 // TestWrongConfig: a configuration that was named and is not right is an error, and
@@ -27,8 +29,8 @@ func TestWrongConfig(t *testing.T) {
 		check := func(args ...string) {
 			t.Helper()
 			var out, errOut bytes.Buffer
-			a := &app{in: strings.NewReader(""), out: &out, errOut: &errOut}
-			if status := a.run(t.Context(), args); status == 0 || !strings.Contains(errOut.String(), want) {
+			a := &app.App{In: strings.NewReader(""), Out: &out, ErrOut: &errOut}
+			if status := a.Execute(t.Context(), newRootCommand(a), args); status == 0 || !strings.Contains(errOut.String(), want) {
 				t.Errorf("%q, %q: got %d, %s%s", text, args, status, out.String(), errOut.String())
 			}
 		}

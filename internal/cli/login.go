@@ -13,6 +13,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/cli/app"
 )
 
 const maxBundle = 4 << 20
@@ -24,19 +25,19 @@ type loginOptions struct {
 	address string
 }
 
-func newLoginCommand(a *app) *cobra.Command {
+func newLoginCommand(a *app.App) *cobra.Command {
 	var opt loginOptions
 	cmd := &cobra.Command{
 		Use:   "login FILE|-",
 		Short: "Import the certificate bundle for a remote daemon",
 		Long: `Import a certificate bundle, the output of "joblet pki issue". Its nodes are added to
 ~/.rnx/rnx-config.yml, or to the file that --config or RNX_CONFIG names; with
---node, under that name. rnx contacts the daemon first.` + exitStatusHelp,
+--node, under that name. rnx contacts the daemon first.` + app.ExitStatusHelp,
 		Example: `  rnx login alice.yml
   rnx --node=lab login alice.yml
   ssh node1 sudo joblet pki issue alice --role=developer | rnx login -`,
-		Args: exactlyOne("file"),
-		RunE: func(cmd *cobra.Command, args []string) error { return a.login(cmd.Context(), args[0], opt) },
+		Args: app.ExactlyOne("file"),
+		RunE: func(cmd *cobra.Command, args []string) error { return login(cmd.Context(), a, args[0], opt) },
 	}
 	f := cmd.Flags()
 	f.BoolVar(&opt.force, "force", false, "replace an existing node")
@@ -45,8 +46,8 @@ func newLoginCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
-	in := a.in
+func login(ctx context.Context, a *app.App, file string, opt loginOptions) error {
+	in := a.In
 	if file != "-" {
 		f, err := os.Open(file)
 		if err != nil {
@@ -66,19 +67,19 @@ func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
 	if len(conf.Nodes) == 0 {
 		return joblet.Errorf(joblet.InvalidArgument, "the bundle has no nodes: it must be what joblet pki issue prints")
 	}
-	if (a.node != "" || opt.address != "") && len(conf.Nodes) != 1 {
+	if (a.Node != "" || opt.address != "") && len(conf.Nodes) != 1 {
 		return joblet.Errorf(joblet.InvalidArgument, "the bundle has %d nodes: --node and --address are for one", len(conf.Nodes))
 	}
 	nodes := map[string]client.Node{}
 	var notes []string
 	for name, n := range conf.Nodes {
-		if a.node != "" {
-			name = a.node
+		if a.Node != "" {
+			name = a.Node
 		}
 		if opt.address != "" {
 			n.Address = opt.address
 		}
-		if name == localNode {
+		if name == app.LocalNode {
 			return joblet.Errorf(joblet.InvalidArgument, "node %q: this is the name of this machine's daemon", name)
 		}
 		n, err := n.Embed(filepath.Dir(file)) // of "-" here
@@ -98,12 +99,12 @@ func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
 			}
 		}
 		if n.Key != "" && file != "-" {
-			a.warnOfKey(file)
+			a.WarnOfKey(file)
 		}
 		nodes[name] = n
 		notes = append(notes, fmt.Sprintf("node %s at %s: you are %s there, %s until %s", name, n.Address, who, role, until.Local().Format(time.DateOnly)))
 	}
-	path, err := a.configPath()
+	path, err := configPath(a)
 	if err != nil {
 		return err
 	}
@@ -111,14 +112,14 @@ func (a *app) login(ctx context.Context, file string, opt loginOptions) error {
 		return err
 	}
 	for _, note := range append(notes, "written to "+path) {
-		a.note("%s", note)
+		a.Note("%s", note)
 	}
 	return nil
 }
 
 // configPath returns the file that login writes.
-func (a *app) configPath() (string, error) {
-	if path := a.configName(); path != "" {
+func configPath(a *app.App) (string, error) {
+	if path := a.ConfigName(); path != "" {
 		return path, nil
 	}
 	home, err := os.UserHomeDir()

@@ -13,6 +13,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/cli/term"
 )
 
 const (
@@ -36,32 +38,32 @@ type nodeJSON struct {
 	Expires   time.Time `json:"certificate_expires,omitzero"`
 }
 
-func newNodesCommand(a *app) *cobra.Command {
+func newNodesCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "nodes",
 		Short: "List configured nodes and their status",
 		Long: `List the nodes in the configuration and query each. LATENCY is that of one call,
 JOBS the number of jobs that have not ended, ROLE your role on that node. With
---json each line is an object.` + exitStatusHelp,
+--json each line is an object.` + app.ExitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return a.nodes(cmd.Context()) },
+		RunE:              func(cmd *cobra.Command, _ []string) error { return listNodes(cmd.Context(), a) },
 	}
 }
 
-func (a *app) nodes(ctx context.Context) error {
-	conf, err := a.loadConfig()
-	if errors.Is(err, fs.ErrNotExist) && a.configName() == "" {
-		conf, err = client.Config{Nodes: map[string]client.Node{localNode: a.here().Node}}, nil
+func listNodes(ctx context.Context, a *app.App) error {
+	conf, err := a.LoadConfig()
+	if errors.Is(err, fs.ErrNotExist) && a.ConfigName() == "" {
+		conf, err = client.Config{Nodes: map[string]client.Node{app.LocalNode: a.Here().Node}}, nil
 	}
 	if err != nil {
 		return err
 	}
 	names := conf.Names()
 	for _, name := range names {
-		a.warnOfKey(conf.Nodes[name].KeyFile())
+		a.WarnOfKey(conf.Nodes[name].KeyFile())
 	}
-	chosen := cmp.Or(a.node, conf.Default())
+	chosen := cmp.Or(a.Node, conf.Default())
 	all := make([]nodeJSON, len(names))
 	slots := make(chan struct{}, nodesAt)
 	var work sync.WaitGroup
@@ -76,26 +78,26 @@ func (a *app) nodes(ctx context.Context) error {
 	work.Wait()
 	rows := [][]string{{"NODE", "ADDRESS", "STATUS", "VERSION", "LATENCY", "JOBS", "ROLE"}}
 	for _, n := range all {
-		if a.json {
-			if err := a.writeJSON(n); err != nil {
+		if a.JSON {
+			if err := a.WriteJSON(n); err != nil {
 				return err
 			}
 			continue
 		}
-		row := []string{printable(n.Name), printable(n.Address), printable(n.Status), "-", "-", "-", "-"}
+		row := []string{joblet.Printable(n.Name), joblet.Printable(n.Address), joblet.Printable(n.Status), "-", "-", "-", "-"}
 		if n.Default {
 			row[0] += " *"
 		}
 		if n.Reachable {
-			row[3], row[4] = printable(n.Version), time.Duration(n.LatencyMS*float64(time.Millisecond)).Round(10*time.Microsecond).String()
-			row[5], row[6] = strconv.FormatInt(*n.Jobs, 10), printable(n.Role)
+			row[3], row[4] = joblet.Printable(n.Version), time.Duration(n.LatencyMS*float64(time.Millisecond)).Round(10*time.Microsecond).String()
+			row[5], row[6] = strconv.FormatInt(*n.Jobs, 10), joblet.Printable(n.Role)
 		}
 		rows = append(rows, row)
 	}
-	if a.json {
+	if a.JSON {
 		return nil
 	}
-	return writeTable(a.out, terminalWidth(a.out), rows)
+	return term.WriteTable(a.Out, term.Width(a.Out), rows)
 }
 
 // askNode connects to a node and asks it for its version, twice: the second time

@@ -14,60 +14,41 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/cli/term"
 )
 
-func newRuntimeCommand(a *app) *cobra.Command {
+func newRuntimeCommand(a *app.App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "runtime",
 		Short: "Manage runtimes, the read-only trees that jobs run in",
 		Example: `  rnx runtime build recipes/python-3.11.yaml
   rnx runtime list
   rnx job run --runtime=python-3.11 python3 --version`,
-		RunE: group,
+		RunE: app.Group,
 	}
 	cmd.AddCommand(newBuildCommand(a), newRuntimeListCommand(a), newInfoCommand(a), newTestCommand(a), newRemoveCommand(a))
 	return cmd
 }
 
-func (a *app) completeRuntimes(cmd *cobra.Command, _ []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
-	defer cancel()
-	c, err := a.connectRunning(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	defer c.Close()
-	all, err := c.Runtimes(ctx)
-	if err != nil {
-		return nil, cobra.ShellCompDirectiveNoFileComp
-	}
-	var offers []string
-	for _, rt := range all {
-		if strings.HasPrefix(rt.Name, prefix) {
-			offers = append(offers, rt.Name+"\t"+printable(rt.Description))
-		}
-	}
-	return offers, cobra.ShellCompDirectiveNoFileComp
-}
-
-func newRuntimeListCommand(a *app) *cobra.Command {
+func newRuntimeListCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "list",
 		Aliases:           []string{"ls"},
 		Short:             "List installed runtimes",
-		Long:              "List the installed runtimes. With --json each line is an object." + exitStatusHelp,
+		Long:              "List the installed runtimes. With --json each line is an object." + app.ExitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.with(cmd.Context(), func(c *client.Client) error {
+			return a.With(cmd.Context(), func(c *client.Client) error {
 				all, err := c.Runtimes(cmd.Context())
 				if err != nil {
 					return err
 				}
-				if a.json {
+				if a.JSON {
 					for _, rt := range all {
 						rt.Recipe, rt.Libraries = "", nil // runtime info shows them
-						if err := a.writeJSON(rt); err != nil {
+						if err := a.WriteJSON(rt); err != nil {
 							return err
 						}
 					}
@@ -80,10 +61,10 @@ func newRuntimeListCommand(a *app) *cobra.Command {
 						text = "not usable: " + rt.Error
 					}
 					rows = append(rows, []string{
-						printable(rt.Name), dash(rt.Version, maxNameColumn), formatBytes(rt.SizeBytes), localTime(rt.BuiltAt), printable(text),
+						joblet.Printable(rt.Name), term.Dash(rt.Version, term.MaxNameColumn), joblet.ReadableSize(rt.SizeBytes), localTime(rt.BuiltAt), joblet.Printable(text),
 					})
 				}
-				return writeTable(a.out, terminalWidth(a.out), rows)
+				return term.WriteTable(a.Out, term.Width(a.Out), rows)
 			})
 		},
 	}
@@ -95,26 +76,26 @@ func localTime(s string) string {
 	if err != nil {
 		return "-"
 	}
-	return formatTime(t)
+	return term.FormatTime(t)
 }
 
-func newInfoCommand(a *app) *cobra.Command {
+func newInfoCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "info NAME",
 		Short:             "Show details of a runtime",
-		Long:              "Show all that is known of a runtime. With --json also its recipe and every package in it." + exitStatusHelp,
-		Args:              exactlyOne("runtime"),
-		ValidArgsFunction: a.completeRuntimes,
+		Long:              "Show all that is known of a runtime. With --json also its recipe and every package in it." + app.ExitStatusHelp,
+		Args:              app.ExactlyOne("runtime"),
+		ValidArgsFunction: a.CompleteRuntimes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(c *client.Client) error {
+			return a.With(cmd.Context(), func(c *client.Client) error {
 				rt, err := c.Runtime(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
-				if a.json {
-					return a.writeJSON(rt)
+				if a.JSON {
+					return a.WriteJSON(rt)
 				}
-				return writeRuntime(a.out, rt)
+				return writeRuntime(a.Out, rt)
 			})
 		},
 	}
@@ -124,7 +105,7 @@ func writeRuntime(w io.Writer, rt client.Runtime) error {
 	var b strings.Builder
 	line := func(name, value string) {
 		if value != "" {
-			fmt.Fprintf(&b, "%-12s %s\n", name+":", printable(value))
+			fmt.Fprintf(&b, "%-12s %s\n", name+":", joblet.Printable(value))
 		}
 	}
 	line("Runtime", rt.Name)
@@ -132,7 +113,7 @@ func writeRuntime(w io.Writer, rt client.Runtime) error {
 	line("Description", rt.Description)
 	line("Language", strings.TrimSpace(rt.Language+" "+rt.LanguageVersion))
 	line("Not usable", rt.Error)
-	line("Size", formatBytes(rt.SizeBytes))
+	line("Size", joblet.ReadableSize(rt.SizeBytes))
 	line("Suite", rt.Suite)
 	line("Platform", rt.Platform)
 	line("Built", localTime(rt.BuiltAt))
@@ -151,7 +132,7 @@ func writeRuntime(w io.Writer, rt client.Runtime) error {
 	return err
 }
 
-func newTestCommand(a *app) *cobra.Command {
+func newTestCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:   "test NAME",
 		Short: "Run the test of a runtime",
@@ -159,16 +140,16 @@ func newTestCommand(a *app) *cobra.Command {
 of a long one.
 
 Exit status: 0 if the test passed, else 1.`,
-		Args:              exactlyOne("runtime"),
-		ValidArgsFunction: a.completeRuntimes,
+		Args:              app.ExactlyOne("runtime"),
+		ValidArgsFunction: a.CompleteRuntimes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(c *client.Client) error {
+			return a.With(cmd.Context(), func(c *client.Client) error {
 				t, err := c.TestRuntime(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
-				if a.json {
-					if err := a.writeJSON(struct {
+				if a.JSON {
+					if err := a.WriteJSON(struct {
 						Passed bool   `json:"passed"`
 						Output string `json:"output"`
 						Reason string `json:"reason,omitempty"`
@@ -176,44 +157,44 @@ Exit status: 0 if the test passed, else 1.`,
 					}{t.Passed, t.Output, t.Reason, t.Status}); err != nil || t.Passed {
 						return err
 					}
-					return &exitError{status: statusFailed}
+					return &app.ExitError{Status: app.StatusFailed}
 				}
-				if _, err := io.WriteString(a.out, t.Output); err != nil {
+				if _, err := io.WriteString(a.Out, t.Output); err != nil {
 					return err
 				}
 				if !t.Passed {
 					return fmt.Errorf("runtime %s: %s", args[0], t.Reason)
 				}
-				a.note("runtime %s passed its test", args[0])
+				a.Note("runtime %s passed its test", args[0])
 				return nil
 			})
 		},
 	}
 }
 
-func newRemoveCommand(a *app) *cobra.Command {
+func newRemoveCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "remove NAME…",
 		Aliases:           []string{"rm"},
 		Short:             "Remove unused runtimes",
-		Long:              "Remove runtimes that no job uses." + exitStatusHelp,
-		Args:              atLeastOne("runtime"),
-		ValidArgsFunction: a.completeRuntimes,
+		Long:              "Remove runtimes that no job uses." + app.ExitStatusHelp,
+		Args:              app.AtLeastOne("runtime"),
+		ValidArgsFunction: a.CompleteRuntimes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.with(cmd.Context(), func(c *client.Client) error {
-				return a.each(args, doing, func(name string) (func() error, error) {
+			return a.With(cmd.Context(), func(c *client.Client) error {
+				return a.Each(args, app.AtOnce, func(name string) (func() error, error) {
 					freed, err := c.RemoveRuntime(cmd.Context(), name)
 					if err != nil {
 						return nil, err
 					}
 					return func() error {
-						if a.json {
-							return a.writeJSON(struct {
+						if a.JSON {
+							return a.WriteJSON(struct {
 								Name  string `json:"name"`
 								Freed int64  `json:"freed_bytes"`
 							}{name, freed})
 						}
-						return a.println(fmt.Sprintf("%s removed, %s freed", name, formatBytes(freed)))
+						return a.Println(fmt.Sprintf("%s removed, %s freed", name, joblet.ReadableSize(freed)))
 					}, nil
 				})
 			})
@@ -224,15 +205,15 @@ func newRemoveCommand(a *app) *cobra.Command {
 // maxRecipe is the longest recipe that the daemon takes.
 const maxRecipe = 1 << 20
 
-func newBuildCommand(a *app) *cobra.Command {
+func newBuildCommand(a *app.App) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "build FILE",
 		Short: "Build a runtime from a recipe",
 		Long: `Build a runtime from a recipe, or from stdin with "-". A failed or interrupted build
-leaves nothing behind.` + exitStatusHelp,
+leaves nothing behind.` + app.ExitStatusHelp,
 		Example: `  rnx runtime build recipes/python-3.11-ml.yaml`,
-		Args:    exactlyOne("recipe"),
+		Args:    app.ExactlyOne("recipe"),
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return []string{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
 		},
@@ -241,7 +222,7 @@ leaves nothing behind.` + exitStatusHelp,
 			if err != nil {
 				return err
 			}
-			return a.with(cmd.Context(), func(c *client.Client) error { return a.build(cmd.Context(), c, recipe, force) })
+			return a.With(cmd.Context(), func(c *client.Client) error { return buildRuntime(cmd.Context(), a, c, recipe, force) })
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "replace an installed runtime of the same name")
@@ -263,15 +244,15 @@ func readRecipe(name string, stdin io.Reader) (string, error) {
 		return "", fmt.Errorf("read recipe: %w", err)
 	}
 	if len(text) > maxRecipe {
-		return "", joblet.Errorf(joblet.InvalidArgument, "recipe %s is longer than %s", name, formatBytes(maxRecipe))
+		return "", joblet.Errorf(joblet.InvalidArgument, "recipe %s is longer than %s", name, joblet.ReadableSize(maxRecipe))
 	}
 	return string(text), nil
 }
 
-func (a *app) build(ctx context.Context, c *client.Client, recipe string, force bool) error {
+func buildRuntime(ctx context.Context, a *app.App, c *client.Client, recipe string, force bool) error {
 	start := time.Now()
-	p := progressLine{w: a.errOut, width: terminalWidth(a.errOut)}
-	if a.json {
+	p := progressLine{w: a.ErrOut, width: term.Width(a.ErrOut)}
+	if a.JSON {
 		p.w = io.Discard
 	}
 	rt, err := c.BuildRuntime(ctx, recipe, force, p.show)
@@ -279,10 +260,10 @@ func (a *app) build(ctx context.Context, c *client.Client, recipe string, force 
 	if err != nil {
 		return err
 	}
-	if a.json {
-		return a.writeJSON(rt)
+	if a.JSON {
+		return a.WriteJSON(rt)
 	}
-	return a.println(fmt.Sprintf("%s built: %s in %s", rt.Name, formatBytes(rt.SizeBytes), formatDuration(time.Since(start))))
+	return a.Println(fmt.Sprintf("%s built: %s in %s", rt.Name, joblet.ReadableSize(rt.SizeBytes), term.FormatDuration(time.Since(start))))
 }
 
 // progressLine shows how far a build is: on a terminal in one line, elsewhere
@@ -294,14 +275,14 @@ type progressLine struct {
 }
 
 func (p *progressLine) show(b client.BuildProgress) {
-	text := fmt.Sprintf("[%d/%d] %3d%% %s", b.Phase, b.Phases, b.Percent, printable(b.Name))
+	text := fmt.Sprintf("[%d/%d] %3d%% %s", b.Phase, b.Phases, b.Percent, joblet.Printable(b.Name))
 	if b.Message != "" && b.Message != b.Name {
-		text += ": " + printable(b.Message)
+		text += ": " + joblet.Printable(b.Message)
 	}
 	switch {
 	case b.Phase == 0:
 	case p.width > 0:
-		fmt.Fprintf(p.w, "\r\x1b[K%s", cut(text, p.width-1))
+		fmt.Fprintf(p.w, "\r\x1b[K%s", term.Cut(text, p.width-1))
 	case b.Phase != p.phase:
 		fmt.Fprintln(p.w, text)
 	}

@@ -9,32 +9,33 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/cli/app"
 )
 
-func newVersionCommand(a *app) *cobra.Command {
+func newVersionCommand(a *app.App) *cobra.Command {
 	var only bool
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Print the versions of rnx and the daemon",
-		Long:  "Print rnx's version, and the daemon's when one answers." + exitStatusHelp,
+		Long:  "Print rnx's version, and the daemon's when one answers." + app.ExitStatusHelp,
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var server *client.Version
 			if !only {
-				server = a.serverVersion(cmd.Context())
+				server = serverVersion(cmd.Context(), a)
 			}
-			if a.json {
-				return a.writeJSON(struct {
+			if a.JSON {
+				return a.WriteJSON(struct {
 					Client joblet.BuildInfo `json:"client"`
 					Server *client.Version  `json:"server,omitempty"`
 				}{joblet.Build(), server})
 			}
-			if _, err := fmt.Fprintln(a.out, "rnx   ", joblet.Build()); err != nil {
+			if _, err := fmt.Fprintln(a.Out, "rnx   ", joblet.Build()); err != nil {
 				return err
 			}
 			if server != nil {
 				b := joblet.BuildInfo{Version: server.Version, Commit: server.Commit, Go: server.Go, Platform: server.Platform}
-				_, err := fmt.Fprintln(a.out, "joblet", b)
+				_, err := fmt.Fprintln(a.Out, "joblet", b)
 				return err
 			}
 			return nil
@@ -45,10 +46,10 @@ func newVersionCommand(a *app) *cobra.Command {
 }
 
 // serverVersion returns nil when no daemon answers.
-func (a *app) serverVersion(ctx context.Context) *client.Version {
+func serverVersion(ctx context.Context, a *app.App) *client.Version {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	c, err := a.connectRunning(ctx)
+	c, err := a.ConnectRunning(ctx)
 	if err != nil {
 		return nil
 	}

@@ -179,22 +179,9 @@ func summaryLine(sum supervisor.FsckSummary) string {
 		}
 		return fmt.Sprintf("%d %s", n, what)
 	}
-	s := fmt.Sprintf("checked %s, %s: ", count(sum.Jobs, "job"), formatBytes(sum.Bytes))
+	s := fmt.Sprintf("checked %s, %s: ", count(sum.Jobs, "job"), joblet.ReadableSize(sum.Bytes))
 	if sum.Problems == 0 {
 		return s + "no problems"
 	}
 	return s + fmt.Sprintf("%s, %d repaired", count(sum.Problems, "problem"), sum.Repaired)
-}
-
-// formatBytes shows 1023 B, 1.0 KiB, 12.0 MiB.
-func formatBytes(n int64) string {
-	if n < 1024 {
-		return fmt.Sprintf("%d B", n)
-	}
-	v, unit := float64(n)/1024, 0
-	for v >= 1024 && unit < 3 {
-		v /= 1024
-		unit++
-	}
-	return fmt.Sprintf("%.1f %ciB", v, "KMGT"[unit])
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 	"github.com/joblet/joblet/internal/spelling"
 	"github.com/joblet/joblet/internal/supervisor"
 )
@@ -108,7 +109,7 @@ const auditOff = "off"
 
 // builtinServeOptions are the defaults, whatever the environment says.
 func builtinServeOptions() serveOptions {
-	set := server.DefaultSettings()
+	set := admission.DefaultLimits()
 	return serveOptions{
 		StateDir:       "/var/lib/joblet",
 		RunDir:         "/run/joblet",
@@ -274,7 +275,7 @@ func (o serveOptions) validate() error {
 	if _, err := o.metricsAddr(); err != nil {
 		return err
 	}
-	if _, err := o.settings(); err != nil {
+	if _, err := o.rules(); err != nil {
 		return err
 	}
 	_, err := o.logger(io.Discard)
@@ -319,20 +320,24 @@ func isHost(s string) bool {
 	})
 }
 
-// settings returns what of the options the server can change while it serves.
-func (o serveOptions) settings() (server.Settings, error) {
-	set := server.Settings{Limits: admission.Limits{
+// limits returns what clients may take at once.
+func (o serveOptions) limits() admission.Limits {
+	return admission.Limits{
 		ClientRate: o.ClientRate, ClientCalls: o.ClientCalls, MaxConnections: o.MaxConnections,
 		RequestMemory: int64(o.RequestMemory), ResponseMemory: int64(o.ResponseMemory),
-	}}
-	for _, text := range o.Allow {
-		rule, err := server.ParseRule(text)
-		if err != nil {
-			return set, fmt.Errorf("--allow: %w", err)
-		}
-		set.Allow = append(set.Allow, rule)
 	}
-	return set, nil
+}
+
+// rules returns what developers may do with the jobs of others.
+func (o serveOptions) rules() (rules []service.Rule, err error) {
+	for _, text := range o.Allow {
+		rule, err := service.ParseRule(text)
+		if err != nil {
+			return nil, fmt.Errorf("--allow: %w", err)
+		}
+		rules = append(rules, rule)
+	}
+	return rules, nil
 }
 
 func (o serveOptions) supervisor(log *slog.Logger) supervisor.Config {
@@ -501,19 +506,21 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if remote.listener != nil {
 		defer remote.listener.Close()
 	}
-	set, err := o.settings()
+	rules, err := o.rules()
 	if err != nil {
 		return err
 	}
-	opt := server.Options{PKI: remote.pki, Metrics: counts, Settings: set, Group: group}
+	var audit *service.Audit
 	if o.auditLog() != auditOff {
-		if opt.Audit, err = server.OpenAudit(o.auditLog(), int64(o.AuditMax), log); err != nil {
+		if audit, err = service.OpenAudit(o.auditLog(), int64(o.AuditMax), log); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, opt.Audit.Close()) }()
+		defer func() { err = errors.Join(err, audit.Close()) }()
 	}
 
-	srv := server.New(sup, log, opt)
+	svc := service.New(sup, log, audit)
+	svc.Configure(rules)
+	srv := server.New(svc, log, server.Options{PKI: remote.pki, Metrics: counts, Limits: o.limits(), Group: group})
 	served := make(chan error, 2)
 	serving := 1
 	go func() { served <- srv.Serve(l) }()
@@ -540,7 +547,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 		case <-hangup:
 			next, err := load()
 			if err == nil {
-				err = o.reload(&next, sup, srv, &level)
+				err = o.reload(&next, sup, svc, srv, &level)
 			}
 			if err != nil {
 				log.Error("read the configuration again; that from before still holds", "error", err)
@@ -564,7 +571,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 
 // reload makes hold what can of a configuration that was read again, and leaves in
 // next what does.
-func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv *server.Server, level *slog.LevelVar) error {
+func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, svc *service.Service, srv *server.Server, level *slog.LevelVar) error {
 	if err := next.validate(); err != nil {
 		return err
 	}
@@ -572,7 +579,7 @@ func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv
 	if later := slices.DeleteFunc(slices.Clone(names), func(name string) bool { return slices.Contains(reloadable, name) }); len(later) > 0 {
 		slog.Warn("some changes of the configuration hold after a restart", "keys", later)
 	}
-	set, err := next.settings()
+	rules, err := next.rules()
 	if err != nil {
 		return err
 	}
@@ -581,7 +588,8 @@ func (o serveOptions) reload(next *serveOptions, sup *supervisor.Supervisor, srv
 		return err
 	}
 	level.Set(now)
-	srv.Configure(set)
+	svc.Configure(rules)
+	srv.Configure(next.limits())
 	sup.Configure(next.supervisor(nil))
 	held := o
 	held.Allow, held.Ceiling, held.Defaults, held.LogLevel = next.Allow, next.Ceiling, next.Defaults, next.LogLevel

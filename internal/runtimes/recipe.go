@@ -10,7 +10,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"unicode"
 
 	"go.yaml.in/yaml/v3"
 
@@ -115,14 +114,14 @@ func decodeStrict(data []byte, v any) error {
 					l = strings.Replace(before, " field ", " unknown key ", 1)
 				}
 				l, _, _ = strings.Cut(l, " in type ")
-				lines[i] = printable(goType.ReplaceAllString(l, "a mapping"))
+				lines[i] = joblet.PrintableStart(goType.ReplaceAllString(l, "a mapping"), maxQuoted)
 			}
 			if more := len(te.Errors) - shown; more > 0 {
 				lines = append(lines, fmt.Sprintf("and %d more errors", more))
 			}
 			return errors.New(strings.Join(lines, "; "))
 		}
-		return errors.New(printable(err.Error()))
+		return errors.New(joblet.PrintableStart(err.Error(), maxQuoted))
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return errors.New("holds more than one document")
@@ -130,19 +129,8 @@ func decodeStrict(data []byte, v any) error {
 	return nil
 }
 
-// printable bounds a text that quotes its input and goes to terminals.
-func printable(s string) string {
-	const most = 200
-	if len(s) > most {
-		s = strings.ToValidUTF8(s[:most], "") + "…"
-	}
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, s)
-}
+// maxQuoted is how many characters of an error that quotes its input are shown.
+const maxQuoted = 200
 
 func (r *Recipe) validate() error {
 	if err := joblet.ValidName("name", r.Name); err != nil {

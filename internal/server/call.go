@@ -2,10 +2,8 @@ package server
 
 import (
 	"context"
-	"log/slog"
-	"runtime/debug"
+	"errors"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -14,6 +12,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -22,22 +21,16 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	request := admission.RequestOf(ctx)
 	request.Handled(nil)
 	defer request.Done()
-	start := time.Now()
-	err = s.call(ctx, info.FullMethod, func(ctx context.Context) (err error) {
+	err = s.call(ctx, info.FullMethod, func() service.Subject { return about(req) }, func(ctx context.Context) (err error) {
 		if request.Refused() {
 			return admission.ErrTooMuch
 		}
-		if err = s.checkJob(ctx, callerOf(ctx), info.FullMethod, req, true); err == nil {
-			resp, err = handler(ctx, req)
-		}
+		resp, err = handler(ctx, req)
 		if err != nil && request.Refused() {
 			return admission.ErrTooMuch
 		}
 		return err
 	})
-	if s.audited(info.FullMethod, err) {
-		s.audit.record(callerOf(ctx), info.FullMethod, about(req), about(resp), start, err)
-	}
 	if err != nil {
 		return nil, err // a handler's half answer is none
 	}
@@ -46,8 +39,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 
 // stream is the same for the others.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	cs := &callStream{ServerStream: ss, request: admission.RequestOf(ss.Context()), response: admission.ResponseOf(ss.Context()), ctx: ss.Context(), server: s, method: info.FullMethod, start: time.Now()}
-	err := s.call(ss.Context(), info.FullMethod, func(ctx context.Context) error {
+	cs := &callStream{ServerStream: ss, request: admission.RequestOf(ss.Context()), response: admission.ResponseOf(ss.Context()), method: info.FullMethod, oneRequest: !info.IsClientStream}
+	return s.call(ss.Context(), info.FullMethod, func() service.Subject { return cs.about }, func(ctx context.Context) error {
 		ctx, end := context.WithCancelCause(ctx)
 		defer end(nil)
 		cs.ctx = ctx
@@ -60,14 +53,6 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 		}
 		return err
 	})
-	cs.noted(subject{}, err)
-	return err
-}
-
-// audited reports whether the audit log gets a line: a call changes something, or
-// was refused.
-func (s *Server) audited(method string, err error) bool {
-	return s.audit != nil && (changes(method) || status.Code(err) == codes.PermissionDenied)
 }
 
 // ownMethods is what the names of methods begin with that are not gRPC's own.
@@ -78,30 +63,26 @@ const foreignAnswer = 128 << 10
 
 type callStream struct {
 	grpc.ServerStream
-	request  *admission.Request // nil: root's
-	response *admission.Response
-	ctx      context.Context
-	server   *Server
-	method   string
-	start    time.Time
+	request    *admission.Request // nil: root's
+	response   *admission.Response
+	ctx        context.Context
+	method     string
+	oneRequest bool // and no more
 
-	first bool    // the first message is here
-	about subject // the first message
-
-	told atomic.Bool // the audit log has its line
+	first bool            // the first message is here
+	about service.Subject // the first message
 }
 
 func (s *callStream) Context() context.Context { return s.ctx }
 
-// RecvMsg looks at each message that names a job: the first one has to, if the
-// call is about one.
+// RecvMsg implements grpc.ServerStream.
 func (s *callStream) RecvMsg(m any) error {
 	s.request.Release() // whoever wants the next message has done with the one before
 	err := s.request.Receive(s.ServerStream, m)
-	if err == nil {
-		err = withdrawn(s.ctx) // the handler perhaps waits for a caller who does not read, and takes what he types
-	}
 	if err != nil {
+		return received(err)
+	}
+	if err := service.Withdrawn(s.ctx); err != nil { // the handler perhaps waits for a caller who does not read, and takes what he types
 		return err
 	}
 	if !strings.HasPrefix(s.method, ownMethods) {
@@ -111,27 +92,18 @@ func (s *callStream) RecvMsg(m any) error {
 			return err
 		}
 	}
-	named := !s.first
-	s.first = true
-	err = s.server.checkJob(s.ctx, callerOf(s.ctx), s.method, m, named)
-	if named {
-		s.about = about(m)
+	if !s.first {
+		s.first, s.about = true, about(m)
 	}
-	return err
+	return nil
 }
 
-// SendMsg notes a call that goes on once it is known which job it is about: that
-// of its request, or the one that it has made.
+// SendMsg implements grpc.ServerStream.
 func (s *callStream) SendMsg(m any) error {
-	if err := withdrawn(s.ctx); err != nil {
+	if err := service.Withdrawn(s.ctx); err != nil {
 		return err
 	}
-	if s.server.audit != nil && !s.told.Load() && changes(s.method) {
-		if answer := about(m); answer.job != "" || accessOf(s.method) == controls {
-			s.noted(answer, nil)
-		}
-	}
-	if !s.server.methods[s.method].IsClientStream {
+	if s.oneRequest {
 		s.request.Release() // who answers has taken what was asked
 	}
 	out, err := s.response.Outgoing(s.ctx, m, true)
@@ -139,18 +111,29 @@ func (s *callStream) SendMsg(m any) error {
 		return err
 	}
 	defer out.Discard()
-	return s.ServerStream.SendMsg(out)
+	return ours(s.ServerStream.SendMsg(out))
 }
 
-func (s *callStream) noted(answer subject, err error) {
-	if s.server.audited(s.method, err) && !s.told.Swap(true) {
-		s.server.audit.record(callerOf(s.ServerStream.Context()), s.method, s.about, answer, s.start, err)
+// received returns an error of receiving from a stream, which is gRPC's, as one of ours.
+// What cannot be read is the caller's mistake.
+func received(err error) error {
+	if s, ok := status.FromError(err); ok && (s.Code() == codes.Internal || s.Code() == codes.Unknown) {
+		return joblet.Errorf(joblet.InvalidArgument, "%s", s.Message())
 	}
+	return ours(err)
 }
 
-// call decides whether the caller may, runs handle under a context that ends
-// with the daemon, and turns what goes wrong into a status.
-func (s *Server) call(ctx context.Context, method string, handle func(context.Context) error) (err error) {
+// ours returns an error of gRPC's as one of ours.
+func ours(err error) error {
+	if _, ok := errors.AsType[*joblet.Error](err); ok {
+		return err
+	}
+	return wire.ErrorFromStatus(err)
+}
+
+// call has the service run handle, under a context that ends with the daemon, and turns
+// what goes wrong into a status.
+func (s *Server) call(ctx context.Context, method string, about func() service.Subject, handle func(context.Context) error) (err error) {
 	s.activity.begin()
 	defer s.activity.end()
 	s.metrics.CallBegins()
@@ -161,36 +144,14 @@ func (s *Server) call(ctx context.Context, method string, handle func(context.Co
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(s.stopping, func() { cancel(errStopping) })()
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.Error("panic in a call", "method", method, "panic", p, "stack", string(debug.Stack()))
-			err, _ = wire.ErrorToStatus(wire.ErrInternal)
-		}
-	}()
-	caller := callerOf(ctx)
-	open := &openCall{caller: caller, end: cancel}
-	defer s.ruled.remove(open)
-	ctx = context.WithValue(ctx, openCallKey{}, open)
-	if err = s.stillGood(caller); err == nil {
-		err = authorize(caller, method)
+	c := callerOf(ctx)
+	entry := service.Entry{
+		Caller: c.identity(), Operation: s.operations[method], Name: strings.TrimPrefix(method, ownMethods), Subject: about,
+		Check: func() error { return s.stillGood(c) },
 	}
-	if err == nil {
-		err = handle(ctx)
-	}
-	if err == nil {
-		return nil
-	}
-	if ctx.Err() != nil && context.Cause(ctx) == errStopping {
-		err = errStopping
-	} else if reason := withdrawn(ctx); reason != nil {
-		err = reason
-	}
-	sent, forLog := wire.ErrorToStatus(err)
-	if forLog {
-		s.log.LogAttrs(ctx, slog.LevelError, "call failed",
-			slog.String("method", method), slog.String("caller", caller.name()), slog.Any("error", err))
-	}
-	return sent
+	err = s.service.Call(context.WithValue(ctx, identityKey{}, entry.Caller), entry, handle)
+	err, _ = wire.ErrorToStatus(err) // the service has told the log
+	return err
 }
 
 // stillGood reports why a caller who was let in would not be any more.

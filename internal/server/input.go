@@ -3,7 +3,6 @@ package server
 import (
 	"archive/tar"
 	"bufio"
-	"context"
 	"errors"
 	"io"
 	"slices"
@@ -14,7 +13,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/server/admission"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/service"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -28,101 +27,28 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	if r == nil {
 		return joblet.Errorf(joblet.InvalidArgument, "the first message must hold the job")
 	}
-	spec, err := s.spec(ctx, r)
+	sub, err := submission(r)
 	if err != nil {
 		return err
 	}
-	switch {
-	case len(r.GetUploads()) > 0:
+	if len(r.GetUploads()) > 0 {
 		return joblet.Errorf(joblet.InvalidArgument, "uploads: SubmitJob takes files as an archive")
-	case r.GetDetach() && spec.Stdin == joblet.StdinStream:
-		return joblet.Errorf(joblet.InvalidArgument, "standard input as a stream ends with the call: a job that is left alone needs it as a file")
-	}
-	if err := spec.Validate(); err != nil { // before anything is taken
-		return err
-	}
-	if err := mayHave(callerOf(ctx), spec.Security); err != nil {
-		return err
 	}
 	in := &input{recv: call.Recv}
-	staged, err := s.stage(in, callerOf(ctx).name(), r.GetFiles(), spec.Stdin == joblet.StdinFile)
-	if err != nil {
-		return err
-	}
-	job, err := s.sup.Submit(ctx, spec, callerOf(ctx).name(), staged)
-	if err != nil {
-		return err
+	sub.Stdin, sub.Keys = in.stdin(), in.keys
+	if r.GetFiles() {
+		sub.Files = in.files()
 	}
 	if r.GetDetach() {
+		job, err := s.jobs.Submit(ctx, identityOf(ctx), sub)
+		if err != nil {
+			return err
+		}
 		return call.Send(jobEvent(job))
 	}
-	if err := mayHave(callerOf(ctx), job.Spec.Security); err != nil { // an idempotency key may stand for another
-		return err
-	}
-	if spec.Stdin == joblet.StdinStream {
-		// It ends with the call: Recv fails when the handler has returned.
-		go s.feed(ctx, job.ID, in)
-		defer func() {
-			if ctx.Err() != nil { // a job that has not begun would wait for input for ever
-				_, _ = s.sup.Cancel(context.WithoutCancel(ctx), job.ID)
-			}
-		}()
-	}
-	if spec.Terminal != (joblet.WindowSize{}) {
-		go s.typing(ctx, job.ID, spec.Terminal, false, nil, in.recv) // as above
-		return s.followTerminal(ctx, job.ID, 1, joblet.LogOptions{Follow: true}, call.Send)
-	}
-	return s.follow(ctx, job.ID, joblet.LogOptions{Follow: true}, call.Send)
-}
-
-// stage takes what comes along with a job before it is accepted; nil for
-// nothing.
-func (s *jobService) stage(in *input, owner string, files, stdin bool) (_ *supervisor.Staged, err error) {
-	if !files && !stdin {
-		return nil, nil
-	}
-	staged := s.sup.Stage(owner)
-	defer func() {
-		if err != nil {
-			err = joinDiscard(err, staged)
-		}
-	}()
-	if files {
-		r := in.files()
-		if err := staged.Files(r); err != nil {
-			return nil, err
-		}
-		if _, err := io.Copy(io.Discard, r); err != nil { // padding behind the archive's end
-			return nil, err
-		}
-	}
-	if stdin {
-		if err := staged.Stdin(in.stdin()); err != nil {
-			return nil, err
-		}
-	}
-	return staged, nil
-}
-
-func joinDiscard(err error, staged *supervisor.Staged) error {
-	if undo := staged.Discard(); undo != nil {
-		return joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, undo)
-	}
-	return err
-}
-
-// feed hands the caller's standard input to the job. A caller that goes away in
-// the middle does not end the job's input: that would look like all of it.
-func (s *jobService) feed(ctx context.Context, id string, in *input) {
-	w, err := s.sup.OpenStdin(ctx, id)
-	if err != nil {
-		return // the job has ended, and the follower says how
-	}
-	defer w.Close()
-	defer context.AfterFunc(ctx, func() { _ = w.Close() })() // a write waits as long as the job does not read
-	if _, err := io.Copy(w, in.stdin()); err == nil {
-		_ = w.CloseWrite() // it has ended
-	}
+	follow := events(ctx, call.Send)
+	sub.Follow = &follow
+	return ended(call.Send)(s.jobs.Submit(ctx, identityOf(ctx), sub))
 }
 
 // input is what a caller of SubmitJob sends behind the job.
@@ -157,6 +83,18 @@ func (in *input) stdin() io.Reader {
 		}
 		return nil, err
 	}}
+}
+
+// keys returns what the caller does at a terminal: what is typed, or a window's size.
+func (in *input) keys() (service.Keys, error) {
+	m, err := in.recv()
+	switch m := m.GetInput().(type) {
+	case *api.JobInput_Resize:
+		return service.Keys{Window: wire.WindowFromProto(m.Resize)}, err
+	case *api.JobInput_Stdin:
+		return service.Keys{Typed: m.Stdin}, err
+	}
+	return service.Keys{}, err
 }
 
 // pieces is an io.Reader over messages; its error stays.
@@ -212,9 +150,10 @@ func uploads(files []*api.FileUpload) *io.PipeReader {
 }
 
 func (s *jobService) GetJobFiles(r *api.GetJobFilesRequest, out grpc.ServerStreamingServer[api.DataChunk]) error {
-	piece := admission.ResponseOf(out.Context()).Piece()
+	ctx := out.Context()
+	piece := admission.ResponseOf(ctx).Piece()
 	w := bufio.NewWriterSize(chunkWriter{out, piece}, piece)
-	if err := s.sup.Files(out.Context(), r.GetUuid(), wire.PatternsFromProto(r), w); err != nil {
+	if err := s.jobs.Files(ctx, identityOf(ctx), r.GetUuid(), wire.PatternsFromProto(r), w); err != nil {
 		return err
 	}
 	return w.Flush()

@@ -2,14 +2,10 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path"
 	"slices"
-	"strings"
 	"sync"
-	"syscall"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -21,7 +17,7 @@ import (
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/server/admission"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/service"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -33,12 +29,6 @@ const (
 	// first, leastShare when all other jobs of the list take as much.
 	firstShare = 64 << 10
 	leastShare = maxList / maxListed
-
-	historyBatch = 100 // samples that GetJobMetrics holds
-
-	// stopAnswer is after what time StopJob answers at the latest: existing clients
-	// wait for 10 s.
-	stopAnswer = 8 * time.Second
 )
 
 // nodeID is what the messages of jobs, and the status of the host, call this host.
@@ -53,9 +43,8 @@ func jobToProto(job joblet.Job) *api.Job {
 
 type jobService struct {
 	api.UnimplementedJobServiceServer
-	sup     *supervisor.Supervisor
-	srv     *Server
-	windows windows
+	jobs    *service.Jobs
+	service *service.Service
 }
 
 // jobServiceDesc is what protoc makes, but that RunJob is served as a stream of one
@@ -82,56 +71,31 @@ func runJob(srv any, call grpc.ServerStream) error {
 	return call.SendMsg(out)
 }
 
-// spec returns the job that r asks for, with limits of the public API as this host can
-// give them.
-func (s *jobService) spec(ctx context.Context, r *api.RunJobRequest) (joblet.Spec, error) {
+// submission returns the job that r asks for.
+func submission(r *api.RunJobRequest) (service.Submission, error) {
 	spec, err := wire.SpecFromProto(r)
-	if err != nil {
-		return spec, err
-	}
-	public, warnings, err := s.sup.Fit(wire.PublicLimits(r))
-	if err != nil {
-		return spec, err
-	}
-	spec.Limits, spec.Warnings = wire.LimitsFromProto(r.GetLimits()).Or(public), warnings
-	return spec, s.srv.checkDependencies(ctx, &spec)
+	spec.Limits = wire.LimitsFromProto(r.GetLimits())
+	return service.Submission{Spec: spec, Public: wire.PublicLimits(r)}, err
 }
 
-// submit runs the job that r asks for. Whether one whose command cannot be run is kept is
-// for run to say.
-func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, run runFunc) (joblet.Job, error) {
-	spec, err := s.spec(ctx, r)
+// submit starts the job that r asks for, which has all that comes along with it.
+func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, keep bool, follow *service.Output) (joblet.Job, error) {
+	sub, err := submission(r)
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	var staged *supervisor.Staged
-	if spec.Stdin != joblet.StdinNone {
-		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input: only SubmitJob can carry it")
-	}
-	if err := mayHave(callerOf(ctx), spec.Security); err != nil {
-		return joblet.Job{}, err
-	}
+	sub.Keep, sub.Follow = keep, follow
 	if len(r.GetUploads()) > 0 {
-		staged = s.sup.Stage(callerOf(ctx).name())
 		archive := uploads(r.GetUploads())
 		defer archive.Close()
-		if err := staged.Files(archive); err != nil {
-			return joblet.Job{}, joinDiscard(err, staged)
-		}
-		r.Uploads = nil // not to be held as long as somebody follows the job
+		sub.Files, r.Uploads = archive, nil // not to be held as long as somebody follows the job
 	}
-	return run(ctx, spec, callerOf(ctx).name(), staged)
+	return s.jobs.Submit(ctx, identityOf(ctx), sub)
 }
 
-// runFunc is Supervisor.Submit or Supervisor.Record.
-type runFunc func(ctx context.Context, spec joblet.Spec, owner string, input *supervisor.Staged) (joblet.Job, error)
-
 func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.RunJobResponse, error) {
-	run := s.sup.Record
-	if md, _ := metadata.FromIncomingContext(ctx); len(md.Get(wire.Refuse)) > 0 {
-		run = s.sup.Submit
-	}
-	job, err := s.submit(ctx, r, run)
+	md, _ := metadata.FromIncomingContext(ctx)
+	job, err := s.submit(ctx, r, len(md.Get(wire.Refuse)) == 0, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -139,11 +103,8 @@ func (s *jobService) RunJob(ctx context.Context, r *api.RunJobRequest) (*api.Run
 }
 
 func (s *jobService) RunJobAttached(r *api.RunJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
-	job, err := s.submit(out.Context(), r, s.sup.Submit)
-	if err != nil {
-		return err
-	}
-	return s.follow(out.Context(), job.ID, joblet.LogOptions{Follow: true}, out.Send)
+	follow := events(out.Context(), out.Send)
+	return ended(out.Send)(s.submit(out.Context(), r, false, &follow))
 }
 
 func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreamingServer[api.JobEvent]) error {
@@ -151,24 +112,32 @@ func (s *jobService) FollowJob(r *api.FollowJobRequest, out grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	return s.follow(out.Context(), r.GetUuid(), opt, out.Send)
+	ctx := out.Context()
+	return ended(out.Send)(s.jobs.Follow(ctx, identityOf(ctx), r.GetUuid(), opt, events(ctx, out.Send)))
 }
 
-func (s *jobService) follow(ctx context.Context, id string, opt joblet.LogOptions, send func(*api.JobEvent) error) error {
-	job, err := s.sup.Follow(ctx, id, opt, paced(ctx), func(e supervisor.Event) error {
+// events sends what happens to a job that is followed.
+func events(ctx context.Context, send func(*api.JobEvent) error) service.Output {
+	return service.Output{Gate: paced(ctx), Emit: func(e service.Event) error {
 		if e.Job != nil {
 			return send(jobEvent(*e.Job))
 		}
 		return send(chunkToProto(e.Chunk))
-	})
-	if err != nil {
-		return err
+	}}
+}
+
+// ended sends the last event of a job that was followed.
+func ended(send func(*api.JobEvent) error) func(joblet.Job, error) error {
+	return func(job joblet.Job, err error) error {
+		if err != nil {
+			return err
+		}
+		return send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: jobToProto(job)}})
 	}
-	return send(&api.JobEvent{Event: &api.JobEvent_Ended{Ended: jobToProto(job)}})
 }
 
 // paced lets pieces of output through for which a call has room.
-func paced(ctx context.Context) supervisor.Gate {
+func paced(ctx context.Context) func(yield func()) (int, error) {
 	p := admission.ResponseOf(ctx)
 	return func(yield func()) (int, error) {
 		size := p.Piece()
@@ -204,17 +173,18 @@ func (s *jobService) GetJobLogs(r *api.GetJobLogsRequest, out grpc.ServerStreami
 	if err != nil {
 		return err
 	}
-	_, err = s.sup.Follow(out.Context(), r.GetUuid(), opt, paced(out.Context()), func(e supervisor.Event) error {
+	ctx := out.Context()
+	_, err = s.jobs.Follow(ctx, identityOf(ctx), r.GetUuid(), opt, service.Output{Gate: paced(ctx), Emit: func(e service.Event) error {
 		if len(e.Chunk.Data) == 0 {
 			return nil // DataChunk has no way to tell a gap, nor anything else
 		}
 		return out.Send(&api.DataChunk{Payload: e.Chunk.Data})
-	})
+	}})
 	return err
 }
 
 func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusRequest) (*api.GetJobStatusResponse, error) {
-	job, err := s.sup.Measured(ctx, r.GetUuid())
+	job, err := s.jobs.Show(ctx, identityOf(ctx), r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -223,8 +193,7 @@ func (s *jobService) GetJobStatus(ctx context.Context, r *api.GetJobStatusReques
 
 func (s *jobService) ListJobs(ctx context.Context, _ *api.EmptyRequest) (*api.Jobs, error) {
 	var l jobList
-	if err := s.sup.EachJob(ctx, joblet.Filter{Limit: maxListed}, nil, func(job joblet.Job) error {
-		job, _ = s.srv.shown(ctx, joblet.Filter{}, job)
+	if err := s.jobs.List(ctx, identityOf(ctx), joblet.Filter{Limit: maxListed}, nil, func(job joblet.Job) error {
 		l.add(jobToProto(job))
 		return nil
 	}); err != nil {
@@ -280,50 +249,26 @@ func shorten(p *api.Job, share int) {
 		ScheduledTime: p.ScheduledTime, StartTime: p.StartTime, EndTime: p.EndTime, ExitCode: p.ExitCode,
 	}
 	outline := proto.CloneOf(least)
-	outline.Command = cutCommand(p.Command, 256)
+	outline.Command = joblet.ShortenTo(p.Command, 256)
 	outline.OldName, outline.Owner, outline.Attempt, outline.Parent, outline.CreatedTime = p.OldName, p.Owner, p.Attempt, p.Parent, p.CreatedTime
 	outline.StartTimeNs, outline.EndTimeNs, outline.ScheduledTimeNs = p.StartTimeNs, p.EndTimeNs, p.ScheduledTimeNs
 	outline.Exit, outline.Failure, outline.OutOfMemory = p.Exit, p.Failure, p.OutOfMemory
 	outline.MaxCpu, outline.MaxMemory, outline.MaxIoBps = p.MaxCpu, p.MaxMemory, p.MaxIoBps
 	if entrySize(outline) > share {
-		least.Command = cutCommand(p.Command, 64)
+		least.Command = joblet.ShortenTo(p.Command, 64)
 		outline = least
 	}
 	proto.Reset(p)
 	proto.Merge(p, outline)
 }
 
-// cutCommand returns the beginning of a command that is longer than most.
-func cutCommand(command string, most int) string {
-	if len(command) <= most {
-		return command
-	}
-	return strings.ToValidUTF8(command[:most], "") + "…"
-}
-
-// errEnough ends a list that has as many jobs as were wanted.
-var errEnough = errors.New("enough")
-
 func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreamingServer[api.Jobs]) error {
 	f, err := wire.FilterFromProto(r)
 	if err != nil {
 		return err
 	}
-	for _, ref := range []*string{&f.Parent, &f.Before} {
-		if *ref == "" {
-			continue
-		}
-		job, err := s.sup.Find(out.Context(), *ref, callerOf(out.Context()).name())
-		if err != nil {
-			return err
-		}
-		*ref = job.ID
-	}
-	left := f.Limit
-	if len(f.Labels) > 0 && !mayAll(callerOf(out.Context()), reads) {
-		f.Limit = 0 // of those that pass by their labels not all may be shown
-	}
-	reply := admission.ResponseOf(out.Context())
+	ctx := out.Context()
+	reply := admission.ResponseOf(ctx)
 	batch, size, most := &api.Jobs{}, 0, reply.Piece()
 	send := func() error {
 		if len(batch.Jobs) == 0 {
@@ -337,13 +282,9 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 		if err := send(); err != nil {
 			return 0, err
 		}
-		return most, reply.Reserve(out.Context(), most+admission.PieceHead, nil)
+		return most, reply.Reserve(ctx, most+admission.PieceHead, nil)
 	}
-	if err := s.sup.EachJob(out.Context(), f, read, func(job joblet.Job) error {
-		job, ok := s.srv.shown(out.Context(), f, job)
-		if !ok {
-			return nil
-		}
+	if err := s.jobs.List(ctx, identityOf(ctx), f, read, func(job joblet.Job) error {
 		p := jobToProto(job)
 		n := proto.Size(p)
 		if size+n > most {
@@ -352,11 +293,8 @@ func (s *jobService) QueryJobs(r *api.QueryJobsRequest, out grpc.ServerStreaming
 			}
 		}
 		batch.Jobs, size = append(batch.Jobs, p), size+n
-		if left--; left == 0 {
-			return errEnough
-		}
 		return nil
-	}); err != nil && !errors.Is(err, errEnough) {
+	}); err != nil {
 		return err
 	}
 	return send()
@@ -367,7 +305,7 @@ func (s *jobService) StopJob(ctx context.Context, r *api.StopJobRequest) (*api.S
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.sup.StopWithin(ctx, r.GetUuid(), opt, stopAnswer)
+	job, err := s.jobs.Stop(ctx, identityOf(ctx), r.GetUuid(), opt)
 	if err != nil {
 		return nil, err
 	}
@@ -380,7 +318,7 @@ func (s *jobService) StopJob(ctx context.Context, r *api.StopJobRequest) (*api.S
 }
 
 func (s *jobService) CancelJob(ctx context.Context, r *api.CancelJobRequest) (*api.CancelJobResponse, error) {
-	job, err := s.sup.Cancel(ctx, r.GetUuid())
+	job, err := s.jobs.Cancel(ctx, identityOf(ctx), r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -392,14 +330,14 @@ func (s *jobService) SignalJob(ctx context.Context, r *api.SignalJobRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	if err := s.sup.Signal(ctx, r.GetUuid(), syscall.Signal(sig), r.GetDefaultAction()); err != nil {
+	if err := s.jobs.Signal(ctx, identityOf(ctx), r.GetUuid(), sig, r.GetDefaultAction()); err != nil {
 		return nil, err
 	}
 	return &api.SignalJobResponse{}, nil
 }
 
 func (s *jobService) WaitJob(ctx context.Context, r *api.WaitJobRequest) (*api.WaitJobResponse, error) {
-	job, err := s.sup.Wait(ctx, r.GetUuid())
+	job, err := s.jobs.Wait(ctx, identityOf(ctx), r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -407,20 +345,19 @@ func (s *jobService) WaitJob(ctx context.Context, r *api.WaitJobRequest) (*api.W
 }
 
 func (s *jobService) DeleteJob(ctx context.Context, r *api.DeleteJobRequest) (*api.DeleteJobResponse, error) {
-	if err := s.sup.Delete(ctx, r.GetUuid()); err != nil {
+	id, err := s.jobs.Delete(ctx, identityOf(ctx), r.GetUuid())
+	if err != nil {
 		return nil, err
 	}
-	return &api.DeleteJobResponse{Uuid: r.GetUuid(), Success: true, Message: "deleted"}, nil
+	return &api.DeleteJobResponse{Uuid: id, Success: true, Message: "deleted"}, nil
 }
 
 // DeleteAllJobs deletes every job that has ended.
 func (s *jobService) DeleteAllJobs(ctx context.Context, _ *api.DeleteAllJobsRequest) (*api.DeleteAllJobsResponse, error) {
-	f := own(ctx, joblet.Filter{})
-	deleted, _, err := s.sup.Prune(ctx, f, false)
+	deleted, skipped, err := s.jobs.DeleteAll(ctx, identityOf(ctx))
 	if err != nil {
 		return nil, err
 	}
-	skipped := s.sup.ActiveOf(f.Owner)
 	return &api.DeleteAllJobsResponse{
 		Success: true, DeletedCount: int32(deleted), SkippedCount: int32(skipped),
 		Message: fmt.Sprintf("%d jobs deleted, %d have not ended", deleted, skipped),
@@ -432,7 +369,7 @@ func (s *jobService) PruneJobs(ctx context.Context, r *api.PruneJobsRequest) (*a
 	if err != nil {
 		return nil, err
 	}
-	deleted, freed, err := s.sup.Prune(ctx, own(ctx, f), r.GetDryRun())
+	deleted, freed, err := s.jobs.Prune(ctx, identityOf(ctx), f, r.GetDryRun())
 	if err != nil {
 		return nil, err
 	}
@@ -440,7 +377,7 @@ func (s *jobService) PruneJobs(ctx context.Context, r *api.PruneJobsRequest) (*a
 }
 
 func (s *jobService) RerunJob(ctx context.Context, r *api.RerunJobRequest) (*api.RunJobResponse, error) {
-	job, err := s.sup.Rerun(ctx, r.GetUuid(), callerOf(ctx).name(), wire.SecretsFromProto(r))
+	job, err := s.jobs.Rerun(ctx, identityOf(ctx), r.GetUuid(), wire.SecretsFromProto(r))
 	if err != nil {
 		return nil, err
 	}
@@ -452,24 +389,7 @@ func (s *jobService) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.S
 	if err != nil {
 		return err
 	}
-	var next time.Time
-	replay := func() (err error) {
-		if !r.GetNoReplay() {
-			next, err = s.replay(out, r.GetJobUuid(), next, time.Time{}, 0)
-		}
-		return err
-	}
-	if err := replay(); err != nil {
-		return err
-	}
-	watched := false
-	if err := s.sup.Watch(out.Context(), r.GetJobUuid(), interval, func(id string, sample joblet.Sample) error {
-		watched = true
-		return out.Send(wire.SampleToProto(id, sample))
-	}); err != nil || watched {
-		return err
-	}
-	return replay() // what was kept until the job ended, which was before it could be watched
+	return s.jobs.Watch(out.Context(), identityOf(out.Context()), r.GetJobUuid(), interval, !r.GetNoReplay(), samples(out))
 }
 
 func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
@@ -477,44 +397,21 @@ func (s *jobService) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerS
 	if err != nil {
 		return err
 	}
-	_, err = s.replay(out, r.GetJobUuid(), from, to, limit)
-	return err
+	return s.jobs.History(out.Context(), identityOf(out.Context()), r.GetJobUuid(), from, to, limit, samples(out))
 }
 
-// replay sends the samples that were kept of a job between two moments, the newest
-// limit of them, and returns from when on there are more.
-func (s *jobService) replay(out grpc.ServerStreamingServer[api.JobMetricsEvent], id string, from, to time.Time, limit int) (next time.Time, err error) {
+// samples sends samples of what a job takes.
+func samples(out grpc.ServerStreamingServer[api.JobMetricsEvent]) service.Samples {
 	reply := admission.ResponseOf(out.Context())
-	defer reply.Release()
-	for left := -1; left != 0; {
-		// The samples are read again for each batch, not held until there is room for them.
-		if err := reply.Reserve(out.Context(), admission.PieceHead, nil); err != nil {
-			return from, err
-		}
-		all, err := s.sup.History(out.Context(), id, from, to, limit)
-		if err != nil {
-			return from, err
-		}
-		if left < 0 {
-			left = len(all)
-		}
-		batch := slices.Clone(all[:min(len(all), left, historyBatch)])
-		if len(batch) == 0 {
-			break
-		}
-		for _, sample := range batch {
-			if err := out.Send(wire.SampleToProto(id, sample)); err != nil {
-				return from, err
-			}
-		}
-		left -= len(batch)
-		from, limit = batch[len(batch)-1].Time.Add(1), 0
+	return service.Samples{
+		Ready:   func() error { return reply.Reserve(out.Context(), admission.PieceHead, nil) },
+		Release: reply.Release,
+		Emit:    func(id string, sample joblet.Sample) error { return out.Send(wire.SampleToProto(id, sample)) },
 	}
-	return from, nil
 }
 
 func (s *jobService) ListJobProcesses(ctx context.Context, r *api.ListJobProcessesRequest) (*api.ListJobProcessesResponse, error) {
-	all, err := s.sup.Processes(ctx, r.GetUuid())
+	all, err := s.jobs.Processes(ctx, identityOf(ctx), r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -522,7 +419,7 @@ func (s *jobService) ListJobProcesses(ctx context.Context, r *api.ListJobProcess
 }
 
 func (s *jobService) PauseJob(ctx context.Context, r *api.PauseJobRequest) (*api.PauseJobResponse, error) {
-	job, err := s.sup.Pause(ctx, r.GetUuid())
+	job, err := s.jobs.Pause(ctx, identityOf(ctx), r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -530,7 +427,7 @@ func (s *jobService) PauseJob(ctx context.Context, r *api.PauseJobRequest) (*api
 }
 
 func (s *jobService) ResumeJob(ctx context.Context, r *api.ResumeJobRequest) (*api.ResumeJobResponse, error) {
-	job, err := s.sup.Resume(ctx, r.GetUuid())
+	job, err := s.jobs.Resume(ctx, identityOf(ctx), r.GetUuid())
 	if err != nil {
 		return nil, err
 	}
@@ -538,17 +435,17 @@ func (s *jobService) ResumeJob(ctx context.Context, r *api.ResumeJobRequest) (*a
 }
 
 func (s *jobService) UpdateJob(ctx context.Context, r *api.UpdateJobRequest) (*api.UpdateJobResponse, error) {
-	job, err := s.sup.Update(ctx, r.GetUuid(), wire.LimitsFromProto(r.GetLimits()))
+	job, err := s.jobs.Update(ctx, identityOf(ctx), r.GetUuid(), wire.LimitsFromProto(r.GetLimits()))
 	if err != nil {
 		return nil, err
 	}
 	return &api.UpdateJobResponse{Job: jobToProto(job)}, nil
 }
 
-func (s *jobService) StreamJobTelematics(*api.StreamJobTelematicsRequest, grpc.ServerStreamingServer[api.TelematicsEvent]) error {
-	return errUnbuilt("telematics")
+func (s *jobService) StreamJobTelematics(_ *api.StreamJobTelematicsRequest, out grpc.ServerStreamingServer[api.TelematicsEvent]) error {
+	return s.service.Unbuilt(out.Context(), identityOf(out.Context()), service.ReadTelemetry, "telematics", "")
 }
 
-func (s *jobService) GetJobTelematics(*api.GetJobTelematicsRequest, grpc.ServerStreamingServer[api.TelematicsEvent]) error {
-	return errUnbuilt("telematics")
+func (s *jobService) GetJobTelematics(_ *api.GetJobTelematicsRequest, out grpc.ServerStreamingServer[api.TelematicsEvent]) error {
+	return s.service.Unbuilt(out.Context(), identityOf(out.Context()), service.ReadTelemetry, "telematics", "")
 }

@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,7 +10,7 @@ import (
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/server/admission"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/service"
 )
 
 const (
@@ -20,9 +19,6 @@ const (
 
 	// maxMetricTypes is more than there are.
 	maxMetricTypes = 32
-
-	// statusWindow is over how long the usage of a status is measured at most.
-	statusWindow = 15 * time.Second
 )
 
 // metricTypes are the words of StreamMetricsRequest.
@@ -38,35 +34,18 @@ var metricTypes = map[string]hostinfo.Parts{
 
 type monitoringService struct {
 	api.UnimplementedMonitoringServiceServer
-	sup *supervisor.Supervisor
-
-	once   sync.Once // nothing is measured for a daemon that nobody asks
-	reader *hostinfo.Reader
-	status *hostinfo.Sampler // of all who ask for the status
-	err    error
-}
-
-func (s *monitoringService) open() error {
-	s.once.Do(func() {
-		if s.reader, s.err = hostinfo.NewReader(); s.err == nil {
-			s.status = s.reader.Sampler(hostinfo.AllParts, statusWindow)
-		}
-	})
-	return s.err
+	host *service.Host
 }
 
 // GetSystemStatus says what the daemon is and how its host does. Usage and rates
 // are those since the previous call, or of the last fifth of a second when that
 // was long ago.
 func (s *monitoringService) GetSystemStatus(ctx context.Context, _ *api.EmptyRequest) (*api.SystemStatusResponse, error) {
-	if err := s.open(); err != nil {
-		return nil, err
-	}
-	m, err := s.status.Sample(ctx)
+	m, err := s.host.Status(ctx, identityOf(ctx))
 	if err != nil {
 		return nil, err
 	}
-	p := metricsToProto(ctx, m)
+	p := metricsToProto(m)
 	return &api.SystemStatusResponse{
 		Timestamp:     p.GetTimestamp(),
 		Available:     true,
@@ -83,8 +62,12 @@ func (s *monitoringService) GetSystemStatus(ctx context.Context, _ *api.EmptyReq
 }
 
 func (s *monitoringService) GetServerVersion(ctx context.Context, _ *api.EmptyRequest) (*api.ServerVersionInfo, error) {
-	c, v := callerOf(ctx), serverVersion()
-	v.Caller, v.Role, v.ActiveJobs = c.name(), c.role().String(), int64(s.sup.Active())
+	c, v := identityOf(ctx), serverVersion()
+	active, err := s.host.Version(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	v.Caller, v.Role, v.ActiveJobs = c.Name, c.Role.String(), int64(active)
 	return v, nil
 }
 
@@ -103,31 +86,11 @@ func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out
 	if err != nil {
 		return err
 	}
-	if err := s.open(); err != nil {
-		return err
-	}
 	ctx := out.Context()
-	sampler := s.reader.Sampler(parts, 0)
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
 	reply := admission.ResponseOf(ctx)
-	for {
-		if err := reply.Reserve(ctx, reply.Piece(), nil); err != nil { // one who does not read is not measured for
-			return err
-		}
-		m, err := sampler.Sample(ctx)
-		if err != nil {
-			return err
-		}
-		if err := out.Send(metricsToProto(ctx, m)); err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-tick.C:
-		}
-	}
+	return s.host.Watch(ctx, identityOf(ctx), parts, interval,
+		func() error { return reply.Reserve(ctx, reply.Piece(), nil) }, // one who does not read is not measured for
+		func(m hostinfo.Sample) error { return out.Send(metricsToProto(m)) })
 }
 
 func metricsRequest(r *api.StreamMetricsRequest) (interval time.Duration, parts hostinfo.Parts, err error) {
@@ -154,9 +117,7 @@ func metricsRequest(r *api.StreamMetricsRequest) (interval time.Duration, parts 
 	return time.Duration(seconds) * time.Second, parts, nil
 }
 
-// metricsToProto returns a sample as the caller may see it: not the arguments of
-// processes to one who may not see all jobs, as they may be somebody's.
-func metricsToProto(ctx context.Context, m hostinfo.Sample) *api.SystemMetricsResponse {
+func metricsToProto(m hostinfo.Sample) *api.SystemMetricsResponse {
 	out := &api.SystemMetricsResponse{Timestamp: rfc3339(m.Time)}
 	if h := m.Machine; h != nil {
 		out.Host = &api.HostInfo{
@@ -210,22 +171,18 @@ func metricsToProto(ctx context.Context, m hostinfo.Sample) *api.SystemMetricsRe
 		}
 	}
 	if p := m.Processes; p != nil {
-		arguments := mayAll(callerOf(ctx), reads)
 		out.Processes = &api.ProcessMetrics{
 			TotalProcesses: int32(p.Total), RunningProcesses: int32(p.Running), SleepingProcesses: int32(p.Sleeping),
 			StoppedProcesses: int32(p.Stopped), ZombieProcesses: int32(p.Zombies), TotalThreads: int32(p.Threads),
-			TopByCpu: processesToProto(p.ByCPU, arguments), TopByMemory: processesToProto(p.ByMemory, arguments),
+			TopByCpu: processesToProto(p.ByCPU), TopByMemory: processesToProto(p.ByMemory),
 		}
 	}
 	return out
 }
 
-func processesToProto(all []hostinfo.Process, arguments bool) []*api.ProcessInfo {
+func processesToProto(all []hostinfo.Process) []*api.ProcessInfo {
 	out := make([]*api.ProcessInfo, len(all))
 	for i, p := range all {
-		if !arguments {
-			p.Command = p.Name
-		}
 		out[i] = &api.ProcessInfo{
 			Pid: int32(p.PID), Ppid: int32(p.PPID), Name: p.Name, Command: p.Command, CpuPercent: p.CPU, MemoryPercent: p.Memory,
 			MemoryBytes: p.Resident, Status: p.State, StartTime: rfc3339(p.Started),

@@ -30,12 +30,12 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 )
 
 // remote is a server without jobs for clients with certificates.
@@ -49,6 +49,12 @@ type remote struct {
 
 func startRemote(t *testing.T, opt Options, more ...func(*Server)) *remote {
 	t.Helper()
+	return startAudited(t, opt, nil, more...)
+}
+
+// startAudited is startRemote with an audit log, if there is one.
+func startAudited(t *testing.T, opt Options, audit *service.Audit, more ...func(*Server)) *remote {
+	t.Helper()
 	r := &remote{dir: pki.Dir{Path: filepath.Join(t.TempDir(), "pki")}, log: &bytes.Buffer{}}
 	var err error
 	if r.admin, err = r.dir.Init(nil, "root", pki.DefaultValid); err != nil {
@@ -58,12 +64,13 @@ func startRemote(t *testing.T, opt Options, more ...func(*Server)) *remote {
 	if opt.PKI, err = pki.Open(r.dir.Path, log); err != nil {
 		t.Fatal(err)
 	}
-	if opt.Settings.MaxConnections == 0 {
-		opt.Settings = DefaultSettings()
+	limits := admission.DefaultLimits()
+	if opt.Limits.MaxConnections == 0 {
+		opt.Limits = limits
 	}
-	opt.Settings.RequestMemory = cmp.Or(opt.Settings.RequestMemory, DefaultSettings().RequestMemory)
-	opt.Settings.ResponseMemory = cmp.Or(opt.Settings.ResponseMemory, DefaultSettings().ResponseMemory)
-	r.Server = New(nil, log, opt)
+	opt.Limits.RequestMemory = cmp.Or(opt.Limits.RequestMemory, limits.RequestMemory)
+	opt.Limits.ResponseMemory = cmp.Or(opt.Limits.ResponseMemory, limits.ResponseMemory)
+	r.Server = New(service.New(nil, log, audit), log, opt)
 	for _, f := range more {
 		f(r.Server)
 	}
@@ -154,18 +161,22 @@ func TestEveryMethodEveryRole(t *testing.T) {
 	}
 	for _, tt := range []struct {
 		ou  string
-		has role
-	}{{"reader", reader}, {"viewer", reader}, {"developer", developer}, {"maintainer", maintainer}, {"admin", admin}} {
+		has service.Role
+	}{
+		{"reader", service.Reader}, {"viewer", service.Reader}, {"developer", service.Developer},
+		{"maintainer", service.Maintainer}, {"admin", service.Admin},
+	} {
 		t.Run(tt.ou, func(t *testing.T) {
 			t.Parallel()
 			conn := r.dial(t, r.issue(t, "a-"+tt.ou, tt.ou))
 			for _, method := range methods(r.Server) {
 				err := ask(t.Context(), conn, method)
+				needs, _ := operations[method].Needs()
 				// What is allowed gets to a handler, which has no jobs here and panics.
 				switch denied := status.Code(err) == codes.PermissionDenied; {
-				case denied != (tt.has < needs(method)):
+				case denied != (tt.has < needs):
 					t.Errorf("%s: %v", method, err)
-				case denied && !strings.Contains(err.Error(), fmt.Sprintf("is %v, and this call needs %v", tt.has, needs(method))):
+				case denied && !strings.Contains(err.Error(), fmt.Sprintf("is %v, and this call needs %v", tt.has, needs)):
 					t.Errorf("%s: %v does not say what is needed", method, err)
 				case status.Code(err) == codes.Unavailable || status.Code(err) == codes.DeadlineExceeded:
 					t.Errorf("%s: %v", method, err)
@@ -284,116 +295,28 @@ func TestRevokedInTheMiddle(t *testing.T) {
 	}
 }
 
-// TestAccessTable: each method of JobService whose request names a job has an
-// access, and no other has more than none.
-func TestAccessTable(t *testing.T) {
-	t.Parallel()
-	service := api.File_joblet_proto.Services().ByName("JobService")
-	known := map[string]bool{}
-	for i := range service.Methods().Len() {
-		m := service.Methods().Get(i)
-		name := fmt.Sprintf("/%s/%s", service.FullName(), m.Name())
-		known[name] = true
-		a, listed := accesses[name]
-		if !listed {
-			t.Errorf("%s has no access", name)
-		}
-		submits := name == api.JobService_SubmitJob_FullMethodName // see its entry
-		if names := namesJob(m.Input(), true); names != (a != free) && !submits {
-			t.Errorf("%s: names a job: %v, access %d", name, names, a)
-		}
-		if a == controls && roles[name] < developer {
-			t.Errorf("%s changes jobs and needs %v only", name, roles[name])
-		}
-	}
-	for name := range accesses {
-		if !known[name] {
-			t.Errorf("there is no %s", name)
-		}
-	}
-}
-
-// namesJob is jobRefIn over what a message can be.
-func namesJob(m protoreflect.MessageDescriptor, deeper bool) bool {
-	for i := range m.Fields().Len() {
-		f := m.Fields().Get(i)
-		if f.Name() == "uuid" || f.Name() == "job_uuid" || deeper && f.Message() != nil && !f.IsList() && !f.IsMap() && namesJob(f.Message(), false) {
-			return true
-		}
-	}
-	return false
-}
-
-func TestJobRef(t *testing.T) {
+// TestAbout: what a message is about is found in it, or in one that it holds.
+func TestAbout(t *testing.T) {
 	t.Parallel()
 	for _, m := range []any{
-		&api.StopJobRequest{Uuid: "a"}, &api.GetJobMetricsRequest{JobUuid: "a"}, &api.RunJobResponse{JobUuid: "a"},
-		&api.JobEvent{Event: &api.JobEvent_Started{Started: &api.Job{Uuid: "a"}}}, &api.PauseJobResponse{Job: &api.Job{Uuid: "a"}},
+		&api.StopJobRequest{Uuid: "a"}, &api.GetJobMetricsRequest{JobUuid: "a"}, &api.ExecInput{Input: &api.ExecInput_Run{Run: &api.ExecJobRequest{Uuid: "a"}}},
 	} {
-		ref, set, ok := jobRef(m)
-		if !ok || ref != "a" {
-			t.Errorf("%T: %q %v", m, ref, ok)
-			continue
-		}
-		set("b")
-		if ref, _, _ := jobRef(m); ref != "b" {
-			t.Errorf("%T: then %q", m, ref)
+		if s := about(m); s.Job != "a" || s.Target != "" {
+			t.Errorf("%T: %+v", m, s)
 		}
 	}
-	for _, m := range []any{nil, (*api.Job)(nil), &api.RunJobRequest{Command: "x"}, &api.JobEvent{Event: &api.JobEvent_Output{Output: &api.JobOutput{}}}, &api.JobInput{}} {
-		if ref, _, ok := jobRef(m); ok && ref != "" {
-			t.Errorf("%T: %q", m, ref)
+	for _, m := range []any{nil, (*api.Job)(nil), &api.EmptyRequest{}, &api.JobInput{}} {
+		if s := about(m); s != (service.Subject{}) {
+			t.Errorf("%T: %+v", m, s)
 		}
 	}
-}
-
-func TestRules(t *testing.T) {
-	t.Parallel()
-	s := &Server{}
-	var set Settings
-	for _, text := range []string{"alice read bob", "carol control *", "* read shared", "dave control uid:0"} {
-		r, err := ParseRule(text)
-		if err != nil || r.String() != text {
-			t.Fatalf("%q: %v %v", text, r, err)
-		}
-		set.Allow = append(set.Allow, r)
-	}
-	s.Configure(set)
-	who := func(name, role string) caller {
-		return caller{known: true, cert: &x509.Certificate{Subject: pkix.Name{CommonName: name, OrganizationalUnit: []string{role}}}}
-	}
-	for _, tt := range []struct {
-		who   caller
-		may   access
-		owner string
-		want  bool
-	}{
-		{who("alice", "developer"), controls, "cert:alice", true},
-		{who("alice", "developer"), reads, "cert:bob", true},
-		{who("alice", "developer"), controls, "cert:bob", false},
-		{who("alice", "developer"), reads, "cert:carol", false},
-		{who("alice", "developer"), reads, "cert:shared", true},
-		{who("alice", "developer"), controls, "cert:shared", false},
-		{who("alice", "developer"), reads, "uid:0", false},
-		{who("carol", "developer"), controls, "cert:bob", true},
-		{who("carol", "developer"), controls, "uid:0", true},
-		{who("dave", "developer"), controls, "uid:0", true},
-		{who("uid:0", "developer"), reads, "uid:0", false}, // its name is cert:uid:0
-		{who("eve", "reader"), reads, "cert:bob", true},
-		{who("eve", "reader"), controls, "cert:bob", false},
-		{who("mona", "maintainer"), controls, "cert:bob", true},
-		{who("root", "Admin"), controls, "uid:0", true},
-		{who("x", "god"), reads, "cert:bob", false},
-		{caller{}, reads, "cert:bob", false},
-		{caller{known: true}, controls, "cert:bob", true},
+	recipe := "name: py\nversion: \"1\"\nlanguage: python\nlanguage_version: \"3\"\npackages: [bash]\n"
+	for _, m := range []any{
+		&api.RunJobRequest{Command: "py", Name: "x"}, &api.JobInput{Input: &api.JobInput_Run{Run: &api.RunJobRequest{Command: "py"}}},
+		&api.RemoveRuntimeRequest{Runtime: "py"}, &api.CreateNetworkRequest{Name: "py"}, &api.BuildRuntimeRequest{YamlContent: recipe},
 	} {
-		if got := s.may(tt.who, tt.may, tt.owner); got != tt.want {
-			t.Errorf("%s (%v), %d, %s: %v", tt.who.name(), tt.who.role(), tt.may, tt.owner, got)
-		}
-	}
-	for _, bad := range []string{"", "alice", "alice reads bob", "alice read bob carol", "a/b read bob", "alice read ../x"} {
-		if _, err := ParseRule(bad); err == nil {
-			t.Errorf("%q was taken", bad)
+		if s := about(m); s.Target != "py" {
+			t.Errorf("%T: %+v", m, s)
 		}
 	}
 }
@@ -402,7 +325,7 @@ func TestRules(t *testing.T) {
 // concerned.
 func TestRate(t *testing.T) {
 	t.Parallel()
-	r := startRemote(t, Options{Settings: Settings{Limits: admission.Limits{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}}})
+	r := startRemote(t, Options{Limits: admission.Limits{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}})
 	greedy, other := r.dial(t, r.issue(t, "greedy", "reader")), r.dial(t, r.issue(t, "other", "reader"))
 	const health = "/grpc.health.v1.Health/Check"
 	begin, granted := time.Now(), 0
@@ -460,7 +383,7 @@ func TestRate(t *testing.T) {
 // well gets in beside them.
 func TestSilentClients(t *testing.T) {
 	t.Parallel()
-	r := startRemote(t, Options{Settings: Settings{Limits: admission.Limits{ClientRate: 100, ClientCalls: 100, MaxConnections: admission.MaxUnidentifiedPerHost + 10}}})
+	r := startRemote(t, Options{Limits: admission.Limits{ClientRate: 100, ClientCalls: 100, MaxConnections: admission.MaxUnidentifiedPerHost + 10}})
 	var silent []net.Conn
 	defer func() {
 		for _, c := range silent {
@@ -505,9 +428,9 @@ func TestLockedOut(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ connections, hosts int }{"unknown": {1000, 8}, "all": {100, 4}} {
 		t.Run(name, func(t *testing.T) {
-			set := DefaultSettings()
+			set := admission.DefaultLimits()
 			set.MaxConnections = tt.connections
-			r := startRemote(t, Options{Settings: set})
+			r := startRemote(t, Options{Limits: set})
 			full := min(tt.connections, admission.MaxUnidentified)
 			var silent []net.Conn
 			defer func() {
@@ -543,7 +466,7 @@ func TestLockedOut(t *testing.T) {
 // count.
 func TestManyConnections(t *testing.T) {
 	t.Parallel()
-	r := startRemote(t, Options{Settings: Settings{Limits: admission.Limits{ClientRate: 1000, ClientCalls: 100, MaxConnections: 3}}})
+	r := startRemote(t, Options{Limits: admission.Limits{ClientRate: 1000, ClientCalls: 100, MaxConnections: 3}})
 	for range 2 {
 		var conns []*grpc.ClientConn
 		for range 3 {
@@ -682,9 +605,9 @@ func (c *slowConn) Write(p []byte) (int, error) {
 // refused, the others are not, and nothing stays counted.
 func TestRequestMemory(t *testing.T) {
 	t.Parallel()
-	set := DefaultSettings()
+	set := admission.DefaultLimits()
 	set.RequestMemory = 64 << 20
-	r := startRemote(t, Options{Settings: set})
+	r := startRemote(t, Options{Limits: set})
 	upload := func(conn *grpc.ClientConn, mib int) error {
 		_, err := api.NewJobServiceClient(conn).RunJob(t.Context(), &api.RunJobRequest{
 			Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: make([]byte, mib<<20)}},

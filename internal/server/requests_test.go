@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 )
 
 const (
@@ -159,9 +161,9 @@ func (c *rawClient) send(stream uint32, p []byte) {
 // the count, not those of requests beside them that never become whole.
 func TestSmallBesideIncomplete(t *testing.T) {
 	t.Parallel()
-	set := DefaultSettings()
+	set := admission.DefaultLimits()
 	set.RequestMemory = 1 << 20
-	r := startRemote(t, Options{Settings: set})
+	r := startRemote(t, Options{Limits: set})
 	c := r.raw(t, r.issue(t, "eve", "reader"))
 	small := c.call(reflectionMethod)
 	var incomplete []uint32
@@ -198,9 +200,9 @@ func TestSmallBesideIncomplete(t *testing.T) {
 // many connections it has, and not one that sends more on its only one.
 func TestManyConnectionsOfOne(t *testing.T) {
 	t.Parallel()
-	set := DefaultSettings()
+	set := admission.DefaultLimits()
 	set.RequestMemory = 4 << 20
-	r := startRemote(t, Options{Settings: set})
+	r := startRemote(t, Options{Limits: set})
 	eve := r.issue(t, "eve", "reader")
 	var conns []*rawClient
 	var streams []uint32
@@ -231,12 +233,14 @@ func TestManyConnectionsOfOne(t *testing.T) {
 // about; what they sent is counted until then; and the client learns why.
 func TestBusyCalls(t *testing.T) {
 	t.Parallel()
-	set := DefaultSettings()
+	set := admission.DefaultLimits()
 	set.RequestMemory = 1 << 20
 	const calls, size = 3, 300 << 10
 	busy, ended, proceed := make(chan struct{}, calls), make(chan error, calls), make(chan struct{})
 	goOn := sync.OnceFunc(func() { close(proceed) })
-	r := startRemote(t, Options{Settings: set}, func(s *Server) {
+	r := startRemote(t, Options{Limits: set}, func(s *Server) {
+		s.operations = maps.Clone(s.operations)
+		s.operations["/joblet.Busy/Type"], s.operations["/joblet.Busy/Flood"] = service.ReadAPI, service.ReadAPI
 		s.grpc.RegisterService(&grpc.ServiceDesc{ServiceName: "joblet.Busy", HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{{
 			StreamName: "Type", ClientStreams: true, ServerStreams: true,
 			Handler: func(_ any, call grpc.ServerStream) error {
@@ -339,9 +343,9 @@ func TestBusyCalls(t *testing.T) {
 // TestManyFields: a message of many empty parts that is too much is refused.
 func TestManyFields(t *testing.T) {
 	t.Parallel()
-	set := DefaultSettings()
+	set := admission.DefaultLimits()
 	set.RequestMemory = 16 << 20
-	r := startRemote(t, Options{Settings: set})
+	r := startRemote(t, Options{Limits: set})
 	conn := r.dial(t, r.issue(t, "eve", "developer"))
 	request := &api.RunJobRequest{Uploads: slices.Repeat([]*api.FileUpload{{}}, 1<<20)} // 2 MiB
 	if _, err := api.NewJobServiceClient(conn).RunJob(t.Context(), request); status.Code(err) != codes.ResourceExhausted || !strings.Contains(err.Error(), "request-memory") {

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"log/slog"
 	"runtime"
 	"strings"
 	"time"
@@ -14,26 +13,16 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/runtimes"
-	"github.com/joblet/joblet/internal/supervisor"
-)
-
-const (
-	// maxRecipe bounds the text of a recipe.
-	maxRecipe = 1 << 20
-	// maxTestOutput is how much of a test's output is kept: the end of it.
-	maxTestOutput = 64 << 10
-	// testTimeout ends a runtime's test that does not end by itself.
-	testTimeout = 10 * time.Minute
+	"github.com/joblet/joblet/internal/service"
 )
 
 type runtimeService struct {
 	api.UnimplementedRuntimeServiceServer
-	sup *supervisor.Supervisor
-	log *slog.Logger
+	runtimes *service.Runtimes
 }
 
-func (s *runtimeService) ListRuntimes(context.Context, *api.EmptyRequest) (*api.ListRuntimesResponse, error) {
-	all, err := s.sup.Runtimes().List()
+func (s *runtimeService) ListRuntimes(ctx context.Context, _ *api.EmptyRequest) (*api.ListRuntimesResponse, error) {
+	all, err := s.runtimes.List(ctx, identityOf(ctx))
 	if err != nil {
 		return nil, err
 	}
@@ -44,8 +33,8 @@ func (s *runtimeService) ListRuntimes(context.Context, *api.EmptyRequest) (*api.
 	return out, nil
 }
 
-func (s *runtimeService) GetRuntimeInfo(_ context.Context, r *api.GetRuntimeInfoRequest) (*api.GetRuntimeInfoResponse, error) {
-	rt, err := s.sup.Runtimes().Find(r.GetRuntime())
+func (s *runtimeService) GetRuntimeInfo(ctx context.Context, r *api.GetRuntimeInfoRequest) (*api.GetRuntimeInfoResponse, error) {
+	rt, err := s.runtimes.Show(ctx, identityOf(ctx), r.GetRuntime())
 	if joblet.KindOf(err) == joblet.NotFound {
 		return &api.GetRuntimeInfoResponse{}, nil // the answer that this API has for it
 	}
@@ -55,34 +44,21 @@ func (s *runtimeService) GetRuntimeInfo(_ context.Context, r *api.GetRuntimeInfo
 	return &api.GetRuntimeInfoResponse{Found: true, Runtime: runtimeToProto(rt)}, nil
 }
 
-func (s *runtimeService) RemoveRuntime(_ context.Context, r *api.RemoveRuntimeRequest) (*api.RemoveRuntimeResponse, error) {
-	name := r.GetRuntime()
-	if joblet.ValidName("", name) != nil { // a damaged one is removed by its name alone
-		rt, err := s.sup.Runtimes().Find(name)
-		if err != nil {
-			return nil, err
-		}
-		name = rt.Name
-	}
-	freed, err := s.sup.Runtimes().Remove(name, s.sup.RuntimeInUse)
+func (s *runtimeService) RemoveRuntime(ctx context.Context, r *api.RemoveRuntimeRequest) (*api.RemoveRuntimeResponse, error) {
+	freed, err := s.runtimes.Remove(ctx, identityOf(ctx), r.GetRuntime())
 	if err != nil {
 		return nil, err
 	}
-	s.log.Info("runtime removed", "runtime", name, "freed", freed)
 	return &api.RemoveRuntimeResponse{Success: true, Message: "removed", FreedSpaceBytes: freed}, nil
 }
 
-func parseRecipe(yaml string) (runtimes.Recipe, error) {
-	if len(yaml) > maxRecipe {
-		return runtimes.Recipe{}, joblet.Errorf(joblet.InvalidArgument, "the recipe is %d bytes long: at most %d are possible", len(yaml), maxRecipe)
-	}
-	return runtimes.ParseRecipe([]byte(yaml))
-}
-
-func (s *runtimeService) ValidateRuntimeYAML(_ context.Context, r *api.ValidateRuntimeYAMLRequest) (*api.ValidateRuntimeYAMLResponse, error) {
-	recipe, err := parseRecipe(r.GetYamlContent())
-	if err != nil {
-		return &api.ValidateRuntimeYAMLResponse{Message: "not valid", Errors: []string{err.Error()}}, nil
+func (s *runtimeService) ValidateRuntimeYAML(ctx context.Context, r *api.ValidateRuntimeYAMLRequest) (*api.ValidateRuntimeYAMLResponse, error) {
+	recipe, invalid, err := s.runtimes.Validate(ctx, identityOf(ctx), r.GetYamlContent())
+	switch {
+	case err != nil:
+		return nil, err
+	case invalid != nil:
+		return &api.ValidateRuntimeYAMLResponse{Message: "not valid", Errors: []string{invalid.Error()}}, nil
 	}
 	return &api.ValidateRuntimeYAMLResponse{Valid: true, Message: "valid", SpecInfo: &api.RuntimeYAMLInfo{
 		Name: recipe.Name, Version: recipe.Version, Description: recipe.Description,
@@ -91,87 +67,39 @@ func (s *runtimeService) ValidateRuntimeYAML(_ context.Context, r *api.ValidateR
 }
 
 func (s *runtimeService) BuildRuntime(r *api.BuildRuntimeRequest, out grpc.ServerStreamingServer[api.BuildRuntimeProgress]) error {
-	start := time.Now()
-	recipe, err := parseRecipe(r.GetYamlContent())
-	if err != nil {
-		return err
-	}
-	if r.GetDryRun() {
-		return out.Send(resultToProto("the recipe is valid", runtimes.Runtime{Name: recipe.Name, Version: recipe.Version}, 0))
-	}
-	ctx, cancel := context.WithCancelCause(out.Context())
-	defer cancel(nil)
-	send := func(p *api.BuildRuntimeProgress) {
-		if err := out.Send(p); err != nil {
-			cancel(fmt.Errorf("report progress: %w", err)) // nobody waits for the runtime any more
-		}
-	}
-	opt := runtimes.BuildOptions{
-		Force:    r.GetForceRebuild(),
-		Progress: func(p runtimes.Progress) { send(phaseToProto(p)) },
+	b := service.Build{
+		Recipe: r.GetYamlContent(), DryRun: r.GetDryRun(), Force: r.GetForceRebuild(),
+		Progress: func(p runtimes.Progress) error { return out.Send(phaseToProto(p)) },
 	}
 	if r.GetVerbose() {
-		opt.Log = func(line string) { send(logLineToProto(line)) }
+		b.Log = func(line string) error { return out.Send(logLineToProto(line)) }
 	}
-	rt, err := s.sup.BuildRuntime(ctx, recipe, opt)
+	built, err := s.runtimes.Build(out.Context(), identityOf(out.Context()), b)
 	if err != nil {
 		return err
 	}
-	s.log.Info("runtime built", "runtime", rt.Name, "size", rt.SizeBytes, "took", time.Since(start))
-	return out.Send(resultToProto("built", rt, time.Since(start)))
+	message := "built"
+	if b.DryRun {
+		message = "the recipe is valid"
+	}
+	return out.Send(resultToProto(message, built.Runtime, built.Took))
 }
 
-// TestRuntime runs the runtime's own test command as a job, which leaves
-// nothing.
 func (s *runtimeService) TestRuntime(ctx context.Context, r *api.TestRuntimeRequest) (*api.TestRuntimeResponse, error) {
-	rt, err := s.sup.Runtimes().Find(r.GetRuntime())
+	tested, err := s.runtimes.Test(ctx, identityOf(ctx), r.GetRuntime())
 	if err != nil {
 		return nil, err
 	}
-	if len(rt.Test) == 0 {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "runtime %s has no test command in its recipe", rt.Name)
-	}
-	job, err := s.sup.Submit(ctx, joblet.Spec{
-		Command: rt.Test[0], Args: rt.Test[1:], Runtime: rt.Name, Timeout: testTimeout,
-	}, callerOf(ctx).name(), nil)
-	if err != nil {
-		return nil, err
-	}
-	defer s.discard(job.ID)
-	var output []byte
-	job, err = s.sup.Follow(ctx, job.ID, joblet.LogOptions{Follow: true}, nil, func(e supervisor.Event) error {
-		output = append(output, e.Chunk.Data...)
-		if len(output) > 2*maxTestOutput {
-			output = append(output[:0], output[len(output)-maxTestOutput:]...)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	output = output[max(0, len(output)-maxTestOutput):]
-	p := jobToProto(job)
+	p := jobToProto(tested.Job)
 	answer := &api.TestRuntimeResponse{
-		Success:  job.State == joblet.Completed,
-		Output:   strings.ToValidUTF8(string(output), "\ufffd"),
+		Success:  tested.Job.State == joblet.Completed,
+		Output:   strings.ToValidUTF8(string(tested.Output), "\ufffd"),
 		ExitCode: p.ExitCode,
 	}
 	if !answer.Success {
 		answer.Error = cmp.Or(p.Reason, fmt.Sprintf("the test ended with status %d (%s)", p.ExitCode, p.Status))
 	}
 	return answer, nil
-}
-
-// discard ends and deletes a job whose caller may be gone.
-func (s *runtimeService) discard(id string) {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	defer cancel()
-	if _, err := s.sup.Stop(ctx, id, joblet.StopOptions{}); err != nil && joblet.KindOf(err) != joblet.FailedPrecondition {
-		s.log.Error("end the test of a runtime", "job", id, "error", err)
-	}
-	if err := s.sup.Delete(ctx, id); err != nil {
-		s.log.Error("delete the test of a runtime", "job", id, "error", err)
-	}
 }
 
 func runtimeToProto(rt runtimes.Runtime) *api.RuntimeInfo {

@@ -1,5 +1,5 @@
-// Package server serves the gRPC API: who calls, what they may, and handlers
-// that hand over to the supervisor.
+// Package server serves the gRPC API: it authenticates callers, translates requests for
+// the service and answers of it, and knows the transport. It decides nothing.
 package server
 
 import (
@@ -23,7 +23,7 @@ import (
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/server/admission"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/service"
 )
 
 // Bounds on what a caller may send.
@@ -58,46 +58,32 @@ var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; job
 
 // Options say what a server is made of beside its jobs.
 type Options struct {
-	PKI      *pki.Server      // for clients with certificates; nil: there are none
-	Audit    *Audit           // nil: no audit log
-	Metrics  *metrics.Metrics // counts the calls; nil: nothing does
-	Settings Settings
-	Group    int // on this host's socket its members are developers; 0: root alone
+	PKI     *pki.Server      // for clients with certificates; nil: there are none
+	Metrics *metrics.Metrics // counts the calls; nil: nothing does
+	Limits  admission.Limits
+	Group   int // on this host's socket its members are developers; 0: root alone
 }
 
-// Settings can be changed while the server serves.
-type Settings struct {
-	Allow []Rule
-	admission.Limits
-}
-
-// DefaultSettings allow what a client needs who means well.
-func DefaultSettings() Settings { return Settings{Limits: admission.DefaultLimits()} }
-
-// Server serves one supervisor's jobs.
+// Server serves one service.
 type Server struct {
-	log       *slog.Logger
-	sup       *supervisor.Supervisor
-	pki       *pki.Server
-	admission *admission.Admission
-	audit     *Audit
-	metrics   *metrics.Metrics
-	settings  atomic.Pointer[Settings]
-	ruled     ruledCalls
-	grpc      *grpc.Server
-	methods   map[string]grpc.MethodInfo // by their full names
-	health    *health.Server
-	activity  activity
-	stopping  context.Context // done when the daemon stops
-	stop      context.CancelCauseFunc
+	service    *service.Service
+	operations map[string]service.Operation // by the full names of methods
+	pki        *pki.Server
+	admission  *admission.Admission
+	metrics    *metrics.Metrics
+	limits     atomic.Pointer[admission.Limits]
+	grpc       *grpc.Server
+	health     *health.Server
+	activity   activity
+	stopping   context.Context // done when the daemon stops
+	stop       context.CancelCauseFunc
 }
 
-// New returns a server of sup's jobs that serves nothing yet.
-func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
-	s := &Server{log: log, sup: sup, pki: opt.PKI, audit: opt.Audit, metrics: opt.Metrics, health: health.NewServer()}
-	s.Configure(opt.Settings)
-	s.admission = admission.New(log, restTime, func() admission.Limits { return s.settings.Load().Limits })
-	s.methods = map[string]grpc.MethodInfo{}
+// New returns a server of what svc does that serves nothing yet.
+func New(svc *service.Service, log *slog.Logger, opt Options) *Server {
+	s := &Server{service: svc, operations: operations, pki: opt.PKI, metrics: opt.Metrics, health: health.NewServer()}
+	s.Configure(opt.Limits)
+	s.admission = admission.New(log, restTime, func() admission.Limits { return *s.limits.Load() })
 	s.activity.last = time.Now()
 	s.activity.rest = time.AfterFunc(restTime, func() {
 		if s.activity.idle() >= restTime {
@@ -123,18 +109,13 @@ func New(sup *supervisor.Supervisor, log *slog.Logger, opt Options) *Server {
 		grpc.StaticConnWindowSize(window),
 	)
 	services := admission.Registrar{Server: s.grpc, Memory: map[string]int{api.JobService_ListJobs_FullMethodName: maxList}}
-	services.RegisterService(jobServiceDesc(), &jobService{sup: sup, srv: s})
-	api.RegisterRuntimeServiceServer(services, &runtimeService{sup: sup, log: log})
-	api.RegisterMonitoringServiceServer(services, &monitoringService{sup: sup})
-	api.RegisterNetworkServiceServer(services, &networkService{})
-	api.RegisterVolumeServiceServer(services, &volumeService{})
+	services.RegisterService(jobServiceDesc(), &jobService{jobs: svc.Jobs, service: svc})
+	api.RegisterRuntimeServiceServer(services, &runtimeService{runtimes: svc.Runtimes})
+	api.RegisterMonitoringServiceServer(services, &monitoringService{host: svc.Host})
+	api.RegisterNetworkServiceServer(services, &networkService{service: svc})
+	api.RegisterVolumeServiceServer(services, &volumeService{service: svc})
 	healthgrpc.RegisterHealthServer(services, s.health)
 	reflection.Register(services)
-	for service, info := range s.grpc.GetServiceInfo() {
-		for _, m := range info.Methods {
-			s.methods["/"+service+"/"+m.Name] = m
-		}
-	}
 	return s
 }
 
@@ -162,14 +143,8 @@ func (s *Server) enter(ctx context.Context, _ *tap.Info) (context.Context, error
 	return s.admission.Enter(ctx, c.conn, c.name(), c.cert == nil && c.uid == 0)
 }
 
-// Configure changes the settings. Calls under way that they do not allow any more
-// end.
-func (s *Server) Configure(set Settings) {
-	s.settings.Store(&set)
-	for _, err := range s.ruled.check(s.may) {
-		s.log.Info("call ended", "error", err)
-	}
-}
+// Configure changes the limits while the server serves.
+func (s *Server) Configure(l admission.Limits) { s.limits.Store(&l) }
 
 // Shutdown takes no more calls, ends those that follow or wait, and returns
 // when all are gone: within five seconds.

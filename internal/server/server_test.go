@@ -20,89 +20,110 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/server/admission"
+	"github.com/joblet/joblet/internal/service"
 )
 
-// TestRoleTable: each method that is served has a role, and each role a method.
-func TestRoleTable(t *testing.T) {
+// TestMethods: each method that is served does an operation that the service knows, and
+// no other is in the table.
+func TestMethods(t *testing.T) {
 	t.Parallel()
-	s := New(nil, slog.New(slog.DiscardHandler), Options{Settings: DefaultSettings()})
 	served := map[string]bool{}
-	for service, info := range s.grpc.GetServiceInfo() {
-		for _, m := range info.Methods {
-			served["/"+service+"/"+m.Name] = true
+	for _, method := range methods(newServer(slog.New(slog.DiscardHandler))) {
+		served[method] = true
+		op, ok := operations[method]
+		if _, known := op.Needs(); !ok || !known {
+			t.Errorf("%s does %q: a row in the table of operations is missing", method, op)
 		}
 	}
-	for method := range served {
-		if _, ok := roles[method]; !ok {
-			t.Errorf("%s has no role", method)
-		}
-	}
-	for method := range roles {
+	for method := range operations {
 		if !served[method] {
 			t.Errorf("%s is not served", method)
 		}
 	}
 }
 
-func TestAuthorize(t *testing.T) {
+// firstMessages are what methods need to get as far as their operation, if not an empty
+// message.
+var firstMessages = map[string]proto.Message{
+	"SignalJob": &api.SignalJobRequest{Signal: 1},
+	"AttachJob": &api.JobInput{Input: &api.JobInput_Attach{Attach: &api.AttachJobRequest{}}},
+	"SubmitJob": &api.JobInput{Input: &api.JobInput_Run{Run: &api.RunJobRequest{}}},
+	"ExecJob":   &api.ExecInput{Input: &api.ExecInput_Run{Run: &api.ExecJobRequest{}}},
+}
+
+// oneMessage is a stream with one message.
+type oneMessage struct {
+	grpc.ServerStream
+	ctx     context.Context
+	message func(any) error
+}
+
+func (s *oneMessage) Context() context.Context { return s.ctx }
+func (s *oneMessage) RecvMsg(m any) error      { return s.message(m) }
+func (s *oneMessage) SendMsg(any) error        { return nil }
+
+// TestEveryMethodDoesItsOperation: each method of ours has the service do the operation
+// that the table says, and lets the service decide who may.
+func TestEveryMethodDoesItsOperation(t *testing.T) {
 	t.Parallel()
-	root, user, member := caller{known: true}, caller{known: true, uid: 1000}, caller{known: true, uid: 1000, member: true}
-	for _, tt := range []struct {
-		caller caller
-		method string
-		denied string
+	svc := service.New(nil, slog.New(slog.DiscardHandler), nil)
+	eve, root := service.Caller{Name: "eve"}, service.Caller{Name: "uid:0", Role: service.Admin}
+	check := func(name string, call func(context.Context, func(any) error) error) {
+		method, _ := strings.CutPrefix(name, "/")
+		_, method, _ = strings.Cut(method, "/")
+		fill := func(m any) error {
+			if first := firstMessages[method]; first != nil {
+				proto.Merge(m.(proto.Message), first)
+			}
+			return nil
+		}
+		as := func(c service.Caller) context.Context { return context.WithValue(t.Context(), identityKey{}, c) }
+		if err := call(as(eve), fill); joblet.KindOf(err) != joblet.PermissionDenied {
+			t.Errorf("%s past the table of methods, by one without a role: got %v", name, err)
+		}
+		// There are no jobs here, and that panics.
+		err := svc.Call(as(root), service.Entry{Caller: root, Operation: operations[name]}, func(ctx context.Context) error { return call(ctx, fill) })
+		if err != nil && strings.Contains(err.Error(), "within a call of") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, s := range []struct {
+		desc *grpc.ServiceDesc
+		impl any
 	}{
-		{root, api.JobService_RunJob_FullMethodName, ""},
-		{root, "/joblet.Unknown/Method", ""},
-		{user, api.JobService_ListJobs_FullMethodName, "uid:1000 may not use this daemon: only root may, and members of its group"},
-		{caller{}, api.JobService_ListJobs_FullMethodName, "unknown may not use this daemon: only root may, and members of its group"},
-		{member, api.JobService_RunJob_FullMethodName, ""},
-		{member, api.RuntimeService_BuildRuntime_FullMethodName, "uid:1000 is developer, and this call needs maintainer"},
-		{member, "/joblet.Unknown/Method", "uid:1000 is developer, and this call needs admin"},
+		{jobServiceDesc(), &jobService{jobs: svc.Jobs, service: svc}}, {&api.RuntimeService_ServiceDesc, &runtimeService{runtimes: svc.Runtimes}},
+		{&api.MonitoringService_ServiceDesc, &monitoringService{host: svc.Host}},
+		{&api.NetworkService_ServiceDesc, &networkService{service: svc}}, {&api.VolumeService_ServiceDesc, &volumeService{service: svc}},
 	} {
-		err := authorize(tt.caller, tt.method)
-		if tt.denied == "" && err != nil || tt.denied != "" && (joblet.KindOf(err) != joblet.PermissionDenied || err.Error() != tt.denied) {
-			t.Errorf("%+v %s: got %v", tt.caller, tt.method, err)
+		for _, m := range s.desc.Methods {
+			check("/"+s.desc.ServiceName+"/"+m.MethodName, func(ctx context.Context, fill func(any) error) error {
+				_, err := m.Handler(s.impl, ctx, fill, nil)
+				return err
+			})
+		}
+		for _, m := range s.desc.Streams {
+			check("/"+s.desc.ServiceName+"/"+m.StreamName, func(ctx context.Context, fill func(any) error) error {
+				return m.Handler(s.impl, &oneMessage{ctx: ctx, message: fill})
+			})
 		}
 	}
 }
 
-// TestMayHave: io_uring takes the role admin, in whatever profile and beside whatever else.
-func TestMayHave(t *testing.T) {
-	t.Parallel()
-	root, member := caller{known: true}, caller{known: true, uid: 1000, member: true}
-	for _, s := range []joblet.Security{
-		{AllowCalls: []string{"io_uring_setup"}},
-		{AllowCalls: []string{"read", "io_uring_enter"}},
-		{Profile: joblet.ProfileStrict, AllowCalls: []string{"io_uring_register"}},
-	} {
-		if err := mayHave(root, s); err != nil {
-			t.Errorf("root, %+v: %v", s, err)
-		}
-		if err := mayHave(member, s); joblet.KindOf(err) != joblet.PermissionDenied || !strings.Contains(err.Error(), "takes the role admin") {
-			t.Errorf("a member of the group, %+v: %v", s, err)
-		}
-	}
-	for _, s := range []joblet.Security{{}, {Profile: joblet.ProfileNested}, {AllowCalls: []string{"io_setup", "kcmp"}, DenyCalls: []string{"io_uring_setup"}}} {
-		if err := mayHave(member, s); err != nil {
-			t.Errorf("a member of the group, %+v: %v", s, err)
-		}
-	}
-	for method := range commands {
-		if accessOf(method) != controls { // checkJob looks at no others for maintainers
-			t.Errorf("%s controls no job", method)
-		}
-	}
+// newServer returns a server without a supervisor.
+func newServer(log *slog.Logger) *Server {
+	return New(service.New(nil, log, nil), log, Options{Limits: admission.DefaultLimits()})
 }
 
 // start serves without a supervisor: a handler that needs one panics.
 func start(t *testing.T) (s *Server, path string, log *bytes.Buffer) {
 	t.Helper()
 	log = &bytes.Buffer{}
-	s = New(nil, slog.New(slog.NewTextHandler(log, nil)), Options{Settings: DefaultSettings()})
+	s = newServer(slog.New(slog.NewTextHandler(log, nil)))
 	// An abstract socket has no mode that keeps others out before we do.
 	path = "@joblet-test-" + rand.Text()
 	l, err := net.Listen("unix", path)

@@ -3,43 +3,48 @@ package server
 import (
 	"context"
 
-	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/service"
 )
-
-// errUnbuilt answers for a part of the API that this version does not have.
-func errUnbuilt(what string) error {
-	return joblet.Errorf(joblet.Unimplemented, "%s: this version of joblet cannot do that yet", what)
-}
 
 type networkService struct {
 	api.UnimplementedNetworkServiceServer
+	service *service.Service
 }
 
-func (networkService) CreateNetwork(context.Context, *api.CreateNetworkRequest) (*api.CreateNetworkResponse, error) {
-	return nil, errUnbuilt("networks")
+func (s *networkService) unbuilt(ctx context.Context, op service.Operation, name string) error {
+	return s.service.Unbuilt(ctx, identityOf(ctx), op, "networks", name)
 }
 
-func (networkService) ListNetworks(context.Context, *api.EmptyRequest) (*api.Networks, error) {
-	return nil, errUnbuilt("networks")
+func (s *networkService) CreateNetwork(ctx context.Context, r *api.CreateNetworkRequest) (*api.CreateNetworkResponse, error) {
+	return nil, s.unbuilt(ctx, service.CreateNetwork, r.GetName())
 }
 
-func (networkService) RemoveNetwork(context.Context, *api.RemoveNetworkRequest) (*api.RemoveNetworkResponse, error) {
-	return nil, errUnbuilt("networks")
+func (s *networkService) ListNetworks(ctx context.Context, _ *api.EmptyRequest) (*api.Networks, error) {
+	return nil, s.unbuilt(ctx, service.ListNetworks, "")
+}
+
+func (s *networkService) RemoveNetwork(ctx context.Context, r *api.RemoveNetworkRequest) (*api.RemoveNetworkResponse, error) {
+	return nil, s.unbuilt(ctx, service.RemoveNetwork, r.GetName())
 }
 
 type volumeService struct {
 	api.UnimplementedVolumeServiceServer
+	service *service.Service
 }
 
-func (volumeService) CreateVolume(context.Context, *api.CreateVolumeRequest) (*api.CreateVolumeResponse, error) {
-	return nil, errUnbuilt("volumes")
+func (s *volumeService) unbuilt(ctx context.Context, op service.Operation, name string) error {
+	return s.service.Unbuilt(ctx, identityOf(ctx), op, "volumes", name)
 }
 
-func (volumeService) ListVolumes(context.Context, *api.EmptyRequest) (*api.Volumes, error) {
-	return nil, errUnbuilt("volumes")
+func (s *volumeService) CreateVolume(ctx context.Context, r *api.CreateVolumeRequest) (*api.CreateVolumeResponse, error) {
+	return nil, s.unbuilt(ctx, service.CreateVolume, r.GetName())
 }
 
-func (volumeService) RemoveVolume(context.Context, *api.RemoveVolumeRequest) (*api.RemoveVolumeResponse, error) {
-	return nil, errUnbuilt("volumes")
+func (s *volumeService) ListVolumes(ctx context.Context, _ *api.EmptyRequest) (*api.Volumes, error) {
+	return nil, s.unbuilt(ctx, service.ListVolumes, "")
+}
+
+func (s *volumeService) RemoveVolume(ctx context.Context, r *api.RemoveVolumeRequest) (*api.RemoveVolumeResponse, error) {
+	return nil, s.unbuilt(ctx, service.RemoveVolume, r.GetName())
 }

@@ -69,6 +69,9 @@ func jobProgram(p *program, box *protocol.Box, run *protocol.Run) {
 	if run.Nested {
 		unmaskProc(p, box)
 	}
+	if run.OwnDev {
+		makeOwnDev(p)
+	}
 	attachTrees(p, run)
 	connectInput(p, run)
 	if run.MergeOutput {
@@ -264,6 +267,38 @@ func mountDev(p *program, box *protocol.Box) {
 	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
 		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(inodes(box.ShmBytes)))
 	maskProc(p, box)
+}
+
+// The names in every /dev, as the daemon makes them in Box.DevDir.
+var (
+	devNodes = []string{"null", "zero", "full", "random", "urandom", "tty"}
+	devLinks = []struct{ name, target string }{
+		{"fd", "/proc/self/fd"}, {"stdin", "/proc/self/fd/0"}, {"stdout", "/proc/self/fd/1"}, {"stderr", "/proc/self/fd/2"}, {"ptmx", "pts/ptmx"},
+	}
+)
+
+// makeOwnDev gives the job a /dev that it can write to, and in which further nodes can be
+// attached, in place of the one that all jobs share: a tmpfs with the same nodes and the
+// job's own terminals and shared memory. It is made beside the old one, then put in its
+// place. The process is in the root.
+func makeOwnDev(p *program) {
+	const dir = "run/joblet/dev/"
+	p.mkdir(dir, 0o755)
+	p.mount("dev", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755,size=64k,nr_inodes=512")
+	for _, name := range devNodes {
+		p.call("make /dev/"+name, unix.SYS_MKNODAT, atFDCWD, p.str(dir+name), unix.S_IFREG|0o666, 0)
+		p.call("bind /dev/"+name, unix.SYS_MOUNT, p.str("dev/"+name), p.str(dir+name), 0, unix.MS_BIND)
+	}
+	for _, name := range []string{"pts", "shm"} {
+		p.mkdir(dir+name, 0o755)
+		p.call("move /dev/"+name, unix.SYS_MOUNT, p.str("dev/"+name), p.str(dir+name), 0, unix.MS_MOVE)
+	}
+	for _, l := range devLinks {
+		p.symlink(l.target, dir+l.name)
+	}
+	p.call("detach the shared /dev", unix.SYS_UMOUNT2, p.str("dev"), unix.MNT_DETACH)
+	p.call("move /dev", unix.SYS_MOUNT, p.str(dir), p.str("dev"), 0, unix.MS_MOVE)
+	p.call("rmdir /"+dir, unix.SYS_UNLINKAT, atFDCWD, p.str(dir), unix.AT_REMOVEDIR)
 }
 
 // leaveHost makes the new root the root and lets go of the host's file

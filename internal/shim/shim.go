@@ -89,6 +89,7 @@ type shim struct {
 	arrivals    arrivals
 	writeEnds   [2]int
 	userns      int
+	namespaces  [4]int // mnt, net, ipc, uts
 	log         *logstore.Writer
 	dir         int // the job's directory
 	recordName  string
@@ -163,13 +164,14 @@ func (m *shim) run() error {
 	boxErr := m.buildBox(req.Box)
 	if boxErr == nil {
 		warmUp()
-		req = protocol.Request{}
-		if err := protocol.ReadMessage(daemon, &req); err != nil || req.Run == nil {
+		run, err := m.awaitRun(daemon)
+		if run == nil && err == nil {
 			m.killChild() // not needed: the daemon stops, or is gone
 			return nil
 		}
-		req.Run.Unpack()
-		boxErr = m.startJob(req.Run)
+		if boxErr = err; boxErr == nil {
+			boxErr = m.startJob(run)
+		}
 	}
 	if boxErr != nil {
 		m.killChild()
@@ -184,6 +186,37 @@ func (m *shim) run() error {
 	m.watch()
 	m.finish()
 	return nil
+}
+
+// awaitRun waits for the job that the daemon has for the box; nil: it has none.
+func (m *shim) awaitRun(daemon *conn) (*protocol.Run, error) {
+	for {
+		var req protocol.Request
+		if err := protocol.ReadMessage(daemon, &req); err != nil {
+			return nil, nil //nolint:nilerr // its end says that there will be none
+		}
+		if req.Run != nil {
+			req.Run.Unpack()
+			return req.Run, nil
+		}
+		if !req.Ready {
+			return nil, nil
+		}
+		if err := m.awaitBox(); err != nil {
+			return nil, err
+		}
+		if err := m.sendReady(daemon); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// sendReady hands the daemon what protocol.ReadyDescriptors names.
+func (m *shim) sendReady(daemon *conn) error {
+	if err := protocol.WriteMessage(daemon, protocol.Event{Ready: &protocol.Ready{PID: m.child}}); err != nil {
+		return step("say that the box is ready", err)
+	}
+	return sendDescriptors(daemon.fd, append([]int{m.pidfd, m.userns}, m.namespaces[:]...)...)
 }
 
 // warmUp has encoding/json find out, and the kernel page in, what the job's
@@ -356,8 +389,8 @@ func (m *shim) mapIDs(box *protocol.Box) error {
 	// The last process to leave a namespace takes it apart, and waits for RCU
 	// while it does. As long as the shim has these open that is not PID 1 on
 	// its way out, whose status somebody waits for, but the shim on its own.
-	for _, ns := range []string{"mnt", "net", "ipc", "uts"} {
-		if _, err := unix.Open(proc+"ns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+	for i, ns := range []string{"mnt", "net", "ipc", "uts"} {
+		if m.namespaces[i], err = unix.Open(proc+"ns/"+ns, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			return step("open the "+ns+" namespace", err)
 		}
 	}
@@ -388,9 +421,20 @@ func resolve(t protocol.Tree) uint64 {
 	return unix.RESOLVE_NO_MAGICLINKS
 }
 
+// attrsOf returns the attributes of a job's tree.
+func attrsOf(t protocol.Tree) uint64 {
+	attrs := uint64(unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV)
+	if t.Writable {
+		attrs &^= unix.MOUNT_ATTR_RDONLY
+	}
+	if t.Device {
+		attrs &^= unix.MOUNT_ATTR_NODEV
+	}
+	return attrs
+}
+
 // openTree opens a detached copy of the mounts at a directory (open_tree(2))
-// that has the given attributes throughout. A tree is never writable by a job:
-// its files keep host ids there when idmapping works.
+// that has the given attributes throughout.
 func openTree(t protocol.Tree, attrs uint64, userns int) (int, error) {
 	source, err := unix.Openat2(unix.AT_FDCWD, string(t.Source), &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve(t),
@@ -411,7 +455,12 @@ func openTree(t protocol.Tree, attrs uint64, userns int) (int, error) {
 			return fd, nil
 		}
 		// The file system knows no idmapped mounts (EINVAL): the job sees the
-		// owners as nobody, and reads what everybody may read.
+		// owners as nobody, and reads what everybody may read. What it writes would be
+		// nobody's too.
+		if t.Writable {
+			unix.Close(fd)
+			return -1, step("map the ids of "+string(t.Source), err)
+		}
 		attr.Attr_set &^= unix.MOUNT_ATTR_IDMAP
 		attr.Userns_fd = 0
 	}
@@ -471,7 +520,7 @@ func (m *shim) startJob(run *protocol.Run) error {
 		}
 	}()
 	for _, t := range run.Trees {
-		fd, err := openTree(t, unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, m.userns)
+		fd, err := openTree(t, attrsOf(t), m.userns)
 		if err != nil {
 			return err
 		}
@@ -515,7 +564,11 @@ func (m *shim) startJob(run *protocol.Run) error {
 
 // awaitBox waits until the first process has built the box, and then opens its
 // /dev/shm and /work: as long as no code of the job's has run, nothing else can be there.
+// Once it was successful it does nothing more.
 func (m *shim) awaitBox() error {
+	if m.root != 0 {
+		return nil
+	}
 	if err := awaitRead(m.goSocket, "build the box"); err != nil {
 		return err
 	}

@@ -121,8 +121,11 @@ func receiveMaster(socket int) (int, error) {
 }
 
 // sendDescriptor sends a descriptor to the daemon.
-func sendDescriptor(socket, fd int) error {
-	if _, err := unix.SendmsgN(socket, []byte{1}, unix.UnixRights(fd), nil, unix.MSG_NOSIGNAL); err != nil {
+func sendDescriptor(socket, fd int) error { return sendDescriptors(socket, fd) }
+
+// sendDescriptors sends them with one byte.
+func sendDescriptors(socket int, fds ...int) error {
+	if _, err := unix.SendmsgN(socket, []byte{1}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL); err != nil {
 		return step("hand a descriptor over", err)
 	}
 	return nil

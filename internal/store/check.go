@@ -70,7 +70,7 @@ func (s *Store) checkConn(ctx context.Context, c *sqlite.Conn, whole bool) error
 				if what == "ok" { // integrity_check has found nothing
 					continue
 				}
-				faults = append(faults, check.fault+printable(what, 200))
+				faults = append(faults, check.fault+joblet.PrintableStart(what, 200))
 			}
 		}
 		if faults != nil {

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 
 	"zombiezen.com/go/sqlite"
 
@@ -21,7 +20,7 @@ const maxSeq = math.MaxInt64 // behind every row
 
 const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
 	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes,
-	limits, usage, out_of_memory, denied, seq, `
+	limits, usage, out_of_memory, denied, seq, leases, `
 
 const (
 	selectJob    = columns + `NULL FROM job `
@@ -243,7 +242,7 @@ func newestOfEach(c *sqlite.Conn, name string) (found []Record, err error) {
 var errNoRef = joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
 
 func notFound(ref string) error {
-	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", printable(ref, 80))
+	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", joblet.PrintableStart(ref, 80))
 }
 
 // severalIDs shows the commands of the owner's jobs, and of others whose they are:
@@ -254,17 +253,17 @@ func severalIDs(ref, owner string, found []Record) error {
 		if len(ref) >= shortIDLen {
 			id = r.ID // the short one would not tell them apart
 		}
-		what := printable(r.Owner, 80)
+		what := joblet.PrintableStart(r.Owner, 80)
 		if r.Owner == owner {
-			what = printable(r.Spec.CommandLine(), 60)
+			what = joblet.PrintableStart(r.Spec.CommandLine(), 60)
 		}
 		return fmt.Sprintf("%s (%s, %s)", id, r.State, what)
 	}))
 }
 
 func severalOwners(ref string, found []Record) error {
-	return joblet.Errorf(joblet.InvalidArgument, "several owners have a job %s, and you have none: name it by its id: %s", printable(ref, 80), candidates(found, func(r Record) string {
-		return fmt.Sprintf("%s (%s, %s)", joblet.ShortID(r.ID), r.State, printable(r.Owner, 80))
+	return joblet.Errorf(joblet.InvalidArgument, "several owners have a job %s, and you have none: name it by its id: %s", joblet.PrintableStart(ref, 80), candidates(found, func(r Record) string {
+		return fmt.Sprintf("%s (%s, %s)", joblet.ShortID(r.ID), r.State, joblet.PrintableStart(r.Owner, 80))
 	}))
 }
 
@@ -279,21 +278,6 @@ func candidates(found []Record, show func(Record) string) string {
 		text += " and more"
 	}
 	return text
-}
-
-// printable returns s on one line, cut to at most width characters.
-func printable(s string, width int) string {
-	var b strings.Builder
-	for _, r := range s {
-		if width--; width < 0 {
-			return b.String() + "…"
-		}
-		if !unicode.IsPrint(r) {
-			r = '?'
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
 }
 
 // List returns the jobs that f passes, newest first by their time of
@@ -753,9 +737,9 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 		if !row.ColumnIsNull(6) {
 			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
 		}
-		if !row.ColumnIsNull(26) {
-			r.Sealed = make([]byte, row.ColumnLen(26))
-			row.ColumnBytes(26, r.Sealed)
+		if !row.ColumnIsNull(27) {
+			r.Sealed = make([]byte, row.ColumnLen(27))
+			row.ColumnBytes(27, r.Sealed)
 		}
 		var err error
 		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
@@ -780,6 +764,11 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 				return fmt.Errorf("record of job %s: denied calls: %w", r.ID, err)
 			}
 		}
+		if row.ColumnLen(26) > 0 {
+			if err := decode(row, 26, &r.Leases); err != nil {
+				return fmt.Errorf("record of job %s: leases: %w", r.ID, err)
+			}
+		}
 		if row.ColumnLen(16) > 0 {
 			if err := decode(row, 16, &r.Past); err != nil {
 				return fmt.Errorf("record of job %s: past attempts: %w", r.ID, err)
@@ -789,7 +778,7 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 			}
 		}
 		size := 0
-		for _, col := range []int{12, 16, 26} { // spec, past attempts, secrets
+		for _, col := range []int{12, 16, 27} { // spec, past attempts, secrets
 			size += row.ColumnLen(col)
 		}
 		return add(entry{Record: r, seq: row.ColumnInt64(25), size: size})

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -121,7 +122,7 @@ func fullJob(t *testing.T) Record {
 			{Started: epoch.Add(2), Ended: epoch.Add(3), State: joblet.Failed, Exit: &joblet.Exit{Code: 1}, Reason: "a <b> \u2028"},
 			{State: joblet.TimedOut},
 		},
-	}, Box: "b1", Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
+	}, Box: "b1", Leases: map[string]json.RawMessage{"ids": json.RawMessage(`{"base":1}`)}, Sealed: []byte("\x00\xff'"), DiskBytes: 1 << 42}
 	requireFilled(t, "Record", reflect.ValueOf(job))
 	return job
 }
@@ -462,9 +463,10 @@ func TestList(t *testing.T) {
 		{Labels: labels("a", "c=d"), Name: "train", Parent: jobN(0).ID},
 		{Parent: jobN(0).ID, Name: "eval", Owner: "cert:bob"},
 	}
-	// And such as nobody thinks of.
+	// And such as nobody thinks of, other ones in each run: under the race detector a list
+	// takes fourteen times as long, and nothing here happens at the same time.
 	pick := func(n int) bool { return rand.IntN(n) == 0 }
-	for range 60 {
+	for range 15 {
 		var f joblet.Filter
 		for _, m := range labels("a", "a=b", "a=", "c=d", "c", "run=17") {
 			if pick(4) {
@@ -493,6 +495,9 @@ func TestList(t *testing.T) {
 		for i, since := range []time.Time{{}, jobN(100).Created, jobN(50).Created.Add(3), epoch.Add(-time.Hour), future} {
 			for k, endedBefore := range []time.Time{{}, jobN(50).Created.Add(1), jobN(200).Created, time.Unix(-1, 0), future} {
 				if i > 2 && k > 0 || k > 2 && i > 0 { // what passes all or nothing is tried alone
+					continue
+				}
+				if i+k > 0 && !pick(5) { // each filter meets some of the bounds
 					continue
 				}
 				for _, limit := range []int{0, 7 + 20*i} {
@@ -774,7 +779,7 @@ func TestResolve(t *testing.T) {
 		{ref: "aabbbbbb", want: "3"},
 		{ref: "d", want: "7"},
 		{ref: "aaaaaaaa-0000-4000-8000-00000000000", kind: joblet.InvalidArgument, err: []string{
-			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '?[31m' xxx", "000002 (RUNNING, ", "x…)"}},
+			": aaaaaaaa-0000-4000-8000-000000000001 (COMPLETED, true '\\x1b[31m' xxx", "000002 (RUNNING, ", "x…)"}},
 		{ref: "aa", kind: joblet.InvalidArgument, err: []string{": aaaaaaaa (", ", aabbbbbb (", ", aac00000 (", " and more"}},
 		{ref: "aabbbbb", kind: joblet.InvalidArgument, err: []string{": aabbbbbb (", ", aabbbbbc ("}},
 		{ref: "train", want: "3"},
@@ -788,7 +793,7 @@ func TestResolve(t *testing.T) {
 		{ref: "aaaaaaaag", kind: joblet.NotFound},
 		{ref: "trai", kind: joblet.NotFound},
 		{ref: "%", kind: joblet.NotFound},
-		{ref: "a\x00", kind: joblet.NotFound, err: []string{"no job a?"}},
+		{ref: "a\x00", kind: joblet.NotFound, err: []string{"no job a\\x00"}},
 		{ref: strings.Repeat("a", 1000), kind: joblet.NotFound, err: []string{"a…"}},
 		{ref: "", kind: joblet.InvalidArgument},
 	} {

@@ -66,6 +66,7 @@ type change struct {
 	limits   string // rec.Spec.Limits as JSON; empty: none
 	usage    string // rec.Usage as JSON; empty: none
 	denied   string // rec.Denied as JSON; empty: none
+	leases   string // rec.Leases as JSON; empty: none
 	unsynced bool
 	err      error
 	done     chan struct{} // closed once err is final
@@ -96,15 +97,15 @@ func (w *writer) prepare() error {
 	}{
 		{&w.insert, `INSERT INTO job (seq, id, owner, name, created, spec, parent, idem_key, labels,
 			state, started, ended, exit_code, exit_signal, reason, pid, id_base, log_bytes,
-			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes, limits, usage, out_of_memory, denied)
+			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes, limits, usage, out_of_memory, denied, leases)
 			VALUES (?30, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
-			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)`},
+			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?31)`},
 		{&w.taken, `SELECT id FROM job WHERE id = ?`},
 		{&w.successor, `SELECT max(seq) + 1 FROM job WHERE seq BETWEEN ?1 AND ?1 + 999`},
 		{&w.update, `UPDATE job SET state = ?1, started = ?2, ended = ?3, exit_code = ?4, exit_signal = ?5,
 			reason = ?6, pid = ?7, id_base = ?8, log_bytes = ?9, scheduled = ?10, attempt = ?11, past = ?12,
 			failure = ?13, work_bytes = ?14, box = ?15, sealed = ?16, disk_bytes = ?17,
-			limits = ?18, usage = ?19, out_of_memory = ?20, denied = ?21 WHERE id = ?22`},
+			limits = ?18, usage = ?19, out_of_memory = ?20, denied = ?21, leases = ?31 WHERE id = ?22`},
 		{&w.rm, `DELETE FROM job WHERE id = ?`},
 		{&w.begin, `BEGIN IMMEDIATE`},
 		{&w.commit, `COMMIT`},
@@ -152,9 +153,10 @@ func (w *writer) triggers() error {
 // Record is a job with what only the daemon needs to know of it.
 type Record struct {
 	joblet.Job
-	Box       string // id of the engine's box of the latest attempt; empty: none
-	Sealed    []byte // the job's secrets, encrypted; nil: none
-	DiskBytes int64  // what the job's directory takes on disk; 0 until it has ended
+	Box       string                     // id of the engine's box of the latest attempt; empty: none
+	Leases    map[string]json.RawMessage // what the latest attempt holds of the host, by resource; nil: of an earlier version, or nothing
+	Sealed    []byte                     // the job's secrets, encrypted; nil: none
+	DiskBytes int64                      // what the job's directory takes on disk; 0 until it has ended
 }
 
 // Insert records a new job. It is on the disk, safe from a crash of the
@@ -264,13 +266,13 @@ func (ch *change) encode() error {
 		text *string
 		from any
 		none bool
-	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}, {&ch.denied, r.Denied, len(r.Denied) == 0}} {
+	}{{&ch.limits, r.Spec.Limits, r.Spec.Limits.IsZero()}, {&ch.usage, r.Usage, r.Usage == joblet.Usage{}}, {&ch.denied, r.Denied, len(r.Denied) == 0}, {&ch.leases, r.Leases, len(r.Leases) == 0}} {
 		if part.none {
 			continue
 		}
 		var err error
 		if *part.text, err = toJSON(part.from); err != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits, usage and denied calls: %w", ch.what(), err)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits, usage, denied calls and leases: %w", ch.what(), err)
 		}
 	}
 	return nil
@@ -471,7 +473,7 @@ func (w *writer) execInsert(ch *change) error {
 
 // collision says what of r another job has already.
 func (w *writer) collision(r *Record) error {
-	err := joblet.Errorf(joblet.AlreadyExists, "record job: %s has a job with the idempotency key %s", r.Owner, printable(r.Spec.IdempotencyKey, 80))
+	err := joblet.Errorf(joblet.AlreadyExists, "record job: %s has a job with the idempotency key %s", r.Owner, joblet.PrintableStart(r.Spec.IdempotencyKey, 80))
 	if lookupErr := query(w.taken, func(*sqlite.Stmt) error {
 		err = joblet.Errorf(joblet.AlreadyExists, "record job: a job with the id %s exists", r.ID)
 		return nil
@@ -516,6 +518,7 @@ func bindState(stmt *sqlite.Stmt, ch *change) {
 	stmt.BindBool(20, r.OutOfMemory)
 	stmt.BindText(21, ch.denied)
 	stmt.BindText(22, r.ID)
+	stmt.BindText(31, ch.leases)
 }
 
 // bindOptional binds a text, or NULL for an empty one.

@@ -89,9 +89,8 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*n
 	if err != nil {
 		return nil, err
 	}
-	run.Trees, run.Links, run.Files, run.Covers, run.Home = nil, nil, nil, nil, "" // the job has them
 	run.Env = append(run.Env, jobVariables(v.job)...)
-	run.StdinStream = e.Stdin && run.Terminal == nil
+	run.Stdin.Stream = e.Stdin && e.Terminal == (joblet.WindowSize{})
 	x, err := s.engine.Exec(ctx, v.proc, run)
 	se, ok := errors.AsType[*native.StartError](err)
 	switch {

@@ -208,7 +208,7 @@ func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 			}
 			continue
 		}
-		if _, err := f.s.await(ctx, l, func(w view) bool { return w.changed != v.changed }); err != nil {
+		if _, err := f.s.await(ctx, l, func(w view) bool { return w.seq != v.seq }); err != nil {
 			return joblet.Job{}, err
 		}
 	}

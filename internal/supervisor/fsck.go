@@ -729,7 +729,7 @@ func (f *fsck) checkHost() (err error) {
 			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which takes it over"
 			f.left("", fmt.Sprintf("box %s: its shim runs, and no job has it", joblet.ShortID(id)), "the next daemon takes its job over, or ends it")
 		default:
-			f.found("", fmt.Sprintf("box %s: its cgroups are left, and no job has it", joblet.ShortID(id)), func() error { return e.Release(id, 0) })
+			f.found("", fmt.Sprintf("box %s: its cgroups are left, and no job has it", joblet.ShortID(id)), func() error { return e.Release(id, nil) })
 		}
 	}
 	return f.ctx.Err()

@@ -27,7 +27,7 @@ func TestRecoverSilent(t *testing.T) {
 	ids := make([]string, n)
 	var boxes []*native.Box
 	for i := range n {
-		box, err := e.Take()
+		box, err := e.Take(t.Context(), nil)
 		s.check(err)
 		boxes = append(boxes, box)
 		ids[i] = joblet.NewID()

@@ -17,6 +17,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox"
+	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -39,9 +41,11 @@ type jobFile struct {
 	Parent    string      `json:"parent,omitempty"`
 	Spec      joblet.Spec `json:"spec"` // secrets masked
 
-	Attempt int    `json:"attempt,omitempty"` // the latest, and where it runs
-	Box     string `json:"box,omitempty"`
-	IDBase  uint32 `json:"id_base,omitempty"`
+	Attempt int            `json:"attempt,omitempty"` // the latest, and where it runs
+	Box     string         `json:"box,omitempty"`
+	Leases  sandbox.Leases `json:"leases,omitempty"` // on what that holds of the host
+	// IDBase is of earlier versions, which had no leases.
+	IDBase uint32 `json:"id_base,omitempty"`
 
 	// End is how a job ended that did not run, or did not run again: no exit
 	// record says so.
@@ -60,7 +64,7 @@ type jobEnd struct {
 func (s *Supervisor) noteJob(rec store.Record) error {
 	f := jobFile{
 		ID: rec.ID, Owner: rec.Owner, Created: rec.Created, Scheduled: rec.Scheduled, Parent: rec.Parent, Spec: rec.Spec.Redacted(),
-		Attempt: rec.Attempt, Box: rec.Box, IDBase: rec.IDBase,
+		Attempt: rec.Attempt, Box: rec.Box, Leases: rec.Leases,
 	}
 	if rec.State.Final() {
 		f.End = &jobEnd{rec.State, rec.Ended, rec.Reason, rec.Failure, rec.Exit}
@@ -172,6 +176,23 @@ func readJobFile(dir string) (f jobFile, err error) {
 		return jobFile{}, fmt.Errorf("%w: %s is not of job %s", errDamaged, jobFileName, joblet.ShortID(id))
 	}
 	return f, nil
+}
+
+// held returns what the latest attempt holds of the host.
+func (f jobFile) held() (leases sandbox.Leases, idBase uint32) {
+	if f.Leases == nil {
+		return nil, f.IDBase
+	}
+	return f.Leases, native.IDBase(f.Leases)
+}
+
+// leasesOf returns what a record's latest attempt holds of the host. Records of earlier
+// versions have no leases but the first of its ids.
+func leasesOf(rec store.Record) sandbox.Leases {
+	if rec.Leases == nil {
+		return native.IDLease(rec.IDBase)
+	}
+	return rec.Leases
 }
 
 // traces are what a job's directory shows of its runs.

@@ -7,6 +7,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/queue"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
@@ -33,26 +35,26 @@ func (s *Supervisor) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
 	return s.engine.FitLimits(l)
 }
 
-// limit gives a run the limits of its job.
-func (s *Supervisor) limit(run *native.Run, l joblet.Limits) error {
-	devices, err := s.devices(run.Trees, l)
-	if err != nil {
-		return err
+// ioDevices is devices for a plan.
+func (s *Supervisor) ioDevices(mounts []sandbox.Mount, l joblet.Limits) ([]sandbox.BlockDevice, error) {
+	devices, err := s.devices(mounts, l)
+	var all []sandbox.BlockDevice
+	for _, d := range devices {
+		all = append(all, sandbox.BlockDevice(d))
 	}
-	run.SetLimits(l, devices)
-	return nil
+	return all, err
 }
 
 // devices returns those that hold a job's files, if there are limits on what goes
 // there: its programs, and what came along with it. (What it writes is in
 // memory.)
-func (s *Supervisor) devices(trees []native.Tree, l joblet.Limits) ([]cgroup.Device, error) {
+func (s *Supervisor) devices(mounts []sandbox.Mount, l joblet.Limits) ([]cgroup.Device, error) {
 	if a, b, c, d := l.Rates(); a|b|c|d == 0 {
 		return nil, nil
 	}
 	paths := []string{s.jobsDir()}
-	for _, t := range trees {
-		paths = append(paths, string(t.Source))
+	for _, m := range mounts {
+		paths = append(paths, m.Source)
 	}
 	devices, err := cgroup.Devices(paths...)
 	if err != nil {
@@ -177,7 +179,7 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		devices, err := s.devices(run.Trees, granted)
+		devices, err := s.devices(run.Mounts, granted)
 		if err != nil {
 			return joblet.Job{}, err
 		}
@@ -191,7 +193,8 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s began or ended to run as its limits were changed: try again", short)
 	}
 	live.rec.Spec.Limits = granted
-	live.tell()
+	live.item.Needs[queue.Memory] = granted.MemoryBytes
+	s.changed(live)
 	s.mu.Unlock()
 	if err := s.save(live, true); err != nil {
 		return joblet.Job{}, err

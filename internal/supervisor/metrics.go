@@ -182,30 +182,15 @@ type run struct {
 func (s *Supervisor) runs() (runs []run, jobs metrics.Jobs) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	jobs.Ready, jobs.Scheduled = len(s.ready), len(s.timers)
+	jobs.Ready, jobs.Scheduled, jobs.Blocked = s.queue.Counts()
 	for id, l := range s.live {
 		rec := &l.rec
 		jobs.States[rec.State]++
-		if rec.State == joblet.Pending && l.blocked > 0 {
-			jobs.Blocked++
-		}
 		if l.gauge != nil {
 			runs = append(runs, run{id, rec.Spec.Name, rec.Started, l.gauge, rec.Spec.Limits.MemoryBytes})
 		}
 	}
 	return runs, jobs
-}
-
-// countStart tells the metrics that a run has begun. Supervisor.mu is held.
-func (s *Supervisor) countStart(l *live) {
-	if s.cfg.Metrics == nil || l.begun.IsZero() {
-		return
-	}
-	var queued time.Duration
-	if !l.readied.IsZero() {
-		queued = l.begun.Sub(l.readied)
-	}
-	s.cfg.Metrics.Started(queued, time.Since(l.begun))
 }
 
 // countEnd tells the metrics of a run that is over. g is nil if it ended while no

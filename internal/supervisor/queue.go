@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,9 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/schedule"
 	"github.com/joblet/joblet/internal/store"
@@ -20,36 +21,6 @@ import (
 // maxWaiting bounds how many jobs may wait: each is held in memory.
 const maxWaiting = 20_000
 
-// readyHeap holds the jobs that only wait for a place: by priority, then age.
-type readyHeap []*live
-
-func (h readyHeap) Len() int      { return len(h) }
-func (h readyHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *readyHeap) Push(x any)   { *h = append(*h, x.(*live)) }
-func (h *readyHeap) Pop() any     { return pop((*[]*live)(h)) }
-func (h readyHeap) Less(i, j int) bool {
-	a, b := &h[i].rec, &h[j].rec
-	if a.Spec.Priority != b.Spec.Priority {
-		return a.Spec.Priority > b.Spec.Priority
-	}
-	return older(a, b)
-}
-
-// timerHeap holds the SCHEDULED jobs, the next one first.
-type timerHeap []*live
-
-func (h timerHeap) Len() int      { return len(h) }
-func (h timerHeap) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
-func (h *timerHeap) Push(x any)   { *h = append(*h, x.(*live)) }
-func (h *timerHeap) Pop() any     { return pop((*[]*live)(h)) }
-func (h timerHeap) Less(i, j int) bool {
-	a, b := &h[i].rec, &h[j].rec
-	if !a.Scheduled.Equal(b.Scheduled) {
-		return a.Scheduled.Before(b.Scheduled)
-	}
-	return older(a, b)
-}
-
 func older(a, b *store.Record) bool {
 	if !a.Created.Equal(b.Created) {
 		return a.Created.Before(b.Created)
@@ -57,38 +28,12 @@ func older(a, b *store.Record) bool {
 	return a.ID < b.ID
 }
 
-func pop(h *[]*live) *live {
-	last := len(*h) - 1
-	l := (*h)[last]
-	(*h)[last] = nil
-	*h = (*h)[:last]
-	return l
-}
-
-// waiter is a job that waits for the end of another.
-type waiter struct {
-	live   *live
-	anyEnd bool // however that ends, and not only COMPLETED
-}
-
-// hasPlace reports whether one more job may run. Supervisor.mu is held.
-func (s *Supervisor) hasPlace() bool {
-	return s.cfg.MaxConcurrent <= 0 || s.busy < s.cfg.MaxConcurrent
-}
-
-// freePlace gives back the place of a job that does not run any more.
-func (s *Supervisor) freePlace() {
+// freePlace gives back what a job has taken that does not run any more.
+func (s *Supervisor) freePlace(l *live) {
 	s.mu.Lock()
-	s.busy--
+	s.queue.Release(&l.item)
 	s.mu.Unlock()
-	s.nudge()
-}
-
-func (s *Supervisor) nudge() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
+	s.events.Publish(events.Event{Kind: events.Freed, Job: l.item.ID})
 }
 
 // plan finds out when a new job is to run, and puts the names in what it waits
@@ -133,7 +78,7 @@ func (s *Supervisor) enqueueNew(ctx context.Context, l *live) (joblet.Job, error
 		l.rec.State = joblet.Scheduled
 	}
 	s.mu.Lock()
-	full := len(s.live)-s.busy >= maxWaiting
+	full := len(s.live)-int(s.queue.Used(queue.Slots)) >= maxWaiting
 	s.mu.Unlock()
 	if full {
 		return joblet.Job{}, joblet.Errorf(joblet.ResourceExhausted, "%d jobs wait already: try again when some have run", maxWaiting)
@@ -160,7 +105,6 @@ func (s *Supervisor) enqueue(l *live) {
 	for {
 		unknown := s.tryEnqueue(l)
 		if unknown == "" {
-			s.nudge()
 			return
 		}
 		rec, err := s.store.Get(s.ctx, unknown)
@@ -196,7 +140,7 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 	switch rec.State {
 	case joblet.Pending:
 	case joblet.Scheduled:
-		heap.Push(&s.timers, l)
+		s.schedule(l)
 		return ""
 	default: // it was canceled on its way here
 		return ""
@@ -205,8 +149,7 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 		s.makeReady(l)
 		return ""
 	}
-	var wait []waiter
-	var on []string
+	var on []queue.Dependency
 	for _, id := range rec.Spec.DependsOn {
 		other := s.live[id]
 		switch {
@@ -215,21 +158,19 @@ func (s *Supervisor) tryEnqueue(l *live) (unknown string) {
 			return id
 		case other.rec.State == joblet.Completed:
 		default: // its end, too, counts once it is durable
-			wait, on = append(wait, waiter{live: l}), append(on, id)
+			on = append(on, queue.Dependency{On: id})
 		}
 	}
 	if before := s.runBefore(l); before != nil {
-		wait, on = append(wait, waiter{live: l, anyEnd: true}), append(on, before.rec.ID)
+		on = append(on, queue.Dependency{On: before.rec.ID, AnyEnd: true})
 	}
-	for i, id := range on {
-		s.waiters[id] = append(s.waiters[id], wait[i])
-	}
-	if l.blocked = len(on); l.blocked > 0 {
-		for i := range on {
-			on[i] = joblet.ShortID(on[i])
+	if s.queue.Block(&l.item, on); len(on) > 0 {
+		var names []string
+		for _, d := range on[:min(len(on), 5)] {
+			names = append(names, joblet.ShortID(d.On))
 		}
-		rec.Reason = "waits for " + strings.Join(on[:min(len(on), 5)], ", ")
-		l.tell()
+		rec.Reason = "waits for " + strings.Join(names, ", ")
+		s.changed(l)
 		return ""
 	}
 	s.makeReady(l)
@@ -253,35 +194,33 @@ func (s *Supervisor) runBefore(l *live) (before *live) {
 
 // makeReady lets the job wait for a place. Supervisor.mu is held.
 func (s *Supervisor) makeReady(l *live) {
-	heap.Push(&s.ready, l)
 	l.readied = time.Now()
 	l.rec.Reason = ""
-	if !s.hasPlace() {
-		l.rec.Reason = fmt.Sprintf("waits for its turn: %d jobs run, which is the limit", s.busy)
+	if _, lacking := s.queue.Lacks(&l.item); lacking { // slots are all that is limited
+		l.rec.Reason = fmt.Sprintf("waits for its turn: %d jobs run, which is the limit", s.queue.Used(queue.Slots))
 	}
-	l.tell()
+	s.queue.Ready(&l.item)
+	s.changed(l)
+	s.events.Publish(events.Event{Kind: events.Queued, Job: l.rec.ID})
+}
+
+// schedule lets the job wait for its time. Supervisor.mu is held.
+func (s *Supervisor) schedule(l *live) {
+	s.queue.Schedule(&l.item, l.rec.Scheduled)
+	s.events.Publish(events.Event{Kind: events.Queued, Job: l.rec.ID})
 }
 
 // releaseWaiters tells the jobs that wait for one that it has ended.
 func (s *Supervisor) releaseWaiters(job joblet.Job) {
 	s.mu.Lock()
-	var canceled []*live
-	for _, w := range s.waiters[job.ID] {
-		if w.live.rec.State != joblet.Pending || w.live.starting {
-			continue // it was canceled meanwhile
-		}
-		if job.State != joblet.Completed && !w.anyEnd {
-			canceled = append(canceled, w.live)
-		} else if w.live.blocked--; w.live.blocked == 0 {
-			s.makeReady(w.live)
-		}
+	freed, canceled := s.queue.Finished(job.ID, job.State == joblet.Completed)
+	for _, l := range freed {
+		s.makeReady(l)
 	}
-	delete(s.waiters, job.ID)
 	s.mu.Unlock()
 	for _, l := range canceled {
 		s.cancelWaiting(l, fmt.Sprintf("job %s, on which it depends, is %v", joblet.ShortID(job.ID), job.State))
 	}
-	s.nudge()
 }
 
 // cancelWaiting ends a job that waits, and reports whether it still did.
@@ -292,7 +231,7 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 		return false
 	}
 	l.starting = true // nobody else may end or run it
-	s.dropWaiting(l)
+	s.queue.Remove(&l.item)
 	end := l.rec
 	s.mu.Unlock()
 	end.State = joblet.Canceled
@@ -311,19 +250,19 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 		defer close(done)
 		s.endWithoutRun(l, end)
 	})
-	for { // on a full disk not until it is recorded
-		v := s.look(l)
-		if v.stuck != nil {
-			return true
-		}
+	changes := s.events.Subscribe(s.events.Last(), events.Filter{Job: l.item.ID, Kinds: events.Changed})
+	defer changes.Close()
+	for s.look(l).stuck == nil { // on a full disk not until it is recorded
 		select {
 		case <-done:
 			return true
-		case <-v.changed:
+		case <-changes.Ready():
+			drain(changes)
 		case <-s.ctx.Done():
 			return true
 		}
 	}
+	return true
 }
 
 // endWithoutRun ends a job that this goroutine has claimed (live.starting). There
@@ -349,33 +288,14 @@ func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
 	} // else the daemon stops, and the next one has the job as it was
 }
 
-// dropWaiting takes the job out of the heaps. Supervisor.mu is held.
-func (s *Supervisor) dropWaiting(l *live) {
-	if i := slices.Index(s.ready, l); i >= 0 {
-		heap.Remove(&s.ready, i)
-	}
-	if i := slices.Index(s.timers, l); i >= 0 {
-		heap.Remove(&s.timers, i)
-	}
-}
-
-// clockCheck is how often the queue looks at the clock when nothing is due:
-// somebody may have set it.
-const clockCheck = time.Minute
-
 // runQueue is the goroutine that starts what waits, when it may.
 func (s *Supervisor) runQueue() {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		timer.Reset(s.startDue(time.Now()))
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.wake:
-		case <-timer.C:
-		}
-	}
+	changes := s.events.Subscribe(s.events.Last(), events.Filter{Kinds: events.Queued | events.Freed})
+	defer changes.Close()
+	queue.Run(s.ctx, changes.Ready(), func(now time.Time) time.Duration {
+		drain(changes)
+		return s.startDue(now)
+	})
 }
 
 // startDue starts what may run now and returns when to look again.
@@ -384,28 +304,25 @@ func (s *Supervisor) startDue(now time.Time) time.Duration {
 		s.mu.Lock()
 		if s.closing {
 			s.mu.Unlock()
-			return clockCheck
+			return queue.ClockCheck
 		}
-		if len(s.timers) > 0 && !s.timers[0].rec.Scheduled.After(now) {
-			l := heap.Pop(&s.timers).(*live)
+		if l, ok := s.queue.Due(now); ok {
 			s.mu.Unlock()
 			s.due(l, now)
 			continue
 		}
-		if len(s.ready) > 0 && s.hasPlace() {
-			l := heap.Pop(&s.ready).(*live)
-			s.busy++
+		if l, ok := s.queue.Next(); ok {
 			l.starting, l.begun = true, time.Now()
 			s.work.Go(func() { s.launch(l) })
 			s.mu.Unlock()
 			continue
 		}
-		next := clockCheck
-		if len(s.timers) > 0 {
-			next = min(next, s.timers[0].rec.Scheduled.Sub(now))
-		}
+		next, ok := s.queue.NextDue()
 		s.mu.Unlock()
-		return next
+		if !ok {
+			return queue.ClockCheck
+		}
+		return next.Sub(now)
 	}
 }
 
@@ -466,8 +383,8 @@ func (s *Supervisor) fire(l *live, now time.Time) {
 		return
 	}
 	l.rec.Scheduled = next
-	heap.Push(&s.timers, l)
-	l.tell()
+	s.schedule(l)
+	s.changed(l)
 	s.mu.Unlock()
 	if err := s.save(l, false); err != nil && s.ctx.Err() == nil {
 		s.cfg.Log.Error("record a repeated job's next time", "job", parent.ID, "error", err)
@@ -566,7 +483,7 @@ func (s *Supervisor) tryLaunch(l *live) (*native.Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	box, err := s.engine.Take()
+	box, err := s.engine.Take(s.ctx, run)
 	if err != nil {
 		return nil, &transientError{err}
 	}
@@ -594,7 +511,7 @@ func (s *Supervisor) failLaunch(l *live, cause error) {
 	end := l.rec
 	s.mu.Unlock()
 	end.State, end.Reason, end.Failure = joblet.Failed, joblet.Shorten(cause.Error()), joblet.KindOf(cause)
-	s.freePlace()
-	s.cfg.Metrics.NotStarted(end.Failure)
+	s.freePlace(l)
+	s.notStarted(l, end.Failure)
 	s.endWithoutRun(l, end)
 }

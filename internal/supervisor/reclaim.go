@@ -177,7 +177,8 @@ func fromDir(dir string) (rec store.Record, began bool, err error) {
 		return rec, false, nil
 	}
 	if known && f.Attempt == rec.Attempt {
-		rec.Box, rec.IDBase = f.Box, f.IDBase
+		rec.Box = f.Box
+		rec.Leases, rec.IDBase = f.held()
 	}
 	if err := rerunHistory(&rec.Job, dir); err != nil {
 		return rec, true, err
@@ -268,9 +269,10 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 		rec.Spec.SecretEnv = secrets
 		// Its latest run is concluded as one that ended while no daemon ran.
 		rec.State, rec.Exit, rec.Reason, rec.Ended = joblet.Running, nil, "", time.Time{}
-		rec.Box, rec.IDBase = joblet.NewID(), 0 // of which there is no shim
+		rec.Box, rec.IDBase, rec.Leases = joblet.NewID(), 0, nil // of which there is no shim
 		if known && f.Attempt == rec.Attempt {
-			rec.Box, rec.IDBase = f.Box, f.IDBase
+			rec.Box = f.Box
+			rec.Leases, rec.IDBase = f.held()
 		}
 		if box != "" {
 			rec.Box = box

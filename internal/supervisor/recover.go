@@ -18,6 +18,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
@@ -130,7 +131,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	if s.where.elsewhere != "" && len(unfinished) > 0 {
 		s.cfg.Log.Warn("no recorded job is taken for a running one", "because", s.where.elsewhere)
 	}
-	known := map[string]bool{}
+	held := map[string]sandbox.Leases{} // by box
 	var all []*live
 	for _, rec := range unfinished {
 		if rec.Box == "" && rec.State.Alive() { // recorded by a version whose boxes had the jobs' ids
@@ -143,7 +144,10 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		if rec = l.rec; rec.State.Final() {
 			continue
 		}
-		known[rec.Box] = true
+		held[rec.Box] = nil
+		if rec.State.Alive() { // its processes may be there, found or not
+			held[rec.Box] = leasesOf(rec)
+		}
 		if err := s.unseal(l); err != nil {
 			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
 			l.rec.Reason = err.Error()
@@ -155,17 +159,13 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		}
 		all = append(all, l)
 	}
+	if err := s.engine.Sweep(ctx, held); err != nil { // spares, and jobs that nobody was promised
+		s.cfg.Log.Error("release what a former daemon left", "error", err)
+	}
 	waiting, over, err := s.recoverJobs(all)
 	if err != nil {
 		return err
 	}
-	boxes = slices.DeleteFunc(boxes, func(id string) bool { return known[id] })
-	inParallel(boxes, func(id string) { // a spare, or a job that nobody was promised
-		if err := s.engine.Release(id, 0); err != nil {
-			s.cfg.Log.Error("release what a former daemon left", "box", id, "error", err)
-		}
-		fault.Point("recover.released")
-	})
 	s.settleAll(over)
 	for _, l := range waiting {
 		switch {
@@ -306,11 +306,9 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 		return recoveredWaits, nil
 	}
 	s.mu.Lock()
-	s.busy++
+	s.queue.Occupy(&l.item)
 	l.apart = s.where.elsewhere
 	s.mu.Unlock()
-	// Its processes may be there, found or not: no other job gets its ids meanwhile.
-	s.engine.Claim(rec.IDBase)
 	proc, err := s.adopt(rec.Box, by)
 	if err == nil {
 		s.adopted(l, proc)
@@ -338,9 +336,9 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 			s.cfg.Log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
 		}
 		s.mu.Lock()
-		s.busy--
+		s.queue.Release(&l.item)
 		s.mu.Unlock()
-		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase = "", 0 })
+		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase, r.Leases = "", 0, nil })
 		if err := s.save(l, true); err != nil { // on a full disk, say; it is recorded again before it runs
 			s.cfg.Log.Error("record that a job waits", "job", rec.ID, "error", err)
 		}
@@ -367,13 +365,13 @@ func (s *Supervisor) adopt(box string, by time.Time) (*native.Process, error) {
 // job of which this one is a copy.
 func (s *Supervisor) release(l *live) error {
 	s.mu.Lock()
-	box, base, apart := l.rec.Box, l.rec.IDBase, l.apart
+	box, leases, apart := l.rec.Box, leasesOf(l.rec), l.apart
 	l.apart = "" // its next box is ours
 	s.mu.Unlock()
 	if apart != "" && s.where.copied {
 		return nil
 	}
-	return s.engine.Release(box, base)
+	return s.engine.Release(box, leases)
 }
 
 // adopted notes that a former daemon's job runs.
@@ -391,7 +389,7 @@ func (s *Supervisor) adopted(l *live, proc *native.Process) {
 	l.proc = proc
 	l.gauge = newGauge(proc, s.jobDir(l.rec.ID), unknown)
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
-	l.tell()
+	s.changed(l)
 	stopping := l.rec.State == joblet.Stopping
 	if stopping && l.stop == nil {
 		l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
@@ -40,11 +41,16 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*native.Run, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open runtime %s: %w", spec.Runtime, err)
 	}
-	run := native.NewRun(v)
-	if err := run.SetSecurity(spec.Security); err != nil {
-		return nil, err
+	plan := sandbox.Plan{
+		Mounts: v.Mounts, Dirs: v.Dirs, Links: v.Links,
+		Command: spec.Command, Args: spec.Args, WorkDir: spec.WorkDir, Init: spec.Init,
+		Terminal: spec.Terminal, MergeOutput: spec.MergeOutput,
+		Security: spec.Security, Limits: spec.Limits,
+		Timeout: spec.Timeout, Grace: joblet.DefaultGrace,
+		LogMaxBytes: cmp.Or(spec.LogMax, joblet.DefaultLogMax), LogShrinks: s.cfg.LogShrinks,
+		WorkMaxBytes: cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes),
 	}
-	user, home := run.AddUser()
+	user, home := native.AddUser(&plan)
 	env := map[string]string{"PATH": strings.Join(append([]string{native.DefaultPath}, v.Path...), ":"), "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
 	maps.Copy(env, runtimeEnv)
 	if spec.Terminal != (joblet.WindowSize{}) {
@@ -52,21 +58,16 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*native.Run, error) {
 	}
 	maps.Copy(env, spec.Env)
 	maps.Copy(env, spec.SecretEnv)
-	run.Command, run.Args, run.WorkDir, run.Init = spec.Command, spec.Args, spec.WorkDir, spec.Init
-	run.MergeOutput = spec.MergeOutput
-	run.Path = env["PATH"]
+	plan.Path = env["PATH"]
 	for _, name := range slices.Sorted(maps.Keys(env)) {
-		run.Env = append(run.Env, name+"="+env[name])
+		plan.Env = append(plan.Env, name+"="+env[name])
 	}
-	run.TimeoutNanos = int64(spec.Timeout)
-	run.GraceNanos = int64(joblet.DefaultGrace)
-	run.LogMaxBytes = cmp.Or(spec.LogMax, joblet.DefaultLogMax)
-	run.LogShrinks = s.cfg.LogShrinks
-	run.WorkMaxBytes = cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes)
-	if t := spec.Terminal; t != (joblet.WindowSize{}) {
-		run.Terminal = &native.WindowSize{Rows: uint16(t.Rows), Columns: uint16(t.Columns)}
+	run, err := native.Compile(plan)
+	if err != nil {
+		return nil, err
 	}
-	return run, s.limit(run, spec.Limits)
+	run.IODevices, err = s.ioDevices(run.Mounts, spec.Limits)
+	return run, err
 }
 
 // prepare adds to run what it is of one job: its directory, name and input.
@@ -74,12 +75,11 @@ func (s *Supervisor) prepare(run *native.Run, job joblet.Job) error {
 	run.Dir = s.jobDir(job.ID)
 	run.Attempt = job.Attempt
 	// Not the short id alone: one of digits would be a number of a host (inet_aton(3)).
-	run.Hostname = "job-" + joblet.ShortID(job.ID)
-	run.Files = append(run.Files, native.IdentityFiles(run.Hostname)...)
+	run.Network.Hostname = "job-" + joblet.ShortID(job.ID)
 	run.Env = append(run.Env, jobVariables(job)...)
-	run.StdinStream = job.Spec.Stdin == joblet.StdinStream
+	run.Stdin.Stream = job.Spec.Stdin == joblet.StdinStream
 	if job.Spec.Stdin == joblet.StdinFile {
-		run.StdinPath = filepath.Join(run.Dir, stdinName)
+		run.Stdin.Path = filepath.Join(run.Dir, stdinName)
 	}
 	if len(job.Spec.Uploads) > 0 {
 		run.FilesPath = filepath.Join(run.Dir, filesName)

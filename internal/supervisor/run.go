@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
@@ -113,7 +114,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_
 			s.use(spec.Runtime, -1)
 			return
 		}
-		s.cfg.Metrics.Accepted()
+		s.events.Publish(events.Event{Kind: events.Accepted, Job: rec.ID})
 	}()
 	run, err := s.resolve(spec) // also for a job that runs later: better told now
 	if err != nil {
@@ -128,11 +129,11 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_
 		return s.enqueueNew(context.WithoutCancel(ctx), l)
 	}
 	defer s.work.Done()
-	box, err := s.engine.Take()
+	box, err := s.engine.Take(context.WithoutCancel(ctx), run)
 	if err != nil {
 		s.forget(l)
-		s.freePlace()
-		s.cfg.Metrics.NotStarted(joblet.KindOf(err))
+		s.freePlace(l)
+		s.notStarted(l, joblet.KindOf(err))
 		return joblet.Job{}, err
 	}
 	s.becomeStarting(l, box)
@@ -149,10 +150,9 @@ func (s *Supervisor) mayStart(l *live) bool {
 	defer s.mu.Unlock()
 	secrets := len(l.rec.Spec.SecretEnv) > 0 && l.rec.Spec.Retries > 0
 	if s.closing || !l.rec.Scheduled.IsZero() || secrets || l.rec.Spec.IdempotencyKey != "" || len(l.rec.Spec.DependsOn) > 0 ||
-		len(s.ready) > 0 || !s.hasPlace() || s.hasMany(l) || s.holdsMuch(l) {
+		s.hasMany(l) || s.holdsMuch(l) || !s.queue.Admit(&l.item) {
 		return false
 	}
-	s.busy++
 	l.begun = l.rec.Created
 	s.keep(l)
 	s.work.Add(1)
@@ -163,7 +163,7 @@ func (s *Supervisor) mayStart(l *live) bool {
 func (s *Supervisor) becomeStarting(l *live, box *native.Box) store.Record {
 	return s.become(l, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
-		r.Box, r.IDBase = box.ID, box.IDBase
+		r.Box, r.IDBase, r.Leases = box.ID, box.IDBase, box.Leases
 		r.Started, r.Ended, r.Exit, r.Reason, r.PID, r.WorkBytes = time.Time{}, time.Time{}, nil, "", 0, 0
 		r.Usage, r.OutOfMemory, r.Denied = joblet.Usage{}, false, nil
 		l.over = make(chan struct{})
@@ -208,8 +208,8 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *n
 		}
 		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)+deletingSuffix))
 		s.forget(l)
-		s.freePlace()
-		s.cfg.Metrics.NotStarted(joblet.KindOf(err))
+		s.freePlace(l)
+		s.notStarted(l, joblet.KindOf(err))
 		return joblet.Job{}, joinKind(err, undo...)
 	}
 	job := s.running(l, proc)
@@ -259,8 +259,8 @@ func (s *Supervisor) keepFailed(l *live, cause error) {
 		l.onDisk = true
 		l.endRun()
 	})
-	s.freePlace()
-	s.cfg.Metrics.NotStarted(end.Failure)
+	s.freePlace(l)
+	s.notStarted(l, end.Failure)
 	s.use(end.Spec.Runtime, 1) // as a job that was accepted has, until its end
 	s.background(func() {
 		if s.persist(l, func() error { return s.save(l, true) }) {
@@ -354,13 +354,22 @@ func joinKind(err error, more ...error) error {
 
 // running notes that the job's command runs.
 func (s *Supervisor) running(l *live, proc *native.Process) joblet.Job {
+	started := events.Event{Kind: events.Started, Job: l.item.ID}
 	job := s.become(l, joblet.Running, func(r *store.Record) {
 		l.proc, l.starting = proc, false
 		l.gauge = newGauge(proc, s.jobDir(r.ID), r.LogBytes)
 		r.PID, r.IDBase = proc.PID, proc.IDBase
 		r.Started = proc.Started
-		s.countStart(l)
+		if l.begun.IsZero() {
+			return // another daemon has counted it
+		}
+		if started.Starting = time.Since(l.begun); !l.readied.IsZero() {
+			started.Queued = l.begun.Sub(l.readied)
+		}
 	}).Job
+	if started.Starting > 0 {
+		s.events.Publish(started)
+	}
 	job.Spec = job.Spec.Redacted()
 	return job
 }
@@ -505,11 +514,11 @@ func (s *Supervisor) settle(l *live) {
 		// Durable before it runs again: launch sees to that.
 		s.persist(l, func() error { return s.save(l, true) })
 		fault.Point("retry.recorded")
-		s.freePlace()
+		s.freePlace(l)
 		s.enqueue(l)
 		return
 	}
-	s.freePlace()
+	s.freePlace(l)
 	if !s.persist(l, func() error { return s.save(l, true) }) {
 		return // the daemon stops first: recover does it
 	}
@@ -530,7 +539,7 @@ func (s *Supervisor) releaseLater(rec store.Record) bool {
 			return false // the next daemon does it
 		case <-time.After(releaseEvery):
 		}
-		if s.engine.Release(rec.Box, rec.IDBase) == nil {
+		if s.engine.Release(rec.Box, leasesOf(rec)) == nil {
 			return true
 		}
 	}
@@ -568,9 +577,8 @@ func (s *Supervisor) finish(l *live, rec store.Record) {
 	s.mu.Lock()
 	s.drop(l) // who comes from now on to wait for it looks into the database
 	l.settled = true
-	l.tell()
+	l.seq = s.events.Publish(events.Event{Kind: events.Settled, Job: rec.ID, To: rec.State})
 	s.mu.Unlock()
-	s.cfg.Metrics.Ended(rec.State)
 	s.releaseWaiters(rec.Job)
 	fault.Point("end.told")
 }
@@ -609,7 +617,7 @@ func (s *Supervisor) setStuck(l *live, err error) {
 	defer s.mu.Unlock()
 	if l.stuck != err {
 		l.stuck = err
-		l.tell()
+		s.changed(l)
 	}
 }
 

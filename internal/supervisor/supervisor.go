@@ -25,10 +25,12 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/metrics"
+	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/store"
@@ -72,7 +74,7 @@ type Supervisor struct {
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the goroutines: one per running job, and the queue's
-	wake   chan struct{}  // the queue has something to look at
+	events *events.Feed   // what happens to jobs; published to with or without mu
 	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
 
 	mu       sync.Mutex // protects what follows
@@ -82,10 +84,7 @@ type Supervisor struct {
 	maxHeld  int            // of one owner
 	maxStdin int64          // of one job, as a file
 	using    map[string]int // runtime → jobs that have it, or are about to
-	busy     int            // jobs that hold a place among MaxConcurrent
-	ready    readyHeap      // PENDING jobs that only wait for a place
-	timers   timerHeap      // SCHEDULED jobs
-	waiters  map[string][]waiter
+	queue    *queue.Queue[*live]
 
 	onChange func(id string, from, to joblet.State) // for tests; called under mu
 }
@@ -96,11 +95,12 @@ type live struct {
 	saving sync.Mutex // held while the record is written; not under Supervisor.mu
 
 	rec      store.Record // its spec has the secrets
-	size     int          // of the spec
+	item     queue.Item[*live]
+	size     int // of the spec
 	proc     *native.Process
 	gauge    *gauge        // of proc
 	over     chan struct{} // closed when the latest run's output is complete
-	changed  chan struct{} // closed, and replaced, when anything changes
+	seq      uint64        // number of the latest event that a user may have noticed
 	starting bool          // it has a place and is about to run
 	silent   bool          // it runs under a shim of a former daemon's that does not answer
 	stop     *stopRequest  // of the latest run; nil: nobody has asked
@@ -111,7 +111,6 @@ type live struct {
 	settled  bool          // the database has its end
 	gone     bool          // it could not be started, and there is no such job
 	apart    string        // why its latest box was not looked for; empty: it was, or is this daemon's
-	blocked  int           // jobs that it waits for
 	met      []string      // jobs that it depends on and that had completed before it waited
 
 	// For the metrics: when it began to wait for a place, zero if it did not, and
@@ -120,7 +119,12 @@ type live struct {
 }
 
 func newLive(rec store.Record) *live {
-	return &live{rec: rec, size: specSize(rec.Spec), over: make(chan struct{}), changed: make(chan struct{}), hurry: make(chan struct{}, 1)}
+	l := &live{rec: rec, size: specSize(rec.Spec), over: make(chan struct{}), hurry: make(chan struct{}, 1)}
+	l.item = queue.Item[*live]{
+		Job: l, ID: rec.ID, Created: rec.Created, Priority: rec.Spec.Priority,
+		Needs: queue.Amounts{queue.Slots: 1, queue.Memory: rec.Spec.Limits.MemoryBytes},
+	}
+	return l
 }
 
 // Open recovers what a former daemon left and returns a Supervisor ready to
@@ -130,10 +134,12 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Supervisor{
-		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, maxStdin: maxStdin, using: map[string]int{}, waiters: map[string][]waiter{},
-		wake: make(chan struct{}, 1), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
+		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, maxStdin: maxStdin, using: map[string]int{},
+		queue: queue.New[*live](), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
 		observer: hostinfo.NewObserver(),
 	}
+	s.events = events.New(s.tap)
+	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	defer func() {
 		if err != nil {
@@ -380,8 +386,9 @@ func (s *Supervisor) Configure(cfg Config) {
 	s.cfg.MaxConcurrent, s.cfg.MaxPerOwner = cfg.MaxConcurrent, cfg.MaxPerOwner
 	s.cfg.Defaults, s.cfg.Ceiling = cfg.Defaults, cfg.Ceiling
 	s.cfg.Mirrors, s.cfg.BuildTimeout = cfg.Mirrors, cfg.BuildTimeout
+	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
 	s.mu.Unlock()
-	s.nudge()
+	s.events.Publish(events.Event{Kind: events.Freed})
 }
 
 // forget takes back admit: the job was never accepted.
@@ -390,13 +397,35 @@ func (s *Supervisor) forget(l *live) {
 	defer s.mu.Unlock()
 	s.drop(l)
 	l.gone = true
-	l.tell()
+	s.changed(l)
 }
 
-// tell wakes everybody who waits for a change of the job. Supervisor.mu is held.
-func (l *live) tell() {
-	close(l.changed)
-	l.changed = make(chan struct{})
+// changed publishes that something about the job is new. Supervisor.mu is held.
+func (s *Supervisor) changed(l *live) {
+	l.seq = s.events.Publish(events.Event{Kind: events.Detail, Job: l.rec.ID})
+}
+
+// tap counts an event for the metrics. The feed calls it for each one.
+func (s *Supervisor) tap(e events.Event) {
+	switch e.Kind {
+	case events.State:
+		if s.onChange != nil {
+			s.onChange(e.Job, e.From, e.To)
+		}
+	case events.Accepted:
+		s.cfg.Metrics.Accepted()
+	case events.Started:
+		s.cfg.Metrics.Started(e.Queued, e.Starting)
+	case events.NotStarted:
+		s.cfg.Metrics.NotStarted(e.Failure)
+	case events.Settled:
+		s.cfg.Metrics.Ended(e.To)
+	}
+}
+
+// notStarted publishes that the job's command could not be run.
+func (s *Supervisor) notStarted(l *live, cause joblet.Kind) {
+	s.events.Publish(events.Event{Kind: events.NotStarted, Job: l.item.ID, Failure: cause})
 }
 
 // endRun says that the latest run's output is complete. Supervisor.mu is held.
@@ -425,10 +454,7 @@ func (s *Supervisor) becomeLocked(l *live, next joblet.State, change func(*store
 	if change != nil {
 		change(&l.rec)
 	}
-	if s.onChange != nil {
-		s.onChange(l.rec.ID, from, next)
-	}
-	l.tell()
+	l.seq = s.events.Publish(events.Event{Kind: events.State, Job: l.rec.ID, From: from, To: next})
 	return l.rec
 }
 
@@ -475,8 +501,9 @@ type view struct {
 	job     joblet.Job // secrets masked
 	proc    *native.Process
 	over    <-chan struct{}
-	changed <-chan struct{}
-	ended   bool // and no crash takes that back
+	seq     uint64 // of the latest event that a user may have noticed
+	at      uint64 // of the latest event of all
+	ended   bool   // and no crash takes that back
 	settled bool
 	gone    bool
 	// starting: it neither waits nor runs, but is about to.
@@ -488,13 +515,14 @@ type view struct {
 func (s *Supervisor) look(l *live) view {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := view{ended: l.rec.State.Final() && (l.onDisk || l.settled), job: l.rec.Job, proc: l.proc, over: l.over, changed: l.changed, settled: l.settled, gone: l.gone, starting: l.starting, silent: l.silent, stuck: l.stuck}
+	v := view{ended: l.rec.State.Final() && (l.onDisk || l.settled), job: l.rec.Job, proc: l.proc, over: l.over, seq: l.seq, at: s.events.Last(), settled: l.settled, gone: l.gone, starting: l.starting, silent: l.silent, stuck: l.stuck}
 	v.job.Spec = v.job.Spec.Redacted()
 	return v
 }
 
 // await waits until done says so of a live job, and returns it as it is then.
 func (s *Supervisor) await(ctx context.Context, l *live, done func(view) bool) (view, error) {
+	var changes *events.Subscription
 	for {
 		v := s.look(l)
 		if v.gone {
@@ -503,13 +531,25 @@ func (s *Supervisor) await(ctx context.Context, l *live, done func(view) bool) (
 		if done(v) {
 			return v, nil
 		}
+		if changes == nil {
+			changes = s.events.Subscribe(v.at, events.Filter{Job: l.item.ID, Kinds: events.Changed})
+			defer changes.Close()
+		}
 		select {
-		case <-v.changed:
+		case <-changes.Ready():
+			drain(changes)
 		case <-ctx.Done():
 			return v, ctx.Err()
 		case <-s.ctx.Done():
 			return v, joblet.Errorf(joblet.Unavailable, "the daemon is stopping; job %s goes on", joblet.ShortID(v.job.ID))
 		}
+	}
+}
+
+// drain takes all events that there are: the caller looks at everything anew, which
+// makes up for a gap as well.
+func drain(changes *events.Subscription) {
+	for ok := true; ok; _, ok = changes.Next() {
 	}
 }
 

@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"bytes"
-	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,6 +20,7 @@ import (
 	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -167,8 +166,10 @@ func TestTransitions(t *testing.T) {
 			jobs := s.Active()
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			left = fmt.Sprintf("%d jobs, %d places, %d ready, %d timers, %d waiters, %d runtimes", jobs, s.busy, len(s.ready), len(s.timers), len(s.waiters), len(s.using))
-			return jobs+s.busy+len(s.ready)+len(s.timers)+len(s.waiters)+len(s.using) == 0
+			ready, timed, blocked := s.queue.Counts()
+			busy := int(s.queue.Used(queue.Slots))
+			left = fmt.Sprintf("%d jobs, %d places, %d ready, %d timed, %d blocked, %d runtimes", jobs, busy, ready, timed, blocked, len(s.using))
+			return jobs+busy+ready+timed+blocked+len(s.using) == 0
 		}) {
 			t.Errorf("left after all have ended: %s", left)
 		}
@@ -297,24 +298,6 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-func TestQueueOrder(t *testing.T) {
-	t.Parallel()
-	var h readyHeap
-	at := time.Unix(0, 1)
-	for i, priority := range []int{0, 5, 0, -5, 5} {
-		heap.Push(&h, newLive(store.Record{Job: joblet.Job{
-			ID: fmt.Sprint(i), Created: at.Add(time.Duration(i)), Spec: joblet.Spec{Priority: priority},
-		}}))
-	}
-	var got []string
-	for h.Len() > 0 {
-		got = append(got, heap.Pop(&h).(*live).rec.ID)
-	}
-	if want := []string{"1", "4", "0", "2", "3"}; !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
 func TestSecrets(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "key")
@@ -429,7 +412,7 @@ func TestStopWins(t *testing.T) {
 	s.enqueue(l)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.ready)+len(s.timers) != 0 {
+	if l.item.Waits() {
 		t.Error("a job that is being ended waits in the queue")
 	}
 }
@@ -465,7 +448,7 @@ func setStarting(s *Supervisor, l *live, starting bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	l.starting = starting
-	l.tell()
+	s.changed(l)
 }
 
 // TestEndStays: between the moment when a job's end is in the database and that when

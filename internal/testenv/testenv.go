@@ -19,17 +19,17 @@ import (
 	"time"
 )
 
-// Build builds joblet and rnx into dir; top is the module's directory. With race
-// the daemon has the race detector.
+// Build builds joblet and rnx into dir, and with race also joblet-race, the daemon with
+// the race detector; top is the module's directory.
 func Build(top, dir string, race bool) error {
-	joblet := []string{"build", "-o", filepath.Join(dir, "joblet")}
-	if race {
-		joblet = append(joblet, "-race")
-	}
-	for _, args := range [][]string{
+	commands := [][]string{
 		{"build", "-tags", "grpcnotrace", "-o", filepath.Join(dir, "rnx"), "./cmd/rnx"},
-		append(joblet, "./cmd/joblet"),
-	} {
+		{"build", "-tags", "grpcnotrace", "-o", filepath.Join(dir, "joblet"), "./cmd/joblet"},
+	}
+	if race {
+		commands = append(commands, []string{"build", "-race", "-o", filepath.Join(dir, "joblet-race"), "./cmd/joblet"})
+	}
+	for _, args := range commands {
 		cmd := exec.Command("go", args...)
 		cmd.Dir = top
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -3,10 +3,7 @@ package wire
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"strings"
-	"syscall"
 	"unicode/utf8"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -93,25 +90,11 @@ func ErrorToStatus(err error) (_ error, forLog bool) {
 		return status.Error(codes.Canceled, "the call was canceled"), false
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, "the call's time was up"), false
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return statusOf(joblet.ResourceExhausted, err), true
-	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return statusOf(joblet.ResourceExhausted, fmt.Errorf("%w: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", err)), true
-	case noFork(err):
-		return statusOf(joblet.ResourceExhausted, fmt.Errorf("%w: this host has no memory or no process left for it: try again when some jobs have ended", err)), true
-	case errors.Is(err, syscall.EROFS):
-		return statusOf(joblet.FailedPrecondition, err), true
 	}
 	if s, ok := status.FromError(err); ok { // gRPC's own: a broken stream
 		return bounded(s.Proto()), false
 	}
 	return statusOf(joblet.Internal, ErrInternal), true
-}
-
-// noFork reports whether a process could not be started for lack of room for it.
-func noFork(err error) bool {
-	failed, ok := errors.AsType[*fs.PathError](err)
-	return ok && failed.Op == "fork/exec" && (errors.Is(failed, syscall.EAGAIN) || errors.Is(failed, syscall.ENOMEM))
 }
 
 func statusOf(kind joblet.Kind, err error) error {

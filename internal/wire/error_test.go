@@ -6,11 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net/url"
-	"os"
 	"strings"
-	"syscall"
 	"testing"
 	"unicode/utf8"
 
@@ -73,12 +70,6 @@ func TestErrorsWithoutKind(t *testing.T) {
 		forLog  bool
 	}{
 		{errors.New("secret inner part"), codes.Internal, ErrInternal.Error(), true},
-		{fmt.Errorf("append: %w", syscall.ENOSPC), codes.ResourceExhausted, "append: " + syscall.ENOSPC.Error(), true},
-		{fmt.Errorf("build a box: %w", os.NewSyscallError("socketpair", syscall.EMFILE)), codes.ResourceExhausted,
-			"build a box: socketpair: too many open files: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", true},
-		{&fs.PathError{Op: "fork/exec", Path: "/proc/self/fd/64", Err: syscall.EAGAIN}, codes.ResourceExhausted,
-			"fork/exec /proc/self/fd/64: resource temporarily unavailable: this host has no memory or no process left for it: try again when some jobs have ended", true},
-		{fmt.Errorf("open: %w", syscall.EROFS), codes.FailedPrecondition, "open: " + syscall.EROFS.Error(), true},
 		{context.Canceled, codes.Canceled, "the call was canceled", false},
 		{status.Error(codes.Unavailable, "transport"), codes.Unavailable, "transport", false},
 	} {

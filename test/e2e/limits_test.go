@@ -22,7 +22,8 @@ import (
 	"github.com/joblet/joblet/internal/testenv"
 )
 
-// Jobs that take what they can get. The tests here run on this host, and on pure
+// Jobs that take what they can get. Those tests that measure how fast the daemon answers,
+// or how fast a job is, run alone. The tests here run on this host, and on pure
 // cgroup v2 in a virtual machine (test/vm), whose processor is emulated: there
 // JOBLET_TEST_SLOW says how much more time things take.
 var slow = func() time.Duration {
@@ -115,7 +116,7 @@ func (d *daemon) needs(t *testing.T, limit string) {
 
 func TestLimitForkBomb(t *testing.T) {
 	d := newDaemon(t)
-	job, _ := d.hostile(t, "--max-pids=64", "timeout", "-s", "KILL", strconv.Itoa(int(slow)*3), "bash", "-c", ":(){ :|:& }; : 2>/dev/null; sleep 1; while :; do :|: & done 2>/dev/null")
+	job, _ := d.hostile(t, "--max-pids=64", "timeout", "-s", "KILL", strconv.Itoa(int(min(slow, 5))*3), "bash", "-c", ":(){ :|:& }; : 2>/dev/null; sleep 1; while :; do :|: & done 2>/dev/null")
 	if job.Usage.PIDsPeak > 64 || job.Usage.PIDsPeak < 32 {
 		t.Errorf("%d processes at once", job.Usage.PIDsPeak)
 	}
@@ -245,6 +246,7 @@ func TestLimitSockets(t *testing.T) {
 
 // TestLimitSwap: what a job may use of memory is all that it gets.
 func TestLimitSwap(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t)
 	if r := d.job(t, "--max-swap=1M", "true"); r.status != 125 || !strings.Contains(r.stderr, "--max-memory") {
 		t.Errorf("swap without memory: %v", r)
@@ -459,6 +461,7 @@ func TestLimitIO(t *testing.T) {
 
 // TestLimitRefused: what cannot be is told before anything is made.
 func TestLimitRefused(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t)
 	for _, test := range []struct{ flag, want string }{
 		{"--max-cpu=0", "between 1 and"}, {"--max-cpu=1000000000", "between 1 and"}, {"--max-cpu=-1", "between 1 and"},
@@ -504,6 +507,7 @@ func TestLimitRefused(t *testing.T) {
 
 // TestLimitAPI: fields of older clients are limits, and bad values errors.
 func TestLimitAPI(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t, "--default=max-memory=512M", "--default=nofile=256", "--ceiling=max-memory=1G", "--ceiling=max-cpu=150")
 	c := d.dial(t)
 	id := d.detach(t, "--max-cpu=50", "sleep", "1000")
@@ -536,6 +540,7 @@ func TestLimitAPI(t *testing.T) {
 
 // TestLimitUpdate changes a running job's limits.
 func TestLimitUpdate(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t)
 	script := `import sys
 x = bytearray(40 << 20)
@@ -606,6 +611,7 @@ print("done", flush=True)`
 // TestLimitPause: a paused job stands still, through a killed daemon as well, and
 // goes on or ends as asked.
 func TestLimitPause(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t)
 	id := d.detach(t, "bash", "-c", "trap 'echo term; exit 3' TERM; (while :; do echo child; sleep 0.05; done) & while :; do echo x; sleep 0.05; done")
 	size := func() int { return len(d.rnx(t.Context(), "job", "log", id).stdout) }
@@ -717,6 +723,7 @@ func TestLimitUsage(t *testing.T) {
 
 // TestLimitSurvivors: nothing outlives a job, however much it tries.
 func TestLimitSurvivors(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t)
 	script := `trap '' TERM INT HUP QUIT USR1
 (setsid bash -c "trap '' TERM INT HUP; sleep 1000 & exec sleep 1001" &)
@@ -788,6 +795,7 @@ func processesOf(base uint32) (pids []int) {
 
 // TestLimitMetrics: samples while a job runs, and kept afterwards.
 func TestLimitMetrics(t *testing.T) {
+	t.Parallel()
 	d := newDaemon(t)
 	c := d.dial(t)
 	id := d.detach(t, "--max-memory=256M", "bash", "-c", "while :; do :; done & sleep 1000")
@@ -815,7 +823,11 @@ func TestLimitMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	c = d.dial(t)
-	time.Sleep(slow * 2200 * time.Millisecond) // of a job that another daemon goes on watching
+	// Of a job that another daemon goes on watching.
+	samples := func() int { return count(c.Metrics(t.Context(), id, time.Time{}, time.Time{}, 0)) }
+	if before := samples(); !eventually(slow*20*time.Second, func() bool { return samples() >= before+2 }) {
+		t.Errorf("still %d samples with another daemon", before)
+	}
 	if r := d.rnx(t.Context(), "job", "kill", id); r.status != 0 {
 		t.Fatal(r)
 	}

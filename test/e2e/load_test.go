@@ -72,9 +72,9 @@ func (d *daemon) memory(t *testing.T) (rss, threads, files int) {
 	return rss << 10, threads, len(fds)
 }
 
-// TestLoad: 200 clients, 50 mixed calls each, over mutual TLS.
+// TestLoad: 200 clients, 20 mixed calls each, over mutual TLS.
 func TestLoad(t *testing.T) {
-	const clients, calls = 200, 50
+	const clients, calls = 200, 20
 	const names = 20                     // each for ten of them: one alone may not call as often
 	const pause = 500 * time.Millisecond // of a client between two calls: 400 calls a second of all
 	r := newRemoteDaemon(t, fmt.Sprintf("metrics-addr: unix:%s\n", filepath.Join(t.TempDir(), "metrics.sock")))
@@ -200,7 +200,7 @@ func drain[T any](s grpc.ServerStreamingClient[T], err error) error {
 
 // TestFuzzAPI sends random messages, valid and not, to every method for a while: no
 // panic, no leak, and no process that was not asked for. JOBLET_TEST_FUZZ says
-// for how long.
+// for how long. It runs alone: in that time others would leave it few calls.
 func TestFuzzAPI(t *testing.T) {
 	limit := 10 * time.Second
 	if s := os.Getenv("JOBLET_TEST_FUZZ"); s != "" {

@@ -291,14 +291,11 @@ func (c *counted) Write(p []byte) (int, error) {
 	return c.Hash.Write(p)
 }
 
-// TestLogFlood: a job writes 1 GiB as fast as it can; ten followers have all of
+// TestLogFlood: a job writes 128 MiB as fast as it can; ten followers have all of
 // it, one of which is stopped half-way while the others go on.
 func TestLogFlood(t *testing.T) {
 	t.Parallel()
-	size := int64(1 << 30)
-	if raceDetector {
-		size = 128 << 20
-	}
+	size := int64(128 << 20)
 	d := newDaemon(t)
 	var disk unix.Statfs_t
 	if err := unix.Statfs(d.state, &disk); err != nil {

@@ -219,7 +219,7 @@ func TestProcessesMany(t *testing.T) {
 	const n = 3000
 	d := newDaemon(t)
 	id := d.detach(t, "sh", "-c", fmt.Sprintf(`mkfifo /tmp/f; exec 3<>/tmp/f; i=0; while [ $i -lt %d ]; do (read x <&3; :) & i=$((i+1)); done; echo ready; wait`, n))
-	if !eventually(time.Minute, func() bool { return strings.Contains(d.rnx(t.Context(), "job", "log", id).stdout, "ready") }) {
+	if !eventually(3*time.Minute, func() bool { return strings.Contains(d.rnx(t.Context(), "job", "log", id).stdout, "ready") }) {
 		t.Fatal("they are not there")
 	}
 	c := d.dial(t)

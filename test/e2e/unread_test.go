@@ -31,7 +31,6 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/client"
-	"github.com/joblet/joblet/internal/testenv"
 )
 
 const (
@@ -39,6 +38,9 @@ const (
 	maxGrowth = 100 << 20
 	unreadAll = 1000
 	unreadFew = 50 // of calls each of which has a process of its own
+
+	// callEvery is how often another client calls: it need not take a processor for itself.
+	callEvery = 100 * time.Millisecond
 
 	// servedWithin is how long another client's call may take beside them, on a machine
 	// that is busy with other tests.
@@ -54,22 +56,10 @@ type unread struct {
 
 func newUnread(t *testing.T) *unread {
 	t.Helper()
-	dir := binDir
-	if os.Getenv("JOBLET_TEST_NORACE") == "" { // and so with the detector
-		dir = t.TempDir()
-		top, err := filepath.Abs("../..")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := testenv.Build(top, dir, false); err != nil {
-			t.Fatal(err)
-		}
-	}
 	r := &remoteDaemon{dir: t.TempDir(), address: freeAddress(t)}
 	r.joblet(t, "init", "--out="+r.bundle("admin"))
 	r.configure(t, "client-rate: 100000\nclient-calls: 2000\n")
 	r.daemon = withState(t, "--config="+filepath.Join(r.dir, "joblet-config.yml"))
-	r.bin = filepath.Join(dir, "joblet")
 	r.serve(t)
 	r.issue(t, "eve", "maintainer")
 	r.issue(t, "bob", "reader")
@@ -187,11 +177,12 @@ func (u *unread) tls(t *testing.T, name string) *tls.Config {
 
 // watch makes other calls until stop is closed, and tells how long the longest took.
 func (u *unread) watch(t *testing.T, c *client.Client, stop <-chan struct{}) (longest time.Duration) {
-	for {
+	for tick := time.NewTicker(callEvery); ; {
 		select {
 		case <-stop:
+			tick.Stop()
 			return longest
-		default:
+		case <-tick.C:
 		}
 		begun := time.Now()
 		if _, err := c.Job(t.Context(), u.job); err != nil {

@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binDir = dir
-		if err := testenv.Build("../..", dir, os.Getenv("JOBLET_TEST_NORACE") == ""); err != nil {
+		if err := testenv.Build("../..", dir, false); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}

@@ -105,13 +105,13 @@ func made(w *world) string { return filepath.Join(filepath.Dir(w.secret), "made"
 func setupAttempts(t *testing.T, w *world, id, tree, tool string, i int, p string) {
 	n := strconv.Itoa(i)
 	attempts := map[string][]string{
-		"workdir of exec":         {"exec", "--workdir=" + p, id, "cat", up[1:] + w.secret},
-		"link as workdir of exec": {"exec", "--workdir=/work/link-" + n, id, "cat", up[1:] + w.secret},
-		"workdir of run":          {"run", "--workdir=" + p, "cat", up[1:] + w.secret},
-		"command of run":          {"run", p + up + tool},
+		"workdir of exec": {"exec", "--workdir=" + p, id, "cat", up[1:] + w.secret},
+		"workdir of run":  {"run", "--workdir=" + p, "cat", up[1:] + w.secret},
+		"command of run":  {"run", p + up + tool},
 	}
-	if i <= maxProbed { // the others are further names of the same descriptors
+	if i < usualFD { // the others are higher than any that is open, or further names of the same ones
 		maps.Copy(attempts, map[string][]string{
+			"link as workdir of exec":       {"exec", "--workdir=/work/link-" + n, id, "cat", up[1:] + w.secret},
 			"new workdir of exec":           {"exec", "--workdir=" + p + up + made(w), id, "true"},
 			"command of exec":               {"exec", id, p + up + tool},
 			"loader of exec":                {"exec", id, "/work/program-" + n},

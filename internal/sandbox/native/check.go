@@ -20,6 +20,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/sandbox"
 )
 
 // Finding is what Check found out about one feature of the host.
@@ -632,30 +633,30 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 		return "missing controllers, see there", errUntried
 	}
 	began := time.Now()
-	e, err := open(Config{RunDir: filepath.Join(c.tmp, "run")}, func() (*cgroup.Hierarchy, error) { return c.groups, nil })
+	e, err := Open(Config{RunDir: filepath.Join(c.tmp, "run"), Hierarchy: c.groups})
 	if err != nil {
 		return "", err
 	}
-	defer func() {
-		// Check removes the groups when it has come to its end.
-		e.groups = nil
-		err = errors.Join(err, e.Close())
-	}()
+	defer func() { err = errors.Join(err, e.Close()) }()
 	var view View // the host's programs are enough
 	for _, dir := range hostDirs {
 		view.add(dir, dir, false)
 	}
-	box, err := e.Take()
+	box, err := e.Take(ctx, nil)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, box.Discard()) }()
-	run := NewRun(view)
-	run.Dir = filepath.Join(c.tmp, "job")
+	run, err := Compile(sandbox.Plan{
+		Dir: filepath.Join(c.tmp, "job"), Network: sandbox.Network{Hostname: "check"}, Mounts: view.Mounts, Links: view.Links,
+		Command: "true", WorkDir: "/work", Path: "/usr/bin:/bin",
+	})
+	if err != nil {
+		return "", err
+	}
 	if err := os.Mkdir(run.Dir, 0o700); err != nil {
 		return "", err
 	}
-	run.Command, run.WorkDir, run.Path, run.Hostname = "true", "/work", "/usr/bin:/bin", "check"
 	p, err := box.Start(run)
 	if err != nil {
 		return "", err

@@ -28,7 +28,7 @@ func TestContain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	boxes, err := e.groups.Boxes()
+	boxes, err := e.groups.own.Boxes()
 	if err != nil || len(boxes) != 1 {
 		t.Fatalf("boxes %q, %v", boxes, err)
 	}
@@ -53,7 +53,7 @@ func TestContain(t *testing.T) {
 	if err := <-ended; err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Errorf("it ended: %v", err)
 	}
-	if boxes, err := e.groups.Boxes(); err != nil || len(boxes) != 0 {
+	if boxes, err := e.groups.own.Boxes(); err != nil || len(boxes) != 0 {
 		t.Errorf("left: %q, %v", boxes, err)
 	}
 
@@ -61,7 +61,7 @@ func TestContain(t *testing.T) {
 	if _, err := e.Contain(cmd.Process.Pid, joblet.Limits{MemoryBytes: 1 << 30}); err == nil {
 		t.Error("a process that has ended is contained")
 	}
-	if boxes, err := e.groups.Boxes(); err != nil || len(boxes) != 0 {
+	if boxes, err := e.groups.own.Boxes(); err != nil || len(boxes) != 0 {
 		t.Errorf("left: %q, %v", boxes, err)
 	}
 }

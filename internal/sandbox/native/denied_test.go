@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -150,11 +151,10 @@ func TestDeniedCalls(t *testing.T) {
 
 func TestLogDenied(t *testing.T) {
 	t.Parallel()
-	run := NewRun(View{})
-	if err := run.SetSecurity(joblet.Security{LogDenied: true, DenyCalls: []string{"sendmsg"}}); joblet.KindOf(err) != joblet.InvalidArgument {
+	if _, err := Compile(sandbox.Plan{Security: joblet.Security{LogDenied: true, DenyCalls: []string{"sendmsg"}}}); joblet.KindOf(err) != joblet.InvalidArgument {
 		t.Errorf("without sendmsg: %v", err)
 	}
-	if err := run.SetSecurity(joblet.Security{LogDenied: true}); err != nil || !run.LogDenied {
-		t.Errorf("%v, %v", run.LogDenied, err)
+	if run, err := Compile(sandbox.Plan{Security: joblet.Security{LogDenied: true}}); err != nil || !run.message().LogDenied {
+		t.Errorf("%v, %v", run, err)
 	}
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -46,6 +47,14 @@ type Config struct {
 	// FormerRunDirs are other run directories below whose cgroups there may be
 	// boxes with the tag.
 	FormerRunDirs []string
+
+	// Resources are what boxes hold beside their ids and their cgroups. They are claimed
+	// in this order, and released the other way around.
+	Resources []sandbox.Resource
+
+	// Hierarchy is used in place of the one of RunDir, and stays the caller's; nil: there
+	// is none.
+	Hierarchy *cgroup.Hierarchy
 }
 
 // Engine starts jobs.
@@ -54,15 +63,18 @@ type Engine struct {
 	shim    *os.File // the sealed memfd
 	null    *os.File
 	log     *os.File // what shims say when they fail; not the daemon's own stderr, which they outlive
-	groups  *cgroup.Hierarchy
-	former  []*cgroup.Hierarchy // of FormerRunDirs
-	ids     idRanges
+	ids     *idRanges
+	groups  *groups
 	newRoot string
 	devDir  string
 	frozen  []string // in a job's /proc
 	layers  layers
 	etc     hostEtcCopy
-	sockets sockets
+
+	// resources are ids, Config.Resources, groups. What comes first is released last, so
+	// that a range of ids is free only when nothing of its sandbox exists that could have
+	// them.
+	resources []sandbox.Resource
 
 	spares  chan *Box
 	refill  chan struct{}
@@ -72,17 +84,13 @@ type Engine struct {
 
 // Open prepares the host: directories, the shim's program, cgroups. It
 // touches no job of a former daemon; Adopt and Release do.
-func Open(cfg Config) (*Engine, error) {
-	return open(cfg, func() (*cgroup.Hierarchy, error) { return cgroup.Open(cgroup.Name(cfg.RunDir)) })
-}
-
-func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err error) {
+func Open(cfg Config) (_ *Engine, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	e := &Engine{
 		cfg:     cfg,
-		ids:     idRanges{used: map[uint32]bool{}, next: rand.IntN(numRanges)},
+		ids:     newIDRanges(rand.IntN(numRanges)),
 		newRoot: filepath.Join(cfg.RunDir, "newroot"),
 		devDir:  filepath.Join(cfg.RunDir, "dev"),
 		spares:  make(chan *Box, cfg.Spares),
@@ -109,24 +117,12 @@ func open(cfg Config, groups func() (*cgroup.Hierarchy, error)) (_ *Engine, err 
 			err = errors.Join(err, e.closeAll())
 		}
 	}()
-	if e.groups, err = groups(); err != nil {
+	if e.groups, err = openGroups(cfg); err != nil {
 		return nil, err
 	}
-	for _, dir := range cfg.FormerRunDirs {
-		e.former = append(e.former, e.groups.Beside(cgroup.Name(dir)))
-	}
+	e.resources = slices.Concat([]sandbox.Resource{e.ids}, cfg.Resources, []sandbox.Resource{e.groups})
 	e.etc.root, e.etc.parent, e.etc.log = "/", filepath.Join(cfg.RunDir, "etc"), cfg.Log
 	if err := e.clearEtc(); err != nil {
-		return nil, err
-	}
-	if e.sockets, err = makeSockets(cfg.RunDir, cfg.FormerRunDirs); err != nil {
-		return nil, err
-	}
-	boxes, err := e.groups.Boxes() // of whatever state directory
-	if err != nil {
-		return nil, err
-	}
-	if err := e.sockets.clear(boxes); err != nil {
 		return nil, err
 	}
 	if e.shim, err = loadShim(); err != nil {
@@ -180,14 +176,14 @@ func (e *Engine) Close() error {
 
 // closeAll undoes Open, however far that came.
 func (e *Engine) closeAll() error {
+	var errs []error
 	if e.groups != nil {
-		e.groups.RemoveEmpty()
-	}
-	for _, h := range e.former {
-		h.RemoveEmpty()
+		if e.cfg.Hierarchy == nil {
+			e.groups.removeEmpty()
+		}
+		errs = append(errs, e.groups.sockets.close())
 	}
 	e.etc.stop()
-	errs := []error{e.sockets.close()}
 	for _, f := range []*os.File{e.shim, e.null, e.log} {
 		if f != nil {
 			errs = append(errs, f.Close())
@@ -280,16 +276,6 @@ func (e *Engine) makeDev() error {
 	return nil
 }
 
-// Run is one job: what its shim is told (see NewRun), and its limits.
-type Run struct {
-	protocol.Run
-	Limits  joblet.Limits
-	Devices []cgroup.Device // that hold the job's files, for the limits on input and output
-}
-
-// Tree is a directory or file of the host that a job sees.
-type Tree = protocol.Tree
-
 // Steps of a StartError that the caller's input may cause.
 const (
 	StepWorkDir = protocol.StepWorkDir
@@ -301,24 +287,10 @@ const (
 	StepKilled    = protocol.StepKilled
 )
 
-// NewRun returns a Run with a view and the limits on privileges that every job
-// has; the caller fills in the rest.
-func NewRun(v View) *Run {
-	run := &Run{Run: protocol.Run{
-		Trees: v.Trees, Dirs: v.Dirs, Links: v.Links, Files: v.Files,
-		FilterFlags: SyscallFilterFlags,
-		Rlimits:     defaultRlimits(),
-	}}
-	if err := run.SetSecurity(joblet.Security{}); err != nil {
-		panic(err) // it names no system call that could be wrong
-	}
-	return run
-}
-
 // clearEtc removes the copies of /etc of former daemons, unless jobs of theirs
 // may still use them.
 func (e *Engine) clearEtc() error {
-	boxes, err := e.groups.Boxes() // of whatever state directory
+	boxes, err := e.groups.own.Boxes() // of whatever state directory
 	if err != nil {
 		return err
 	}
@@ -337,14 +309,29 @@ func (e *Engine) clearEtc() error {
 type Box struct {
 	ID     string
 	IDBase uint32
+	Leases sandbox.Leases // on what it holds of the host
 
 	engine *Engine
 	group  *cgroup.Group
 	conn   *os.File // control connection
 }
 
-// Take returns a box, ready or newly built.
-func (e *Engine) Take() (*Box, error) {
+// Take returns a box, ready or newly built, that holds what a run needs of
+// Config.Resources; nil: nothing. Its leases belong in the job's record before Start.
+func (e *Engine) Take(ctx context.Context, run *Run) (*Box, error) {
+	b, err := e.take()
+	if err != nil || run == nil {
+		return b, err
+	}
+	for _, r := range e.cfg.Resources {
+		if err := b.claim(ctx, r, &run.Plan); err != nil {
+			return nil, errors.Join(fmt.Errorf("claim %s: %w", r.Name(), err), b.Discard())
+		}
+	}
+	return b, nil
+}
+
+func (e *Engine) take() (*Box, error) {
 	for {
 		select {
 		case b := <-e.spares:
@@ -403,18 +390,18 @@ func (e *Engine) keepSpares(ctx context.Context) {
 
 // build makes a box: its id, id range, cgroups and shim.
 func (e *Engine) build() (_ *Box, err error) {
-	b := &Box{ID: e.newBoxID(), engine: e}
+	b := &Box{ID: e.newBoxID(), Leases: sandbox.Leases{}, engine: e}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("build a box: %w", err), e.Release(b.ID, b.IDBase))
+			err = errors.Join(fmt.Errorf("build a box: %w", err), e.Release(b.ID, b.Leases))
 		}
 	}()
-	if b.IDBase, err = e.ids.take(); err != nil {
-		return nil, err
+	for _, r := range []sandbox.Resource{e.ids, e.groups} {
+		if err := b.claim(context.Background(), r, nil); err != nil {
+			return nil, err
+		}
 	}
-	if b.group, err = e.groups.Create(b.ID); err != nil {
-		return nil, err
-	}
+	b.IDBase, b.group = IDBase(b.Leases), e.groups.group(b.ID)
 	fault.Point("box.grouped")
 	if err := b.startShim(); err != nil {
 		return nil, err
@@ -431,6 +418,15 @@ func (e *Engine) build() (_ *Box, err error) {
 		return nil, fmt.Errorf("send the box to the shim: %w", err)
 	}
 	return b, nil
+}
+
+// claim claims a resource for the box.
+func (b *Box) claim(ctx context.Context, r sandbox.Resource, plan *sandbox.Plan) error {
+	lease, err := r.Claim(ctx, b.ID, plan)
+	if lease != nil {
+		b.Leases[r.Name()] = lease
+	}
+	return err
 }
 
 // spareFiles is how many descriptors new boxes leave free, if the limit allows so
@@ -461,7 +457,7 @@ func (b *Box) startShim() error {
 	defer theirs.Close()
 	_ = unix.SetNonblock(pair[0], true) // so that os.File waits in the poller
 	b.conn = os.NewFile(uintptr(pair[0]), "control")
-	listener, err := b.engine.sockets.listen(b.ID)
+	listener, err := b.engine.groups.sockets.listen(b.ID)
 	if err != nil {
 		return errors.Join(err, b.conn.Close())
 	}
@@ -497,7 +493,7 @@ func (b *Box) startShim() error {
 // that Release removes goes.
 func (b *Box) Discard() error {
 	_ = b.conn.Close() // closed already if a job was started in it
-	return b.engine.Release(b.ID, b.IDBase)
+	return b.engine.Release(b.ID, b.Leases)
 }
 
 // giveUp discards a spare.
@@ -527,20 +523,91 @@ func (e *StartError) Unwrap() error {
 // Start runs a job in the box and returns once its command runs. An error means
 // that nothing of it is left but the box's cgroups, which Discard removes.
 func (b *Box) Start(run *Run) (*Process, error) {
-	if run.Nested {
+	if run.Security.Profile == joblet.ProfileNested {
 		if err := b.engine.closeProc(); err != nil {
 			return nil, errors.Join(err, b.conn.Close())
 		}
 	}
 	// Before the shim hears of the job: none of its code runs without limits.
-	if err := b.group.Limit(run.Limits, run.Devices); err != nil {
+	if err := b.attach(&run.Plan); err != nil {
 		return nil, errors.Join(err, b.conn.Close())
 	}
+	return b.start(run.message())
+}
+
+// attach gives the box what was claimed for it.
+func (b *Box) attach(plan *sandbox.Plan) error {
+	ctx := context.Background()
+	if len(b.engine.cfg.Resources) > 0 { // the box's own need no time
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, attachTimeout)
+		defer cancel()
+	}
+	for _, r := range b.engine.resources {
+		lease, claimed := b.Leases[r.Name()]
+		if !claimed {
+			continue
+		}
+		if err := r.Attach(ctx, sandbox.Attachment{ID: b.ID, Lease: lease, Plan: plan, Namespaces: b.namespaces}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attachTimeout bounds how long the resources of a job may take to be attached.
+const attachTimeout = 30 * time.Second
+
+// namespaces is sandbox.Attachment.Namespaces.
+func (b *Box) namespaces(ctx context.Context) (*sandbox.Namespaces, error) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(attachTimeout)
+	}
+	_ = b.conn.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, func() { _ = b.conn.SetDeadline(time.Unix(0, 1)) })
+	ns, err := b.askReady()
+	if !stop() {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	_ = b.conn.SetDeadline(time.Time{})
+	if err == nil {
+		return ns, nil
+	}
+	if ns != nil {
+		err = errors.Join(err, ns.Close())
+	}
+	return nil, fmt.Errorf("cannot get the namespaces of the box: %w", err)
+}
+
+// askReady has the shim say that the box is built.
+func (b *Box) askReady() (*sandbox.Namespaces, error) {
+	if err := protocol.WriteMessage(b.conn, protocol.Request{Ready: true}); err != nil {
+		return nil, err
+	}
+	var ev protocol.Event
+	switch err := protocol.ReadMessage(b.conn, &ev); {
+	case err != nil:
+		return nil, err
+	case ev.Failed != nil:
+		return nil, &StartError{*ev.Failed}
+	case ev.Ready == nil:
+		return nil, errors.New("unexpected answer from the job's shim")
+	}
+	f, err := receiveDescriptors(b.conn, protocol.ReadyDescriptors...)
+	if err != nil {
+		return nil, err
+	}
+	return &sandbox.Namespaces{PID: ev.Ready.PID, PIDFD: f[0], User: f[1], Mount: f[2], Net: f[3], IPC: f[4], UTS: f[5]}, nil
+}
+
+// start has the shim run the job.
+func (b *Box) start(run *protocol.Run) (*Process, error) {
 	limit := startTime(run.FilesPath)
 	// A box waits for its job for long, and its shim may have been stopped meanwhile.
 	defer time.AfterFunc(wakeAfter, func() { b.engine.Wake(b.ID) }).Stop()
 	_ = b.conn.SetDeadline(time.Now().Add(limit))
-	if err := protocol.WriteMessage(b.conn, protocol.Request{Run: run.Packed()}); err != nil {
+	if err := protocol.WriteMessage(b.conn, protocol.Request{Run: run}); err != nil {
 		return nil, errors.Join(fmt.Errorf("send the job to its shim: %w", late(err, limit)), b.conn.Close())
 	}
 	fault.Point("box.sent")
@@ -699,72 +766,31 @@ func (e *Engine) newBoxID() string {
 	return id[:14] + "8" + id[15:24] + e.cfg.Tag
 }
 
-// foreign reports whether a box was built for another state directory. Of those
-// without a tag nobody knows: they are of versions that had none.
-func (e *Engine) foreign(id string) bool {
-	return id[14] == '8' && id[24:] != e.cfg.Tag
-}
-
 // Boxes returns the ids of the boxes that have a cgroup: those of this daemon,
 // and what former ones with the same state directory left, or, of versions without
 // tags, with the same run directory; and what nobody uses. foreign is how many there are
 // of other state directories.
-func (e *Engine) Boxes() (ids []string, foreign int, err error) {
-	for i, h := range append([]*cgroup.Hierarchy{e.groups}, e.former...) {
-		found, err := h.Boxes()
-		if err != nil {
-			return nil, 0, err
-		}
-		for _, id := range found {
-			switch {
-			case e.foreign(id) && (i > 0 || e.inUse(id)):
-				foreign++
-			case i == 0 || id[14] == '8':
-				ids = append(ids, id)
-			}
-		}
-	}
-	return ids, foreign, nil
-}
-
-// inUse reports whether a box has a shim or a process. One of another state
-// directory that has neither is what a daemon that was killed left, and the run directory
-// is ours now.
-func (e *Engine) inUse(id string) bool {
-	pids, err := e.groups.Group(id).PIDs()
-	return err != nil && !errors.Is(err, fs.ErrNotExist) || len(pids) > 0 || e.sockets.hasShim(id)
-}
+func (e *Engine) Boxes() (ids []string, foreign int, err error) { return e.groups.list() }
 
 // UsedRunDirs returns those of FormerRunDirs below whose cgroups there are still
 // boxes of ours.
-func (e *Engine) UsedRunDirs() (dirs []string) {
-	for i, h := range e.former {
-		found, err := h.Boxes()
-		if err != nil || slices.ContainsFunc(found, func(id string) bool { return !e.foreign(id) }) {
-			dirs = append(dirs, e.cfg.FormerRunDirs[i])
-		}
-	}
-	return dirs
-}
+func (e *Engine) UsedRunDirs() []string { return e.groups.usedRunDirs() }
 
-// group returns the cgroups of a box, which a daemon with another run directory
-// may have made.
-func (e *Engine) group(id string) *cgroup.Group {
-	group := e.groups.Group(id)
-	for _, h := range e.former {
-		if other := h.Group(id); !group.Exists() && other.Exists() {
-			return other
+// Sweep takes over the boxes in live, by id, from a former daemon: a box that this daemon
+// builds gets nothing of what they hold. It releases what all others hold, of which an
+// error says what could not be.
+func (e *Engine) Sweep(ctx context.Context, live map[string]sandbox.Leases) error {
+	var errs []error
+	for _, r := range slices.Backward(e.resources) {
+		leases := make(map[string]sandbox.Lease, len(live))
+		for id, all := range live {
+			if lease, ok := all[r.Name()]; ok || r == sandbox.Resource(e.groups) { // of which older records say nothing
+				leases[id] = lease
+			}
 		}
+		errs = append(errs, r.Sweep(ctx, leases))
 	}
-	return group
-}
-
-// Claim keeps a range of ids from new boxes: a job may have them that was not
-// found, or that is not ours.
-func (e *Engine) Claim(base uint32) {
-	if base != 0 {
-		e.ids.claim(base)
-	}
+	return errors.Join(errs...)
 }
 
 // greetTimeout bounds how long a shim of a former daemon may take to answer.
@@ -779,9 +805,9 @@ func (e *Engine) Adopt(id string, by time.Time) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.group = e.group(id)
+	p.group = e.groups.group(id)
 	p.group.OmitMissing()
-	e.ids.claim(p.IDBase)
+	e.ids.hold(id, p.IDBase)
 	go p.listen()
 	return p, nil
 }
@@ -803,7 +829,7 @@ func (e *Engine) connect(id string, by time.Time) (*Process, error) {
 	if !by.IsZero() && by.Before(deadline) {
 		deadline = by
 	}
-	conn, err := e.sockets.connect(id, deadline)
+	conn, err := e.groups.sockets.connect(id, deadline)
 	if err != nil {
 		return nil, err
 	}
@@ -862,11 +888,11 @@ func (in *Stdin) Close() error { return in.conn.Close() }
 // recovery does, as for any box without a job.
 func (e *Engine) Contain(pid int, limits joblet.Limits) (release func() error, err error) {
 	id := joblet.NewID()
-	group, err := e.groups.Create(id)
-	if err != nil {
+	if _, err := e.groups.Claim(context.Background(), id, nil); err != nil {
 		return nil, err
 	}
-	release = func() error { return e.Release(id, 0) }
+	release = func() error { return e.Release(id, nil) }
+	group := e.groups.group(id)
 	if err = group.Limit(limits, nil); err == nil {
 		err = group.Enter(pid)
 	}
@@ -879,24 +905,16 @@ func (e *Engine) Contain(pid int, limits joblet.Limits) (release func() error, e
 // releaseTimeout bounds how long processes that were killed may take to go.
 const releaseTimeout = 10 * time.Second
 
-// Release ends whatever is left of a box and removes its cgroups and its claim
-// on ids. It may be called at any time and any number of times; what
-// is gone already is no error. A failed start, a normal end and the recovery
-// after a crash all end here.
-func (e *Engine) Release(id string, base uint32) error {
+// Release ends whatever is left of a box and gives back what it holds. It may be called
+// at any time and any number of times; what is gone already is no error. A failed start,
+// a normal end and the recovery after a crash all end here.
+func (e *Engine) Release(id string, leases sandbox.Leases) error {
 	ctx, cancel := context.WithTimeout(context.Background(), releaseTimeout)
 	defer cancel()
-	if base != 0 {
-		e.ids.claim(base)
-	}
-	group := e.group(id)
-	// The socket while the cgroups still show that there is a box to be released.
-	err := errors.Join(group.Kill(), e.sockets.remove(id), group.Remove(ctx))
-	if err != nil {
-		return fmt.Errorf("release what is left of box %s: %w", id, err)
-	}
-	if base != 0 { // only now: nothing of the job exists that could have these ids
-		e.ids.giveBack(base)
+	for _, r := range slices.Backward(e.resources) {
+		if err := r.Release(ctx, id, leases[r.Name()]); err != nil {
+			return fmt.Errorf("release what is left of box %s: %w", id, err)
+		}
 	}
 	return nil
 }

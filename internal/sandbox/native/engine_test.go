@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet/internal/sandbox"
 )
 
 func openEngine(t testing.TB, spares int) *Engine {
@@ -19,7 +21,7 @@ func openEngine(t testing.TB, spares int) *Engine {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
-		for _, dir := range e.groups.Dirs() {
+		for _, dir := range e.groups.own.Dirs() {
 			if _, err := os.Lstat(dir); err == nil {
 				t.Errorf("%s is left", dir)
 			}
@@ -31,7 +33,7 @@ func openEngine(t testing.TB, spares int) *Engine {
 // start runs a command in a box without a runtime.
 func start(t testing.TB, e *Engine, dir string, command string, args ...string) (*Box, *Process, error) {
 	t.Helper()
-	box, err := e.Take()
+	box, err := e.Take(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,12 +41,20 @@ func start(t testing.TB, e *Engine, dir string, command string, args ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	run := NewRun(v)
-	run.Dir, run.Command, run.Args, run.WorkDir = dir, command, args, "/work"
-	run.Path = "/usr/local/bin:/usr/bin:/bin"
-	run.Env = []string{"PATH=" + run.Path}
+	run, err := Compile(planOf(v, dir, command, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
 	p, err := box.Start(run)
 	return box, p, err
+}
+
+func planOf(v View, dir, command string, args ...string) sandbox.Plan {
+	const path = "/usr/local/bin:/usr/bin:/bin"
+	return sandbox.Plan{
+		Mounts: v.Mounts, Dirs: v.Dirs, Links: v.Links, Dir: dir,
+		Command: command, Args: args, WorkDir: "/work", Path: path, Env: []string{"PATH=" + path},
+	}
 }
 
 func TestProcess(t *testing.T) {
@@ -55,7 +65,7 @@ func TestProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := e.Release(box.ID, box.IDBase); err != nil {
+	if err := e.Release(box.ID, box.Leases); err != nil {
 		t.Error(err)
 	}
 	if end := p.End(); end == nil || end.Code != 7 {
@@ -79,7 +89,7 @@ func TestProcessNumbers(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := e.Release(box.ID, box.IDBase); err != nil {
+	if err := e.Release(box.ID, box.Leases); err != nil {
 		t.Error(err)
 	}
 	if log, _ := os.ReadFile(filepath.Join(dir, "log")); string(log) != "2 3\n" {
@@ -111,7 +121,7 @@ func BenchmarkTrue(b *testing.B) {
 					b.Fatal("the job did not end")
 				}
 				b.StopTimer()
-				if err := e.Release(box.ID, box.IDBase); err != nil {
+				if err := e.Release(box.ID, box.Leases); err != nil {
 					b.Error(err)
 				}
 				for len(e.spares) < spares {
@@ -128,7 +138,7 @@ func BenchmarkTrue(b *testing.B) {
 func BenchmarkBox(b *testing.B) {
 	e := openEngine(b, 0)
 	for b.Loop() {
-		box, err := e.Take()
+		box, err := e.Take(b.Context(), nil)
 		if err != nil {
 			b.Fatal(err)
 		}

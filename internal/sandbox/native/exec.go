@@ -43,12 +43,14 @@ var ErrPaused = joblet.Errorf(joblet.FailedPrecondition, "the job is paused: not
 const joinTimeout = time.Minute
 
 // Exec starts a further process in the job, as any process of the job is: in its
-// namespaces and cgroups, under its limits. run has what NewRun gives and the
-// command; its StdinStream says that the process has an input.
+// namespaces and cgroups, under its limits. Of run
+// its command counts; Stdin.Stream says that the process has an input.
 func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err error) {
 	if frozen, err := p.group.Frozen(); err == nil && frozen {
 		return nil, ErrPaused
 	}
+	terminal := run.Terminal != (joblet.WindowSize{})
+	uid, gid := run.Security.IDs()
 	x := &Exec{done: make(chan struct{})}
 	var theirs []*os.File
 	defer func() {
@@ -64,16 +66,16 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 		return nil, err
 	}
 	x.conn = control[0]
-	terminal, err := socketpair(unix.SOCK_SEQPACKET)
+	masters, err := socketpair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return nil, errors.Join(err, control[1].Close())
 	}
-	defer terminal[0].Close()
-	theirs = append(theirs, control[1], terminal[1])
+	defer masters[0].Close()
+	theirs = append(theirs, control[1], masters[1])
 	stdio := []*os.File{e.null, e.null, e.null}
-	if run.Terminal == nil {
+	if !terminal {
 		for i, ours := range []**os.File{&x.Stdin, &x.Stdout, &x.Stderr} {
-			if i == 0 && !run.StdinStream {
+			if i == 0 && !run.Stdin.Stream {
 				continue
 			}
 			if i == 2 && run.MergeOutput {
@@ -91,24 +93,24 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			*ours, stdio[i] = mine, job
 			theirs = append(theirs, job)
 			// So that the process may open /dev/stdout, which leads to the pipe's inode.
-			if err := errors.Join(job.Chown(int(p.IDBase+run.UID), int(p.IDBase+run.GID)), job.Chmod(mode)); err != nil {
+			if err := errors.Join(job.Chown(int(p.IDBase+uid), int(p.IDBase+gid)), job.Chmod(mode)); err != nil {
 				return nil, fmt.Errorf("give the process its pipe: %w", err)
 			}
 		}
 	}
-	if x.shim, x.gone, err = e.startExecShim(p, append([]*os.File{control[1], terminal[1]}, stdio...)); err != nil {
+	if x.shim, x.gone, err = e.startExecShim(p, append([]*os.File{control[1], masters[1]}, stdio...)); err != nil {
 		return nil, err
 	}
 	for _, f := range theirs {
 		_ = f.Close()
 	}
 	theirs = nil
-	config := protocol.Exec{Version: protocol.Version, PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: run.Packed()}
+	config := protocol.Exec{Version: protocol.Version, PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: run.process()}
 	// Whoever asked may go away while the job is joined.
 	deadline := time.Now().Add(joinTimeout)
 	_ = x.conn.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = x.conn.SetDeadline(time.Unix(0, 1)) })
-	err = x.greet(config, terminal[0], run.Terminal != nil)
+	err = x.greet(config, masters[0], terminal)
 	if !stop() {
 		return nil, errors.Join(context.Cause(ctx), err)
 	}

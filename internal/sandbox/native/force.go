@@ -26,7 +26,7 @@ const (
 
 // Wake lets a box's shim go on if it was stopped or frozen.
 func (e *Engine) Wake(id string) {
-	group := e.group(id)
+	group := e.groups.group(id)
 	_ = group.ThawShims() // it was not frozen, or is gone
 	for _, pid := range e.shims(id) {
 		_ = unix.Kill(pid, unix.SIGCONT)
@@ -35,7 +35,7 @@ func (e *Engine) Wake(id string) {
 
 // shims returns the shims of a box's job and of its further processes.
 func (e *Engine) shims(id string) []int {
-	group := e.group(id)
+	group := e.groups.group(id)
 	if group.Shim == "" { // cgroup v1 alone has no place for it
 		if pid := shimOf(id); pid != 0 {
 			return []int{pid}
@@ -64,7 +64,7 @@ type Forced struct {
 // and is waited for as long as it is seen to work; it has ended when over is
 // closed.
 func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan struct{}) (f Forced, err error) {
-	group := e.group(id)
+	group := e.groups.group(id)
 	shims := e.shims(id)
 	f.Exit, f.Taken = exitOf(pid, shims), len(stat(pid)) == 0
 	e.Wake(id)
@@ -108,7 +108,7 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 // KillShims kills a box's shims, and what may be left of its job. Release
 // would, but for shims that no cgroup of the box holds (cgroup v1).
 func (e *Engine) KillShims(id string) error {
-	err := e.group(id).Kill()
+	err := e.groups.group(id).Kill()
 	for _, pid := range e.shims(id) {
 		err = errors.Join(err, ignoreGone(unix.Kill(pid, unix.SIGKILL)))
 	}

@@ -23,7 +23,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/sandbox"
 )
 
 // A job without a runtime sees a copy of files of the host's /etc. What may be in it is
@@ -383,10 +383,10 @@ func readConffiles(r io.Reader) map[string][md5.Size]byte {
 
 // hostParts are what jobs see of a host beside hostDirs.
 type hostParts struct {
-	etc   string         // the copy
-	path  []string       // see loginPath
-	trees []string       // of hostVar, those that are there
-	dirs  []protocol.Dir // of hostDirsMade
+	etc   string        // the copy
+	path  []string      // see loginPath
+	trees []string      // of hostVar, those that are there
+	dirs  []sandbox.Dir // of hostDirsMade
 }
 
 // hostEtcCopy keeps the copy: as one directory it is one mount in a job. It is made again
@@ -488,7 +488,7 @@ func (c *hostEtcCopy) refresh() error {
 	}
 	for _, dir := range hostDirsMade {
 		if scan.hasDir(dir) {
-			c.host.dirs = append(c.host.dirs, protocol.Dir{Path: protocol.Name(dir), Mode: 0o755})
+			c.host.dirs = append(c.host.dirs, sandbox.Dir{Path: dir, Mode: 0o755})
 		}
 	}
 	if scan.unwatched {

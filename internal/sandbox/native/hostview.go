@@ -3,15 +3,14 @@ package native
 import (
 	"os"
 
-	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/sandbox"
 )
 
 // View is what a job's root file system is made of beside its private parts.
 type View struct {
-	Trees []protocol.Tree
-	Dirs  []protocol.Dir
-	Links []protocol.Link
-	Files []protocol.File
+	Mounts []sandbox.Mount
+	Dirs   []sandbox.Dir
+	Links  []sandbox.Link
 
 	Path []string // directories of programs beside those of DefaultPath
 }
@@ -66,9 +65,9 @@ func (e *Engine) HostView() (View, error) {
 	return v, nil
 }
 
-// IdentityFiles are the files in which programs look for the job's own name.
-func IdentityFiles(hostname string) []protocol.File {
-	return []protocol.File{
+// identityFiles are the files in which programs look for the job's own name.
+func identityFiles(hostname string) []sandbox.File {
+	return []sandbox.File{
 		{Path: "/run/joblet/hosts", Text: "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t" + hostname + "\n"},
 		{Path: "/run/joblet/hostname", Text: hostname + "\n"},
 		{Path: "/run/joblet/resolv.conf", Text: ""},
@@ -85,11 +84,11 @@ func (v *View) add(source, target string, idmap bool) {
 	switch mode := info.Mode(); {
 	case mode&os.ModeSymlink != 0:
 		if to, err := os.Readlink(source); err == nil {
-			v.Links = append(v.Links, protocol.Link{Path: protocol.Name(target), Target: protocol.Name(to)})
+			v.Links = append(v.Links, sandbox.Link{Path: target, Target: to})
 		}
 	case mode.IsDir():
-		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(source), Target: protocol.Name(target), IDMap: idmap})
+		v.Mounts = append(v.Mounts, sandbox.Mount{Source: source, Target: target, IDMapped: idmap})
 	case mode.IsRegular():
-		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(source), Target: protocol.Name(target), IDMap: idmap, File: true})
+		v.Mounts = append(v.Mounts, sandbox.Mount{Source: source, Target: target, IDMapped: idmap, File: true})
 	}
 }

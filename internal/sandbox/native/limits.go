@@ -64,28 +64,25 @@ func defaultRlimits() []protocol.Rlimit {
 	return limits
 }
 
-// SetLimits gives the run its limits. devices hold the job's files.
-func (r *Run) SetLimits(l joblet.Limits, devices []cgroup.Device) {
-	r.Limits, r.Devices = l, devices
-	r.DiskBytes = l.DiskBytes
-	if l.ShmBytes > 0 || l.MemoryBytes > 0 {
-		r.ShmBytes = shmBytes(l)
-	}
+// rlimitsOf returns the limits of each process of a job.
+func rlimitsOf(l joblet.Limits) []protocol.Rlimit {
+	all := defaultRlimits()
 	for name, limit := range l.Rlimits {
 		set := protocol.Rlimit{Resource: rlimits[name], Soft: limit.Soft, Hard: limit.Hard}
 		if name == "core" {
 			set = coreLimit(limit)
 		}
 		replaced := false
-		for i := range r.Rlimits {
-			if r.Rlimits[i].Resource == set.Resource {
-				r.Rlimits[i], replaced = set, true
+		for i := range all {
+			if all[i].Resource == set.Resource {
+				all[i], replaced = set, true
 			}
 		}
 		if !replaced {
-			r.Rlimits = append(r.Rlimits, set)
+			all = append(all, set)
 		}
 	}
+	return all
 }
 
 // shmBytes returns the size of the /dev/shm of a job with these limits: without one of
@@ -106,12 +103,14 @@ func shmBytes(l joblet.Limits) int64 {
 }
 
 // FitLimits is cgroup.Hierarchy.Fit.
-func (e *Engine) FitLimits(l joblet.Limits) (joblet.Limits, []string, error) { return e.groups.Fit(l) }
+func (e *Engine) FitLimits(l joblet.Limits) (joblet.Limits, []string, error) {
+	return e.groups.own.Fit(l)
+}
 
 // CheckLimits reports whether this host can enforce the limits, and whether what
 // they ask for is possible on it.
 func (e *Engine) CheckLimits(l joblet.Limits) error {
-	if err := e.groups.Check(l); err != nil {
+	if err := e.groups.own.Check(l); err != nil {
 		return err
 	}
 	for name, limit := range l.Rlimits {
@@ -159,10 +158,10 @@ func hasCapability(c int) bool {
 
 // CountIO makes sure that what jobs read from and write to these devices is
 // counted.
-func (e *Engine) CountIO(devices []cgroup.Device) error { return e.groups.CountIO(devices) }
+func (e *Engine) CountIO(devices []cgroup.Device) error { return e.groups.own.CountIO(devices) }
 
 // Controllers tells which cgroup controllers limit jobs; see cgroup.Hierarchy.
-func (e *Engine) Controllers() map[string]int { return e.groups.Controllers() }
+func (e *Engine) Controllers() map[string]int { return e.groups.own.Controllers() }
 
 // Meter returns a new reader of what the job takes. It is the caller's to close.
 func (p *Process) Meter() *cgroup.Meter { return cgroup.NewMeter(p.group.Dirs) }

@@ -29,11 +29,9 @@ func TestCoreLimit(t *testing.T) {
 		{map[string]joblet.Rlimit{"core": {Soft: 0, Hard: all}}, protocol.Rlimit{Soft: 1, Hard: all}},
 		{map[string]joblet.Rlimit{"core": {Soft: 4096, Hard: all}}, protocol.Rlimit{Soft: 4096, Hard: all}},
 	} {
-		run := NewRun(View{})
-		run.SetLimits(joblet.Limits{Rlimits: test.asked}, nil)
 		test.want.Resource = unix.RLIMIT_CORE
 		var got []protocol.Rlimit
-		for _, l := range run.Rlimits {
+		for _, l := range rlimitsOf(joblet.Limits{Rlimits: test.asked}) {
 			if l.Resource == unix.RLIMIT_CORE {
 				got = append(got, l)
 			}

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"unsafe"
 
 	"github.com/joblet/joblet"
 )
@@ -118,25 +117,14 @@ func unknownCall(name string) error {
 	return joblet.Errorf(joblet.InvalidArgument, "system call %s: no such call is known", name)
 }
 
-// SetSecurity shuts the run in as s says.
-func (r *Run) SetSecurity(s joblet.Security) error {
-	filter, err := syscallFilter(s)
-	if err != nil {
-		return err
+// checkSecurity reports whether this host can log denied calls if s asks for it, and a
+// command start with that.
+func checkSecurity(s joblet.Security) error {
+	if !s.LogDenied {
+		return nil
 	}
-	if s.LogDenied {
-		if slices.Contains(s.DenyCalls, sendCall) {
-			return joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied with --log-denied: no command could be started without it", sendCall)
-		}
-		if err := canLogDenied(); err != nil {
-			return err
-		}
+	if slices.Contains(s.DenyCalls, sendCall) {
+		return joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied with --log-denied: no command could be started without it", sendCall)
 	}
-	r.LogDenied = s.LogDenied
-	r.Filter = unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(filter)*int(unsafe.Sizeof(filter[0])))
-	r.Capabilities = s.Capabilities()
-	r.UID, r.GID = s.IDs()
-	r.Nested = s.Profile == joblet.ProfileNested
-	r.Landlock = !r.Nested // a process that is under Landlock cannot mount at all
-	return nil
+	return canLogDenied()
 }

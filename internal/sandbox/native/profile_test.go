@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // A call that a profile or a user's list decides on has that verdict, all others
@@ -149,14 +150,14 @@ func BenchmarkWalls(b *testing.B) {
 	const spares = 1
 	walls := []struct {
 		name   string
-		change func(*Run)
+		change func(*protocol.Run)
 	}{
-		{"all", func(*Run) {}},
-		{"no-filter", func(r *Run) { r.Filter = nil }},
-		{"no-landlock", func(r *Run) { r.Landlock = false }},
-		{"no-capdrop", func(r *Run) { r.Capabilities = math.MaxUint64 }},
-		{"log-denied", func(r *Run) { r.LogDenied = true }}, // one more
-		{"none", func(r *Run) { r.Filter, r.Landlock, r.Capabilities = nil, false, math.MaxUint64 }},
+		{"all", func(*protocol.Run) {}},
+		{"no-filter", func(r *protocol.Run) { r.Filter = nil }},
+		{"no-landlock", func(r *protocol.Run) { r.Landlock = false }},
+		{"no-capdrop", func(r *protocol.Run) { r.Capabilities = math.MaxUint64 }},
+		{"log-denied", func(r *protocol.Run) { r.LogDenied = true }}, // one more
+		{"none", func(r *protocol.Run) { r.Filter, r.Landlock, r.Capabilities = nil, false, math.MaxUint64 }},
 	}
 	e := openEngine(b, spares)
 	e.StartSpares()
@@ -168,7 +169,7 @@ func BenchmarkWalls(b *testing.B) {
 				time.Sleep(time.Millisecond)
 			}
 			time.Sleep(10 * time.Millisecond) // its shim goes on building when the box is in stock
-			box, err := e.Take()
+			box, err := e.Take(b.Context(), nil)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -176,21 +177,24 @@ func BenchmarkWalls(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			run := NewRun(v)
-			run.Dir, run.Command, run.WorkDir = filepath.Join(base, fmt.Sprintf("%d-%d", n, i)), "/usr/bin/true", "/work"
+			run, err := Compile(planOf(v, filepath.Join(base, fmt.Sprintf("%d-%d", n, i)), "/usr/bin/true"))
+			if err != nil {
+				b.Fatal(err)
+			}
 			if err := os.Mkdir(run.Dir, 0o700); err != nil {
 				b.Fatal(err)
 			}
-			wall.change(run)
+			message := run.message()
+			wall.change(message)
 			began := time.Now()
-			p, err := box.Start(run)
+			p, err := box.start(message)
 			if err != nil {
 				b.Fatal(err)
 			}
 			times[i] = append(times[i], float64(time.Since(began).Microseconds()))
 			e.Refill()
 			<-p.Done()
-			if err := e.Release(box.ID, box.IDBase); err != nil {
+			if err := e.Release(box.ID, box.Leases); err != nil {
 				b.Error(err)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -78,14 +79,14 @@ func (l layers) runtimeView(rootfs string) (View, error) {
 			if info.Mode()&os.ModeSticky != 0 {
 				mode |= unix.S_ISVTX
 			}
-			v.Dirs = append(v.Dirs, protocol.Dir{Path: protocol.Name("/" + name), Mode: mode})
+			v.Dirs = append(v.Dirs, sandbox.Dir{Path: "/" + name, Mode: mode})
 		default:
 			v.add(source, "/"+name, true)
 		}
 	}
-	if len(v.Trees) > protocol.MaxTrees {
+	if len(v.Mounts) > protocol.MaxTrees {
 		return View{}, joblet.Errorf(joblet.FailedPrecondition,
-			"its tree has %d directories and files at the top: at most %d are possible; move some into a directory", len(v.Trees), protocol.MaxTrees)
+			"its tree has %d directories and files at the top: at most %d are possible; move some into a directory", len(v.Mounts), protocol.MaxTrees)
 	}
 	return v, nil
 }
@@ -113,7 +114,7 @@ func (l layers) addLayered(v *View, rootfs, name string) error {
 		return err
 	}
 	if !emptyDir(dir) {
-		v.Trees = append(v.Trees, protocol.Tree{Source: protocol.Name(dir), Target: protocol.Name("/" + name), IDMap: l.idmap, Layer: true})
+		v.Mounts = append(v.Mounts, sandbox.Mount{Source: dir, Target: "/" + name, IDMapped: l.idmap, Layer: true})
 	}
 	return nil
 }

@@ -37,15 +37,15 @@ func TestAdoptHostile(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			id := joblet.NewID()
-			f, err := e.sockets.listen(id)
+			f, err := e.groups.sockets.listen(id)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer e.sockets.remove(id)
+			defer e.groups.sockets.remove(id)
 			if test.talk == nil {
 				defer f.Close()
 				for {
-					fd, err := e.sockets.dial(id)
+					fd, err := e.groups.sockets.dial(id)
 					if err == unix.EAGAIN {
 						break
 					} else if err != nil {
@@ -85,7 +85,7 @@ func TestAdoptHostile(t *testing.T) {
 	if _, err := e.Adopt(gone, time.Time{}); !errors.Is(err, unix.ECONNREFUSED) || HasShim([]string{e.cfg.RunDir}, gone) {
 		t.Errorf("no shim: %v", err)
 	}
-	f, err := e.sockets.listen(gone)
+	f, err := e.groups.sockets.listen(gone)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func TestAdoptHostile(t *testing.T) {
 	if _, err := e.Adopt(gone, time.Time{}); !errors.Is(err, unix.ECONNREFUSED) || HasShim([]string{e.cfg.RunDir}, gone) {
 		t.Errorf("a shim that is gone: %v", err)
 	}
-	if err := e.sockets.clear(nil); err != nil {
+	if err := e.groups.sockets.clear(nil); err != nil {
 		t.Error(err)
 	}
 	if left, err := os.ReadDir(filepath.Join(e.cfg.RunDir, socketsName)); err != nil || len(left) > 0 {

@@ -139,14 +139,23 @@ func receiveTerminal(conn *os.File) (*os.File, error) {
 	return master, nil
 }
 
-// receiveDescriptor takes one descriptor from a shim, and gives it this name. conn is
-// not blocking.
+// receiveDescriptor is receiveDescriptors for one.
 func receiveDescriptor(conn *os.File, name string) (*os.File, error) {
+	files, err := receiveDescriptors(conn, name)
+	if err != nil {
+		return nil, err
+	}
+	return files[0], nil
+}
+
+// receiveDescriptors takes descriptors from a shim, as many as there are names, which it
+// gives them. conn is not blocking.
+func receiveDescriptors(conn *os.File, names ...string) ([]*os.File, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	oob := make([]byte, unix.CmsgSpace(4))
+	oob := make([]byte, unix.CmsgSpace(4*len(names)))
 	n := 0
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
@@ -158,13 +167,17 @@ func receiveDescriptor(conn *os.File, name string) (*os.File, error) {
 	if err = errors.Join(err, failed); err != nil {
 		return nil, err
 	}
-	fd, err := protocol.OneDescriptor(oob[:n])
+	fds, err := protocol.Descriptors(oob[:n], len(names))
 	if err != nil {
 		return nil, fmt.Errorf("unexpected message: %w", err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		_ = unix.SetNonblock(fd, true) // so that os.File waits in the poller
+	files := make([]*os.File, 0, len(fds))
+	for i, fd := range fds {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			_ = unix.SetNonblock(fd, true) // so that os.File waits in the poller
+		}
+		files = append(files, os.NewFile(uintptr(fd), names[i]))
 	}
-	return os.NewFile(uintptr(fd), name), nil
+	return files, nil
 }

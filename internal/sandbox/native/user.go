@@ -11,54 +11,59 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/sandbox"
 )
 
 // maxUsers bounds the files of users and groups that a job gets a copy of.
 const maxUsers = 256 << 10
 
-// AddUser gives the user that SetSecurity has set an entry in the job's /etc/passwd and
+// AddUser gives the user of a plan's security an entry in the sandbox's /etc/passwd and
 // /etc/group, and a home directory. It returns the user's name and that directory.
-func (r *Run) AddUser() (name, home string) {
-	uid, gid := r.UID, r.GID
+func AddUser(plan *sandbox.Plan) (name, home string) {
+	uid, gid := plan.Security.IDs()
 	if uid == 0 {
 		name, home = "root", "/root"
 	}
 	if uid|gid == 0 {
 		return name, home
 	}
-	users, hasUsers := r.etcFile("passwd")
-	groups, hasGroups := r.etcFile("group")
+	users, hasUsers := fileInEtc(plan, "passwd")
+	groups, hasGroups := fileInEtc(plan, "group")
 	if uid != 0 {
 		var text string
 		if name, home, text = withUser(users, uid, gid); hasUsers && text != users {
-			r.cover("/etc/passwd", text)
+			cover(plan, "/etc/passwd", text)
 		}
-		r.Home = home
+		plan.Home = home
 	}
 	if text := withGroup(groups, name, uid, gid); hasGroups && text != groups {
-		r.cover("/etc/group", text)
+		cover(plan, "/etc/group", text)
 	}
 	return name, home
 }
 
-// cover has the job see a text in place of a file of its /etc.
-func (r *Run) cover(file, text string) {
-	if !slices.ContainsFunc(r.Trees, func(t Tree) bool { return t.Target == "/etc" }) {
-		r.Files = append(r.Files, protocol.File{Path: file, Text: text}) // there is none
-		return
-	}
-	r.Covers = append(r.Covers, protocol.File{Path: file, Text: text})
+// etcMount returns which of the mounts is /etc; -1: none.
+func etcMount(plan *sandbox.Plan) int {
+	return slices.IndexFunc(plan.Mounts, func(m sandbox.Mount) bool { return m.Target == "/etc" })
 }
 
-// etcFile returns what a file of the job's /etc holds. ok says that it can have another
-// content: it is a file, or could be one.
-func (r *Run) etcFile(name string) (text string, ok bool) {
-	i := slices.IndexFunc(r.Trees, func(t Tree) bool { return t.Target == "/etc" })
-	if i < 0 {
-		return "", !slices.ContainsFunc(r.Links, func(l protocol.Link) bool { return l.Path == "/etc" })
+// cover has the sandbox see a text in place of a file of its /etc.
+func cover(plan *sandbox.Plan, file, text string) {
+	if etcMount(plan) < 0 {
+		plan.Files = append(plan.Files, sandbox.File{Path: file, Text: text}) // there is none
+		return
 	}
-	etc := string(r.Trees[i].Source)
+	plan.Covers = append(plan.Covers, sandbox.File{Path: file, Text: text})
+}
+
+// fileInEtc returns what a file of the sandbox's /etc holds. ok says that it can have
+// another content: it is a file, or could be one.
+func fileInEtc(plan *sandbox.Plan, name string) (text string, ok bool) {
+	i := etcMount(plan)
+	if i < 0 {
+		return "", !slices.ContainsFunc(plan.Links, func(l sandbox.Link) bool { return l.Path == "/etc" })
+	}
+	etc := plan.Mounts[i].Source
 	root, err := os.OpenRoot(filepath.Dir(etc)) // a link may lead to elsewhere in it
 	if err != nil {
 		return "", false

@@ -8,7 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/sandbox"
 )
 
 func TestWithUser(t *testing.T) {
@@ -67,7 +68,7 @@ func TestWithGroup(t *testing.T) {
 // TestAddUser: what a job's /etc is made of decides how its user gets an entry.
 func TestAddUser(t *testing.T) {
 	t.Parallel()
-	run := func(t *testing.T, make func(etc string) error) *Run {
+	run := func(t *testing.T, make func(etc string) error) *sandbox.Plan {
 		t.Helper()
 		rootfs := t.TempDir()
 		etc := filepath.Join(rootfs, "etc")
@@ -80,7 +81,7 @@ func TestAddUser(t *testing.T) {
 		if err := make(etc); err != nil {
 			t.Fatal(err)
 		}
-		return &Run{Run: protocol.Run{UID: 1000, GID: 1000, Trees: []Tree{{Source: protocol.Name(etc), Target: "/etc"}}}}
+		return &sandbox.Plan{Security: joblet.Security{User: "1000"}, Mounts: []sandbox.Mount{{Source: etc, Target: "/etc"}}}
 	}
 	secret := filepath.Join(t.TempDir(), "secret")
 	if err := os.WriteFile(secret, []byte("root:x:0:0:::\n"), 0o644); err != nil {
@@ -101,21 +102,21 @@ func TestAddUser(t *testing.T) {
 	}
 	for _, test := range tests {
 		r := run(t, test.make)
-		name, home := r.AddUser()
+		name, home := AddUser(r)
 		covered := len(r.Covers) == 1 && r.Covers[0].Path == "/etc/passwd" && strings.HasPrefix(r.Covers[0].Text, "root:x:0:0:::\nuser1000:")
 		if covered != test.want || len(r.Covers) > 1 || len(r.Files) > 0 {
-			t.Errorf("%s: %+v", test.name, r.Run)
+			t.Errorf("%s: %+v", test.name, *r)
 		}
 		if name != "user1000" || home != "/home/user1000" || r.Home != home {
 			t.Errorf("%s: %s in %s", test.name, name, home)
 		}
 	}
-	r := &Run{}
-	if name, home := r.AddUser(); name != "root" || home != "/root" || r.Home != "" || len(r.Covers)+len(r.Files) > 0 {
-		t.Errorf("root: %s in %s, %+v", name, home, r.Run)
+	r := &sandbox.Plan{}
+	if name, home := AddUser(r); name != "root" || home != "/root" || r.Home != "" || len(r.Covers)+len(r.Files) > 0 {
+		t.Errorf("root: %s in %s, %+v", name, home, *r)
 	}
-	r.GID = 7
-	if r.AddUser(); r.Home != "" || len(r.Files) != 1 || r.Files[0].Path != "/etc/group" {
-		t.Errorf("root of another group: %+v", r.Run)
+	r.Security.User = "0:7"
+	if AddUser(r); r.Home != "" || len(r.Files) != 1 || r.Files[0].Path != "/etc/group" {
+		t.Errorf("root of another group: %+v", *r)
 	}
 }

@@ -30,7 +30,8 @@ import (
 // the daemon refuses to ask it for what it cannot do.
 //
 //	1: the shim does not send its version
-//	2: Request.ShmBytes, Request.DefaultAction
+//	2: Request.ShmBytes, Request.DefaultAction, Request.Ready, Tree.Writable, Tree.Device,
+//	   Run.OwnDev
 const Version = 2
 
 // Descriptors that a shim inherits.
@@ -131,6 +132,9 @@ type Run struct {
 	// Covers lie, read-only, over files of the trees: those that are there.
 	Covers []File `json:"covers,omitempty"`
 	Home   string `json:"home,omitempty"` // of the command's user, made where it is missing
+	// OwnDev gives the job a writable /dev of its own in place of the one that the box
+	// has, with the same nodes: there Trees may attach further ones.
+	OwnDev bool `json:"own_dev,omitempty"`
 
 	Command string   `json:"command"`
 	Args    []string `json:"args,omitempty"`
@@ -218,12 +222,16 @@ func (r *Run) Unpack() {
 	r.Raw = nil
 }
 
-// Tree is a directory or file of the host that the job sees read-only.
+// Tree is a directory or file of the host that the job sees, read-only if not Writable.
 type Tree struct {
 	Source Name `json:"source"`
 	Target Name `json:"target"` // in the job; missing parents are made
 	IDMap  bool `json:"idmap,omitempty"`
 	File   bool `json:"file,omitempty"`
+	// Writable lets the job change the tree itself. Where IDMap cannot be, the start fails.
+	Writable bool `json:"writable,omitempty"`
+	// Device makes device nodes in the tree, or the node that it is, work.
+	Device bool `json:"device,omitempty"`
 	// Layer puts a directory of the job's own, on its root file system, over the tree:
 	// the job can write there, and the tree stays as it is.
 	Layer bool `json:"layer,omitempty"`
@@ -277,6 +285,9 @@ type Request struct {
 	Run    *Run  `json:"run,omitempty"`
 	Signal int   `json:"signal,omitempty"` // send to PID 1
 	Stop   *Stop `json:"stop,omitempty"`
+
+	// Ready asks a shim that has no job yet to say when its box is built, with Event.Ready.
+	Ready bool `json:"ready,omitempty"`
 
 	// DefaultAction has a Signal end the job that PID 1 is spared and that ends other
 	// processes.
@@ -340,10 +351,21 @@ type Exec struct {
 
 // Event is what a shim tells every daemon that is connected.
 type Event struct {
+	Ready   *Ready   `json:"ready,omitempty"`   // to the daemon that asked
 	Started *Started `json:"started,omitempty"` // also the greeting to a daemon that connects later
 	Failed  *Failure `json:"failed,omitempty"`
 	Ended   *Record  `json:"ended,omitempty"` // after the record is on disk
 }
+
+// Ready says that a box is built and waits for its job. Behind it comes one byte with
+// descriptors (SCM_RIGHTS), in the order of ReadyDescriptors.
+type Ready struct {
+	PID int `json:"pid"` // PID 1 as the host numbers it
+}
+
+// ReadyDescriptors are what comes with Ready: a pidfd of PID 1, and its namespaces by
+// their names in proc_pid_ns(5).
+var ReadyDescriptors = []string{"pidfd", "user", "mnt", "net", "ipc", "uts"}
 
 // Started says that the command runs.
 type Started struct {
@@ -469,17 +491,31 @@ func ReadMessage(r io.Reader, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// OneDescriptor returns the descriptor that came with a message (SCM_RIGHTS,
-// unix(7)), of which oob is what recvmsg(2) calls control; EBADMSG if that is
-// anything else.
+// OneDescriptor is Descriptors for one.
 func OneDescriptor(oob []byte) (int, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil || len(messages) != 1 {
-		return -1, unix.EBADMSG
-	}
-	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 1 {
-		return -1, unix.EBADMSG
+	fds, err := Descriptors(oob, 1)
+	if err != nil {
+		return -1, err
 	}
 	return fds[0], nil
+}
+
+// Descriptors returns the n descriptors that came with a message (SCM_RIGHTS, unix(7)),
+// of which oob is what recvmsg(2) calls control; EBADMSG if that is anything else.
+func Descriptors(oob []byte, n int) ([]int, error) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return nil, unix.EBADMSG
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil {
+		return nil, unix.EBADMSG
+	}
+	if len(fds) != n {
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		return nil, unix.EBADMSG
+	}
+	return fds, nil
 }

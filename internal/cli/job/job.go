@@ -1,0 +1,77 @@
+// Package job has the commands of "rnx job", a file per command.
+package job
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/cli/jobview"
+)
+
+// NewCommand returns "rnx job" with its subcommands.
+func NewCommand(a *app.App) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "job",
+		Short: "Run and manage jobs",
+		Example: `  rnx job run ps aux
+  rnx job list
+  rnx job log -f 3f2a`,
+		RunE: app.Group,
+	}
+	cmd.AddCommand(
+		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newMetricsCommand(a), newTopCommand(a), newTreeCommand(a), newCopyCommand(a), newWaitCommand(a),
+		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
+		newPauseCommand(a), newResumeCommand(a), newUpdateCommand(a),
+		newAttachCommand(a), newExecCommand(a), newShellCommand(a), newSignalCommand(a),
+		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
+	)
+	return cmd
+}
+
+const jobRefHelp = `
+
+JOB is an id, a unique prefix of an id, or a name. A name refers to your own job
+first, then to that of another owner.` + app.ExitStatusHelp
+
+// jobsCommand does one thing to each job named on the command line, to some at once;
+// what do returns shows the result, if it is not nil.
+func jobsCommand(a *app.App, cmd *cobra.Command, do func(ctx context.Context, c *client.Client, ref string) (show func() error, err error)) *cobra.Command {
+	cmd.Args = app.AtLeastOne("job")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.With(cmd.Context(), func(c *client.Client) error {
+			return a.Each(args, app.AtOnce, func(ref string) (func() error, error) { return do(cmd.Context(), c, ref) })
+		})
+	}
+	return cmd
+}
+
+// jobID returns the id of the job that ref names.
+func jobID(ctx context.Context, c *client.Client, ref string) (string, error) {
+	if joblet.ValidID(ref) {
+		return ref, nil // also of one that is not there any more
+	}
+	j, err := c.Job(ctx, ref)
+	return j.ID, err
+}
+
+// shown returns what shows a job that a command has changed, unless it failed.
+func shown(a *app.App) func(joblet.Job, error) (func() error, error) {
+	return func(j joblet.Job, err error) (func() error, error) {
+		if err != nil {
+			return nil, err
+		}
+		return func() error { return showJob(a, j) }, nil
+	}
+}
+
+// showJob prints a job that a command has changed: its id, or all as JSON.
+func showJob(a *app.App, j joblet.Job) error {
+	if a.JSON {
+		return a.WriteJSON(jobview.NewJSON(j))
+	}
+	return a.Println(j.ID)
+}

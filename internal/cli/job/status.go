@@ -1,0 +1,63 @@
+package job
+
+import (
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/cli/jobview"
+)
+
+func newStatusCommand(a *app.App) *cobra.Command {
+	first := true
+	var format string
+	cmd := jobsCommand(a, &cobra.Command{
+		Use:     "status JOB…",
+		Aliases: []string{"inspect"},
+		Short:   "Show details of jobs",
+		Long:    "Show all that is known of jobs. With --json each line is an object." + formatHelp + jobRefHelp,
+		Example: `  rnx job status 3f2a
+  rnx job status --format='{{.Status}} {{.ExitCode}}' 3f2a
+  rnx job status --json 3f2a | jq .exit_code`,
+		ValidArgsFunction: a.CompleteJobs(),
+	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+		t, err := parseFormat(format) // known to be good
+		if err != nil {
+			return nil, err
+		}
+		j, err := c.Job(ctx, ref)
+		if err != nil {
+			return nil, err
+		}
+		return func() error {
+			switch {
+			case t != nil:
+				return writeFormat(a, t, j)
+			case a.JSON:
+				return a.WriteJSON(jobview.NewJSON(j))
+			}
+			if !first {
+				if err := a.Println(""); err != nil {
+					return err
+				}
+			}
+			first = false
+			return jobview.WriteStatus(a.Out, j, time.Now())
+		}, nil
+	})
+	cmd.Flags().StringVar(&format, "format", "", "print each job by a Go `TEMPLATE`")
+	cmd.PreRunE = func(*cobra.Command, []string) error {
+		if _, err := parseFormat(format); err != nil {
+			return err
+		}
+		if format != "" && a.JSON {
+			return joblet.Errorf(joblet.InvalidArgument, "--format and --json exclude each other")
+		}
+		return nil
+	}
+	return cmd
+}
