@@ -28,7 +28,7 @@ func (d *daemon) example(t *testing.T, dir, name string, args ...string) *exec.C
 }
 
 // program writes an executable shell script.
-func program(t *testing.T, path, text string) {
+func fakeProgram(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
@@ -51,7 +51,7 @@ func holds(t *testing.T, path, want string) {
 func TestExampleSweep(t *testing.T) {
 	t.Parallel()
 	d, dir := newDaemon(t, "--max-concurrent=2"), t.TempDir()
-	program(t, dir+"/double.sh", "mkdir out\necho $(($1 * 2)) >out/result\n[ $1 -ne 4 ] || { echo four >&2; exit 9; }\n")
+	fakeProgram(t, dir+"/double.sh", "mkdir out\necho $(($1 * 2)) >out/result\n[ $1 -ne 4 ] || { echo four >&2; exit 9; }\n")
 
 	for range 2 {
 		cmd := d.example(t, dir, "sweep.sh", "results", "./double.sh", "1", "2", "3")
@@ -79,7 +79,7 @@ func TestExampleSweep(t *testing.T) {
 func TestExampleCI(t *testing.T) {
 	t.Parallel()
 	d, dir := newDaemon(t), t.TempDir()
-	program(t, dir+"/source/test.sh", `cat "$CACHE/runs" 2>/dev/null || true
+	fakeProgram(t, dir+"/source/test.sh", `cat "$CACHE/runs" 2>/dev/null || true
 echo run >>"$CACHE/runs"
 mkdir /work/artifacts
 echo "$1" >/work/artifacts/report
@@ -107,7 +107,7 @@ exit "$1"
 func TestExampleTrain(t *testing.T) {
 	t.Parallel()
 	d, dir := newDaemon(t), t.TempDir()
-	program(t, dir+"/train.sh", `if [ -e checkpoint/step ]; then
+	fakeProgram(t, dir+"/train.sh", `if [ -e checkpoint/step ]; then
 	echo "from $(cat checkpoint/step) to $1" >checkpoint/step
 	exit 7
 fi
