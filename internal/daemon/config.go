@@ -383,7 +383,7 @@ func writeConfig(w io.Writer, opt Options, from origins) error {
 	f.SortFlags = false
 	var b strings.Builder
 	if from == nil {
-		fmt.Fprintf(&b, "# Configuration of joblet serve: %s. A line in comments is a default.\n# On SIGHUP it is read again; these keys then hold at once, others after a restart:\n# %s\n", configPath, wrap(strings.Join(reloadableNames(), ", "), 95))
+		fmt.Fprintf(&b, "# Configuration of joblet serve: %s. Commented lines show defaults.\n# On SIGHUP the daemon reads the file again. These keys take effect at once, others after a restart:\n# %s\n", configPath, wrap(strings.Join(reloadableNames(), ", "), 95))
 	}
 	f.VisitAll(func(flag *pflag.Flag) {
 		if slices.Contains(notConfigured, flag.Name) {

@@ -592,7 +592,7 @@ func (m *migration) text(file string) string {
 	if file == "-" {
 		file = "stdin"
 	}
-	fmt.Fprintf(&b, "# Configuration of joblet serve, imported from %s.\n# \"joblet config default\" prints all keys, with what they mean.\n", strconv.Quote(filepath.Base(file)))
+	fmt.Fprintf(&b, "# Configuration of joblet serve, imported from %s.\n# \"joblet config default\" prints all keys and their meaning.\n", strconv.Quote(filepath.Base(file)))
 	m.flags.VisitAll(func(flag *pflag.Flag) {
 		if !flag.Changed {
 			return
