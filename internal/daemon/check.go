@@ -16,7 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/hostcheck"
 )
 
 // checkOptions are the flags of joblet check.
@@ -60,7 +60,7 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 	if os.Geteuid() != 0 {
 		return errors.New("check: it must run as root, as the daemon does")
 	}
-	found, err := native.Check(ctx, o.StateDir)
+	found, err := hostcheck.Check(ctx, o.StateDir)
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
@@ -76,7 +76,7 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 	}
 	var missing []string
 	for _, f := range found {
-		if f.Status == native.Missing {
+		if f.Status == hostcheck.Missing {
 			missing = append(missing, f.Feature)
 		}
 	}
@@ -87,7 +87,7 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 }
 
 // printFindings prints the table, and below it how to mend what lacks.
-func printFindings(w io.Writer, found []native.Finding) error {
+func printFindings(w io.Writer, found []hostcheck.Finding) error {
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(out, "FEATURE\tSTATUS\tFOUND\tWITHOUT IT")
 	lack := 0

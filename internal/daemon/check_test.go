@@ -7,15 +7,15 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/hostcheck"
 )
 
 func TestPrintFindings(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
-	err := printFindings(&out, []native.Finding{
-		{Feature: "tmpfs", Status: native.Present, Cost: "no jobs"},
-		{Feature: "memory.high", Status: native.Lacking, Found: "v1", Cost: "no --memory-high", Mend: "boot with v2"},
+	err := printFindings(&out, []hostcheck.Finding{
+		{Feature: "tmpfs", Status: hostcheck.Present, Cost: "no jobs"},
+		{Feature: "memory.high", Status: hostcheck.Lacking, Found: "v1", Cost: "no --memory-high", Mend: "boot with v2"},
 	})
 	want := `FEATURE      STATUS   FOUND  WITHOUT IT
 tmpfs        ok       -      no jobs
@@ -36,7 +36,7 @@ func TestCheckJSON(t *testing.T) {
 	if err := (checkOptions{StateDir: t.TempDir(), JSON: true}).run(t.Context(), &out); err != nil {
 		t.Fatal(err)
 	}
-	var found []native.Finding
+	var found []hostcheck.Finding
 	if err := json.Unmarshal(out.Bytes(), &found); err != nil || len(found) < 30 {
 		t.Errorf("%d features, %v", len(found), err)
 	}

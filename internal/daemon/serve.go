@@ -28,7 +28,6 @@ import (
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/pki"
 	"github.com/joblet/joblet/internal/runtimes"
-	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/service"
@@ -447,7 +446,7 @@ func (o serveOptions) serve(ctx context.Context, stderr io.Writer, load func() (
 	if os.Geteuid() != 0 {
 		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
 	}
-	if err := native.DropPrivileges(); err != nil { // a container may not let us; jobs are walled off all the same
+	if err := dropPrivileges(); err != nil { // a container may not let us; jobs are walled off all the same
 		log.Warn("the daemon keeps privileges that it does not need", "error", err)
 	}
 	// Jobs, with ids of their own, must be able to read what is made for them:

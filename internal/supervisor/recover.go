@@ -20,6 +20,7 @@ import (
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/sandbox/native/seccomp"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
@@ -77,7 +78,7 @@ func conclude(job *joblet.Job, r *protocol.Record, dir string) {
 	job.LogBytes = r.LogBytes
 	job.WorkBytes = r.WorkBytes
 	job.Usage, job.OutOfMemory = r.Usage, r.OutOfMemory
-	job.Denied = native.DeniedCalls(job.Spec.Security, r.Denied)
+	job.Denied = seccomp.DeniedCalls(job.Spec.Security, r.Denied)
 	switch {
 	case r.Cause == protocol.CauseStop, asked && r.Cause == "":
 		job.State = joblet.Stopped

@@ -14,6 +14,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -35,7 +36,7 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*native.Run, error) {
 			return nil, err
 		}
 		runtimeEnv = rt.Environment
-		view = func() (native.View, error) { return s.engine.RuntimeView(rt.RootFS) }
+		view = func() (rootfs.View, error) { return s.engine.RuntimeView(rt.RootFS) }
 	}
 	v, err := view()
 	if err != nil {
@@ -50,8 +51,8 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*native.Run, error) {
 		LogMaxBytes: cmp.Or(spec.LogMax, joblet.DefaultLogMax), LogShrinks: s.cfg.LogShrinks,
 		WorkMaxBytes: cmp.Or(spec.Limits.DiskBytes, joblet.DefaultDiskBytes),
 	}
-	user, home := native.AddUser(&plan)
-	env := map[string]string{"PATH": strings.Join(append([]string{native.DefaultPath}, v.Path...), ":"), "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
+	user, home := rootfs.AddUser(&plan)
+	env := map[string]string{"PATH": strings.Join(append([]string{rootfs.DefaultPath}, v.Path...), ":"), "HOME": home, "USER": user, "LOGNAME": user, "LANG": "C.UTF-8"}
 	maps.Copy(env, runtimeEnv)
 	if spec.Terminal != (joblet.WindowSize{}) {
 		env["TERM"] = defaultTerm

@@ -27,6 +27,7 @@ import (
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/sandbox"
+	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -68,8 +69,7 @@ type Engine struct {
 	newRoot string
 	devDir  string
 	frozen  []string // in a job's /proc
-	layers  layers
-	etc     hostEtcCopy
+	views   *rootfs.Views
 
 	// resources are ids, Config.Resources, groups. What comes first is released last, so
 	// that a range of ids is free only when nothing of its sandbox exists that could have
@@ -109,9 +109,6 @@ func Open(cfg Config) (_ *Engine, err error) {
 		return nil, err
 	}
 	e.frozen = freezeProc("/proc", writable)
-	if e.layers = findLayers(); !e.layers.overlay {
-		e.cfg.Log.Warn("jobs do not see what a runtime has in /var, /home, /root, /run and /tmp: this kernel has no overlayfs")
-	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.closeAll())
@@ -121,11 +118,14 @@ func Open(cfg Config) (_ *Engine, err error) {
 		return nil, err
 	}
 	e.resources = slices.Concat([]sandbox.Resource{e.ids}, cfg.Resources, []sandbox.Resource{e.groups})
-	e.etc.root, e.etc.parent, e.etc.log = "/", filepath.Join(cfg.RunDir, "etc"), cfg.Log
-	if err := e.clearEtc(); err != nil {
+	boxes, err := e.groups.own.Boxes() // of whatever state directory
+	if err != nil {
 		return nil, err
 	}
-	if e.shim, err = loadShim(); err != nil {
+	if e.views, err = rootfs.Open(filepath.Join(cfg.RunDir, "etc"), len(boxes) == 0, cfg.Log); err != nil {
+		return nil, err
+	}
+	if e.shim, err = LoadShim(); err != nil {
 		return nil, err
 	}
 	if e.null, err = os.OpenFile("/dev/null", os.O_RDWR, 0); err != nil {
@@ -144,9 +144,7 @@ func (e *Engine) StartSpares() {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.stop = cancel
-	e.stopped.Go(func() { // ahead of the first job that needs it, which says why if it fails
-		_, _ = e.etc.current()
-	})
+	e.stopped.Go(e.views.Prepare)
 	if inheritsOrphans() {
 		e.stopped.Go(func() { reapOrphans(ctx) })
 	}
@@ -183,7 +181,9 @@ func (e *Engine) closeAll() error {
 		}
 		errs = append(errs, e.groups.sockets.close())
 	}
-	e.etc.stop()
+	if e.views != nil {
+		e.views.Close()
+	}
 	for _, f := range []*os.File{e.shim, e.null, e.log} {
 		if f != nil {
 			errs = append(errs, f.Close())
@@ -200,10 +200,10 @@ const sealTime = 10 * time.Second
 // shimName is the shim's program, and the title of its process.
 const shimName = "joblet-shim"
 
-// loadShim puts the shim's program into a sealed memfd: there is no file
+// LoadShim puts the shim's program into a sealed memfd: there is no file
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
 // wrong.
-func loadShim() (*os.File, error) {
+func LoadShim() (*os.File, error) {
 	program, err := embedded.Open("embed/" + shimName)
 	if err != nil {
 		return nil, errors.New("this joblet was built without its shim: build it with make build")
@@ -287,23 +287,11 @@ const (
 	StepKilled    = protocol.StepKilled
 )
 
-// clearEtc removes the copies of /etc of former daemons, unless jobs of theirs
-// may still use them.
-func (e *Engine) clearEtc() error {
-	boxes, err := e.groups.own.Boxes() // of whatever state directory
-	if err != nil {
-		return err
-	}
-	if len(boxes) == 0 {
-		if err := os.RemoveAll(e.etc.parent); err != nil {
-			return fmt.Errorf("remove old copies of /etc: %w", err)
-		}
-	}
-	if err := os.MkdirAll(e.etc.parent, 0o755); err != nil {
-		return fmt.Errorf("make the run directory: %w", err)
-	}
-	return nil
-}
+// HostView returns the view of a job without a runtime.
+func (e *Engine) HostView() (rootfs.View, error) { return e.views.Host() }
+
+// RuntimeView returns the view of a job whose programs come from the tree at root.
+func (e *Engine) RuntimeView(root string) (rootfs.View, error) { return e.views.Runtime(root) }
 
 // Box is a job's box, built and waiting for its command.
 type Box struct {

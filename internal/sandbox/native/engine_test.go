@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/joblet/joblet/internal/sandbox"
+	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
 )
 
 func openEngine(t testing.TB, spares int) *Engine {
@@ -49,7 +50,7 @@ func start(t testing.TB, e *Engine, dir string, command string, args ...string) 
 	return box, p, err
 }
 
-func planOf(v View, dir, command string, args ...string) sandbox.Plan {
+func planOf(v rootfs.View, dir, command string, args ...string) sandbox.Plan {
 	const path = "/usr/local/bin:/usr/bin:/bin"
 	return sandbox.Plan{
 		Mounts: v.Mounts, Dirs: v.Dirs, Links: v.Links, Dir: dir,

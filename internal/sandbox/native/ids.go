@@ -16,8 +16,8 @@ import (
 const (
 	IDCount   = 65536
 	firstBase = 0x70000000
-	lastBase  = 0x7FFD0000
-	numRanges = (lastBase-firstBase)/IDCount + 1 // 4094
+	LastIDs   = 0x7FFD0000                      // first of the last range
+	numRanges = (LastIDs-firstBase)/IDCount + 1 // 4094
 )
 
 // idRanges is the resource that hands out ranges of subordinate ids, each to one

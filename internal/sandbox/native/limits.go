@@ -33,7 +33,7 @@ const noCore = 1
 func coreLimit(l joblet.Rlimit) protocol.Rlimit {
 	var have unix.Rlimit
 	if l.Hard < noCore && unix.Getrlimit(unix.RLIMIT_CORE, &have) == nil && have.Max < noCore && !mayRaise() {
-		return protocol.Rlimit{Resource: unix.RLIMIT_CORE} // see probeCore
+		return protocol.Rlimit{Resource: unix.RLIMIT_CORE} // see CheckCoreDumps
 	}
 	return protocol.Rlimit{Resource: unix.RLIMIT_CORE, Soft: max(noCore, l.Soft), Hard: max(noCore, l.Hard)}
 }
@@ -46,6 +46,19 @@ func corePiped() (pattern string, piped bool) {
 	data, err := os.ReadFile(corePattern)
 	pattern = strings.TrimSpace(string(data))
 	return pattern, err == nil && (strings.HasPrefix(pattern, "|") || strings.HasPrefix(pattern, "@"))
+}
+
+// CheckCoreDumps reports whether core dumps of jobs stay out of the host's hands: not
+// where a socket gets them (Linux 6.16), for which no limit counts.
+func CheckCoreDumps() error {
+	pattern, piped := corePiped()
+	switch {
+	case strings.HasPrefix(pattern, "@"):
+		return fmt.Errorf("kernel.core_pattern is a socket: %.100s", pattern)
+	case piped && coreLimit(joblet.Rlimit{}).Hard < noCore:
+		return fmt.Errorf("kernel.core_pattern is %.100s, and the daemon's limit on core dumps is 0", pattern)
+	}
+	return nil
 }
 
 // defaultRlimits are a job's limits where they differ from the daemon's: no core
@@ -148,9 +161,10 @@ func checkRlimit(name string, limit joblet.Rlimit) error {
 	return nil
 }
 
-func mayRaise() bool { return hasCapability(unix.CAP_SYS_RESOURCE) }
+func mayRaise() bool { return HasCapability(unix.CAP_SYS_RESOURCE) }
 
-func hasCapability(c int) bool {
+// HasCapability reports whether this process can use a capability (CAP_… of capability.h).
+func HasCapability(c int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	return unix.Capget(&header, &data[0]) == nil && data[c/32].Effective&(1<<(c%32)) != 0

@@ -6,6 +6,8 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/sandbox"
+	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
+	"github.com/joblet/joblet/internal/sandbox/native/seccomp"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
@@ -19,10 +21,7 @@ type Run struct {
 // Compile makes a plan ready to run. An error of kind InvalidArgument says what in its
 // security cannot be, one of kind FailedPrecondition what this host lacks for it.
 func Compile(plan sandbox.Plan) (*Run, error) {
-	if err := checkSecurity(plan.Security); err != nil {
-		return nil, err
-	}
-	filter, err := syscallFilter(plan.Security)
+	filter, err := seccomp.Compile(plan.Security)
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +51,7 @@ func (r *Run) message() *protocol.Run {
 	for _, l := range r.Links {
 		m.Links = append(m.Links, protocol.Link{Path: protocol.Name(l.Path), Target: protocol.Name(l.Target)})
 	}
-	for _, f := range append(r.Files, identityFiles(r.Network.Hostname)...) {
+	for _, f := range append(r.Files, rootfs.IdentityFiles(r.Network.Hostname)...) {
 		m.Files = append(m.Files, protocol.File(f))
 	}
 	for _, f := range r.Covers {
@@ -70,7 +69,7 @@ func (r *Run) command() *protocol.Run {
 		Dir: r.Dir, Attempt: r.Attempt, Hostname: r.Network.Hostname,
 		Command: r.Command, Args: r.Args, Env: r.Env, Path: r.Path, WorkDir: r.WorkDir, Init: r.Init,
 		StdinPath: r.Stdin.Path, StdinStream: r.Stdin.Stream, MergeOutput: r.MergeOutput, FilesPath: r.FilesPath,
-		Filter: r.filter, FilterFlags: SyscallFilterFlags, LogDenied: r.Security.LogDenied,
+		Filter: r.filter, FilterFlags: seccomp.Flags, LogDenied: r.Security.LogDenied,
 		Capabilities: r.Security.Capabilities(), Rlimits: rlimitsOf(r.Limits), DiskBytes: r.Limits.DiskBytes,
 		Nested:       r.Security.Profile == joblet.ProfileNested,
 		TimeoutNanos: int64(r.Timeout), GraceNanos: int64(r.Grace),

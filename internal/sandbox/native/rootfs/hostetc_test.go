@@ -1,4 +1,4 @@
-package native
+package rootfs
 
 import (
 	"crypto/md5" //nolint:gosec // what dpkg records

@@ -1,4 +1,4 @@
-package native
+package seccomp
 
 import (
 	"maps"
@@ -60,15 +60,15 @@ var seccompByName = sync.OnceValue(func() map[string]seccompVerdict {
 	return all
 })
 
-var profileFilters = map[joblet.Profile]func() SyscallFilter{
-	"":                    DefaultSyscallFilter,
-	joblet.ProfileDefault: DefaultSyscallFilter,
-	joblet.ProfileStrict:  sync.OnceValue(func() SyscallFilter { return seccompAssemble(runtime.GOARCH, strictCalls) }),
-	joblet.ProfileNested:  sync.OnceValue(func() SyscallFilter { return seccompAssemble(runtime.GOARCH, nestedCalls) }),
+var profileFilters = map[joblet.Profile]func() Filter{
+	"":                    Default,
+	joblet.ProfileDefault: Default,
+	joblet.ProfileStrict:  sync.OnceValue(func() Filter { return seccompAssemble(runtime.GOARCH, strictCalls) }),
+	joblet.ProfileNested:  sync.OnceValue(func() Filter { return seccompAssemble(runtime.GOARCH, nestedCalls) }),
 }
 
-// syscallFilter returns the filter that s asks for.
-func syscallFilter(s joblet.Security) (SyscallFilter, error) {
+// compile returns the filter that s asks for.
+func compile(s joblet.Security) (Filter, error) {
 	if len(s.AllowCalls)+len(s.DenyCalls) == 0 {
 		return profileFilters[s.Profile](), nil
 	}
@@ -117,14 +117,17 @@ func unknownCall(name string) error {
 	return joblet.Errorf(joblet.InvalidArgument, "system call %s: no such call is known", name)
 }
 
-// checkSecurity reports whether this host can log denied calls if s asks for it, and a
-// command start with that.
-func checkSecurity(s joblet.Security) error {
-	if !s.LogDenied {
-		return nil
+// Compile returns the filter that s asks for. An error of kind InvalidArgument says which
+// call cannot be allowed or denied, one of kind FailedPrecondition that this kernel cannot
+// log denied calls. The filter is shared and not to be changed.
+func Compile(s joblet.Security) (Filter, error) {
+	if s.LogDenied {
+		if slices.Contains(s.DenyCalls, sendCall) {
+			return nil, joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied with --log-denied: no command could be started without it", sendCall)
+		}
+		if err := canLogDenied(); err != nil {
+			return nil, err
+		}
 	}
-	if slices.Contains(s.DenyCalls, sendCall) {
-		return joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied with --log-denied: no command could be started without it", sendCall)
-	}
-	return canLogDenied()
+	return compile(s)
 }

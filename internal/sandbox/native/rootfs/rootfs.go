@@ -1,6 +1,10 @@
-package native
+// Package rootfs decides what jobs see of the host in their root file systems: a runtime's
+// tree, or the host's own programs and a copy of what is public in /etc; and their users.
+package rootfs
 
 import (
+	"fmt"
+	"log/slog"
 	"os"
 
 	"github.com/joblet/joblet/internal/sandbox"
@@ -14,6 +18,37 @@ type View struct {
 
 	Path []string // directories of programs beside those of DefaultPath
 }
+
+// Views makes the views of jobs on this host.
+type Views struct {
+	etc    hostEtcCopy
+	layers layers
+}
+
+// Open returns the views of this host. It keeps copies of /etc in dir. With unused no job
+// has one of those that a former daemon left there, and they are removed.
+func Open(dir string, unused bool, log *slog.Logger) (*Views, error) {
+	v := &Views{etc: hostEtcCopy{root: "/", parent: dir, log: log}, layers: findLayers()}
+	if !v.layers.overlay {
+		log.Warn("jobs do not see what a runtime has in /var, /home, /root, /run and /tmp: this kernel has no overlayfs")
+	}
+	if unused {
+		if err := os.RemoveAll(dir); err != nil {
+			return nil, fmt.Errorf("remove old copies of /etc: %w", err)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the run directory: %w", err)
+	}
+	return v, nil
+}
+
+// Prepare makes the copy of /etc ahead of the first job that needs it, which says why if
+// it fails.
+func (v *Views) Prepare() { _, _ = v.etc.current() }
+
+// Close ends the use of the copies.
+func (v *Views) Close() { v.etc.stop() }
 
 // hostDirs are the host's directories of programs. Each is a directory or, on a
 // merged-usr system, a symbolic link into /usr.
@@ -45,28 +80,35 @@ var etcLinks = map[string]string{
 	"resolv.conf": "/run/joblet/resolv.conf",
 }
 
-// HostView returns the view of a job without a runtime: the host's own
+// Host returns the view of a job without a runtime: the host's own
 // programs. They are not idmapped: to the job they belong to nobody, and a file
 // that only the host's root may read stays unreadable for the job's root.
-func (e *Engine) HostView() (View, error) {
-	var v View
-	host, err := e.etc.current()
+func (v *Views) Host() (View, error) {
+	host, err := v.etc.current()
 	if err != nil {
-		return v, err
+		return View{}, err
 	}
+	view := HostPrograms()
+	for _, dir := range host.trees {
+		view.add(dir, dir, false)
+	}
+	view.add(host.etc, "/etc", false)
+	view.Dirs, view.Path = host.dirs, host.path
+	return view, nil
+}
+
+// HostPrograms returns the view of a job that sees the host's programs and nothing else
+// of the host.
+func HostPrograms() View {
+	var v View
 	for _, dir := range hostDirs {
 		v.add(dir, dir, false)
 	}
-	for _, dir := range host.trees {
-		v.add(dir, dir, false)
-	}
-	v.add(host.etc, "/etc", false)
-	v.Dirs, v.Path = host.dirs, host.path
-	return v, nil
+	return v
 }
 
-// identityFiles are the files in which programs look for the job's own name.
-func identityFiles(hostname string) []sandbox.File {
+// IdentityFiles are the files in which programs look for the job's own name.
+func IdentityFiles(hostname string) []sandbox.File {
 	return []sandbox.File{
 		{Path: "/run/joblet/hosts", Text: "127.0.0.1\tlocalhost\n::1\tlocalhost\n127.0.1.1\t" + hostname + "\n"},
 		{Path: "/run/joblet/hostname", Text: hostname + "\n"},

@@ -1,4 +1,6 @@
-package native
+// Package hostcheck tries out on a host whether it has all that jobs need or use, and says
+// what it costs not to have it.
+package hostcheck
 
 import (
 	"context"
@@ -20,7 +22,10 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
+	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/sandbox"
+	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
 )
 
 // Finding is what Check found out about one feature of the host.
@@ -65,7 +70,7 @@ func Check(ctx context.Context, stateDir string) (_ []Finding, err error) {
 	}
 	c := &checker{stateDir: existing(stateDir), tmp: tmp}
 	defer func() { err = errors.Join(err, c.close()) }()
-	c.shim, c.shimErr = loadShim()
+	c.shim, c.shimErr = native.LoadShim()
 	if c.groups, c.groupsErr = cgroup.OpenProbe(); c.groupsErr == nil {
 		c.group, c.groupsErr = c.groups.Try(joblet.NewID())
 	}
@@ -78,6 +83,11 @@ func Check(ctx context.Context, stateDir string) (_ []Finding, err error) {
 	}
 	return found, nil
 }
+
+const (
+	releaseTimeout = 10 * time.Second // for processes that were killed to go
+	freezeTimeout  = 5 * time.Second  // for one that is frozen to stand still
+)
 
 // existing returns the directory, or the one above it in which it would be made.
 func existing(dir string) string {
@@ -170,7 +180,7 @@ func (c *checker) spawn(sys *syscall.SysProcAttr) (*os.Process, func(), error) {
 }
 
 // id0 maps root of a new user namespace to ids of a job.
-var id0 = []syscall.SysProcIDMap{{ContainerID: 0, HostID: lastBase, Size: IDCount}}
+var id0 = []syscall.SysProcIDMap{{ContainerID: 0, HostID: native.LastIDs, Size: native.IDCount}}
 
 func (c *checker) namespace(name string, flag uintptr) feature {
 	sysctl := "user.max_" + name + "_namespaces"
@@ -316,7 +326,7 @@ func (c *checker) cgroupFeatures() []feature {
 }
 
 func probeKernel(context.Context) (string, error) {
-	release, have, err := kernelVersion()
+	release, have, err := hostinfo.KernelVersion()
 	if err != nil {
 		return "", err
 	}
@@ -326,20 +336,6 @@ func probeKernel(context.Context) (string, error) {
 		return "", fmt.Errorf("this is %s", release)
 	}
 	return release, nil
-}
-
-// kernelVersion returns the release of this kernel, and the two numbers that it begins
-// with.
-func kernelVersion() (release string, version [2]int, err error) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "", version, os.NewSyscallError("uname", err)
-	}
-	release = unix.ByteSliceToString(u.Release[:])
-	if _, err := fmt.Sscanf(release, "%d.%d", &version[0], &version[1]); err != nil {
-		return "", version, fmt.Errorf("version %q: %w", release, err)
-	}
-	return release, version, nil
 }
 
 // ownCapabilities are what the daemon and its shims use outside of a job's user
@@ -353,7 +349,7 @@ var ownCapabilities = map[string]int{
 func probeCapabilities(context.Context) (string, error) {
 	var missing []string
 	for _, name := range slices.Sorted(maps.Keys(ownCapabilities)) {
-		if !hasCapability(ownCapabilities[name]) {
+		if !native.HasCapability(ownCapabilities[name]) {
 			missing = append(missing, "CAP_"+name)
 		}
 	}
@@ -440,7 +436,7 @@ func probeOverlay(context.Context) (string, error) {
 		return "", os.NewSyscallError("fsopen", err)
 	}
 	unix.Close(fd)
-	if !kernelHas(5, 19) {
+	if !hostinfo.KernelHas(5, 19) {
 		return "", errors.New("before Linux 5.19, jobs cannot change files that a runtime has there")
 	}
 	return "", nil
@@ -475,18 +471,7 @@ func probeSeccomp(context.Context) (string, error) {
 	return "", nil
 }
 
-// probeCore reports whether noCore holds: not for a socket (Linux 6.16), for which no
-// limit counts.
-func probeCore(context.Context) (string, error) {
-	pattern, piped := corePiped()
-	switch {
-	case strings.HasPrefix(pattern, "@"):
-		return "", fmt.Errorf("kernel.core_pattern is a socket: %.100s", pattern)
-	case piped && coreLimit(joblet.Rlimit{}).Hard < noCore:
-		return "", fmt.Errorf("kernel.core_pattern is %.100s, and the daemon's limit on core dumps is 0", pattern)
-	}
-	return "", nil
-}
+func probeCore(context.Context) (string, error) { return "", native.CheckCoreDumps() }
 
 func probePidfd(context.Context) (string, error) {
 	fd, err := unix.PidfdOpen(os.Getpid(), 0)
@@ -515,7 +500,7 @@ func probeResource(context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if mayRaise() {
+	if native.HasCapability(unix.CAP_SYS_RESOURCE) {
 		return "at most " + most + " descriptors (fs.nr_open)", nil
 	}
 	var files unix.Rlimit
@@ -633,21 +618,18 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 		return "missing controllers, see there", errUntried
 	}
 	began := time.Now()
-	e, err := Open(Config{RunDir: filepath.Join(c.tmp, "run"), Hierarchy: c.groups})
+	e, err := native.Open(native.Config{RunDir: filepath.Join(c.tmp, "run"), Hierarchy: c.groups})
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	var view View // the host's programs are enough
-	for _, dir := range hostDirs {
-		view.add(dir, dir, false)
-	}
+	view := rootfs.HostPrograms()
 	box, err := e.Take(ctx, nil)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, box.Discard()) }()
-	run, err := Compile(sandbox.Plan{
+	run, err := native.Compile(sandbox.Plan{
 		Dir: filepath.Join(c.tmp, "job"), Network: sandbox.Network{Hostname: "check"}, Mounts: view.Mounts, Links: view.Links,
 		Command: "true", WorkDir: "/work", Path: "/usr/bin:/bin",
 	})

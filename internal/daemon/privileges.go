@@ -1,4 +1,4 @@
-package native
+package daemon
 
 import (
 	"errors"
@@ -30,10 +30,10 @@ var needed = []cap.Value{
 	cap.KILL, cap.MKNOD, cap.IPC_OWNER,
 }
 
-// DropPrivileges makes this process, all its threads and whatever it starts from
+// dropPrivileges makes this process, all its threads and whatever it starts from
 // now on hold only the capabilities that jobs need, and gain none by execve(2).
 // What it did not have before it does not get.
-func DropPrivileges() error {
+func dropPrivileges() error {
 	var others []cap.Value
 	for c := cap.Value(0); c < cap.MaxBits(); c++ {
 		if slices.Contains(needed, c) {

@@ -1,20 +1,14 @@
-package native
+package seccomp
 
 import (
-	"fmt"
-	"math"
-	"os"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
 // A call that a profile or a user's list decides on has that verdict, all others
@@ -92,7 +86,7 @@ func TestSyscallLists(t *testing.T) {
 		{joblet.Security{DenyCalls: []string{"execve"}}, "cannot be denied"},
 	}
 	for _, test := range tests {
-		f, err := syscallFilter(test.security)
+		f, err := compile(test.security)
 		switch {
 		case test.want == "" && (err != nil || len(f) == 0):
 			t.Errorf("%+v: %v", test.security, err)
@@ -111,7 +105,7 @@ func TestAlwaysRefused(t *testing.T) {
 		{}, {Profile: joblet.ProfileStrict}, {Profile: joblet.ProfileNested}, {AllowCalls: all},
 		{Profile: joblet.ProfileStrict, AllowCalls: all}, {Profile: joblet.ProfileNested, AllowCalls: all},
 	} {
-		f, err := syscallFilter(s)
+		f, err := compile(s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -140,67 +134,5 @@ func TestAdminCalls(t *testing.T) {
 		if !slices.Contains(grantableCalls, name) || seccompByName()[name] != seccompENOSYS || strictCalls[name] == seccompAllow || nestedCalls[name] == seccompAllow {
 			t.Errorf("%s: %v", name, seccompByName()[name])
 		}
-	}
-}
-
-// BenchmarkWalls takes the walls away, by turns in one run: what a job's start, from
-// a ready box to the running command, takes at the median, and how much more
-// each costs.
-func BenchmarkWalls(b *testing.B) {
-	const spares = 1
-	walls := []struct {
-		name   string
-		change func(*protocol.Run)
-	}{
-		{"all", func(*protocol.Run) {}},
-		{"no-filter", func(r *protocol.Run) { r.Filter = nil }},
-		{"no-landlock", func(r *protocol.Run) { r.Landlock = false }},
-		{"no-capdrop", func(r *protocol.Run) { r.Capabilities = math.MaxUint64 }},
-		{"log-denied", func(r *protocol.Run) { r.LogDenied = true }}, // one more
-		{"none", func(r *protocol.Run) { r.Filter, r.Landlock, r.Capabilities = nil, false, math.MaxUint64 }},
-	}
-	e := openEngine(b, spares)
-	e.StartSpares()
-	base := b.TempDir()
-	times := make([][]float64, len(walls))
-	for n := 0; b.Loop(); n++ {
-		for i, wall := range walls {
-			for len(e.spares) < spares {
-				time.Sleep(time.Millisecond)
-			}
-			time.Sleep(10 * time.Millisecond) // its shim goes on building when the box is in stock
-			box, err := e.Take(b.Context(), nil)
-			if err != nil {
-				b.Fatal(err)
-			}
-			v, err := e.HostView()
-			if err != nil {
-				b.Fatal(err)
-			}
-			run, err := Compile(planOf(v, filepath.Join(base, fmt.Sprintf("%d-%d", n, i)), "/usr/bin/true"))
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := os.Mkdir(run.Dir, 0o700); err != nil {
-				b.Fatal(err)
-			}
-			message := run.message()
-			wall.change(message)
-			began := time.Now()
-			p, err := box.start(message)
-			if err != nil {
-				b.Fatal(err)
-			}
-			times[i] = append(times[i], float64(time.Since(began).Microseconds()))
-			e.Refill()
-			<-p.Done()
-			if err := e.Release(box.ID, box.Leases); err != nil {
-				b.Error(err)
-			}
-		}
-	}
-	for i, wall := range walls {
-		slices.Sort(times[i])
-		b.ReportMetric(times[i][len(times[i])/2], wall.name+"-µs")
 	}
 }

@@ -1,4 +1,4 @@
-package native
+package seccomp
 
 // seccompCall is the decision on a system call. It has the numbers of both
 // architectures, -1 where there is no such call, and a test compares them with those

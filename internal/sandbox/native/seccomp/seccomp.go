@@ -1,6 +1,4 @@
-package native
-
-// The system call filter of a job: a classic BPF program that the kernel runs
+// Package seccomp makes the system call filter of a job: a classic BPF program that the kernel runs
 // over struct seccomp_data at each system call, see seccomp(2). It stands beside
 // the capability checks of the job's user namespace, not in their place: its task
 // is to keep kernel code out of reach that no ordinary program needs.
@@ -26,7 +24,7 @@ package native
 //   - No SECCOMP_FILTER_FLAG_LOG or SECCOMP_RET_LOG: a job could flood the audit log of
 //     the host, or have it limit what others log. A job whose denied calls are to be
 //     known asks its shim instead (protocol.AskShim).
-//   - SECCOMP_FILTER_FLAG_SPEC_ALLOW: see SyscallFilterFlags.
+//   - SECCOMP_FILTER_FLAG_SPEC_ALLOW: see Flags.
 //
 // Cost. Since Linux 5.11 the kernel, when a filter is installed, walks it once for
 // each call number of each table, and from then on allows what is allowed whatever
@@ -39,6 +37,7 @@ package native
 // filter of one instruction takes 26 µs, this one (105 instructions) 100 µs, and a chain
 // of one compare per allowed call, without the looks at arguments (314 instructions),
 // 530 µs. An ioctl, which does run the filter, takes 25 ns longer than without one.
+package seccomp
 
 import (
 	"math"
@@ -52,11 +51,11 @@ import (
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// SyscallFilter is a classic BPF program in the layout of struct sock_filter, as
+// Filter is a classic BPF program in the layout of struct sock_filter, as
 // SECCOMP_SET_MODE_FILTER takes it.
-type SyscallFilter []unix.SockFilter
+type Filter []unix.SockFilter
 
-// SyscallFilterFlags are the flags to install a filter with.
+// Flags are the flags to install a filter with.
 //
 // Up to Linux 5.15 a filter without SPEC_ALLOW takes speculative store bypass and
 // indirect branch speculation from the process, for good, which costs some programs
@@ -64,17 +63,17 @@ type SyscallFilter []unix.SockFilter
 // and a job is no such sandbox; a program that is one can ask for it by
 // prctl(PR_SET_SPECULATION_CTRL). Linux 5.16 made that the default, and the flag has
 // no effect there unless the command line says otherwise. It exists since 4.17.
-const SyscallFilterFlags = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+const Flags = unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
 
-// DefaultSyscallFilter is the filter of a job that asks for nothing else, on the
+// Default is the filter of a job that asks for nothing else, on the
 // running architecture. It is assembled at the first call; the slice is shared and
 // must not be changed.
 //
 // To install it, a process must have no_new_privs set or CAP_SYS_ADMIN in its user
 // namespace. It permits what follows: reporting a failed execve and exiting.
-func DefaultSyscallFilter() SyscallFilter { return seccompDefault() }
+func Default() Filter { return seccompDefault() }
 
-var seccompDefault = sync.OnceValue(func() SyscallFilter {
+var seccompDefault = sync.OnceValue(func() Filter {
 	return seccompAssemble(runtime.GOARCH, nil)
 })
 
@@ -144,7 +143,7 @@ const seccompFSetDeleg = 1024 + 16 // F_SETDELEG, from F_LINUX_SPECIFIC_BASE; x/
 // seccompAssemble makes the filter for an architecture by its Go name. Any can be
 // made anywhere, so that tests see all. changes are other verdicts than those of
 // seccompCalls, by the call's name.
-func seccompAssemble(goarch string, changes map[string]seccompVerdict) SyscallFilter {
+func seccompAssemble(goarch string, changes map[string]seccompVerdict) Filter {
 	arch, number := seccompArch(goarch)
 	var verdicts []seccompVerdict // by number; ends in one that stands for all above the highest
 	for i := range seccompCalls {
@@ -174,7 +173,7 @@ func seccompAssemble(goarch string, changes map[string]seccompVerdict) SyscallFi
 	p.jump(unix.BPF_JEQ, arch, p.load(seccompOffNumber, tree), kill)
 	p.load(seccompOffArch, p.here())
 	slices.Reverse(p.code)
-	return SyscallFilter(p.code)
+	return Filter(p.code)
 }
 
 // seccompArch returns what an architecture is to the kernel's audit, and which of a

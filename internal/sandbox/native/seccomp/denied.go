@@ -1,4 +1,4 @@
-package native
+package seccomp
 
 import (
 	"fmt"
@@ -30,7 +30,7 @@ var canLogDenied = sync.OnceValue(func() error {
 func DeniedCalls(s joblet.Security, counted []protocol.Denied) []joblet.DeniedCall {
 	var all []joblet.DeniedCall
 	index := make(map[joblet.DeniedCall]int) // with Count 0
-	remedies := remedies{security: s, filters: make(map[string]SyscallFilter)}
+	remedies := remedies{security: s, filters: make(map[string]Filter)}
 	for _, d := range counted {
 		name := seccompName(d.Number)
 		c := joblet.DeniedCall{Call: name, Errno: unix.ErrnoName(syscall.Errno(d.Errno)), Argument: deniedArgument(name, d.DeniedKey), Remedy: remedies.of(name, d.DeniedKey)}
@@ -82,7 +82,7 @@ func seccompName(number uint32) string {
 // them, so that it says what is so.
 type remedies struct {
 	security joblet.Security
-	filters  map[string]SyscallFilter // by what they are for; nil: cannot be
+	filters  map[string]Filter // by what they are for; nil: cannot be
 }
 
 func (r *remedies) of(name string, d protocol.DeniedKey) joblet.Remedy {
@@ -117,7 +117,7 @@ func (r *remedies) of(name string, d protocol.DeniedKey) joblet.Remedy {
 func (r *remedies) run(what string, s joblet.Security, d protocol.DeniedKey) (allowed bool, looked uint8) {
 	filter, made := r.filters[what]
 	if !made {
-		filter, _ = syscallFilter(s) // an error: there is no such profile
+		filter, _ = compile(s) // an error: there is no such profile
 		r.filters[what] = filter
 	}
 	arch, _ := seccompArch(runtime.GOARCH)

@@ -1,4 +1,4 @@
-package native
+package hostcheck
 
 import (
 	"context"
@@ -11,12 +11,22 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
 // TestCheck tries this host out, beside an engine, and looks for what is left.
 func TestCheck(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir()) // where nobody else checks
-	openEngine(t, 0)
+	e, err := native.Open(native.Config{RunDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
 	before := leftovers(t)
 	found, err := Check(t.Context(), filepath.Join(t.TempDir(), "not", "yet", "made"))
 	if err != nil {

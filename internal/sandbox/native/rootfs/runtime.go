@@ -1,16 +1,16 @@
-package native
+package rootfs
 
 import (
 	"errors"
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
@@ -39,18 +39,12 @@ func findLayers() layers {
 		return layers{}
 	}
 	unix.Close(fd)
-	return layers{overlay: true, idmap: kernelHas(5, 19)}
+	return layers{overlay: true, idmap: hostinfo.KernelHas(5, 19)}
 }
 
-// kernelHas reports whether this kernel is of a version or a newer one.
-func kernelHas(major, minor int) bool {
-	_, have, err := kernelVersion()
-	return err == nil && slices.Compare(have[:], []int{major, minor}) >= 0
-}
-
-// RuntimeView returns the view of a job whose programs come from the tree at
+// Runtime returns the view of a job whose programs come from the tree at
 // rootfs: what a chroot of it would show, but for ownDirs.
-func (e *Engine) RuntimeView(rootfs string) (View, error) { return e.layers.runtimeView(rootfs) }
+func (v *Views) Runtime(rootfs string) (View, error) { return v.layers.runtimeView(rootfs) }
 
 func (l layers) runtimeView(rootfs string) (View, error) {
 	entries, err := os.ReadDir(rootfs)

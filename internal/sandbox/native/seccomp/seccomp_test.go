@@ -1,4 +1,4 @@
-package native
+package seccomp
 
 import (
 	"bytes"
@@ -121,7 +121,7 @@ func TestSeccompShape(t *testing.T) {
 	}
 }
 
-func seccompRun(f SyscallFilter, d seccompData) uint32 {
+func seccompRun(f Filter, d seccompData) uint32 {
 	verdict, _, _ := protocol.RunFilter(f, &d)
 	return verdict
 }
@@ -387,7 +387,7 @@ func TestSeccompHelper(t *testing.T) {
 		argv := flag.Args()[1:]
 		path, err := exec.LookPath(argv[0])
 		if err == nil {
-			err = seccompInstall(DefaultSyscallFilter())
+			err = seccompInstall(Default())
 		}
 		if err == nil {
 			err = syscall.Exec(path, argv, os.Environ())
@@ -407,13 +407,13 @@ func TestSeccompHelper(t *testing.T) {
 }
 
 // seccompInstall puts the filter on the calling thread, which must go on to exec.
-func seccompInstall(f SyscallFilter) error {
+func seccompInstall(f Filter) error {
 	runtime.LockOSThread()
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
 	prog := unix.SockFprog{Len: uint16(len(f)), Filter: &f[0]}
-	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, SyscallFilterFlags, uintptr(unsafe.Pointer(&prog)))
+	_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, Flags, uintptr(unsafe.Pointer(&prog)))
 	if e != 0 {
 		return fmt.Errorf("install system call filter: %w", e)
 	}
