@@ -7,4 +7,4 @@ package: ; @scripts/package
 test:  ; @scripts/test
 bench: build
 	@scripts/install-peers.sh
-	@go run ./bench
+	@go run ./test/bench

@@ -43,7 +43,7 @@ func TestImports(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.pkg, func(t *testing.T) {
 			t.Parallel()
-			out, err := exec.Command("go", "list", "-deps", test.pkg).Output()
+			out, err := exec.Command("go", "list", "-tags=jobletshim", "-deps", test.pkg).Output()
 			if err != nil {
 				t.Fatal(err)
 			}

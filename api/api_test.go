@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // words returns a line for each service's method, message, field and retired number
@@ -171,9 +172,7 @@ func typeName(f protoreflect.FieldDescriptor) string {
 // joblet.proto.
 func TestGenerated(t *testing.T) {
 	t.Parallel()
-	if _, err := exec.LookPath("protoc"); err != nil {
-		t.Skip("requires protoc")
-	}
+	testenv.RequireProgram(t, "protoc", "protobuf-compiler")
 	dir := t.TempDir()
 	if out, err := exec.CommandContext(t.Context(), "./generate.sh", dir).CombinedOutput(); err != nil {
 		t.Fatalf("generate: %v\n%s", err, out)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# install-peers.sh installs the programs that bench/ compares Joblet with, from
+# install-peers.sh installs the programs that test/bench compares Joblet with, from
 # the packages of Debian or Ubuntu, and only those that are missing.
 #
 #   scripts/install-peers.sh            bubblewrap crun runc uidmap util-linux bsdutils openssh-server openssh-client

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestMounts(t *testing.T) {
@@ -139,9 +140,7 @@ func TestOmitMissing(t *testing.T) {
 // openHost makes hierarchies of the test's own on the host.
 func openHost(t *testing.T) *Hierarchy {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this needs root")
-	}
+	testenv.RequireRoot(t)
 	h, err := Open(Name(t.TempDir()))
 	if err != nil {
 		t.Fatal(err)

@@ -60,7 +60,7 @@ const testVariables = "TEST_"
 // each with the one that was perhaps meant, or "". Other programs may read them.
 func unknownVariables() iter.Seq2[string, string] {
 	known := slices.Clone(configVariables)
-	o := builtinServeOptions()
+	o := builtinOptions()
 	f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	o.flags(f)
 	f.VisitAll(func(flag *pflag.Flag) {
@@ -86,9 +86,9 @@ func unknownVariables() iter.Seq2[string, string] {
 	}
 }
 
-// load returns the options with what the environment and the file say. given are
+// Load returns the options with what the environment and the file say. given are
 // the names of those that the command line has set.
-func (o serveOptions) load(given map[string]bool) (serveOptions, origins, error) {
+func (o Options) Load(given map[string]bool) (Options, origins, error) {
 	o.Allow = slices.Clone(o.Allow)
 	f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	o.flags(f)
@@ -302,7 +302,8 @@ func given(f *pflag.FlagSet) map[string]bool {
 	return set
 }
 
-func newConfigCommand() *cobra.Command {
+// NewConfigCommand returns joblet config.
+func NewConfigCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Show, check and import the daemon's configuration",
@@ -321,14 +322,14 @@ before the file. On SIGHUP the daemon reads the file again.`,
 		Example: "  joblet config default > " + configPath,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return writeConfig(cmd.OutOrStdout(), builtinServeOptions(), nil)
+			return writeConfig(cmd.OutOrStdout(), builtinOptions(), nil)
 		},
 	}, &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Validate a configuration file",
 		Args:  cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			opt := defaultServeOptions()
+			opt := DefaultOptions()
 			if len(args) == 1 {
 				opt.Config = args[0]
 			}
@@ -339,7 +340,7 @@ before the file. On SIGHUP the daemon reads the file again.`,
 				}
 				fmt.Fprintln(cmd.ErrOrStderr(), text)
 			}
-			opt, _, err := opt.load(nil)
+			opt, _, err := opt.Load(nil)
 			if err == nil {
 				err = opt.validate()
 			}
@@ -353,14 +354,14 @@ before the file. On SIGHUP the daemon reads the file again.`,
 }
 
 func newConfigShowCommand() *cobra.Command {
-	opt := defaultServeOptions()
+	opt := DefaultOptions()
 	cmd := &cobra.Command{
 		Use:   "show",
 		Short: "Print the effective configuration and the source of each value",
 		Long:  "Print the configuration that a daemon started now would have, and where each\nvalue comes from. Takes the flags of joblet serve.",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			opt, from, err := opt.load(given(cmd.Flags()))
+			opt, from, err := opt.Load(given(cmd.Flags()))
 			if err == nil {
 				err = opt.validate()
 			}
@@ -376,13 +377,13 @@ func newConfigShowCommand() *cobra.Command {
 
 // writeConfig writes options as a configuration file: with their origins, or
 // without any as comments beside what they mean.
-func writeConfig(w io.Writer, opt serveOptions, from origins) error {
+func writeConfig(w io.Writer, opt Options, from origins) error {
 	f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	opt.flags(f)
 	f.SortFlags = false
 	var b strings.Builder
 	if from == nil {
-		fmt.Fprintf(&b, "# Configuration of joblet serve: %s. Commented lines show defaults.\n# On SIGHUP the daemon reads the file again. These keys take effect at once, others after a restart:\n# %s\n", configPath, wrap(strings.Join(reloadable, ", "), 95))
+		fmt.Fprintf(&b, "# Configuration of joblet serve: %s. Commented lines show defaults.\n# On SIGHUP the daemon reads the file again. These keys take effect at once, others after a restart:\n# %s\n", configPath, wrap(strings.Join(reloadableNames(), ", "), 95))
 	}
 	f.VisitAll(func(flag *pflag.Flag) {
 		if slices.Contains(notConfigured, flag.Name) {
@@ -461,8 +462,8 @@ func wrap(s string, width int) string {
 }
 
 // changed returns the names of the options in which two configurations differ.
-func changed(a, b serveOptions) []string {
-	values := func(o serveOptions) map[string]string {
+func changed(a, b Options) []string {
+	values := func(o Options) map[string]string {
 		f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 		o.flags(f)
 		all := map[string]string{}

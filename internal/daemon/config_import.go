@@ -190,7 +190,7 @@ type migration struct {
 	from   map[string][]string
 	report []string
 
-	options serveOptions
+	options Options
 }
 
 // importOptions are the flags of joblet config import.
@@ -300,7 +300,7 @@ func readPublicConfig(stdin io.Reader, file string) ([]byte, error) {
 
 // migrate reads a public configuration and sets ours.
 func migrate(text []byte, pkiDir string) (*migration, error) {
-	m := &migration{pkiDir: pkiDir, keys: map[string]any{}, from: map[string][]string{}, options: builtinServeOptions()}
+	m := &migration{pkiDir: pkiDir, keys: map[string]any{}, from: map[string][]string{}, options: builtinOptions()}
 	m.flags = pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	m.options.flags(m.flags)
 	m.flags.SortFlags = false
@@ -355,7 +355,7 @@ func recognize(sections map[string]any) error {
 	if slices.ContainsFunc(names, isPublicSection) {
 		return nil
 	}
-	o := builtinServeOptions()
+	o := builtinOptions()
 	f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	o.flags(f)
 	if slices.ContainsFunc(names, func(name string) bool { return f.Lookup(name) != nil }) {
@@ -494,7 +494,7 @@ func (m *migration) listen(any) (string, string, error) {
 		return "", "", err
 	}
 	listen := net.JoinHostPort(strings.Trim(address, "[]"), strconv.FormatInt(n, 10))
-	if _, err := (serveOptions{Listen: listen}).listenAddress(); err != nil {
+	if _, err := (Options{Listen: listen}).listenAddress(); err != nil {
 		return "", "", err
 	}
 	return "listen: " + listen, "", m.set("listen", listen)
@@ -561,7 +561,7 @@ func (m *migration) logLevel(value any) (string, string, error) {
 	case "fatal", "panic":
 		level = "error"
 	}
-	if _, err := (serveOptions{LogLevel: level}).level(); err != nil {
+	if _, err := (Options{Reloadable: Reloadable{LogLevel: level}}).level(); err != nil {
 		return "", fmt.Sprintf("%.40q is none of debug, info, warn and error", fmt.Sprint(value)), nil
 	}
 	return "log-level: " + level, "", m.set("log-level", level)
@@ -580,7 +580,7 @@ func (m *migration) metrics(value any) (string, string, error) {
 		return "", "monitoring is off", nil
 	}
 	address := fmt.Sprint(value)
-	if _, err := (serveOptions{MetricsAddr: address}).metricsAddr(); err != nil {
+	if _, err := (Options{MetricsAddr: address}).metricsAddr(); err != nil {
 		return "", err.Error(), nil
 	}
 	return "metrics-addr: " + address, "", m.set("metrics-addr", address)

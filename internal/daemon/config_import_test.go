@@ -19,7 +19,7 @@ import (
 func imports(t *testing.T, stdin string, args ...string) (out, report string, err error) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
-	cmd := NewCommand()
+	cmd := root()
 	cmd.SetArgs(append([]string{"config", "import"}, args...))
 	cmd.SetIn(strings.NewReader(stdin))
 	cmd.SetOut(&stdout)
@@ -115,8 +115,8 @@ func TestImportCertificates(t *testing.T) {
 	if ok, err := cli(t, "config", "check", output); err != nil || ok != "ok\n" {
 		t.Errorf("%s%v", ok, err)
 	}
-	if list, err := cli(t, "pki", "list", "--dir="+pkiDir); err != nil || !strings.Contains(list, pki.ServerName) {
-		t.Errorf("%s%v", list, err)
+	if list, err := (pki.Dir{Path: pkiDir}).List(); err != nil || len(list) != 1 || list[0].Name != pki.ServerName {
+		t.Errorf("%v, %v", list, err)
 	}
 
 	// Neither the certificates nor the file are replaced.

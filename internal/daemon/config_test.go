@@ -1,15 +1,18 @@
 package daemon
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/joblet/joblet/internal/runtimes"
 	"time"
 
+	"github.com/joblet/joblet/internal/runtimes"
+
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -22,8 +25,27 @@ func writeFile(t *testing.T, text string) string {
 	return path
 }
 
+// root has the commands of this package below it.
+func root() *cobra.Command {
+	cmd := &cobra.Command{Use: "joblet", SilenceErrors: true, SilenceUsage: true}
+	cmd.AddCommand(NewServeCommand(), NewConfigCommand())
+	return cmd
+}
+
+// cli runs the commands of this package.
+func cli(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := root()
+	cmd.SetArgs(args)
+	cmd.SetOut(&out)
+	cmd.SetErr(&out)
+	err := cmd.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
 func TestConfigFile(t *testing.T) {
-	o := builtinServeOptions()
+	o := builtinOptions()
 	o.MaxConcurrent = 3 // by a flag
 	o.Config = writeFile(t, `# a comment
 state-dir: /srv/joblet
@@ -42,7 +64,7 @@ audit-max: 1M
 `)
 	t.Setenv("JOBLET_LOG_LEVEL", "debug")
 	t.Setenv("JOBLET_CEILING", "max-memory=2G; max-cpu=400")
-	o, from, err := o.load(map[string]bool{"max-concurrent": true})
+	o, from, err := o.Load(map[string]bool{"max-concurrent": true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,9 +158,9 @@ func TestMirrors(t *testing.T) {
 		"mirror: [x]": {"x"},
 		"mirror: [host, 'http://x/y']\nbuild-timeout: 5m": {"host", "http://x/y"},
 	} {
-		opt := builtinServeOptions()
+		opt := builtinOptions()
 		opt.Config = writeFile(t, text)
-		got, _, err := opt.load(nil)
+		got, _, err := opt.Load(nil)
 		if err != nil || !slices.Equal(got.Mirrors, want) {
 			t.Errorf("%q: %q, %v, want %q", text, got.Mirrors, err, want)
 		}
@@ -149,7 +171,7 @@ func TestMirrors(t *testing.T) {
 // the host has.
 func TestNoGroup(t *testing.T) {
 	t.Parallel()
-	opt := builtinServeOptions()
+	opt := builtinOptions()
 	if gid, err := opt.group(); opt.Group != "" || gid != 0 || err != nil {
 		t.Errorf("group %q, %d, %v", opt.Group, gid, err)
 	}
@@ -169,9 +191,9 @@ func TestConfigDefault(t *testing.T) {
 			lines = append(lines, s)
 		}
 	}
-	o := builtinServeOptions()
+	o := builtinOptions()
 	o.Config = writeFile(t, strings.Join(lines, ""))
-	got, from, err := o.load(nil)
+	got, from, err := o.Load(nil)
 	if err != nil {
 		t.Fatalf("%v in\n%s", err, strings.Join(lines, ""))
 	}
@@ -185,7 +207,7 @@ func TestConfigDefault(t *testing.T) {
 			t.Errorf("%s is not in it: %s", flag.Name, from[flag.Name])
 		}
 	})
-	for _, name := range reloadable {
+	for _, name := range reloadableNames() {
 		if f.Lookup(name) == nil {
 			t.Errorf("%s can be changed and is no key", name)
 		}
@@ -240,7 +262,7 @@ func TestListenAddress(t *testing.T) {
 	for in, want := range map[string]string{
 		"": "", ":1": ":1", "127.0.0.1": "127.0.0.1:50051", "::1": "[::1]:50051", "[fe80::1%eth0]:50051": "[fe80::1%eth0]:50051", "fe80::1%eth0": "[fe80::1%eth0]:50051", "[::1]": "[::1]:50051", "[::1]:7": "[::1]:7", "host:": "host:50051", "0.0.0.0:50052": "0.0.0.0:50052",
 	} {
-		if got, err := (serveOptions{Listen: in}).listenAddress(); got != want || err != nil {
+		if got, err := (Options{Listen: in}).listenAddress(); got != want || err != nil {
 			t.Errorf("%q: got %q, %v", in, got, err)
 		}
 	}

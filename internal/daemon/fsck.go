@@ -27,13 +27,14 @@ const (
 
 // fsckOptions are the flags of joblet fsck.
 type fsckOptions struct {
-	serveOptions
+	Options
 	supervisor.FsckOptions
 	JSON bool
 }
 
-func newFsckCommand() *cobra.Command {
-	opt := fsckOptions{serveOptions: defaultServeOptions()}
+// NewFsckCommand returns joblet fsck.
+func NewFsckCommand() *cobra.Command {
+	opt := fsckOptions{Options: DefaultOptions()}
 	cmd := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check and repair the state directory while no daemon runs",
@@ -56,7 +57,7 @@ The exit status is 0 when nothing is wrong, 1 when all problems were repaired,
 			return nil
 		},
 		Run: func(cmd *cobra.Command, _ []string) {
-			conf, _, err := opt.load(given(cmd.Flags()))
+			conf, _, err := opt.Load(given(cmd.Flags()))
 			if err != nil {
 				os.Exit(opt.fail(cmd.ErrOrStderr(), err))
 			}

@@ -20,7 +20,7 @@ import (
 func newFsck(t *testing.T) (o fsckOptions, leftover string) {
 	t.Helper()
 	dir := t.TempDir()
-	o = fsckOptions{serveOptions: defaultServeOptions()}
+	o = fsckOptions{Options: DefaultOptions()}
 	o.StateDir, o.RunDir = filepath.Join(dir, "state"), filepath.Join(dir, "run")
 	id := joblet.NewID()
 	leftover = filepath.Join(o.StateDir, "jobs", id, "exit.json.tmp")

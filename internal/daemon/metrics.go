@@ -43,7 +43,7 @@ func (a metricsAddr) of(l net.Listener) string {
 
 // metricsAddr reads --metrics-addr. Whoever can connect can read, so anything but
 // this host alone needs a word more.
-func (o serveOptions) metricsAddr() (metricsAddr, error) {
+func (o Options) metricsAddr() (metricsAddr, error) {
 	text := o.MetricsAddr
 	bad := func(format string, args ...any) (metricsAddr, error) {
 		return metricsAddr{}, fmt.Errorf("--metrics-addr %q: "+format, append([]any{text}, args...)...)

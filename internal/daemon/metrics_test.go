@@ -41,7 +41,7 @@ func TestMetricsAddr(t *testing.T) {
 		{"unix:/" + strings.Repeat("x", 103), false, "at most 103 bytes"},
 		{"unix:/run/joblet/../joblet/joblet.sock", false, "the API's socket"},
 	} {
-		o := defaultServeOptions()
+		o := DefaultOptions()
 		o.RunDir, o.MetricsAddr, o.MetricsRemote = "/run/joblet", tt.addr, tt.remote
 		a, err := o.metricsAddr()
 		if err != nil && strings.Contains(err.Error(), tt.want) && strings.HasPrefix(err.Error(), "--metrics-") {
@@ -56,7 +56,7 @@ func TestMetricsAddr(t *testing.T) {
 func TestMetricsListen(t *testing.T) {
 	t.Parallel()
 	for _, addr := range []string{"127.0.0.1:0", "unix:" + filepath.Join(t.TempDir(), "m.sock")} {
-		o := defaultServeOptions()
+		o := DefaultOptions()
 		o.MetricsAddr = addr
 		a, err := o.metricsAddr()
 		if err != nil {
@@ -110,7 +110,7 @@ func TestMetricsListenRefuses(t *testing.T) {
 	if _, _, err := (metricsAddr{unix: "/nonexistent/m.sock"}).listen(); err == nil || !strings.Contains(err.Error(), "/nonexistent/m.sock") {
 		t.Errorf("got %v", err)
 	}
-	o := serveOptions{MetricsAddr: "192.0.2.1:1", MetricsRemote: true} // RFC 5737: nobody's
+	o := Options{MetricsAddr: "192.0.2.1:1", MetricsRemote: true} // RFC 5737: nobody's
 	a, err := o.metricsAddr()
 	if err != nil {
 		t.Fatal(err)

@@ -11,18 +11,18 @@ import (
 
 func TestValidate(t *testing.T) {
 	t.Parallel()
-	good := defaultServeOptions()
+	good := DefaultOptions()
 	if err := good.validate(); err != nil {
 		t.Errorf("the defaults: %v", err)
 	}
-	for want, change := range map[string]func(*serveOptions){
-		"--state-dir":  func(o *serveOptions) { o.StateDir = "x" },
-		"--run-dir":    func(o *serveOptions) { o.RunDir = "/" + strings.Repeat("x", 100) },
-		"--idle-exit":  func(o *serveOptions) { o.IdleExit = -1 },
-		"--log-level":  func(o *serveOptions) { o.LogLevel = "loud" },
-		"--log-format": func(o *serveOptions) { o.LogFormat = "xml" },
+	for want, change := range map[string]func(*Options){
+		"--state-dir":  func(o *Options) { o.StateDir = "x" },
+		"--run-dir":    func(o *Options) { o.RunDir = "/" + strings.Repeat("x", 100) },
+		"--idle-exit":  func(o *Options) { o.IdleExit = -1 },
+		"--log-level":  func(o *Options) { o.LogLevel = "loud" },
+		"--log-format": func(o *Options) { o.LogFormat = "xml" },
 
-		"--metrics-addr": func(o *serveOptions) { o.MetricsAddr = "9090" },
+		"--metrics-addr": func(o *Options) { o.MetricsAddr = "9090" },
 	} {
 		o := good
 		change(&o)
@@ -34,7 +34,7 @@ func TestValidate(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	t.Parallel()
-	o := serveOptions{RunDir: t.TempDir()}
+	o := Options{RunDir: t.TempDir()}
 	first, err := o.lock(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -86,10 +86,10 @@ func TestListen(t *testing.T) {
 
 func TestReadyFD(t *testing.T) {
 	t.Parallel()
-	if _, err := (serveOptions{ReadyFD: 1}).ready(); err == nil {
+	if _, err := (Options{ReadyFD: 1}).ready(); err == nil {
 		t.Error("stdout was taken")
 	}
-	none, err := (serveOptions{ReadyFD: -1}).ready()
+	none, err := (Options{ReadyFD: -1}).ready()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,7 +100,7 @@ func TestReadyFD(t *testing.T) {
 func TestLogger(t *testing.T) {
 	t.Parallel()
 	var b bytes.Buffer
-	log, err := serveOptions{LogLevel: "warn", LogFormat: "json"}.logger(&b)
+	log, err := Options{Reloadable: Reloadable{LogLevel: "warn"}, LogFormat: "json"}.logger(&b)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/joblet/joblet/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
@@ -13,9 +14,7 @@ import (
 // stays as it is.
 func TestStateDirectory(t *testing.T) {
 	t.Parallel()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test needs root")
-	}
+	testenv.RequireRoot(t)
 	for _, test := range []struct {
 		name, inside string
 		mode, want   uint32

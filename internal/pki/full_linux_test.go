@@ -8,15 +8,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // fill mounts a small tmpfs at a new directory and returns what fills it and what
 // makes room again.
 func fill(t *testing.T, dir string) (fill, free func()) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("only root can mount")
-	}
+	testenv.RequireRoot(t)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func openStore(t testing.TB) *Store {
@@ -396,7 +397,5 @@ func BenchmarkGet(b *testing.B) {
 
 func requireRoot(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("requires root")
-	}
+	testenv.RequireRoot(t)
 }

@@ -1,16 +1,13 @@
 // Package sandbox is the contract between the jobs and what isolates them: what a
-// sandbox contains (Plan), what it holds on the host (Resource, Lease), and how its
-// command ended (Exit). It touches nothing; package native builds sandboxes of Linux
-// namespaces.
+// sandbox contains (Plan), and what it holds on the host (Resource, Lease). It touches
+// nothing; package native builds sandboxes of Linux namespaces.
 package sandbox
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
-	"syscall"
 )
 
 // Resource is something of the host that sandboxes hold: a range of ids, a cgroup, an
@@ -53,22 +50,6 @@ type Lease = json.RawMessage
 // Leases are those of one sandbox, by Resource.Name.
 type Leases map[string]Lease
 
-// Set adds a lease on what v says, as JSON; it replaces one with the same name.
-func (l Leases) Set(name string, v any) error {
-	lease, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("cannot write the lease of %s: %w", name, err)
-	}
-	l[name] = lease
-	return nil
-}
-
-// Get reads the lease of a resource into v, and reports whether there is one that can be
-// read.
-func (l Leases) Get(name string, v any) bool {
-	return json.Unmarshal(l[name], v) == nil
-}
-
 // Attachment is a sandbox that is built and waits for its command.
 type Attachment struct {
 	ID    string // of the sandbox
@@ -97,10 +78,4 @@ func (n *Namespaces) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Exit is how a command in a sandbox ended.
-type Exit struct {
-	Code   int            // 0 when a signal ended it
-	Signal syscall.Signal // 0: none
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/server/admission"
 	"github.com/joblet/joblet/internal/service"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestMethods: each method that is served does an operation that the service knows, and
@@ -177,9 +178,7 @@ func connectAs(path string, uid int) (conn net.Conn, err error) {
 }
 
 func TestPeers(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Fatal("requires root")
-	}
+	testenv.RequireRoot(t)
 	s, path, _ := start(t)
 	root := api.NewMonitoringServiceClient(dial(t, path, 0))
 	out, err := root.GetSystemStatus(t.Context(), &api.EmptyRequest{})

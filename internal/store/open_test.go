@@ -22,6 +22,7 @@ import (
 	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // crashPath, in the environment, makes the test binary insert into the job
@@ -454,9 +455,7 @@ func TestCheck(t *testing.T) {
 // mountTmpfs mounts a tmpfs of size bytes for the test's duration.
 func mountTmpfs(t *testing.T, size int) string {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("requires root")
-	}
+	testenv.RequireRoot(t)
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d", size)); err != nil {
 		t.Fatal(err)

@@ -6,11 +6,12 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestProcessesRoundTrip(t *testing.T) {
 	t.Parallel()
-	want := filled[joblet.Processes](t)
+	want := testenv.Filled[joblet.Processes](t)
 	got, err := ProcessesFromProto(overWire(t, ProcessesToProto(want)))
 	if err != nil {
 		t.Fatal(err)

@@ -6,13 +6,14 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestExecRoundTrip(t *testing.T) {
 	t.Parallel()
 	var seed int64
 	var want joblet.ExecSpec
-	fill(t, reflect.ValueOf(&want).Elem(), &seed)
+	testenv.Fill(t, reflect.ValueOf(&want).Elem(), &seed)
 	odd := joblet.ExecSpec{Command: "a\xff", Args: []string{"", "\xff"}, Env: map[string]string{"\xff": "a", "b": "\xfe"}, WorkDir: "/\xff"}
 	for _, want := range []joblet.ExecSpec{want, odd} {
 		p := overWire(t, ExecToProto("ref", want))
@@ -26,7 +27,7 @@ func TestAttachRoundTrip(t *testing.T) {
 	t.Parallel()
 	var seed int64
 	var want joblet.AttachOptions
-	fill(t, reflect.ValueOf(&want).Elem(), &seed)
+	testenv.Fill(t, reflect.ValueOf(&want).Elem(), &seed)
 	p := AttachToProto("ref", want)
 	if got, err := AttachFromProto(p); err != nil || got != want || p.GetUuid() != "ref" {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"fmt"
 	"maps"
 	"math"
 	"reflect"
@@ -15,77 +14,8 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/testenv"
 )
-
-// fill sets every field of the struct that v points to, so that a field which
-// a conversion forgets shows as a difference.
-func fill(t *testing.T, v reflect.Value, seed *int64) {
-	t.Helper()
-	*seed++
-	switch v.Interface().(type) {
-	case time.Time:
-		v.Set(reflect.ValueOf(time.Unix(1_700_000_000+*seed, 123_456_789).UTC()))
-		return
-	case time.Duration:
-		v.SetInt(*seed * int64(time.Second))
-		return
-	case joblet.State:
-		v.Set(reflect.ValueOf(joblet.Failed))
-		return
-	case joblet.Kind:
-		v.Set(reflect.ValueOf(joblet.NotExecutable))
-		return
-	case joblet.LabelMatch: // with a value, or any
-		m := joblet.LabelMatch{Name: fmt.Sprintf("label/%d", *seed), Any: *seed%2 == 0}
-		if !m.Any {
-			m.Value = "v=w"
-		}
-		v.Set(reflect.ValueOf(m))
-		return
-	}
-	switch v.Kind() {
-	case reflect.Struct:
-		for i := range v.NumField() {
-			fill(t, v.Field(i), seed)
-		}
-	case reflect.Pointer:
-		v.Set(reflect.New(v.Type().Elem()))
-		fill(t, v.Elem(), seed)
-	case reflect.String:
-		v.SetString(fmt.Sprintf("text-%d", *seed))
-	case reflect.Int, reflect.Int32, reflect.Int64:
-		v.SetInt(1 + *seed%60)
-	case reflect.Uint32, reflect.Uint64:
-		v.SetUint(uint64(*seed))
-	case reflect.Bool:
-		v.SetBool(true)
-	case reflect.Float64:
-		v.SetFloat(float64(*seed) + 0.5)
-	case reflect.Slice:
-		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
-		for i := range 2 {
-			fill(t, v.Index(i), seed)
-		}
-	case reflect.Map:
-		v.Set(reflect.MakeMap(v.Type()))
-		value := reflect.New(v.Type().Elem()).Elem()
-		fill(t, value, seed)
-		v.SetMapIndex(reflect.ValueOf(fmt.Sprintf("KEY_%d", *seed)), value)
-	default:
-		t.Fatalf("fill: no rule for %s", v.Type())
-	}
-	if v.IsZero() {
-		t.Fatalf("fill: %s is still zero", v.Type())
-	}
-}
-
-func filled[T any](t *testing.T) T {
-	t.Helper()
-	var v T
-	var seed int64
-	fill(t, reflect.ValueOf(&v).Elem(), &seed)
-	return v
-}
 
 // overWire is m as the other side reads it.
 func overWire[M proto.Message](t *testing.T, m M) M {
@@ -103,7 +33,7 @@ func overWire[M proto.Message](t *testing.T, m M) M {
 
 func TestSpecRoundTrip(t *testing.T) {
 	t.Parallel()
-	want := filled[joblet.Spec](t)
+	want := testenv.Filled[joblet.Spec](t)
 	p, err := SpecToProto(want)
 	if err != nil {
 		t.Fatal(err)
@@ -120,7 +50,7 @@ func TestSpecRoundTrip(t *testing.T) {
 
 func TestJobRoundTrip(t *testing.T) {
 	t.Parallel()
-	ran := filled[joblet.Job](t)
+	ran := testenv.Filled[joblet.Job](t)
 	neverRan := ran
 	neverRan.Exit = nil
 	var empty joblet.Job
@@ -238,7 +168,7 @@ func TestOldFields(t *testing.T) {
 	if s, err := SpecFromProto(&api.RunJobRequest{OldName: "old", Name: "new"}); err != nil || s.Name != "new" {
 		t.Errorf("both names: got %q, %v", s.Name, err)
 	}
-	job := filled[joblet.Job](t)
+	job := testenv.Filled[joblet.Job](t)
 	p := JobToProto(job)
 	run, status := RunToProto(p), StatusToProto(p)
 	if p.GetOldName() != job.Spec.Name || status.GetOldName() != job.Spec.Name {
@@ -337,14 +267,14 @@ func TestTimeoutField(t *testing.T) {
 func TestOptionsRoundTrip(t *testing.T) {
 	t.Parallel()
 	t.Run("filter", func(t *testing.T) {
-		want := filled[joblet.Filter](t)
+		want := testenv.Filled[joblet.Filter](t)
 		got, err := FilterFromProto(overWire(t, FilterToProto(want)))
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
 		}
 	})
 	t.Run("log", func(t *testing.T) {
-		want := filled[joblet.LogOptions](t)
+		want := testenv.Filled[joblet.LogOptions](t)
 		got, err := LogOptionsFromProto(overWire(t, FollowToProto("x", want)))
 		if err != nil || got != want {
 			t.Errorf("got %+v, %v; want %+v", got, err, want)
@@ -371,7 +301,7 @@ func TestOptionsRoundTrip(t *testing.T) {
 		}
 	})
 	t.Run("prune", func(t *testing.T) {
-		all := filled[joblet.Filter](t)
+		all := testenv.Filled[joblet.Filter](t)
 		want := joblet.Filter{EndedBefore: all.EndedBefore, States: all.States, Labels: all.Labels}
 		p, err := PruneToProto(want, true)
 		if err != nil {
@@ -392,7 +322,7 @@ func TestOptionsRoundTrip(t *testing.T) {
 	})
 	t.Run("stop", func(t *testing.T) {
 		for _, want := range []joblet.StopOptions{
-			filled[joblet.StopOptions](t), {Signal: 2, Grace: 0}, {Grace: -1},
+			testenv.Filled[joblet.StopOptions](t), {Signal: 2, Grace: 0}, {Grace: -1},
 		} {
 			got, err := StopFromProto(overWire(t, StopToProto("x", want)))
 			if err != nil || got != want {

@@ -34,9 +34,8 @@ func TestMain(m *testing.M) {
 				signal.Notify(signals, sig)
 			}
 		}
-		if os.Getuid() != 0 {
-			fmt.Fprintln(os.Stderr, "the end-to-end tests need root: run scripts/test as root")
-			return 1
+		if status, skip := testenv.SkipAll(); skip {
+			return status
 		}
 		dir, err := os.MkdirTemp("", "joblet-e2e-")
 		if err != nil {
@@ -105,8 +104,8 @@ var concurrent = regexp.MustCompile(`^Test(Background|Daemon(Killed|Stops)|Exec(
 	`FuzzAPI|Life|Load$|Log(Bytes|Order|Max|Gap|Flood)|ManyAt|Merge|Metrics(Live|Log|$)|Order|OutputIsLive|ProcessesMany|PublicStop|` +
 	`Remote(Life|Restart|Terminal|Attach)|RuleWithdrawn|Shim|Signal|SpareBoxes|Stop|Terminal(Attach|Gone|SurvivesCrash|NetworkCut))`)
 
-// program returns the daemon for a test.
-func program(t *testing.T) string {
+// daemonFor returns the program of a test's daemon.
+func daemonFor(t *testing.T) string {
 	t.Helper()
 	name, _, _ := strings.Cut(t.Name(), "/")
 	if race := binDir + "/joblet-race"; concurrent.MatchString(name) {
@@ -153,7 +152,7 @@ func newDaemonOnDisk(t *testing.T, args ...string) *daemon {
 func withState(t *testing.T, args ...string) *daemon {
 	t.Helper()
 	dir := t.TempDir()
-	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: args, bin: program(t)}
+	d := &daemon{state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), args: args, bin: daemonFor(t)}
 	if err := os.Mkdir(d.state, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -34,9 +34,8 @@ var binDir string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		if os.Getuid() != 0 {
-			fmt.Fprintln(os.Stderr, "these tests need root: run scripts/test as root")
-			return 1
+		if status, skip := testenv.SkipAll(); skip {
+			return status
 		}
 		if binDir = os.Getenv("JOBLET_TEST_BIN"); binDir != "" {
 			return m.Run()

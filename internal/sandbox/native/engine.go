@@ -197,22 +197,32 @@ func (e *Engine) closeAll() error {
 // says EBUSY (memfd_wait_for_pins in mm/memfd.c).
 const sealTime = 10 * time.Second
 
-// shimName is the shim's program, and the title of its process.
-const shimName = "joblet-shim"
+// ShimName is the shim's program, and the title of its process.
+const ShimName = "joblet-shim"
+
+// builtin is set by SetBuiltinShim.
+var builtin bool
+
+// SetBuiltinShim says that this program is the shim when it is started as ShimName.
+// Engines then start it where no shim is embedded. It is called before Open.
+func SetBuiltinShim() { builtin = true }
 
 // LoadShim puts the shim's program into a sealed memfd: there is no file
 // to be overwritten through /proc/PID/exe (CVE-2019-5736), and no path to get
 // wrong.
 func LoadShim() (*os.File, error) {
-	program, err := embedded.Open("embed/" + shimName)
+	program, err := embedded.Open("embed/" + ShimName)
+	if err != nil && builtin { // a plain go build or go install
+		program, err = os.Open("/proc/self/exe")
+	}
 	if err != nil {
 		return nil, errors.New("this joblet was built without its shim: build it with make build")
 	}
 	defer program.Close()
 	const flags = unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
-	fd, err := unix.MemfdCreate(shimName, flags|unix.MFD_EXEC)
+	fd, err := unix.MemfdCreate(ShimName, flags|unix.MFD_EXEC)
 	if err == unix.EINVAL { // before Linux 6.3
-		fd, err = unix.MemfdCreate(shimName, flags)
+		fd, err = unix.MemfdCreate(ShimName, flags)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("make a memfd for the shim: %w", err)
@@ -223,7 +233,7 @@ func LoadShim() (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("move the shim's memfd: %w", err)
 	}
-	f := os.NewFile(uintptr(high), shimName)
+	f := os.NewFile(uintptr(high), ShimName)
 	if _, err := io.Copy(f, program); err != nil { // and not through one large piece of memory
 		return nil, errors.Join(fmt.Errorf("fill the shim's memfd: %w", err), f.Close())
 	}
@@ -467,7 +477,7 @@ func (b *Box) startShim() error {
 		attr.Sys.CgroupFD = int(dir.Fd())
 	}
 	path := "/proc/self/fd/" + strconv.Itoa(int(b.engine.shim.Fd()))
-	proc, err := os.StartProcess(path, []string{shimName, b.ID}, attr)
+	proc, err := os.StartProcess(path, []string{ShimName, b.ID}, attr)
 	if err != nil {
 		return errors.Join(fmt.Errorf("start the shim: %w", err), b.conn.Close())
 	}

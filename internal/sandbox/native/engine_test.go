@@ -10,10 +10,12 @@ import (
 
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func openEngine(t testing.TB, spares int) *Engine {
 	t.Helper()
+	testenv.RequireRoot(t)
 	e, err := Open(Config{RunDir: t.TempDir(), Spares: spares})
 	if err != nil {
 		t.Fatal(err)

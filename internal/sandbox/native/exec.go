@@ -376,7 +376,7 @@ func (e *Engine) startExecShim(p *Process, files []*os.File) (*os.Process, <-cha
 		attr.Sys.CgroupFD = int(dir.Fd())
 	}
 	path := "/proc/self/fd/" + strconv.Itoa(int(e.shim.Fd()))
-	proc, err := os.StartProcess(path, []string{shimName, p.ID, "exec"}, attr)
+	proc, err := os.StartProcess(path, []string{ShimName, p.ID, "exec"}, attr)
 	if err != nil {
 		return nil, nil, fmt.Errorf("start the shim of the process: %w", err)
 	}

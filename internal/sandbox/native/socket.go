@@ -229,7 +229,7 @@ func (s sockets) hasShim(id string) bool {
 }
 
 // isShim reports whether a program is a shim, perhaps of an earlier release.
-func isShim(program string) bool { return program == shimName || program == "joblet-monitor" }
+func isShim(program string) bool { return program == ShimName || program == "joblet-monitor" }
 
 // shimOf returns the process that is a box's shim, or 0. It goes through all
 // processes of the host.

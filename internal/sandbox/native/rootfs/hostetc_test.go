@@ -11,15 +11,14 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/joblet/joblet/internal/testenv"
 	"golang.org/x/sys/unix"
 )
 
 // needsRoot skips a test of files that must be root's.
 func needsRoot(t *testing.T) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("requires root")
-	}
+	testenv.RequireRoot(t)
 }
 
 func plantFile(t *testing.T, root, name, text string) {

@@ -1,4 +1,4 @@
-package daemon
+package command
 
 import (
 	"encoding/json"
@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/daemon"
 	"github.com/joblet/joblet/internal/pki"
 )
 
@@ -44,8 +45,8 @@ func (o *pkiOptions) find() error {
 	if o.dir != "" {
 		return nil
 	}
-	serve, _, err := defaultServeOptions().load(nil)
-	o.dir = serve.pkiDir()
+	serve, _, err := daemon.DefaultOptions().Load(nil)
+	o.dir = serve.PKIPath()
 	return err
 }
 

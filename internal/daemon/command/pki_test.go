@@ -1,4 +1,4 @@
-package daemon
+package command
 
 import (
 	"bytes"
@@ -15,7 +15,7 @@ import (
 func cli(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	var out bytes.Buffer
-	cmd := NewCommand()
+	cmd := New()
 	cmd.SetArgs(args)
 	cmd.SetOut(&out)
 	cmd.SetErr(&out)
@@ -126,7 +126,7 @@ func TestPKIBundlePrivate(t *testing.T) {
 		if err := f.Chmod(0o644); err != nil {
 			t.Fatal(err)
 		}
-		cmd := NewCommand()
+		cmd := New()
 		cmd.SetArgs(append([]string{"pki", at}, args...))
 		cmd.SetOut(f)
 		if err := cmd.ExecuteContext(t.Context()); err != nil {

@@ -1,6 +1,5 @@
-// Package daemon is the program joblet: its configuration, locks, listeners,
-// readiness, reload and shutdown, and the commands beside "joblet serve".
-package daemon
+// Package command is the command line of joblet.
+package command
 
 import (
 	"fmt"
@@ -8,10 +7,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/daemon"
 )
 
-// NewCommand returns the command joblet with all its subcommands.
-func NewCommand() *cobra.Command {
+// New returns the command joblet with all its subcommands.
+func New() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:           "joblet",
 		Short:         "Run commands as isolated jobs on this host",
@@ -28,7 +28,7 @@ func NewCommand() *cobra.Command {
 		}
 		return cmd.Help()
 	}
-	cmd.AddCommand(newServeCommand(), newFsckCommand(), newCheckCommand(), newPKICommand(), newConfigCommand(), &cobra.Command{
+	cmd.AddCommand(daemon.NewServeCommand(), daemon.NewFsckCommand(), newCheckCommand(), newPKICommand(), daemon.NewConfigCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print version and build information",
 		Args:  cobra.NoArgs,

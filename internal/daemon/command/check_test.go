@@ -1,9 +1,8 @@
-package daemon
+package command
 
 import (
 	"bytes"
 	"encoding/json"
-	"net"
 	"strings"
 	"testing"
 
@@ -43,31 +42,5 @@ func TestCheckJSON(t *testing.T) {
 	out.Reset()
 	if err := (checkOptions{StateDir: "relative"}).run(t.Context(), &out); err == nil || !strings.Contains(err.Error(), "--state-dir") || out.Len() > 0 {
 		t.Errorf("got %v, %s", err, &out)
-	}
-}
-
-// TestNotify has a socket as systemd's.
-func TestNotify(t *testing.T) {
-	path := t.TempDir() + "/notify"
-	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	t.Setenv("NOTIFY_SOCKET", path)
-	if err := notify("READY=1"); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 100)
-	if n, err := l.Read(buf); err != nil || string(buf[:n]) != "READY=1" {
-		t.Errorf("got %s, %v", buf[:n], err)
-	}
-	t.Setenv("NOTIFY_SOCKET", path+"-not")
-	if err := notify("READY=1"); err == nil {
-		t.Error("nobody was there to be told")
-	}
-	t.Setenv("NOTIFY_SOCKET", "")
-	if err := notify("READY=1"); err != nil {
-		t.Error(err)
 	}
 }

@@ -1,11 +1,12 @@
 package main
 
 import (
-	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestQuantile(t *testing.T) {
@@ -205,9 +206,7 @@ func TestOneRun(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts programs")
 	}
-	if os.Geteuid() != 0 {
-		t.Skip("requires root")
-	}
+	testenv.RequireRoot(t)
 	o, err := parseOptions(strings.Fields("-n 2 -idle-n 1 -idle 1ms -warmup 1 -duration 5ms -jobs 2 -peers fork+exec"))
 	if err != nil {
 		t.Fatal(err)

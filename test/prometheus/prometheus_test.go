@@ -1,9 +1,14 @@
-package metrics
+// Package prometheus checks deploy and docs/METRICS.md with the parser of Prometheus
+// itself. It is a module of its own: Joblet does not depend on Prometheus.
+package prometheus
 
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"regexp"
 	"slices"
@@ -12,10 +17,16 @@ import (
 	"time"
 
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/codes"
+
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/api"
+	"github.com/joblet/joblet/internal/metrics"
 )
 
 // series are what a Prometheus makes of a scrape, by name; instance and job it
@@ -51,6 +62,57 @@ func seriesOf(families map[string]*dto.MetricFamily) series {
 	}
 	add("up", dto.MetricType_GAUGE, nil) // Prometheus' own
 	return s
+}
+
+// scrape returns what a scrape of the handler gives, by name.
+func scrape(t *testing.T, m *metrics.Metrics) map[string]*dto.MetricFamily {
+	t.Helper()
+	w := httptest.NewRecorder()
+	m.Handler(slog.New(slog.DiscardHandler)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, metrics.Path, nil))
+	if w.Code != http.StatusOK {
+		t.Fatalf("status %d: %s", w.Code, w.Body)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(w.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return families
+}
+
+func gigabyteRun(id string, started time.Time) metrics.Run {
+	return metrics.Run{ID: id, Name: "name-" + id, Started: started, Sample: joblet.Sample{
+		Usage: joblet.Usage{CPUUser: 1500 * time.Millisecond, CPUSystem: time.Second}, Memory: 1 << 30, MemoryLimit: 2 << 30, PIDs: 3,
+	}}
+}
+
+// busy returns Metrics to which everything has happened at least once.
+func busy() *metrics.Metrics {
+	m := metrics.New()
+	m.Accepted()
+	m.Started(2*time.Second, 3*time.Millisecond)
+	m.NotStarted(joblet.CommandNotFound)
+	start := time.Now()
+	m.RunEnded(joblet.Job{Started: start, Ended: start.Add(7 * time.Second), Exit: &joblet.Exit{Signal: 9}, OutOfMemory: true}, true)
+	m.RunEnded(joblet.Job{Started: start, State: joblet.Lost}, false)
+	m.Ended(joblet.Failed)
+	m.Used(4*time.Second, 1000)
+	m.Used(-1, -1)
+	for _, method := range []string{api.JobService_RunJob_FullMethodName, api.JobService_GetJobStatus_FullMethodName, api.JobService_ListJobs_FullMethodName} {
+		for _, code := range []codes.Code{codes.OK, codes.Internal, codes.NotFound} {
+			m.CallBegins()
+			m.CallEnded(strings.TrimPrefix(method, "/"), code.String(), 20*time.Millisecond)
+		}
+	}
+	m.CallBegins()
+	log := slog.New(m.LogHandler(slog.DiscardHandler))
+	log.Warn("one")
+	log.With("a", 1).WithGroup("b").Error("two")
+	log.Info("not counted")
+	jobs := metrics.Jobs{Ready: 5, Scheduled: 6, Blocked: 7, DiskFree: 80, DiskSize: 100, Runs: []metrics.Run{gigabyteRun("one", start), gigabyteRun("two", start)}}
+	jobs.States[joblet.Running], jobs.States[joblet.Pending], jobs.States[joblet.Completed] = 2, 12, 1
+	m.Publish(jobs)
+	return m
 }
 
 var fromPrometheus = []string{"instance", "job"}

@@ -2,7 +2,7 @@
 // side by side with other ways to run a command in a box of its own: fork and
 // exec, unshare, bwrap, crun, runc and podman. It needs root.
 //
-//	make build && go run ./bench > table.md
+//	make build && go run ./test/bench > table.md
 //
 // The contenders take turns within one run, in an order that is shuffled in
 // each round, so that a busy moment of the machine hits all alike. Joblet runs

@@ -1,4 +1,4 @@
-package daemon
+package command
 
 import (
 	"cmp"
@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/joblet/joblet/internal/daemon"
 	"github.com/joblet/joblet/internal/hostcheck"
 )
 
@@ -26,7 +27,7 @@ type checkOptions struct {
 }
 
 func newCheckCommand() *cobra.Command {
-	opt := checkOptions{StateDir: defaultServeOptions().StateDir}
+	opt := checkOptions{StateDir: daemon.DefaultOptions().StateDir}
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check whether this host can run jobs",
