@@ -25,9 +25,15 @@ func TestImports(t *testing.T) {
 		{"./internal/sandbox/native/rootfs", append(heavy, "="+module+"/internal/sandbox/native", module+"/internal/store"), "it makes views, and no sandboxes"},
 		{"./internal/hostcheck", append(heavy, module+"/internal/store", module+"/internal/runtimes", module+"/internal/supervisor"), "it needs no jobs to try the host"},
 		{"./internal/sandbox/native", append(heavy, module+"/internal/store", module+"/internal/runtimes"), "the engine isolates, and no more"},
+		{"./internal/service", []string{"google.golang.org/grpc", module + "/api", module + "/internal/wire", module + "/internal/server"}, "the service knows no transport"},
 		{"./internal/logstore", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/store", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./internal/pki", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
+		{"./internal/jobdir", append(heavy, module+"/internal/store", module+"/internal/sandbox/native", module+"/internal/supervisor"), "a job's directory is readable without the rest"},
+		{"./internal/statedir", append(heavy, module+"/internal/store", module+"/internal/sandbox/native", module+"/internal/supervisor"), "the state directory is readable without the rest"},
+		{"./internal/secrets", []string{module + "/internal/store", module + "/internal/sandbox/native", module + "/internal/supervisor", "google.golang.org/"}, "secrets need no records"},
+		{"./internal/outcome", []string{module + "/internal/supervisor", "google.golang.org/"}, "imports point downwards"},
+		{"./internal/fsck", []string{module + "/internal/supervisor", "google.golang.org/"}, "a check needs no supervisor"},
 		{"./internal/queue", []string{module + "/", "google.golang.org/", "golang.org/", "os", "net"}, "the queue is pure"},
 		{"./internal/events", []string{module + "/internal/", "google.golang.org/", "golang.org/"}, "leaves do not import each other"},
 		{"./internal/schedule", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
@@ -57,6 +63,33 @@ func TestImports(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestOnlyImporters: what is heavy stays in the packages that are made for it.
+func TestOnlyImporters(t *testing.T) {
+	t.Parallel()
+	const module = "github.com/joblet/joblet"
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, rule := range []struct {
+		what string
+		only []string
+	}{
+		{"google.golang.org/", []string{"/api", "/client", "/internal/server", "/internal/server/admission", "/internal/wire"}},
+	} {
+		var found []string
+		for line := range strings.Lines(string(out)) {
+			words := strings.Fields(line)
+			if slices.ContainsFunc(words[1:], func(dep string) bool { return strings.HasPrefix(dep, rule.what) }) {
+				found = append(found, strings.TrimPrefix(words[0], module))
+			}
+		}
+		if !slices.Equal(found, rule.only) {
+			t.Errorf("%q import %s, and only %q are to", found, rule.what, rule.only)
+		}
 	}
 }
 

@@ -15,8 +15,7 @@ import (
 func execute(t *testing.T, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var out, errOut bytes.Buffer
-	a := &app.App{Out: &out, ErrOut: &errOut}
-	status = a.Execute(t.Context(), newRootCommand(a), append([]string{"--host=unix:///nonexistent/joblet.sock"}, args...))
+	status = Run(t.Context(), append([]string{"--host=unix:///nonexistent/joblet.sock"}, args...), nil, &out, &errOut)
 	return status, out.String(), errOut.String()
 }
 
@@ -32,9 +31,21 @@ func TestUsageErrors(t *testing.T) {
 		{"job frobnicate", 1, `rnx: unknown command "rnx job frobnicate"; see "rnx job --help"`},
 		{"job run", 125, `rnx: no command given; see "rnx job run --help"`},
 		{"job run --rumtime=x true", 125, `rnx: unknown flag: --rumtime; did you mean --runtime?`},
-		{"job run --timeout=soon true", 125, `rnx: invalid argument "soon" for "--timeout" flag`},
-		{"job run --timeout=-1s true", 125, `rnx: timeout -1s: must be between`},
+		{"job run --timeout=soon true", 125, `rnx: --timeout: "soon" is no duration: give one such as 90s, 2h30m or 3d`},
+		{"job run --timeout=-1s true", 125, `rnx: --timeout: "-1s" is no duration`},
 		{"job run -e JOBLET_A=b true", 125, `rnx: --env: environment variable name "JOBLET_A"`},
+		{"job run --timeout=2000w true", 125, `rnx: timeout `},
+		{"job run --timeout=90 true", 125, `rnx: --timeout: "90" is no duration`},
+		{"job run --priority=high true", 125, `rnx: --priority: "high" is not a whole number`},
+		{"job run --priority=99999999999999999999 true", 125, `rnx: --priority: "99999999999999999999" is out of range`},
+		{"job run --init=perhaps true", 125, `rnx: --init: "perhaps": give true or false`},
+		{"job run --max-pids=some true", 125, `rnx: --max-pids: `},
+		{"job run -v /a:/b true", 125, `rnx: unknown shorthand flag: 'v' in -v; files go into a job with --upload`},
+		{"run --rm true", 125, `rnx: unknown flag: --rm; the record and output of a job stay until`},
+		{"run --memory=5 true", 125, `rnx: --memory: "5": give a size with a unit, such as 512m`},
+		{"run -m 64m --cpus=1.5 true", 125, `rnx: no daemon answers`},
+		{"run --cpus=0 true", 125, `rnx: --cpus: "0": give a number of processors, such as 1.5`},
+		{"job stop --grace=-1s a", 1, `rnx: --grace: "-1s" is no duration`},
 		{"job run --label==a true", 125, `rnx: --label: label is empty`},
 		{"job run --env-file=/nonexistent/x true", 125, `rnx: --env-file: open /nonexistent/x: no such file`},
 		{"job run --secret-env-file=/nonexistent/x true", 125, `rnx: --secret-env-file: open`},

@@ -18,7 +18,8 @@ import (
 // to exit with.
 func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	a := &app.App{In: in, Out: out, ErrOut: errOut}
-	return a.Execute(ctx, newRootCommand(a), args)
+	root := newRootCommand(a)
+	return a.Execute(ctx, root, expandShortcut(root, args))
 }
 
 func newRootCommand(a *app.App) *cobra.Command {
@@ -29,7 +30,10 @@ func newRootCommand(a *app.App) *cobra.Command {
 
 rnx talks to the daemon on this machine, unless --host, RNX_HOST or a configuration
 file (rnx-config.yml, see "rnx login") names another. If none answers, rnx started
-by root starts one, which exits after ten idle minutes.`,
+by root starts one, which exits after ten idle minutes.
+
+run, logs, exec, stop, kill, top and cp are aliases of the commands of "rnx job", and
+ps is one of "rnx job list": "rnx run" is an alias of "rnx job run".`,
 		Example: `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml python3 -c 'import numpy; print(numpy.pi)'
   rnx job list
@@ -40,6 +44,7 @@ by root starts one, which exits after ten idle minutes.`,
 		Args:          cobra.ArbitraryArgs, // group refuses them in one line
 		RunE:          app.Group,
 	}
+	root.ValidArgsFunction = completeShortcuts
 	a.AddGlobalFlags(root)
 	root.AddCommand(job.NewCommand(a), newRuntimeCommand(a), monitor.NewCommand(a), newNodesCommand(a), newLoginCommand(a), newVersionCommand(a))
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)

@@ -50,7 +50,7 @@ func secretValues(args []string, found func(i, from int)) {
 			// takes a value there is no further flag.
 			flag := strings.IndexByte(arg, 's')
 			switch {
-			case flag < 0 || strings.ContainsAny(arg[:flag], "ewln"):
+			case flag < 0 || strings.ContainsAny(arg[:flag], "ewlnmu"):
 			case flag == len(arg)-1:
 				next = true
 			default:

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/fsck"
 )
 
 // The exit statuses of joblet fsck, which are those of fsck(8).
@@ -28,7 +28,7 @@ const (
 // fsckOptions are the flags of joblet fsck.
 type fsckOptions struct {
 	Options
-	supervisor.FsckOptions
+	Fsck fsck.Options
 	JSON bool
 }
 
@@ -77,8 +77,8 @@ The exit status is 0 when nothing is wrong, 1 when all problems were repaired,
 	f := cmd.Flags()
 	f.StringVar(&opt.StateDir, "state-dir", opt.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
 	f.StringVar(&opt.RunDir, "run-dir", opt.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
-	f.BoolVar(&opt.Repair, "repair", false, "repair the problems found where possible")
-	f.BoolVar(&opt.Deep, "deep", false, "read all logs and archives, not only their indexes")
+	f.BoolVar(&opt.Fsck.Repair, "repair", false, "repair the problems found where possible")
+	f.BoolVar(&opt.Fsck.Deep, "deep", false, "read all logs and archives, not only their indexes")
 	f.BoolVar(&opt.JSON, "json", false, "print one JSON object per problem, then a summary")
 	return cmd
 }
@@ -107,7 +107,7 @@ func (o fsckOptions) fail(stderr io.Writer, err error) int {
 	return fsckFailed
 }
 
-func (o fsckOptions) check(ctx context.Context, report func(supervisor.Problem)) (sum supervisor.FsckSummary, err error) {
+func (o fsckOptions) check(ctx context.Context, report func(fsck.Problem)) (sum fsck.Summary, err error) {
 	if err := o.validate(); err != nil {
 		return sum, err
 	}
@@ -130,7 +130,7 @@ func (o fsckOptions) check(ctx context.Context, report func(supervisor.Problem))
 		return sum, fmt.Errorf("it needs that no daemon runs, stop it first: %w", err)
 	}
 	defer stateLock.Close()
-	return supervisor.Fsck(ctx, supervisor.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: slog.New(slog.DiscardHandler)}, o.FsckOptions, report)
+	return fsck.Run(ctx, fsck.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: slog.New(slog.DiscardHandler)}, o.Fsck, report)
 }
 
 // fsckOutput prints what is found, as lines or as JSON.
@@ -140,7 +140,7 @@ type fsckOutput struct {
 	err  error // the first that writing gave
 }
 
-func (out *fsckOutput) problem(p supervisor.Problem) {
+func (out *fsckOutput) problem(p fsck.Problem) {
 	if out.json {
 		out.print(p)
 	} else {
@@ -148,9 +148,9 @@ func (out *fsckOutput) problem(p supervisor.Problem) {
 	}
 }
 
-func (out *fsckOutput) summary(sum supervisor.FsckSummary) error {
+func (out *fsckOutput) summary(sum fsck.Summary) error {
 	if out.json {
-		out.print(map[string]supervisor.FsckSummary{"summary": sum})
+		out.print(map[string]fsck.Summary{"summary": sum})
 	} else {
 		out.line(summaryLine(sum))
 	}
@@ -173,7 +173,7 @@ func (out *fsckOutput) line(s string) {
 }
 
 // summaryLine gives "checked 123 jobs, 4.5 GiB: 2 problems, 1 repaired".
-func summaryLine(sum supervisor.FsckSummary) string {
+func summaryLine(sum fsck.Summary) string {
 	count := func(n int, what string) string {
 		if n != 1 {
 			what += "s"

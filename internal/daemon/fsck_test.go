@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/fsck"
 	"github.com/joblet/joblet/internal/store"
-	"github.com/joblet/joblet/internal/supervisor"
 )
 
 // newFsck returns options for a state directory with one job, which is LOST and
@@ -67,7 +67,7 @@ func TestFsckStatus(t *testing.T) {
 	if want := "job " + short + `: "exit.json.tmp" is left in its directory [can be repaired with --repair]` + "\nchecked 1 job, 0 B: 1 problem, 0 repaired\n"; out != want {
 		t.Errorf("got %s, want %s", out, want)
 	}
-	o.Repair = true
+	o.Fsck.Repair = true
 	out, _ = fsckRun(t, o, fsckRepaired)
 	if !strings.HasSuffix(out, "[repaired]\nchecked 1 job, 0 B: 1 problem, 1 repaired\n") {
 		t.Errorf("got %s", out)
@@ -94,8 +94,8 @@ func TestFsckJSON(t *testing.T) {
 	if len(lines) != 2 {
 		t.Fatalf("got %s", out)
 	}
-	var p supervisor.Problem
-	if err := json.Unmarshal([]byte(lines[0]), &p); err != nil || p.Job != filepath.Base(filepath.Dir(leftover)) || p.Status != supervisor.ProblemRepairable {
+	var p fsck.Problem
+	if err := json.Unmarshal([]byte(lines[0]), &p); err != nil || p.Job != filepath.Base(filepath.Dir(leftover)) || p.Status != fsck.ProblemRepairable {
 		t.Errorf("got %s: %v", lines[0], err)
 	}
 	if want := `{"summary":{"jobs":1,"bytes":0,"problems":1,"repaired":0}}` + "\n"; lines[1] != want {
@@ -108,7 +108,7 @@ func TestFsckJSON(t *testing.T) {
 func TestFsckLock(t *testing.T) {
 	t.Parallel()
 	o, leftover := newFsck(t)
-	o.Repair = true
+	o.Fsck.Repair = true
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -254,7 +254,7 @@ func TestBusyCalls(t *testing.T) {
 				return errors.New("the job is gone")
 			},
 		}, {
-			StreamName: "Flood", ServerStreams: true,
+			StreamName: "Flood", ClientStreams: true, ServerStreams: true,
 			Handler: func(_ any, call grpc.ServerStream) error {
 				if err := call.RecvMsg(&wrapperspb.BytesValue{}); err != nil {
 					return err

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -66,7 +67,7 @@ type oneMessage struct {
 
 func (s *oneMessage) Context() context.Context { return s.ctx }
 func (s *oneMessage) RecvMsg(m any) error      { return s.message(m) }
-func (s *oneMessage) SendMsg(any) error        { return nil }
+func (s *oneMessage) SendMsg(any) error        { return io.ErrClosedPipe }
 
 // TestEveryMethodDoesItsOperation: each method of ours has the service do the operation
 // that the table says, and lets the service decide who may.

@@ -25,6 +25,13 @@ import (
 // at path.
 func ledgerPath(path string) string { return strings.TrimSuffix(path, ".db") + ".seq" }
 
+// The SQL of the table "ledger", whose one row a trigger counts up.
+const (
+	ledgerRow  = `SELECT identity, seq FROM ledger`
+	ledgerSeq  = `SELECT seq FROM ledger`
+	bumpLedger = `UPDATE ledger SET seq = ?`
+)
+
 // ledgerVersion is the first version of the schema with the table.
 const ledgerVersion = 5
 
@@ -103,7 +110,7 @@ func behind(path string, have ledger) (why string, fresh bool) {
 // readTable reads the database's own count.
 func readTable(c *sqlite.Conn) (l ledger, err error) {
 	found := false
-	stmt, _, err := c.PrepareTransient(`SELECT identity, seq FROM ledger`)
+	stmt, _, err := c.PrepareTransient(ledgerRow)
 	if err != nil {
 		return l, err
 	}

@@ -3,7 +3,6 @@ package store
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -17,36 +16,6 @@ import (
 )
 
 const maxSeq = math.MaxInt64 // behind every row
-
-const columns = `SELECT id, state, owner, created, started, ended, exit_code, exit_signal,
-	reason, pid, id_base, log_bytes, spec, scheduled, parent, attempt, past, failure, work_bytes, box, disk_bytes,
-	limits, usage, out_of_memory, denied, seq, leases, `
-
-const (
-	selectJob    = columns + `NULL FROM job `
-	selectRecord = columns + `sealed FROM job `
-
-	recordByID      = selectRecord + `WHERE id = ?`
-	recordBySeq     = selectRecord + `WHERE seq = ?`
-	recordsByPrefix = selectRecord + `WHERE id >= ? AND id < ? ORDER BY id LIMIT ?`
-	jobBySeq        = selectJob + `WHERE seq = ?`
-	newestJobs      = selectJob + `WHERE seq >= ? AND seq < ? ORDER BY seq DESC LIMIT ?`
-
-	allIDs  = `SELECT id FROM job ORDER BY id`
-	seqByID = `SELECT seq FROM job WHERE id = ?`
-
-	// The indexes are named so that no statistics, or their absence, can lead
-	// the planner elsewhere.
-	recordByKey = selectRecord + `INDEXED BY job_key WHERE owner = ? AND idem_key = ?`
-
-	// As the partial index job_ended has it, letter by letter.
-	isFinal     = `state IN ('COMPLETED', 'FAILED', 'STOPPED', 'CANCELED', 'TIMEOUT', 'LOST')`
-	oldestEnded = selectJob + `INDEXED BY job_ended WHERE ` + isFinal + ` ORDER BY ended LIMIT ?`
-	ownerBytes  = `SELECT owner, sum(disk_bytes) FROM job WHERE ` + isFinal + ` GROUP BY owner`
-	diskBytes   = `SELECT coalesce(sum(disk_bytes), 0) FROM job INDEXED BY job_ended WHERE ` + isFinal
-
-	lastBackwards = `SELECT coalesce(max(seq), 0) FROM job INDEXED BY job_backwards WHERE ended < created AND ended < ?`
-)
 
 // Get returns the record of the job with this id. An unknown id is of kind
 // NotFound.
@@ -525,9 +494,9 @@ func sources(f joblet.Filter) []source {
 		switch {
 		case slices.Contains(f.Labels[:i], m):
 		case m.Any:
-			all = append(all, source{`label INDEXED BY label_name`, `name = ? AND `, []any{m.Name}})
+			all = append(all, source{labelByName, labelNameIs, []any{m.Name}})
 		default:
-			all = append(all, source{`label INDEXED BY label_value`, `name = ? AND value = ? AND `, []any{m.Name, m.Value}})
+			all = append(all, source{labelByValue, labelNameIs + labelValueIs, []any{m.Name, m.Value}})
 		}
 	}
 	if f.Parent != "" {
@@ -691,100 +660,6 @@ func appendJob(all *[]joblet.Job) func(entry) error {
 	}
 }
 
-// entry is a record as it was found.
-type entry struct {
-	Record
-	seq  int64
-	size int // of its long columns
-}
-
-// records calls add, until that fails, on what a query that starts with columns
-// finds.
-func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) error {
-	stmt, err := c.Prepare(text)
-	if err != nil {
-		return err
-	}
-	var buf []byte
-	decode := func(row *sqlite.Stmt, col int, into any) error {
-		buf = slices.Grow(buf[:0], row.ColumnLen(col))
-		buf = buf[:row.ColumnBytes(col, buf[:cap(buf)])]
-		return json.Unmarshal(buf, into)
-	}
-	return query(stmt, func(row *sqlite.Stmt) error {
-		r := Record{
-			Job: joblet.Job{
-				ID:        row.ColumnText(0),
-				Owner:     row.ColumnText(2),
-				Created:   columnTime(row, 3),
-				Started:   columnTime(row, 4),
-				Ended:     columnTime(row, 5),
-				Reason:    row.ColumnText(8),
-				PID:       row.ColumnInt(9),
-				IDBase:    uint32(row.ColumnInt64(10)),
-				LogBytes:  row.ColumnInt64(11),
-				Scheduled: columnTime(row, 13),
-				Parent:    row.ColumnText(14),
-				Attempt:   row.ColumnInt(15),
-				Failure:   joblet.Kind(row.ColumnInt(17)),
-				WorkBytes: row.ColumnInt64(18),
-
-				OutOfMemory: row.ColumnBool(23),
-			},
-			Box:       row.ColumnText(19),
-			DiskBytes: row.ColumnInt64(20),
-		}
-		if !row.ColumnIsNull(6) {
-			r.Exit = &joblet.Exit{Code: row.ColumnInt(6), Signal: row.ColumnInt(7)}
-		}
-		if !row.ColumnIsNull(27) {
-			r.Sealed = make([]byte, row.ColumnLen(27))
-			row.ColumnBytes(27, r.Sealed)
-		}
-		var err error
-		if r.State, err = joblet.ParseState(row.ColumnText(1)); err != nil {
-			return fmt.Errorf("record of job %s: unknown state %q", r.ID, row.ColumnText(1))
-		}
-		if err := decode(row, 12, &r.Spec); err != nil {
-			return fmt.Errorf("record of job %s: %w", r.ID, err)
-		}
-		if row.ColumnLen(21) > 0 {
-			r.Spec.Limits = joblet.Limits{}
-			if err := decode(row, 21, &r.Spec.Limits); err != nil {
-				return fmt.Errorf("record of job %s: limits: %w", r.ID, err)
-			}
-		}
-		if row.ColumnLen(22) > 0 {
-			if err := decode(row, 22, &r.Usage); err != nil {
-				return fmt.Errorf("record of job %s: usage: %w", r.ID, err)
-			}
-		}
-		if row.ColumnLen(24) > 0 {
-			if err := decode(row, 24, &r.Denied); err != nil {
-				return fmt.Errorf("record of job %s: denied calls: %w", r.ID, err)
-			}
-		}
-		if row.ColumnLen(26) > 0 {
-			if err := decode(row, 26, &r.Leases); err != nil {
-				return fmt.Errorf("record of job %s: leases: %w", r.ID, err)
-			}
-		}
-		if row.ColumnLen(16) > 0 {
-			if err := decode(row, 16, &r.Past); err != nil {
-				return fmt.Errorf("record of job %s: past attempts: %w", r.ID, err)
-			}
-			for i := range r.Past {
-				r.Past[i].Started, r.Past[i].Ended = r.Past[i].Started.UTC(), r.Past[i].Ended.UTC()
-			}
-		}
-		size := 0
-		for _, col := range []int{12, 16, 27} { // spec, past attempts, secrets
-			size += row.ColumnLen(col)
-		}
-		return add(entry{Record: r, seq: row.ColumnInt64(25), size: size})
-	}, args...)
-}
-
 // column appends the first column of a query's rows to all.
 func column[T any](c *sqlite.Conn, all []T, get func(*sqlite.Stmt, int) T, text string, args ...any) ([]T, error) {
 	stmt, err := c.Prepare(text)
@@ -833,11 +708,4 @@ func run(c *sqlite.Conn, text string) error {
 		return err
 	}
 	return step(stmt)
-}
-
-func columnTime(row *sqlite.Stmt, col int) time.Time {
-	if row.ColumnIsNull(col) {
-		return time.Time{}
-	}
-	return time.Unix(0, row.ColumnInt64(col)).UTC()
 }

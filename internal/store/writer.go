@@ -95,23 +95,16 @@ func (w *writer) prepare() error {
 		stmt  **sqlite.Stmt
 		query string
 	}{
-		{&w.insert, `INSERT INTO job (seq, id, owner, name, created, spec, parent, idem_key, labels,
-			state, started, ended, exit_code, exit_signal, reason, pid, id_base, log_bytes,
-			scheduled, attempt, past, failure, work_bytes, box, sealed, disk_bytes, limits, usage, out_of_memory, denied, leases)
-			VALUES (?30, ?22, ?23, ?24, ?25, ?26, ?27, ?28, ?29,
-			?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?31)`},
-		{&w.taken, `SELECT id FROM job WHERE id = ?`},
-		{&w.successor, `SELECT max(seq) + 1 FROM job WHERE seq BETWEEN ?1 AND ?1 + 999`},
-		{&w.update, `UPDATE job SET state = ?1, started = ?2, ended = ?3, exit_code = ?4, exit_signal = ?5,
-			reason = ?6, pid = ?7, id_base = ?8, log_bytes = ?9, scheduled = ?10, attempt = ?11, past = ?12,
-			failure = ?13, work_bytes = ?14, box = ?15, sealed = ?16, disk_bytes = ?17,
-			limits = ?18, usage = ?19, out_of_memory = ?20, denied = ?21, leases = ?31 WHERE id = ?22`},
-		{&w.rm, `DELETE FROM job WHERE id = ?`},
+		{&w.insert, insertJob()},
+		{&w.taken, takenID},
+		{&w.successor, successorSeq},
+		{&w.update, updateJob()},
+		{&w.rm, deleteJob},
 		{&w.begin, `BEGIN IMMEDIATE`},
 		{&w.commit, `COMMIT`},
 		{&w.rollback, `ROLLBACK`},
-		{&w.seq, `SELECT seq FROM ledger`},
-		{&w.bump, `UPDATE ledger SET seq = ?`},
+		{&w.seq, ledgerSeq},
+		{&w.bump, bumpLedger},
 	} {
 		var err error
 		if *p.stmt, err = w.conn.Prepare(p.query); err != nil {
@@ -444,16 +437,10 @@ func (w *writer) execInsert(ch *change) error {
 	r, stmt := &ch.rec, w.insert
 	// A spec may be large and would stay bound until the next one comes.
 	defer func() { _ = stmt.ClearBindings() }()
-	bindState(stmt, ch)
-	stmt.BindText(23, r.Owner)
-	bindOptional(stmt, 24, r.Spec.Name)
-	stmt.BindInt64(25, r.Created.UnixNano())
-	stmt.BindText(26, ch.spec)
-	bindOptional(stmt, 27, r.Parent)
-	bindOptional(stmt, 28, r.Spec.IdempotencyKey)
-	stmt.BindInt64(29, int64(len(r.Spec.Labels)))
+	bind(stmt, 1, changing, ch)
+	bind(stmt, len(changing)+1, fixed, ch)
 	for seq := r.Created.UnixNano(); ; {
-		stmt.BindInt64(30, seq)
+		stmt.BindInt64(insertSeq, seq)
 		err := step(stmt)
 		switch sqlite.ErrCode(err) {
 		case sqlite.ResultConstraintUnique:
@@ -485,49 +472,9 @@ func (w *writer) collision(r *Record) error {
 
 func (w *writer) execUpdate(ch *change) error {
 	defer func() { _ = w.update.ClearBindings() }() // of Sealed
-	bindState(w.update, ch)
+	bind(w.update, 1, changing, ch)
+	w.update.BindText(updateID, ch.rec.ID)
 	return w.changeOne(w.update, ch.rec.ID)
-}
-
-// bindState binds the parameters that insert and update share: what becomes of
-// a job, and its id.
-func bindState(stmt *sqlite.Stmt, ch *change) {
-	r := &ch.rec
-	stmt.BindText(1, r.State.String())
-	bindTime(stmt, 2, r.Started)
-	bindTime(stmt, 3, r.Ended)
-	bindExit(stmt, 4, r.Exit)
-	stmt.BindText(6, r.Reason)
-	stmt.BindInt64(7, int64(r.PID))
-	stmt.BindInt64(8, int64(r.IDBase))
-	stmt.BindInt64(9, r.LogBytes)
-	bindTime(stmt, 10, r.Scheduled)
-	stmt.BindInt64(11, int64(r.Attempt))
-	stmt.BindText(12, ch.past)
-	stmt.BindInt64(13, int64(r.Failure))
-	stmt.BindInt64(14, r.WorkBytes)
-	stmt.BindText(15, r.Box)
-	if r.Sealed == nil {
-		stmt.BindNull(16)
-	} else {
-		stmt.BindBytes(16, r.Sealed)
-	}
-	stmt.BindInt64(17, r.DiskBytes)
-	stmt.BindText(18, ch.limits)
-	stmt.BindText(19, ch.usage)
-	stmt.BindBool(20, r.OutOfMemory)
-	stmt.BindText(21, ch.denied)
-	stmt.BindText(22, r.ID)
-	stmt.BindText(31, ch.leases)
-}
-
-// bindOptional binds a text, or NULL for an empty one.
-func bindOptional(stmt *sqlite.Stmt, param int, text string) {
-	if text == "" {
-		stmt.BindNull(param)
-	} else {
-		stmt.BindText(param, text)
-	}
 }
 
 func (w *writer) changeOne(stmt *sqlite.Stmt, id string) error {
@@ -628,25 +575,6 @@ func toJSON(v any) (string, error) {
 	enc.SetEscapeHTML(false) // "&&" stays "&&" for whoever looks into the file
 	err := enc.Encode(v)
 	return strings.TrimSuffix(b.String(), "\n"), err
-}
-
-func bindTime(stmt *sqlite.Stmt, param int, t time.Time) {
-	if t.IsZero() {
-		stmt.BindNull(param)
-	} else {
-		stmt.BindInt64(param, t.UnixNano())
-	}
-}
-
-// bindExit binds two parameters: code and signal.
-func bindExit(stmt *sqlite.Stmt, param int, exit *joblet.Exit) {
-	if exit == nil {
-		stmt.BindNull(param)
-		stmt.BindNull(param + 1)
-	} else {
-		stmt.BindInt64(param, int64(exit.Code))
-		stmt.BindInt64(param+1, int64(exit.Signal))
-	}
 }
 
 // step runs a statement that returns no rows.

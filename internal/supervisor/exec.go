@@ -11,6 +11,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
@@ -104,7 +105,7 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*n
 	case !ok:
 		return nil, err
 	}
-	err = startError(spec, se.Failure)
+	err = outcome.StartError(spec, se.Failure)
 	if joblet.KindOf(err) == joblet.Internal {
 		err = fmt.Errorf("run %s in job %s: %s", e.Command, joblet.ShortID(v.job.ID), se.Failure.Text)
 	}

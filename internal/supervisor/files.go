@@ -13,14 +13,9 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
-)
-
-// What comes along with a job is kept in its directory, for retries and reruns.
-const (
-	filesName = "files.tar" // for /work
-	stdinName = "stdin"     // standard input that is a file
 )
 
 // Staged is what comes along with a job that is not submitted yet.
@@ -48,7 +43,7 @@ func (st *Staged) check(spec joblet.Spec) error {
 
 // Files takes a tar archive for the job's /work.
 func (st *Staged) Files(r io.Reader) error {
-	return st.take(filesName, "the job's files", func(w io.Writer) error {
+	return st.take(jobdir.FilesName, "the job's files", func(w io.Writer) error {
 		stats, err := archive.Check(w, r, archive.DefaultLimits)
 		st.tops = stats.Top
 		return err
@@ -57,7 +52,7 @@ func (st *Staged) Files(r io.Reader) error {
 
 // Stdin takes the job's standard input.
 func (st *Staged) Stdin(r io.Reader) error {
-	return st.take(stdinName, "the job's standard input", func(w io.Writer) error {
+	return st.take(jobdir.StdinName, "the job's standard input", func(w io.Writer) error {
 		most := st.sup.maxStdin
 		n, err := io.Copy(w, io.LimitReader(r, most+1))
 		if err == nil && n > most {
@@ -82,7 +77,7 @@ func (st *Staged) take(name, what string, fill func(io.Writer) error) error {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = syncDir(dir)
+		err = jobdir.SyncDir(dir)
 	}
 	fault.Point("stage.taken")
 	switch {
@@ -125,10 +120,10 @@ func (st *Staged) Discard() error {
 func (s *Supervisor) linkInput(from joblet.Job, to, owner string, spec joblet.Spec) error {
 	var names []string
 	if len(spec.Uploads) > 0 {
-		names = append(names, filesName)
+		names = append(names, jobdir.FilesName)
 	}
 	if spec.Stdin == joblet.StdinFile {
-		names = append(names, stdinName)
+		names = append(names, jobdir.StdinName)
 	}
 	if len(names) == 0 {
 		return nil
@@ -145,7 +140,7 @@ func (s *Supervisor) linkInput(from joblet.Job, to, owner string, spec joblet.Sp
 			return fmt.Errorf("pass on what came along with job %s: %w", joblet.ShortID(from.ID), err)
 		}
 	}
-	return syncDir(s.jobDir(to))
+	return jobdir.SyncDir(s.jobDir(to))
 }
 
 // OpenStdin returns a writer to the standard input of a job that has a stream
@@ -163,16 +158,6 @@ func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*native.Stdin, e
 		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v", joblet.ShortID(id), v.job.State)
 	}
 	return v.proc.OpenStdin()
-}
-
-// inputBytes is what came along with a job.
-func inputBytes(dir string) (n int64) {
-	for _, name := range []string{filesName, stdinName} {
-		if fi, err := os.Lstat(filepath.Join(dir, name)); err == nil {
-			n += fi.Size()
-		}
-	}
-	return n
 }
 
 // Files writes those files of the job's /work that match the patterns (see

@@ -2,18 +2,16 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
@@ -153,7 +151,7 @@ func (s *Supervisor) force(l *live, cause protocol.Cause, pid int, over <-chan s
 	if info, err := logstore.Stat(s.jobDir(rec.ID)); err == nil {
 		end.LogBytes = info.Size
 	}
-	if err := putRecord(s.jobDir(rec.ID), rec.Attempt, end); err != nil {
+	if err := jobdir.PutExit(s.jobDir(rec.ID), rec.Attempt, end); err != nil {
 		s.cfg.Log.Error("write a job's exit record in place of its shim", "job", rec.ID, "error", err)
 	}
 	fault.Point("force.written")
@@ -166,12 +164,12 @@ func (s *Supervisor) force(l *live, cause protocol.Cause, pid int, over <-chan s
 // only to see that it was.
 func (s *Supervisor) amend(job joblet.Job, cause protocol.Cause) {
 	dir := s.jobDir(job.ID)
-	r, err := readRecord(dir, job.Attempt)
+	r, err := jobdir.ReadExit(dir, job.Attempt)
 	if err != nil || cause == "" || r.Cause != "" || r.Failure != nil || r.Signal != int(unix.SIGKILL) {
 		return
 	}
 	r.Cause = cause
-	if err := writeRecord(filepath.Join(dir, protocol.ExitName(job.Attempt)), *r); err != nil {
+	if err := jobdir.WriteExit(filepath.Join(dir, protocol.ExitName(job.Attempt)), *r); err != nil {
 		s.cfg.Log.Error("write into a job's exit record why it was ended", "job", job.ID, "error", err)
 	}
 }
@@ -180,41 +178,6 @@ func (s *Supervisor) killShims(id, box string) {
 	if err := s.engine.KillShims(box); err != nil {
 		s.cfg.Log.Error("kill a job's shim", "job", id, "error", err)
 	}
-}
-
-// putRecord writes the exit record of an attempt whose shim is gone, where that
-// has reserved the room, unless there is one.
-func putRecord(dir string, attempt int, r protocol.Record) error {
-	name := filepath.Join(dir, protocol.ExitName(attempt))
-	if _, err := readRecord(dir, attempt); !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return writeRecord(name, r)
-}
-
-func writeRecord(name string, r protocol.Record) error {
-	body, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(name+".tmp", os.O_WRONLY|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt(body, 0)
-	if err == nil {
-		err = f.Truncate(int64(len(body)))
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(name+".tmp", name); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(name))
 }
 
 // adoptLater adopts a job whose shim is there and does not answer: it packs

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/jobdir"
+	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
@@ -18,15 +20,15 @@ import (
 func TestOldLeases(t *testing.T) {
 	t.Parallel()
 	const base = 0x70050000
-	if got := native.IDBase(leasesOf(store.Record{Job: joblet.Job{IDBase: base}})); got != base {
+	if got := native.IDBase(outcome.LeasesOf(store.Record{Job: joblet.Job{IDBase: base}})); got != base {
 		t.Errorf("record: %#x", got)
 	}
-	if got := leasesOf(store.Record{Job: joblet.Job{State: joblet.Pending}}); len(got) > 0 {
+	if got := outcome.LeasesOf(store.Record{Job: joblet.Job{State: joblet.Pending}}); len(got) > 0 {
 		t.Errorf("record of a job that never ran: %s", got)
 	}
 	leases := native.IDLease(base)
 	leases["cgroup"] = sandbox.Lease(`{"name":"x"}`)
-	if got := leasesOf(store.Record{Job: joblet.Job{IDBase: 1}, Leases: leases}); len(got) != 2 || native.IDBase(got) != base {
+	if got := outcome.LeasesOf(store.Record{Job: joblet.Job{IDBase: 1}, Leases: leases}); len(got) != 2 || native.IDBase(got) != base {
 		t.Errorf("new record: %s", got)
 	}
 
@@ -48,10 +50,10 @@ func TestOldLeases(t *testing.T) {
 		}
 		data, err := json.Marshal(file)
 		s.check(err)
-		s.write(string(protocol.Seal(data)), "jobs", id, jobFileName)
+		s.write(string(protocol.Seal(data)), "jobs", id, jobdir.FileName)
 		s.write("", "jobs", id, "exit.json.tmp")
-		rec, began, err := fromDir(s.path("jobs", id))
-		if err != nil || !began || rec.IDBase != test.wants || native.IDBase(leasesOf(rec)) != test.wants || len(rec.Leases) != len(test.rec) {
+		rec, began, err := outcome.FromDir(s.path("jobs", id))
+		if err != nil || !began || rec.IDBase != test.wants || native.IDBase(outcome.LeasesOf(rec)) != test.wants || len(rec.Leases) != len(test.rec) {
 			t.Errorf("%s: %v, %v: %#x %s", test.name, began, err, rec.IDBase, rec.Leases)
 		}
 	}

@@ -216,17 +216,3 @@ func (s *Supervisor) pausedAs(l *live, proc *native.Process) {
 		s.turn(l, proc, joblet.Paused, joblet.Running)
 	}
 }
-
-// oomReason says why a job was ended that used up its memory, with the figures.
-func oomReason(peak, limit int64) string {
-	reason := "out of memory"
-	if peak > 0 {
-		reason += fmt.Sprintf(": it used %s at most", formatMiB(peak))
-	}
-	if limit > 0 {
-		return reason + fmt.Sprintf(", its limit was %s", formatMiB(limit))
-	}
-	return reason + ", it had no limit of its own: the host had none left"
-}
-
-func formatMiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }

@@ -12,6 +12,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/schedule"
@@ -268,7 +269,7 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 // endWithoutRun ends a job that this goroutine has claimed (live.starting). There
 // is no exit record to say so, so its end is durable before anybody sees it.
 func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
-	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, dirBytes(s.jobDir(end.ID))
+	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, jobdir.Size(s.jobDir(end.ID))
 	become := func() {
 		fault.Point("cancel.recorded")
 		s.become(l, end.State, func(r *store.Record) {

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -167,7 +168,7 @@ func (q *quota) foundShares(ctx context.Context, jobs string, records *store.Sto
 		return err
 	}
 	for _, e := range entries {
-		for _, name := range []string{filesName, stdinName} {
+		for _, name := range []string{jobdir.FilesName, jobdir.StdinName} {
 			id, bytes, several := sharedFile(filepath.Join(jobs, e.Name(), name))
 			if !several || !e.IsDir() {
 				continue

@@ -13,8 +13,9 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/sandbox/native"
-	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/jobdir"
+	"github.com/joblet/joblet/internal/outcome"
+	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -23,19 +24,9 @@ import (
 // makes records from directories again. Nothing in it removes a directory or
 // ends a job: whoever lost the records did not ask for that.
 
-// damagedName is the directory in the state directory to which damaged files of
-// the database go.
-const damagedName = "damaged"
-
-// lostOwner owns jobs of which nobody knows any more whose they were: root, so
-// that no other gets at their output.
-const lostOwner = rootOwner
-
-const lostReason = "its record was lost, and its directory does not say whose it was and what it ran"
-
 // openStore opens the job records, or what can be saved of them.
 func (s *Supervisor) openStore(ctx context.Context) error {
-	db, cond, err := store.Rescue(ctx, filepath.Join(s.cfg.StateDir, "joblet.db"), filepath.Join(s.cfg.StateDir, damagedName))
+	db, cond, err := store.Rescue(ctx, filepath.Join(s.cfg.StateDir, "joblet.db"), filepath.Join(s.cfg.StateDir, statedir.DamagedName))
 	if err != nil {
 		return err
 	}
@@ -94,7 +85,7 @@ func (s *Supervisor) reclaimAll(ctx context.Context, unknown, boxes []string) (r
 // reclaim makes the record of a job again from its directory; box, if not empty,
 // is where it runs. It reports whether there was a job.
 func (s *Supervisor) reclaim(ctx context.Context, id, box string) (bool, error) {
-	rec, began, err := fromDir(s.jobDir(id))
+	rec, began, err := outcome.FromDir(s.jobDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -105,135 +96,7 @@ func (s *Supervisor) reclaim(ctx context.Context, id, box string) (bool, error) 
 		rec.Box = box
 	}
 	s.cfg.Log.Warn("a job without a record is recorded again from its directory", "job", id)
-	return true, insertReclaimed(ctx, s.store, rec, s.jobDir(id), s.where.now.RunDirs)
-}
-
-// insertReclaimed records a job again as fromDir has made it. Where another has
-// taken its idempotency key by now, it is without one.
-func insertReclaimed(ctx context.Context, db *store.Store, rec store.Record, dir string, runDirs []string) error {
-	switch {
-	case rec.State == joblet.Running && !begunOnly(dir, rec):
-	case rec.State == joblet.Running && (rec.Box == "" || !native.HasShim(runDirs, rec.Box)):
-		lost, run := rec.Reason, rec.Job
-		if conclude(&run, nil, dir); rec.Box != "" && retries(run) { // recovery concludes it, and lets it wait for its next attempt
-			break
-		}
-		rec.Job = run
-		rec.Reason = strings.TrimSuffix(rec.Reason+"; "+lost, "; ")
-		rec.DiskBytes = dirBytes(dir)
-	case !rec.State.Final() && !rec.State.Alive() && len(rec.Spec.SecretEnv) > 0:
-		rec.State, rec.Ended, rec.Reason = joblet.Canceled, time.Now(), "its secrets were lost with its record: submit it again"
-	}
-	err := db.InsertUnsynced(ctx, rec)
-	if joblet.KindOf(err) == joblet.AlreadyExists && rec.Spec.IdempotencyKey != "" {
-		rec.Spec.IdempotencyKey = ""
-		err = db.InsertUnsynced(ctx, rec)
-	}
-	if err == nil && rec.State == joblet.Lost { // what was reserved for its end
-		err = os.Remove(filepath.Join(dir, protocol.ExitName(rec.Attempt)+".tmp"))
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-	}
-	return err
-}
-
-// fromDir makes the record of a job as far as its directory tells: with its end,
-// if it has ended, RUNNING if its latest attempt has begun and nothing says how
-// that ended, else waiting. began reports whether there is any trace of a run. The
-// id is empty when the directory tells of no job.
-func fromDir(dir string) (rec store.Record, began bool, err error) {
-	seen, err := tracesIn(dir)
-	if err != nil {
-		return rec, false, err
-	}
-	began = seen.attempts > 0 || seen.output
-	f, err := readJobFile(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDamaged) {
-		return rec, began, err
-	}
-	known := err == nil
-	if !known && !began {
-		return rec, false, nil
-	}
-	rec.ID, rec.Owner, rec.Created, rec.Scheduled, rec.Parent, rec.Spec = f.ID, f.Owner, f.Created, f.Scheduled, f.Parent, f.Spec
-	if !known {
-		rec.ID, rec.Owner, rec.Spec = filepath.Base(dir), lostOwner, joblet.Spec{Command: "unknown", WorkDir: joblet.DefaultWorkDir}
-		if info, err := os.Stat(dir); err == nil {
-			rec.Created = info.ModTime()
-		}
-	}
-	rec.Attempt = max(seen.attempts, 1)
-	switch {
-	case !began && f.End == nil:
-		rec.Attempt, rec.State = 0, joblet.Pending
-		if !rec.Scheduled.IsZero() {
-			rec.State = joblet.Scheduled
-		}
-		return rec, false, nil
-	case !began:
-		rec.Attempt = f.Attempt
-		endAs(&rec, f.End)
-		return rec, false, nil
-	}
-	if known && f.Attempt == rec.Attempt {
-		rec.Box = f.Box
-		rec.Leases, rec.IDBase = f.held()
-	}
-	if err := rerunHistory(&rec.Job, dir); err != nil {
-		return rec, true, err
-	}
-	switch {
-	case f.End != nil && f.Attempt == rec.Attempt: // it ended while it waited for its next attempt, say
-		endAs(&rec, f.End)
-	case known && rec.Box != "" && retries(rec.Job): // recovery concludes it, and lets it wait for its next attempt
-		rec.State, rec.Exit, rec.Reason, rec.Ended = joblet.Running, nil, "", time.Time{}
-	}
-	if rec.State.Final() {
-		rec.DiskBytes = dirBytes(dir)
-	}
-	if !known {
-		rec.Reason = strings.TrimPrefix(rec.Reason+"; "+lostReason, "; ")
-	}
-	return rec, true, nil
-}
-
-func endAs(rec *store.Record, end *jobEnd) {
-	rec.State, rec.Ended, rec.Reason, rec.Failure, rec.Exit = end.State, end.Ended, end.Reason, end.Failure, end.Exit
-}
-
-// begunOnly reports whether an attempt has begun and nothing says how it ended.
-func begunOnly(dir string, rec store.Record) bool {
-	_, err := readRecord(dir, rec.Attempt)
-	return errors.Is(err, fs.ErrNotExist)
-}
-
-// rerunHistory gives a job the ends of its attempts, of which job.Attempt is the
-// latest, as the exit records in its directory have them. A latest attempt without
-// a record leaves the job RUNNING.
-func rerunHistory(job *joblet.Job, dir string) error {
-	job.Past = nil
-	for n := 1; n <= job.Attempt; n++ {
-		r, err := readRecord(dir, n)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errDamaged) {
-			return err
-		}
-		run := joblet.Job{ID: job.ID, Spec: job.Spec, State: joblet.Running, Attempt: n}
-		missing := errors.Is(err, fs.ErrNotExist)
-		if n < job.Attempt || !missing {
-			conclude(&run, r, dir)
-			if errors.Is(err, errDamaged) {
-				run.Reason = damagedReason(err)
-			}
-		}
-		if n < job.Attempt {
-			job.Past = append(job.Past, joblet.Attempt{Started: run.Started, Ended: run.Ended, State: run.State, Exit: run.Exit, Reason: run.Reason, Usage: run.Usage})
-			continue
-		}
-		job.State, job.Started, job.Ended, job.Exit, job.Reason, job.Failure = run.State, run.Started, run.Ended, run.Exit, run.Reason, run.Failure
-		job.LogBytes, job.WorkBytes, job.Usage, job.OutOfMemory, job.Denied = run.LogBytes, run.WorkBytes, run.Usage, run.OutOfMemory, run.Denied
-	}
-	return nil
+	return true, outcome.InsertReclaimed(ctx, s.store, rec, s.jobDir(id), s.where.Now.RunDirs)
 }
 
 // catchUp brings the record of an unfinished job forward where its directory
@@ -243,27 +106,27 @@ func rerunHistory(job *joblet.Job, dir string) error {
 func (s *Supervisor) catchUp(l *live, box string) error {
 	rec := &l.rec
 	dir := s.jobDir(rec.ID)
-	seen, err := tracesIn(dir)
+	seen, err := jobdir.TracesIn(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("recover job %s: %w", rec.ID, err)
 	}
-	f, fileErr := readJobFile(dir)
+	f, fileErr := jobdir.ReadFile(dir)
 	known := fileErr == nil
 	switch {
-	case known && f.End != nil && f.Attempt >= seen.attempts && f.Attempt >= rec.Attempt:
+	case known && f.End != nil && f.Attempt >= seen.Attempts && f.Attempt >= rec.Attempt:
 		s.cfg.Log.Warn("a job's directory has its end, and its record lacks it", "job", rec.ID, "state", f.End.State)
-		rec.Attempt = max(f.Attempt, seen.attempts)
-		endAs(rec, f.End)
-		rec.Sealed, rec.DiskBytes = nil, dirBytes(dir)
+		rec.Attempt = max(f.Attempt, seen.Attempts)
+		outcome.EndAs(rec, f.End)
+		rec.Sealed, rec.DiskBytes = nil, jobdir.Size(dir)
 		return s.store.Update(s.ctx, *rec)
-	case seen.attempts > rec.Attempt:
-		s.cfg.Log.Warn("a job's directory has attempts that its record lacks", "job", rec.ID, "attempt", seen.attempts, "recorded", rec.Attempt)
+	case seen.Attempts > rec.Attempt:
+		s.cfg.Log.Warn("a job's directory has attempts that its record lacks", "job", rec.ID, "attempt", seen.Attempts, "recorded", rec.Attempt)
 		secrets := rec.Spec.SecretEnv
-		rec.Attempt = seen.attempts
-		if err := rerunHistory(&rec.Job, dir); err != nil {
+		rec.Attempt = seen.Attempts
+		if err := outcome.RerunHistory(&rec.Job, dir); err != nil {
 			return fmt.Errorf("recover job %s: %w", rec.ID, err)
 		}
 		rec.Spec.SecretEnv = secrets
@@ -272,7 +135,7 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 		rec.Box, rec.IDBase, rec.Leases = joblet.NewID(), 0, nil // of which there is no shim
 		if known && f.Attempt == rec.Attempt {
 			rec.Box = f.Box
-			rec.Leases, rec.IDBase = f.held()
+			rec.Leases, rec.IDBase = outcome.Held(f)
 		}
 		if box != "" {
 			rec.Box = box
@@ -286,7 +149,7 @@ func (s *Supervisor) catchUp(l *live, box string) error {
 // what is left shows no trace of a run. It is what came along with a job that was
 // never accepted; where the records are in doubt, it is kept all the same.
 func (s *Supervisor) sweepOne(id string, doubted bool) error {
-	_, began, err := fromDir(s.jobDir(id))
+	_, began, err := outcome.FromDir(s.jobDir(id))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
@@ -300,11 +163,8 @@ func (s *Supervisor) sweepOne(id string, doubted bool) error {
 	return os.RemoveAll(s.jobDir(id))
 }
 
-// lostFound is where directories go that nobody can make a job of.
-const lostFound = "lost+found"
-
 func (s *Supervisor) keepLost(id string) error {
-	dir := filepath.Join(s.cfg.StateDir, lostFound)
+	dir := filepath.Join(s.cfg.StateDir, statedir.LostFound)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -316,7 +176,7 @@ func (s *Supervisor) keepLost(id string) error {
 // record is still there, or if the records are in doubt and the directory still
 // tells of a job.
 func (s *Supervisor) undelete(name string, doubted bool) error {
-	id, deleting := strings.CutSuffix(name, deletingSuffix)
+	id, deleting := strings.CutSuffix(name, jobdir.DeletingSuffix)
 	if !deleting || !joblet.ValidID(id) {
 		return nil
 	}
@@ -328,9 +188,9 @@ func (s *Supervisor) undelete(name string, doubted bool) error {
 	case joblet.KindOf(err) != joblet.NotFound:
 		return err
 	case doubted:
-		seen, err := tracesIn(going)
-		_, noFile := os.Lstat(filepath.Join(going, jobFileName))
-		if err != nil || seen.attempts > 0 || seen.output || noFile == nil {
+		seen, err := jobdir.TracesIn(going)
+		_, noFile := os.Lstat(filepath.Join(going, jobdir.FileName))
+		if err != nil || seen.Attempts > 0 || seen.Output || noFile == nil {
 			return errors.Join(err, os.Rename(going, s.jobDir(id)))
 		}
 	}
@@ -342,7 +202,7 @@ func (s *Supervisor) undelete(name string, doubted bool) error {
 func (s *Supervisor) undeleteAll(names []string) []string {
 	doubted := s.doubted()
 	for i, name := range names {
-		id, deleting := strings.CutSuffix(name, deletingSuffix)
+		id, deleting := strings.CutSuffix(name, jobdir.DeletingSuffix)
 		if !deleting {
 			continue
 		}
@@ -370,14 +230,9 @@ func (s *Supervisor) jobNames() ([]string, error) {
 	return names, nil
 }
 
-// damagedReason says why it is not known how a job ended.
-func damagedReason(err error) string {
-	return fmt.Sprintf("nobody knows how it ended: its exit record is %v", err)
-}
-
 // unsetDeleting takes setDeleting back.
 func (s *Supervisor) unsetDeleting(id string) error {
-	err := os.Rename(s.jobDir(id)+deletingSuffix, s.jobDir(id))
+	err := os.Rename(s.jobDir(id)+jobdir.DeletingSuffix, s.jobDir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -387,7 +242,7 @@ func (s *Supervisor) unsetDeleting(id string) error {
 // setDeleting gives the directory of a job that was not accepted the name of a
 // deletion: what a crash leaves of it is then no job's.
 func (s *Supervisor) setDeleting(id string) error {
-	err := os.Rename(s.jobDir(id), s.jobDir(id)+deletingSuffix)
+	err := os.Rename(s.jobDir(id), s.jobDir(id)+jobdir.DeletingSuffix)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

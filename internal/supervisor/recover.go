@@ -7,105 +7,19 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/jobdir"
+	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
-	"github.com/joblet/joblet/internal/sandbox/native/seccomp"
-	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 )
-
-// maxRecord bounds an exit record; a real one has 200 bytes, or 50 KiB with denied
-// calls of all kinds.
-const maxRecord = 128 << 10
-
-// readRecord reads the exit record of an attempt in a job's directory. The error
-// is fs.ErrNotExist when there is none, and errDamaged when it is not what a
-// shim wrote, such as one that was being written when the host went down.
-func readRecord(dir string, attempt int) (*protocol.Record, error) {
-	var r protocol.Record
-	if err := readSealed(filepath.Join(dir, protocol.ExitName(attempt)), maxRecord, &r); err != nil {
-		return nil, err
-	}
-	if r.Failure == nil && r.EndedNanos <= 0 {
-		return nil, fmt.Errorf("%w: %s says nothing of an end", errDamaged, protocol.ExitName(attempt))
-	}
-	return &r, nil
-}
-
-// begun reports whether a shim has begun an attempt: then it may have run.
-func begun(dir string, attempt int) bool {
-	name := filepath.Join(dir, protocol.ExitName(attempt))
-	for _, n := range []string{name, name + ".tmp"} {
-		if _, err := os.Lstat(n); !errors.Is(err, fs.ErrNotExist) {
-			return true
-		}
-	}
-	return false
-}
-
-// conclude gives a job whose run is over its final state: from its exit record,
-// or, without one, LOST.
-func conclude(job *joblet.Job, r *protocol.Record, dir string) {
-	asked := job.State == joblet.Stopping
-	if r == nil {
-		job.State = joblet.Lost
-		job.Reason = "its shim ended without an exit record: it was killed, or the host went down"
-		job.Ended = time.Now()
-		if info, err := logstore.Stat(dir); err == nil {
-			job.LogBytes = info.Size
-		}
-		return
-	}
-	if r.Failure != nil {
-		err := startError(job.Spec, *r.Failure)
-		job.State, job.Reason, job.Failure, job.Ended = joblet.Failed, joblet.Shorten(err.Error()), joblet.KindOf(err), time.Now()
-		return
-	}
-	job.Exit = &joblet.Exit{Code: r.Code, Signal: r.Signal}
-	job.Started = time.Unix(0, r.StartedNanos)
-	job.Ended = time.Unix(0, r.EndedNanos)
-	job.LogBytes = r.LogBytes
-	job.WorkBytes = r.WorkBytes
-	job.Usage, job.OutOfMemory = r.Usage, r.OutOfMemory
-	job.Denied = seccomp.DeniedCalls(job.Spec.Security, r.Denied)
-	switch {
-	case r.Cause == protocol.CauseStop, asked && r.Cause == "":
-		job.State = joblet.Stopped
-	case r.Cause == protocol.CauseTimeout:
-		job.State = joblet.TimedOut
-		job.Reason = fmt.Sprintf("its time was up after %v", job.Spec.Timeout)
-	case r.OutOfMemory:
-		job.State = joblet.Failed
-		job.Reason = oomReason(r.Usage.MemoryPeak, job.Spec.Limits.MemoryBytes)
-	case r.Code == 0 && r.Signal == 0:
-		job.State = joblet.Completed
-	case r.Signal != 0:
-		job.State = joblet.Failed
-		job.Reason = fmt.Sprintf("killed by %s", unix.SignalName(syscall.Signal(r.Signal)))
-	default:
-		job.State = joblet.Failed
-	}
-	switch {
-	case r.LogError != "":
-		job.Reason = r.LogError
-	case r.WorkError != "":
-		job.Reason = r.WorkError
-	case r.WorkBeyond > 0 && job.Reason == "":
-		job.Reason = fmt.Sprintf("%d files in /work could not be kept: they are too many or too large", r.WorkBeyond)
-	}
-	job.Reason = joblet.Shorten(job.Reason)
-}
 
 // recover takes over from a former daemon, however that ended: it adopts the
 // jobs that run, concludes those that ended meanwhile, lets those wait that
@@ -129,8 +43,8 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	if foreign > 0 {
 		s.cfg.Log.Warn("boxes of another state directory are left alone", "boxes", foreign, "run", s.cfg.RunDir)
 	}
-	if s.where.elsewhere != "" && len(unfinished) > 0 {
-		s.cfg.Log.Warn("no recorded job is taken for a running one", "because", s.where.elsewhere)
+	if s.where.Elsewhere != "" && len(unfinished) > 0 {
+		s.cfg.Log.Warn("no recorded job is taken for a running one", "because", s.where.Elsewhere)
 	}
 	held := map[string]sandbox.Leases{} // by box
 	var all []*live
@@ -147,7 +61,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		}
 		held[rec.Box] = nil
 		if rec.State.Alive() { // its processes may be there, found or not
-			held[rec.Box] = leasesOf(rec)
+			held[rec.Box] = outcome.LeasesOf(rec)
 		}
 		if err := s.unseal(l); err != nil {
 			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
@@ -308,7 +222,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 	}
 	s.mu.Lock()
 	s.queue.Occupy(&l.item)
-	l.apart = s.where.elsewhere
+	l.apart = s.where.Elsewhere
 	s.mu.Unlock()
 	proc, err := s.adopt(rec.Box, by)
 	if err == nil {
@@ -328,10 +242,10 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 		return recoveredRuns, nil
 	}
 	dir := s.jobDir(rec.ID)
-	if _, readErr := readRecord(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, errDamaged) {
+	if _, readErr := jobdir.ReadExit(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, jobdir.ErrDamaged) {
 		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
 	}
-	if rec.State == joblet.Initializing && !begun(dir, rec.Attempt) {
+	if rec.State == joblet.Initializing && !jobdir.Begun(dir, rec.Attempt) {
 		s.cfg.Log.Info("a job's start was cut short before it ran", "job", rec.ID)
 		if err := s.release(l); err != nil {
 			s.cfg.Log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
@@ -356,8 +270,8 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 
 // adopt is native.Adopt for a job that may run here and be ours.
 func (s *Supervisor) adopt(box string, by time.Time) (*native.Process, error) {
-	if s.where.elsewhere != "" {
-		return nil, errors.New(s.where.elsewhere)
+	if s.where.Elsewhere != "" {
+		return nil, errors.New(s.where.Elsewhere)
 	}
 	return s.engine.Adopt(box, by)
 }
@@ -366,10 +280,10 @@ func (s *Supervisor) adopt(box string, by time.Time) (*native.Process, error) {
 // job of which this one is a copy.
 func (s *Supervisor) release(l *live) error {
 	s.mu.Lock()
-	box, leases, apart := l.rec.Box, leasesOf(l.rec), l.apart
+	box, leases, apart := l.rec.Box, outcome.LeasesOf(l.rec), l.apart
 	l.apart = "" // its next box is ours
 	s.mu.Unlock()
-	if apart != "" && s.where.copied {
+	if apart != "" && s.where.Copied {
 		return nil
 	}
 	return s.engine.Release(box, leases)
@@ -410,7 +324,7 @@ func (s *Supervisor) unseal(l *live) error {
 	if len(l.rec.Sealed) == 0 {
 		return nil
 	}
-	secrets, err := s.secrets.open(l.rec.ID, l.rec.Sealed)
+	secrets, err := s.secrets.Open(l.rec.ID, l.rec.Sealed)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
@@ -80,12 +81,12 @@ func (s *Supervisor) prepare(run *native.Run, job joblet.Job) error {
 	run.Env = append(run.Env, jobVariables(job)...)
 	run.Stdin.Stream = job.Spec.Stdin == joblet.StdinStream
 	if job.Spec.Stdin == joblet.StdinFile {
-		run.Stdin.Path = filepath.Join(run.Dir, stdinName)
+		run.Stdin.Path = filepath.Join(run.Dir, jobdir.StdinName)
 	}
 	if len(job.Spec.Uploads) > 0 {
-		run.FilesPath = filepath.Join(run.Dir, filesName)
+		run.FilesPath = filepath.Join(run.Dir, jobdir.FilesName)
 	}
-	if begun(run.Dir, job.Attempt) { // its log and its end would be written over
+	if jobdir.Begun(run.Dir, job.Attempt) { // its log and its end would be written over
 		return fmt.Errorf("attempt %d has begun already, by what is in %s", job.Attempt, run.Dir)
 	}
 	if job.Attempt > 1 { // what the one before left in /work is not this one's

@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,14 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/jobdir"
+	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
@@ -120,7 +119,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	if rec.Sealed, err = s.secrets.seal(rec.ID, spec.SecretEnv); err != nil {
+	if rec.Sealed, err = s.secrets.Seal(rec.ID, spec.SecretEnv); err != nil {
 		return joblet.Job{}, err
 	}
 	fault.Point("accept.planned")
@@ -206,7 +205,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *n
 			s.keepFailed(l, err)
 			return joblet.Job{}, joinKind(err, undo...)
 		}
-		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)+deletingSuffix))
+		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)+jobdir.DeletingSuffix))
 		s.forget(l)
 		s.freePlace(l)
 		s.notStarted(l, joblet.KindOf(err))
@@ -273,7 +272,7 @@ func (s *Supervisor) keepFailed(l *live, cause error) {
 // never ran. What the disk holds for the job beside that is given up for it.
 func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
 	dir := s.jobDir(job.ID)
-	if r, err := readRecord(dir, job.Attempt); err == nil && r.Failure != nil { // the shim has written it
+	if r, err := jobdir.ReadExit(dir, job.Attempt); err == nil && r.Failure != nil { // the shim has written it
 		return nil
 	}
 	if err := os.RemoveAll(dir); err != nil {
@@ -282,27 +281,23 @@ func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	text, err := json.Marshal(protocol.Record{Failure: &protocol.Failure{Text: strings.TrimPrefix(cause.Error(), startTheJob)}})
+	text, err := json.Marshal(protocol.Record{Failure: &protocol.Failure{Text: strings.TrimPrefix(cause.Error(), outcome.StartTheJob)}})
 	if err != nil {
 		return err
 	}
 	name := filepath.Join(dir, protocol.ExitName(job.Attempt))
 	// An empty one, for which there may be room when there is none for the text, says
 	// that the attempt has begun: the job is LOST then, and not started.
-	err = errors.Join(replaceFile(name, text), syncDir(s.jobsDir()))
+	err = errors.Join(jobdir.ReplaceFile(name, text), jobdir.SyncDir(s.jobsDir()))
 	if err != nil {
 		begun, beginErr := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
 		if beginErr == nil {
-			beginErr = errors.Join(begun.Close(), syncDir(dir), syncDir(s.jobsDir()))
+			beginErr = errors.Join(begun.Close(), jobdir.SyncDir(dir), jobdir.SyncDir(s.jobsDir()))
 		}
 		err = errors.Join(err, beginErr)
 	}
 	return err
 }
-
-// startTheJob begins the reason of a job that could not be started for no fault of
-// its own.
-const startTheJob = "start the job: "
 
 // boxed has the box run the job.
 func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
@@ -316,7 +311,7 @@ func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (
 	fault.Point("box.prepared")
 	proc, err := box.Start(run)
 	if se, ok := errors.AsType[*native.StartError](err); ok {
-		if err = startError(job.Spec, se.Failure); ofCommand(se.Failure) {
+		if err = outcome.StartError(job.Spec, se.Failure); ofCommand(se.Failure) {
 			err = &commandError{err}
 		}
 		return nil, err
@@ -374,57 +369,6 @@ func (s *Supervisor) running(l *live, proc *native.Process) joblet.Job {
 	return job
 }
 
-// startError gives a failed start its kind and words for the user.
-func startError(spec joblet.Spec, f native.Failure) error {
-	errno := f.Errno
-	switch {
-	case f.IsExec && !f.OutOfMemory:
-		if f.Why != "" {
-			return joblet.Errorf(joblet.NotExecutable, "cannot execute %s: %s", spec.Command, f.Why)
-		}
-		switch errno {
-		case syscall.ENOENT, syscall.ENOTDIR:
-			where := "runtime " + spec.Runtime
-			if spec.Runtime == "" {
-				where = "the host's programs (no --runtime was given)"
-			}
-			return joblet.Errorf(joblet.CommandNotFound, "%s: command not found in %s", spec.Command, where)
-		case syscall.ELIBACC:
-			return joblet.Errorf(joblet.NotExecutable, "%s: exists, but its interpreter or loader does not", spec.Command)
-		case syscall.EACCES:
-			return joblet.Errorf(joblet.NotExecutable, "%s: permission denied: it is a directory or not marked executable", spec.Command)
-		case syscall.ENOEXEC:
-			return joblet.Errorf(joblet.NotExecutable, "%s: not a program for this machine, nor a script that begins with #!", spec.Command)
-		case syscall.ELOOP:
-			return joblet.Errorf(joblet.NotExecutable, "cannot execute %s: it leads through a link such as /proc/self/fd/3 or /proc/self/exe, or through too many: name the program itself", spec.Command)
-		case syscall.E2BIG:
-			return joblet.Errorf(joblet.InvalidArgument, "%s: arguments and environment are too large: pass large data in a file", spec.Command)
-		}
-		return joblet.Errorf(joblet.NotExecutable, "%s: %w", spec.Command, errno)
-	case f.Step == native.StepWorkDir && (errno == syscall.ELOOP || errno == syscall.EXDEV):
-		return joblet.Errorf(joblet.InvalidArgument, "cannot use working directory %s: it leads through a link such as /proc/self/fd/3 or /proc/self/cwd, or through too many: name the directory itself", spec.WorkDir)
-	case f.Step == native.StepWorkDir:
-		return joblet.Errorf(joblet.InvalidArgument, "workdir %s: %w in the job", spec.WorkDir, errno)
-	case f.OutOfMemory:
-		return joblet.Errorf(joblet.ResourceExhausted, "%s: out of memory before the command ran: --max-memory %s is too little for it", spec.Command, joblet.FormatSize(spec.Limits.MemoryBytes))
-	case f.Step == native.StepArguments && errno == syscall.E2BIG:
-		return joblet.Errorf(joblet.InvalidArgument, "%s: arguments, environment and working directory are too large together: pass large data in a file", spec.Command)
-	case f.Step == native.StepReaper && errno == syscall.EAGAIN:
-		return joblet.Errorf(joblet.ResourceExhausted, "%s: the job may not have the second process that --init needs: allow at least two (--max-pids, --rlimit nproc)", spec.Command)
-	case f.Step == native.StepKilled && spec.Limits.Rlimits["cpu"] != (joblet.Rlimit{}):
-		return joblet.Errorf(joblet.ResourceExhausted, "%s: killed before the command ran: --rlimit cpu=%v may be too little for it", spec.Command, spec.Limits.Rlimits["cpu"])
-	case errno == syscall.EAGAIN:
-		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s: this host, or the job, has as many processes as it may have", f.Text)
-	case errno == syscall.EMFILE || errno == syscall.ENFILE:
-		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
-	case f.Step == native.StepFiles && errno == syscall.ENOSPC:
-		return joblet.Errorf(joblet.ResourceExhausted, "the files that came along do not fit into the job's /work")
-	case errno == syscall.ENOSPC || errno == syscall.EDQUOT:
-		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
-	}
-	return fmt.Errorf(startTheJob+"%s", f.Text)
-}
-
 // refillDelay is how long a job has the processors to itself before the next box
 // is built; a job that ends sooner is out of the way by then.
 const refillDelay = 20 * time.Millisecond
@@ -450,83 +394,6 @@ func (s *Supervisor) watch(l *live) {
 	}
 }
 
-// settle brings a run that is over to rest: what became of it in memory, where
-// who waits for it sees it at once (the exit record is on disk already), then
-// what it had on the host released, then its record in the database.
-func (s *Supervisor) settle(l *live) {
-	s.mu.Lock()
-	rec, g := l.rec, l.gauge
-	s.mu.Unlock()
-	record, err := readRecord(s.jobDir(rec.ID), rec.Attempt)
-	damaged := errors.Is(err, errDamaged)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.cfg.Log.Error("read an exit record", "job", rec.ID, "error", err)
-	}
-	seen := s.seen(rec.ID, g)
-	diskBytes := dirBytes(s.jobDir(rec.ID))
-	s.mu.Lock()
-	rec = l.rec // whether it was asked to stop counts up to this moment
-	asked := rec.State == joblet.Stopping
-	conclude(&rec.Job, record, s.jobDir(rec.ID))
-	switch {
-	case damaged:
-		rec.Reason = damagedReason(err)
-	case record == nil && l.apart != "":
-		rec.Reason = l.apart
-	}
-	rec.Usage = rec.Usage.Max(seen)
-	run := rec.Job
-	// Whatever it was that ended it. Without the secrets that it had it would be another
-	// job. The run of the job of which this one is a copy goes on.
-	again := retries(rec.Job) && !asked && !(len(rec.Spec.SecretEnv) > 0 && masked(rec.Spec.SecretEnv)) &&
-		!(run.State == joblet.Lost && l.apart != "" && s.where.copied)
-	if again {
-		retry(&rec.Job)
-	} else {
-		rec.Sealed, rec.DiskBytes = nil, diskBytes
-		s.quota.ended(rec.Owner, rec.ID, diskBytes)
-	}
-	rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
-		*r = rec
-		l.proc, l.gauge = nil, nil
-		l.onDisk = record != nil && !again
-		l.endRun()
-	})
-	s.mu.Unlock()
-	s.countEnd(run, g, again)
-	fault.Point("end.concluded")
-	if again && run.State == joblet.Lost {
-		s.killShims(rec.ID, rec.Box) // what has no cgroup of the box, too
-	}
-	if err := s.release(l); err != nil {
-		s.cfg.Log.Error("release an ended job", "job", rec.ID, "error", err)
-		if again && run.State == joblet.Lost {
-			// Nothing of an attempt whose end nobody saw may run beside the next.
-			if !s.releaseLater(rec) {
-				return // the daemon stops first: recover does it
-			}
-		} else {
-			s.background(func() { s.releaseLater(rec) })
-		}
-	}
-	fault.Point("end.released")
-	if again {
-		// Durable before it runs again: launch sees to that.
-		s.persist(l, func() error { return s.save(l, true) })
-		fault.Point("retry.recorded")
-		s.freePlace(l)
-		s.enqueue(l)
-		return
-	}
-	s.freePlace(l)
-	if !s.persist(l, func() error { return s.save(l, true) }) {
-		return // the daemon stops first: recover does it
-	}
-	fault.Point("end.recorded")
-	s.tidy(rec.ID)
-	s.finish(l, rec)
-}
-
 // releaseEvery is how often the release of a box is tried again that a process
 // does not leave: one that waits in the kernel for a disk, say.
 const releaseEvery = 10 * time.Second
@@ -539,7 +406,7 @@ func (s *Supervisor) releaseLater(rec store.Record) bool {
 			return false // the next daemon does it
 		case <-time.After(releaseEvery):
 		}
-		if s.engine.Release(rec.Box, leasesOf(rec)) == nil {
+		if s.engine.Release(rec.Box, outcome.LeasesOf(rec)) == nil {
 			return true
 		}
 	}
@@ -553,20 +420,13 @@ func (s *Supervisor) tidy(id string) {
 		s.cfg.Log.Warn("look for what is left of a job's shims", "job", id, "error", err)
 	}
 	for _, e := range entries {
-		if !leftOver(e.Name()) {
+		if !jobdir.IsLeftover(e.Name()) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(s.jobDir(id), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			s.cfg.Log.Warn("remove what is left of a job's shim", "job", id, "error", err)
 		}
 	}
-}
-
-// leftOver reports whether a file in the directory of a job that has ended is one
-// that a shim did not finish.
-func leftOver(name string) bool {
-	of, ok := strings.CutSuffix(name, ".tmp")
-	return ok && (of == protocol.WorkName || of == jobFileName || isExitName(of))
 }
 
 // finish is the last of a job, once its end is durable: jobs that wait for it go
@@ -621,41 +481,7 @@ func (s *Supervisor) setStuck(l *live, err error) {
 	}
 }
 
-// retries reports whether a job that was concluded so is to run again.
-func retries(job joblet.Job) bool {
-	switch {
-	case job.Attempt > job.Spec.Retries:
-		return false
-	case job.State == joblet.Lost:
-		return job.Spec.RetryOnLost
-	case job.State != joblet.Failed && job.State != joblet.TimedOut || job.Exit == nil:
-		return false
-	}
-	status, _ := job.Status()
-	return len(job.Spec.RetryOn) == 0 && !job.Spec.RetryOnLost || slices.Contains(job.Spec.RetryOn, status)
-}
-
-// maxBackoff bounds the pause between two attempts, unless the user's first one
-// is longer.
-const maxBackoff = 5 * time.Minute
-
-// retry turns a job whose attempt has failed into one that waits for the next.
-// The pause begins with the end: a crash on the way does not make it longer.
-func retry(job *joblet.Job) {
-	delay := cmp.Or(job.Spec.RetryDelay, joblet.DefaultRetryDelay)
-	limit := max(delay, maxBackoff)
-	for range job.Attempt - 1 {
-		delay = min(2*delay, limit)
-	}
-	status, _ := job.Status()
-	job.Past = append(slices.Clone(job.Past), joblet.Attempt{
-		Started: job.Started, Ended: job.Ended, State: job.State, Exit: job.Exit, Reason: job.Reason, Usage: job.Usage,
-	})
-	how := fmt.Sprintf("ended with status %d", status)
-	if job.State == joblet.Lost {
-		how = "was lost"
-	}
-	job.Reason = fmt.Sprintf("attempt %d of %d %s", job.Attempt, job.Spec.Retries+1, how)
-	job.State, job.Scheduled = joblet.Scheduled, job.Ended.Add(delay)
-	job.Exit, job.PID, job.Ended = nil, 0, time.Time{}
+// noteJob writes the job's file, whose directory it makes if there is none.
+func (s *Supervisor) noteJob(rec store.Record) error {
+	return jobdir.WriteFile(s.jobDir(rec.ID), outcome.FileOf(rec))
 }

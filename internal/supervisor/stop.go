@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fault"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
@@ -252,9 +250,6 @@ func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[st
 	return s.Submit(ctx, spec, owner, input)
 }
 
-// deletingSuffix is behind the name of a job's directory while it is deleted.
-const deletingSuffix = ".deleting"
-
 // Delete removes an ended job: record, log and directory.
 func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	job, err := s.Job(ctx, id)
@@ -283,10 +278,10 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	rec, recErr := s.store.Get(ctx, job.ID)
 	// A name that says what is going on, so that the next daemon knows what to do
 	// with a directory without a record.
-	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+deletingSuffix
+	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+jobdir.DeletingSuffix
 	err = os.Rename(dir, going)
 	if isFull(err) {
-		clearOutput(dir)
+		jobdir.ClearOutput(dir)
 		err = os.Rename(dir, going)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -297,7 +292,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	for tries := 1; isFull(err) && tries <= roomTries; tries++ {
 		// Its files take the room that is missing, of which others may be the first to
 		// take what becomes free.
-		clearOutput(going)
+		jobdir.ClearOutput(going)
 		time.Sleep(persistEvery)
 		err = s.store.Delete(ctx, job.ID)
 	}
@@ -333,7 +328,7 @@ func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
 		return err
 	}
 	if isFull(v.stuck) {
-		clearOutput(s.jobDir(v.job.ID))
+		jobdir.ClearOutput(s.jobDir(v.job.ID))
 	}
 	limited, cancel := context.WithTimeout(ctx, roomTime)
 	defer cancel()
@@ -347,21 +342,6 @@ func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
 // isFull reports whether an error is that of a full disk.
 func isFull(err error) bool {
 	return err != nil && (joblet.KindOf(err) == joblet.ResourceExhausted || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
-}
-
-// clearOutput removes what takes room in the directory of a job that is being
-// deleted: all but what says whose it is and how it ended, which must be there as
-// long as its record may be.
-func clearOutput(dir string) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return
-	}
-	for _, e := range entries {
-		if !isExitName(e.Name()) && e.Name() != jobFileName {
-			_ = os.RemoveAll(filepath.Join(dir, e.Name())) // what stays takes no less room than before
-		}
-	}
 }
 
 // dependent returns a job of the same owner that waits and depends on this one, or
@@ -401,7 +381,7 @@ func (s *Supervisor) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (d
 		return 0, 0, err
 	}
 	for _, id := range ids {
-		size := dirBytes(s.jobDir(id))
+		size := jobdir.Size(s.jobDir(id))
 		if !dryRun {
 			if err := s.Delete(ctx, id); notDeletable(err) {
 				continue
@@ -472,7 +452,7 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 			if size <= s.cfg.RetainBytes {
 				break
 			}
-			bytes, saved := dirBytes(s.jobDir(job.ID)), s.quota.saved()
+			bytes, saved := jobdir.Size(s.jobDir(job.ID)), s.quota.saved()
 			if err := s.Delete(s.ctx, job.ID); notDeletable(err) {
 				continue
 			} else if err != nil {
@@ -486,21 +466,6 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 		}
 	}
 	return deleted, nil
-}
-
-// dirBytes returns what the files in a job's directory take on disk.
-func dirBytes(dir string) (n int64) {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return 0 // there is none
-	}
-	for _, e := range entries {
-		var st unix.Stat_t
-		if unix.Lstat(filepath.Join(dir, e.Name()), &st) == nil {
-			n += st.Blocks * 512
-		}
-	}
-	return n
 }
 
 // lostInput ends a job that waited, found by recovery, whose standard input was a

@@ -28,11 +28,14 @@ import (
 	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/hostinfo"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/secrets"
+	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
 )
 
@@ -66,10 +69,10 @@ type Supervisor struct {
 	engine   *native.Engine
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
-	secrets  sealer
+	secrets  secrets.Sealer
 	observer *hostinfo.Observer
 	quota    *quota
-	where    whereabouts
+	where    statedir.Whereabouts
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -135,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	s := &Supervisor{
 		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, maxStdin: maxStdin, using: map[string]int{},
-		queue: queue.New[*live](), secrets: sealer{path: filepath.Join(cfg.StateDir, "secrets.key")},
+		queue: queue.New[*live](), secrets: secrets.Sealer{Path: filepath.Join(cfg.StateDir, "secrets.key")},
 		observer: hostinfo.NewObserver(),
 	}
 	s.events = events.New(s.tap)
@@ -149,7 +152,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("make the state directory: %w", err)
 	}
-	if s.where, err = locate(cfg.StateDir, cfg.RunDir, cfg.Log); err != nil {
+	if s.where, err = statedir.Locate(cfg.StateDir, cfg.RunDir, cfg.Log); err != nil {
 		return nil, err
 	}
 	if err := s.openStore(ctx); err != nil {
@@ -166,7 +169,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	if s.engine, err = native.Open(native.Config{
 		RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log,
-		Tag: s.where.now.Tag, FormerRunDirs: s.where.now.RunDirs[1:],
+		Tag: s.where.Now.Tag, FormerRunDirs: s.where.Now.RunDirs[1:],
 	}); err != nil {
 		return nil, err
 	}
@@ -181,8 +184,8 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	fault.Point("recover.done")
-	s.where.now.RunDirs = append([]string{cfg.RunDir}, s.engine.UsedRunDirs()...)
-	if err := s.where.record(); err != nil {
+	s.where.Now.RunDirs = append([]string{cfg.RunDir}, s.engine.UsedRunDirs()...)
+	if err := s.where.Record(); err != nil {
 		return nil, err
 	}
 	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
@@ -205,7 +208,7 @@ func (s *Supervisor) countInput() {
 	defer s.mu.Unlock()
 	for id, l := range s.live {
 		if !l.rec.State.Final() {
-			s.quota.found(l.rec.Owner, id, inputBytes(s.jobDir(id)))
+			s.quota.found(l.rec.Owner, id, jobdir.InputSize(s.jobDir(id)))
 		}
 	}
 }

@@ -27,8 +27,8 @@ func (d *daemon) example(t *testing.T, dir, name string, args ...string) *exec.C
 	return cmd
 }
 
-// program writes an executable shell script.
-func fakeProgram(t *testing.T, path, text string) {
+// shellScript writes an executable shell script.
+func shellScript(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
@@ -51,19 +51,19 @@ func holds(t *testing.T, path, want string) {
 func TestExampleSweep(t *testing.T) {
 	t.Parallel()
 	d, dir := newDaemon(t, "--max-concurrent=2"), t.TempDir()
-	fakeProgram(t, dir+"/double.sh", "mkdir out\necho $(($1 * 2)) >out/result\n[ $1 -ne 4 ] || { echo four >&2; exit 9; }\n")
+	shellScript(t, dir+"/double.sh", "mkdir out\necho $(($1 * 2)) >out/result\n[ $1 -ne 4 ] || { echo four >&2; exit 9; }\n")
 
 	for range 2 {
-		cmd := d.example(t, dir, "sweep.sh", "results", "./double.sh", "1", "2", "3")
+		cmd := d.example(t, dir, "sweep.sh", "results", "./double.sh", "1", "2")
 		cmd.Env = append(cmd.Env, "SWEEP=first")
 		if r := finish(cmd); r.status != 0 {
 			t.Fatalf("sweep.sh: %v", r)
 		}
 	}
-	for i := 1; i <= 3; i++ {
+	for i := 1; i <= 2; i++ {
 		holds(t, fmt.Sprintf("%s/results/%d/result", dir, i), fmt.Sprintln(i*2))
 	}
-	if ids := strings.Fields(d.rnx(t.Context(), "job", "list", "-q", "--label=sweep=first").stdout); len(ids) != 3 {
+	if ids := strings.Fields(d.rnx(t.Context(), "job", "list", "-q", "--label=sweep=first").stdout); len(ids) != 2 {
 		t.Errorf("two calls of sweep.sh with the same name made the jobs %q", ids)
 	}
 
@@ -79,7 +79,7 @@ func TestExampleSweep(t *testing.T) {
 func TestExampleCI(t *testing.T) {
 	t.Parallel()
 	d, dir := newDaemon(t), t.TempDir()
-	fakeProgram(t, dir+"/source/test.sh", `cat "$CACHE/runs" 2>/dev/null || true
+	shellScript(t, dir+"/source/test.sh", `cat "$CACHE/runs" 2>/dev/null || true
 echo run >>"$CACHE/runs"
 mkdir /work/artifacts
 echo "$1" >/work/artifacts/report
@@ -107,7 +107,7 @@ exit "$1"
 func TestExampleTrain(t *testing.T) {
 	t.Parallel()
 	d, dir := newDaemon(t), t.TempDir()
-	fakeProgram(t, dir+"/train.sh", `if [ -e checkpoint/step ]; then
+	shellScript(t, dir+"/train.sh", `if [ -e checkpoint/step ]; then
 	echo "from $(cat checkpoint/step) to $1" >checkpoint/step
 	exit 7
 fi

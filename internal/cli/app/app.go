@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -122,7 +123,9 @@ func Group(cmd *cobra.Command, args []string) error {
 	if cmd.SuggestionsMinimumDistance <= 0 {
 		cmd.SuggestionsMinimumDistance = 2
 	}
-	if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+	if meant := byMeaning(cmd, args[0]); meant != nil {
+		msg += fmt.Sprintf("; did you mean %q?", meant.CommandPath())
+	} else if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
 		msg += fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+s[0])
 	} else {
 		msg += fmt.Sprintf("; see %q", cmd.CommandPath()+" --help")
@@ -130,10 +133,34 @@ func Group(cmd *cobra.Command, args []string) error {
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
 }
 
+// byMeaning returns the command below cmd, or below one of its groups, that does what
+// word is elsewhere the name for.
+func byMeaning(cmd *cobra.Command, word string) *cobra.Command {
+	for _, sub := range cmd.Commands() {
+		if slices.Contains(sub.SuggestFor, word) {
+			return sub
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		for _, c := range sub.Commands() {
+			if c.Name() == word || c.HasAlias(word) || slices.Contains(c.SuggestFor, word) {
+				return c
+			}
+		}
+	}
+	return nil
+}
+
 // flagError adds the flag that was perhaps meant.
 func flagError(cmd *cobra.Command, err error) error {
 	msg := err.Error()
+	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		msg = fmt.Sprintf("--%s: %s", e.GetFlag().Name, valueError(e))
+	}
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
+		if hint := dockerHints[e.GetSpecifiedName()]; hint != "" && cmd.Name() == "run" {
+			return joblet.Errorf(joblet.InvalidArgument, "%s; %s", msg, hint)
+		}
 		var flags []string
 		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
 		best := spelling.Nearest(e.GetSpecifiedName(), slices.Values(flags), 3)
@@ -144,6 +171,30 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
+}
+
+// valueError says what is wrong with the value of a flag.
+func valueError(e *pflag.InvalidValueError) string {
+	n, ok := errors.AsType[*strconv.NumError](e.Unwrap())
+	switch {
+	case !ok:
+		return e.Unwrap().Error()
+	case n.Func == "ParseBool":
+		return fmt.Sprintf("%.40q: give true or false", e.GetValue())
+	case errors.Is(n, strconv.ErrRange):
+		return fmt.Sprintf("%.40q is out of range", e.GetValue())
+	}
+	return fmt.Sprintf("%.40q is not a whole number", e.GetValue())
+}
+
+// dockerHints say what to use for flags of docker run that Joblet does not have.
+var dockerHints = map[string]string{
+	"v":       "files go into a job with --upload or --upload-dir, and come out with --download",
+	"volume":  "files go into a job with --upload or --upload-dir, and come out with --download",
+	"mount":   "files go into a job with --upload or --upload-dir, and come out with --download",
+	"p":       "ports of a job cannot be published",
+	"publish": "ports of a job cannot be published",
+	"rm":      "the record and output of a job stay until \"rnx job delete\" or \"rnx job prune\"",
 }
 
 // AtOnce is how many arguments something is done with at once, where it may be.

@@ -1,7 +1,9 @@
 package flags
 
 import (
+	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -36,6 +38,44 @@ func AddLimits(f *pflag.FlagSet, l *joblet.Limits) {
 	for _, doc := range joblet.LimitDocs() {
 		f.Var(&limitFlag{limits: l, name: doc.Name, value: doc.Value}, doc.Name, doc.Help)
 	}
+}
+
+// AddDockerLimits adds limits by the names that they have in docker run, which the help
+// does not show.
+func AddDockerLimits(f *pflag.FlagSet, l *joblet.Limits) {
+	f.VarP(&memoryFlag{limitFlag{limits: l, name: "max-memory", value: "SIZE"}}, "memory", "m", "the same as --max-memory")
+	f.Var(&cpusFlag{limits: l}, "cpus", "the same as --max-cpu, in processors")
+	for _, name := range []string{"memory", "cpus"} {
+		f.Lookup(name).Hidden = true
+	}
+}
+
+// memoryFlag is --max-memory by its name in docker run, where a plain number is bytes.
+type memoryFlag struct{ limitFlag }
+
+func (f *memoryFlag) Set(s string) error {
+	if _, err := strconv.ParseFloat(s, 64); err == nil {
+		return joblet.Errorf(joblet.InvalidArgument, "%.40q: give a size with a unit, such as 512m", s)
+	}
+	return f.limitFlag.Set(s)
+}
+
+// cpusFlag is --max-cpu as a number of processors, such as 1.5.
+type cpusFlag struct {
+	limits *joblet.Limits
+	text   string
+}
+
+func (f *cpusFlag) String() string { return f.text }
+func (f *cpusFlag) Type() string   { return "N" }
+
+func (f *cpusFlag) Set(s string) error {
+	f.text = s
+	n, err := strconv.ParseFloat(s, 64)
+	if err != nil || n < 0.01 || n > 1<<16 {
+		return joblet.Errorf(joblet.InvalidArgument, "%.40q: give a number of processors, such as 1.5", s)
+	}
+	return f.limits.Set("max-cpu", strconv.Itoa(int(math.Round(100*n))))
 }
 
 // AddRlimits adds flags for the limits of each process.

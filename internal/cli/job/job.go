@@ -22,14 +22,41 @@ func NewCommand(a *app.App) *cobra.Command {
   rnx job log -f 3f2a`,
 		RunE: app.Group,
 	}
-	cmd.AddCommand(
-		newRunCommand(a), newListCommand(a), newStatusCommand(a), newLogCommand(a), newMetricsCommand(a), newTopCommand(a), newTreeCommand(a), newCopyCommand(a), newWaitCommand(a),
-		newCancelCommand(a), newStopCommand(a), newKillCommand(a), newRerunCommand(a),
-		newPauseCommand(a), newResumeCommand(a), newUpdateCommand(a),
-		newAttachCommand(a), newExecCommand(a), newShellCommand(a), newSignalCommand(a),
-		newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a),
-	)
+	for _, g := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Run", []*cobra.Command{newRunCommand(a), newRerunCommand(a), newWaitCommand(a)}},
+		{"Inspect", []*cobra.Command{newListCommand(a), newStatusCommand(a), newLogCommand(a), newMetricsCommand(a), newTopCommand(a), newTreeCommand(a)}},
+		{"Control", []*cobra.Command{newCancelCommand(a), newStopCommand(a), newKillCommand(a), newSignalCommand(a), newPauseCommand(a), newResumeCommand(a), newUpdateCommand(a)}},
+		{"Interact", []*cobra.Command{newAttachCommand(a), newExecCommand(a), newShellCommand(a), newCopyCommand(a)}},
+		{"Clean up", []*cobra.Command{newDeleteCommand(a), newDeleteAllCommand(a), newPruneCommand(a)}},
+	} {
+		cmd.AddGroup(&cobra.Group{ID: g.title, Title: g.title + ":"})
+		for _, c := range g.commands {
+			c.GroupID = g.title
+			c.SuggestFor = otherNames[c.Name()]
+		}
+		cmd.AddCommand(g.commands...)
+	}
 	return cmd
+}
+
+// otherNames are what other programs call the commands.
+var otherNames = map[string][]string{
+	"run":    {"start", "create", "submit"},
+	"list":   {"ps", "jobs", "queue"},
+	"status": {"show", "info", "describe", "get"},
+	"log":    {"logs", "output", "tail"},
+	"top":    {"stats"},
+	"tree":   {"pstree"},
+	"update": {"set", "limit"},
+	"stop":   {"terminate", "end"},
+	"rerun":  {"restart", "retry"},
+	"shell":  {"sh", "bash", "enter"},
+	"cp":     {"copy", "download"},
+	"delete": {"remove", "del"},
+	"prune":  {"gc", "clean"},
 }
 
 const jobRefHelp = `

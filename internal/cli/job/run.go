@@ -123,6 +123,7 @@ exist.`,
 	}
 	opt.addFlags(cmd.Flags())
 	addDetachKeys(cmd, &opt.detachKeys)
+	divideFlags(cmd, runSections)
 	_ = cmd.RegisterFlagCompletionFunc("runtime", a.CompleteRuntimes)
 	_ = cmd.RegisterFlagCompletionFunc("depends-on", a.CompleteJobs(app.AliveStates...))
 	_ = cmd.RegisterFlagCompletionFunc("overlap", cobra.FixedCompletions(
@@ -148,10 +149,11 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVarP(&o.labels, "label", "l", nil, "label `NAME=VALUE` to select jobs by (repeatable)")
 	f.StringVar(&o.spec.Runtime, "runtime", "", "installed runtime: `NAME`, NAME@VERSION or LANGUAGE:VERSION (default: the host's programs)")
 	f.StringVarP(&o.spec.WorkDir, "workdir", "w", "", "working directory `DIR` in the job (default "+joblet.DefaultWorkDir+")")
-	f.DurationVar(&o.spec.Timeout, "timeout", 0, fmt.Sprintf("send SIGTERM after this time, such as 90s or 2h, and SIGKILL %v later; 0 disables", joblet.DefaultGrace))
+	flags.DurationVar(f, &o.spec.Timeout, "timeout", "", 0, fmt.Sprintf("send SIGTERM after this time, such as 90s or 2h, and SIGKILL %v later; 0 disables", joblet.DefaultGrace))
 	f.BoolVar(&o.spec.Init, "init", false, "run a small reaper as PID 1 and the command as its child")
 
 	flags.AddLimits(f, &o.spec.Limits)
+	flags.AddDockerLimits(f, &o.spec.Limits)
 	flags.AddRlimits(f, &o.spec.Limits)
 	o.security.AddFlags(f)
 
@@ -166,7 +168,7 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.spec.IdempotencyKey, "idempotency-key", "", "return the existing job with this `KEY` instead of starting another")
 
 	f.IntVar(&o.spec.Retries, "retry", 0, "retry a failed job up to `N` times")
-	f.DurationVar(&o.spec.RetryDelay, "retry-delay", 0, fmt.Sprintf("delay before the first retry, doubled for each further one (default %v)", joblet.DefaultRetryDelay))
+	flags.DurationVar(f, &o.spec.RetryDelay, "retry-delay", "", 0, fmt.Sprintf("delay before the first retry, doubled for each further one (default %v)", joblet.DefaultRetryDelay))
 	f.StringVar(&o.retryOn, "retry-on", "", "exit `STATUSES` to retry, such as 1,3,100-110, and \"lost\" for a lost attempt (default: all but 0)")
 
 	o.ttyFlags.add(f)

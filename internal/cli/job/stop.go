@@ -29,12 +29,9 @@ grace period. The kernel drops signals that PID 1 does not handle, so a job such
 		if err != nil {
 			return nil, err
 		}
-		if grace < 0 {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "--grace %v: must not be negative", grace)
-		}
 		return shown(a)(c.Stop(ctx, ref, joblet.StopOptions{Signal: sig, Grace: grace}))
 	})
 	cmd.Flags().StringVarP(&signal, "signal", "s", "TERM", "first signal")
-	cmd.Flags().DurationVarP(&grace, "grace", "g", joblet.DefaultGrace, "time between the signal and the kill")
+	flags.DurationVar(cmd.Flags(), &grace, "grace", "g", joblet.DefaultGrace, "time between the signal and the kill")
 	return cmd
 }

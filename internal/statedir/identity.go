@@ -1,4 +1,4 @@
-package supervisor
+package statedir
 
 import (
 	"crypto/rand"
@@ -16,16 +16,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// identityName is the file in the state directory that tells a copy of it from
+// IdentityName is the file in the state directory that tells a copy of it from
 // the original, and a state directory from before a restart of the host from one
 // whose jobs may still run.
-const identityName = "identity.json"
+const IdentityName = "identity.json"
 
-// maxIdentity bounds that file.
-const maxIdentity = 64 << 10
+// MaxIdentity bounds that file.
+const MaxIdentity = 64 << 10
 
 // identity says which state directory this is, and where and when it was last
 // served. A copy (cp -a, a backup, a file system of another machine) has the same
@@ -44,75 +45,75 @@ type identity struct {
 	RunDirs []string `json:"run_dirs"`
 }
 
-// whereabouts are what a daemon finds out about its state directory before it
+// Whereabouts are what a daemon finds out about its state directory before it
 // touches any job.
-type whereabouts struct {
-	path string
-	now  identity
+type Whereabouts struct {
+	Path string // of the file with the identity
+	Now  identity
 	last *identity // as the file has it; nil: there is none that can be read
 
-	// elsewhere says why the jobs that are recorded as running are not this
+	// Elsewhere says why the jobs that are recorded as running are not this
 	// daemon's to adopt; empty: they are.
-	elsewhere string
-	// copied: they may run nevertheless, for the original of this directory.
-	copied bool
+	Elsewhere string
+	// Copied: they may run nevertheless, for the original of this directory.
+	Copied bool
 }
 
-// locate compares a state directory with what is written down in it.
-func locate(stateDir, runDir string, log *slog.Logger) (whereabouts, error) {
-	w := whereabouts{path: filepath.Join(stateDir, identityName)}
+// Locate compares a state directory with what is written down in it.
+func Locate(stateDir, runDir string, log *slog.Logger) (Whereabouts, error) {
+	w := Whereabouts{Path: filepath.Join(stateDir, IdentityName)}
 	info, err := os.Stat(stateDir)
 	if err != nil {
 		return w, fmt.Errorf("identify the state directory: %w", err)
 	}
-	w.now = identity{Machine: hostLine("/etc/machine-id"), Boot: hostLine("/proc/sys/kernel/random/boot_id"), RunDirs: []string{runDir}}
+	w.Now = identity{Machine: hostLine("/etc/machine-id"), Boot: hostLine("/proc/sys/kernel/random/boot_id"), RunDirs: []string{runDir}}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		w.now.Device, w.now.Inode = uint64(st.Dev), st.Ino
+		w.Now.Device, w.Now.Inode = uint64(st.Dev), st.Ino
 	}
-	switch w.last, err = readIdentity(w.path); {
+	switch w.last, err = readIdentity(w.Path); {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist): // it is new, or of a version that had no such file
-	case errors.Is(err, errDamaged):
+	case errors.Is(err, jobdir.ErrDamaged):
 		log.Warn("cannot tell whether the state directory is a copy: its identity is replaced", "error", err)
 	default:
 		return w, fmt.Errorf("identify the state directory: %w", err)
 	}
 	if w.last == nil {
-		w.now.Tag = newTag()
+		w.Now.Tag = newTag()
 		return w, nil
 	}
-	w.now.Tag = w.last.Tag
+	w.Now.Tag = w.last.Tag
 	for _, dir := range w.last.RunDirs {
-		if !slices.Contains(w.now.RunDirs, dir) {
-			w.now.RunDirs = append(w.now.RunDirs, dir)
+		if !slices.Contains(w.Now.RunDirs, dir) {
+			w.Now.RunDirs = append(w.Now.RunDirs, dir)
 		}
 	}
-	here := w.last.Device == w.now.Device && w.last.Inode == w.now.Inode
+	here := w.last.Device == w.Now.Device && w.last.Inode == w.Now.Inode
 	switch {
-	case w.last.Boot == w.now.Boot && here:
+	case w.last.Boot == w.Now.Boot && here:
 		return w, nil
-	case w.last.Boot == w.now.Boot:
-		w.copied = true
-		w.elsewhere = "the state directory is a copy, made while the job ran; the job belongs to the original"
-	case w.last.Machine != w.now.Machine:
-		w.copied = true
-		w.elsewhere = "the state directory was copied from another machine while the job ran"
+	case w.last.Boot == w.Now.Boot:
+		w.Copied = true
+		w.Elsewhere = "the state directory is a copy, made while the job ran; the job belongs to the original"
+	case w.last.Machine != w.Now.Machine:
+		w.Copied = true
+		w.Elsewhere = "the state directory was copied from another machine while the job ran"
 	default:
-		w.elsewhere = "the host was restarted while the job ran"
+		w.Elsewhere = "the host was restarted while the job ran"
 	}
-	if w.copied || !here {
-		w.now.Tag, w.now.RunDirs = newTag(), w.now.RunDirs[:1]
+	if w.Copied || !here {
+		w.Now.Tag, w.Now.RunDirs = newTag(), w.Now.RunDirs[:1]
 	}
 	return w, nil
 }
 
 func readIdentity(path string) (*identity, error) {
 	var id identity
-	if err := readSealed(path, maxIdentity, &id); err != nil {
+	if err := jobdir.ReadSealed(path, MaxIdentity, &id); err != nil {
 		return nil, err
 	}
 	if !validTag(id.Tag) || len(id.RunDirs) == 0 {
-		return nil, fmt.Errorf("%w: %s names no directory", errDamaged, identityName)
+		return nil, fmt.Errorf("%w: %s names no directory", jobdir.ErrDamaged, IdentityName)
 	}
 	return &id, nil
 }
@@ -134,26 +135,26 @@ func hostLine(path string) string {
 	return strings.TrimSpace(string(text))
 }
 
-// record makes the present whereabouts the ones that the next daemon compares
+// Record makes the present Whereabouts the ones that the next daemon compares
 // with. It comes after the jobs of before are dealt with durably, so that a crash
 // on the way leaves the next daemon with the same question.
-func (w *whereabouts) record() error {
-	if w.last != nil && w.now.equal(w.last) {
+func (w *Whereabouts) Record() error {
+	if w.last != nil && w.Now.equal(w.last) {
 		return nil
 	}
-	text, err := json.Marshal(w.now)
+	text, err := json.Marshal(w.Now)
 	if err != nil {
 		return err
 	}
 	text = protocol.Seal(text)
-	err = replaceFile(w.path, text)
+	err = jobdir.ReplaceFile(w.Path, text)
 	if w.last != nil && (errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)) {
-		err = overwrite(w.path, text) // in the room that it has
+		err = jobdir.Overwrite(w.Path, text) // in the room that it has
 	}
 	if err != nil {
 		return fmt.Errorf("record the identity of the state directory: %w", err)
 	}
-	now := w.now
+	now := w.Now
 	w.last = &now
 	return nil
 }
@@ -161,44 +162,4 @@ func (w *whereabouts) record() error {
 func (id *identity) equal(other *identity) bool {
 	return id.Tag == other.Tag && id.Machine == other.Machine && id.Boot == other.Boot &&
 		id.Device == other.Device && id.Inode == other.Inode && slices.Equal(id.RunDirs, other.RunDirs)
-}
-
-// replaceFile durably replaces a file by one that root alone may read.
-func replaceFile(path string, text []byte) (err error) {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = os.Remove(temp)
-		}
-	}()
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(temp, path); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// overwrite replaces what is in a file without asking the disk for room.
-func overwrite(path string, text []byte) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
-	if err != nil {
-		return err
-	}
-	if _, err = f.Write(text); err == nil {
-		err = f.Truncate(int64(len(text)))
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	return errors.Join(err, f.Close())
 }

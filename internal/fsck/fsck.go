@@ -1,4 +1,6 @@
-package supervisor
+// Package fsck checks a state directory while no daemon uses it: the job records, the
+// jobs' directories, and what is left on the host.
+package fsck
 
 import (
 	"context"
@@ -16,14 +18,25 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/secrets"
 	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
 )
 
-// FsckOptions says how thorough Fsck is.
-type FsckOptions struct {
+// Config says what is checked.
+type Config struct {
+	StateDir string       // records, job directories
+	RunDir   string       // what a reboot may forget
+	Log      *slog.Logger // nil: nothing is logged
+}
+
+// Options says how thorough a check is.
+type Options struct {
 	Repair bool // repair what can be repaired without losing anything
 	Deep   bool // read all logs and archives, too
 }
@@ -35,11 +48,11 @@ type ProblemStatus string
 const (
 	ProblemNote       ProblemStatus = "note"       // no problem, but good to know
 	ProblemRepaired   ProblemStatus = "repaired"   // it is no more
-	ProblemRepairable ProblemStatus = "repairable" // FsckOptions.Repair repairs it
+	ProblemRepairable ProblemStatus = "repairable" // Options.Repair repairs it
 	ProblemLeft       ProblemStatus = "left"       // it cannot be repaired: see Why
 )
 
-// Problem is something that Fsck has found.
+// Problem is something that a check has found.
 type Problem struct {
 	Job    string        `json:"job,omitempty"` // id of the job that it concerns; empty: none
 	What   string        `json:"problem"`
@@ -64,50 +77,47 @@ func (p Problem) String() string {
 	return line + " [cannot be repaired: " + p.Why + "]"
 }
 
-// FsckSummary counts what Fsck has looked at and found.
-type FsckSummary struct {
+// Summary counts what a check has looked at and found.
+type Summary struct {
 	Jobs     int   `json:"jobs"`
 	Bytes    int64 `json:"bytes"` // what the directories of these jobs take on disk
 	Problems int   `json:"problems"`
 	Repaired int   `json:"repaired"`
 }
 
-// Fsck checks what is on disk and what is left on the host, and calls report
+// Run checks what is on disk and what is left on the host, and calls report
 // for each thing that it finds. No daemon may run: the caller holds its lock.
 //
 // Without opt.Repair it changes nothing but what opening the job records does:
 // that brings an older schema forward and takes away others' rights to the
 // file. An error means that not all could be checked; what was reported before
 // holds nevertheless.
-func Fsck(ctx context.Context, cfg Config, opt FsckOptions, report func(Problem)) (FsckSummary, error) {
+func Run(ctx context.Context, cfg Config, opt Options, report func(Problem)) (Summary, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &fsck{
+	f := &checker{
 		ctx: ctx, cfg: cfg, opt: opt, report: report,
-		secrets: sealer{path: filepath.Join(cfg.StateDir, keyName)},
+		secrets: secrets.Sealer{Path: filepath.Join(cfg.StateDir, secrets.KeyName)},
 	}
 	err := f.run()
 	return f.sum, err
 }
 
-// keyName is the file with the key of the jobs' secrets.
-const keyName = "secrets.key"
-
 // fsckPage is how many records are looked at at a time: there may be a million.
 const fsckPage = 500
 
-// fsck is one check. Its check methods return an error where they cannot go on.
-type fsck struct {
+// checker is one check. Its check methods return an error where they cannot go on.
+type checker struct {
 	ctx     context.Context
 	cfg     Config
-	opt     FsckOptions
+	opt     Options
 	report  func(Problem)
-	sum     FsckSummary
+	sum     Summary
 	store   *store.Store // nil: the records cannot be used
-	secrets sealer
+	secrets secrets.Sealer
 	noKey   string // why no secret can be opened; empty: there is a key
-	where   whereabouts
+	where   statedir.Whereabouts
 
 	boxes map[string]bool // that belong to a job that has not ended
 	// keepDirs says why no directory without a record may go; empty: it may.
@@ -115,13 +125,13 @@ type fsck struct {
 	doubted  bool // the records may lack jobs that were accepted
 }
 
-func (f *fsck) jobsDir() string         { return filepath.Join(f.cfg.StateDir, "jobs") }
-func (f *fsck) jobDir(id string) string { return filepath.Join(f.jobsDir(), id) }
-func (f *fsck) database() string        { return filepath.Join(f.cfg.StateDir, "joblet.db") }
-func (f *fsck) lostFound() string       { return filepath.Join(f.cfg.StateDir, lostFound) }
+func (f *checker) jobsDir() string         { return filepath.Join(f.cfg.StateDir, "jobs") }
+func (f *checker) jobDir(id string) string { return filepath.Join(f.jobsDir(), id) }
+func (f *checker) database() string        { return filepath.Join(f.cfg.StateDir, "joblet.db") }
+func (f *checker) lostFound() string       { return filepath.Join(f.cfg.StateDir, statedir.LostFound) }
 
 // found tells of a problem that repair can end, and has it do so if wanted.
-func (f *fsck) found(job, what string, repair func() error) {
+func (f *checker) found(job, what string, repair func() error) {
 	p := Problem{Job: job, What: what, Status: ProblemRepairable}
 	if f.opt.Repair {
 		if err := repair(); err != nil {
@@ -134,15 +144,15 @@ func (f *fsck) found(job, what string, repair func() error) {
 }
 
 // left tells of a problem that only a person can end.
-func (f *fsck) left(job, what, why string) {
+func (f *checker) left(job, what, why string) {
 	f.tell(Problem{Job: job, What: what, Status: ProblemLeft, Why: why})
 }
 
-func (f *fsck) note(job, what string) {
+func (f *checker) note(job, what string) {
 	f.report(Problem{Job: job, What: what, Status: ProblemNote})
 }
 
-func (f *fsck) tell(p Problem) {
+func (f *checker) tell(p Problem) {
 	f.sum.Problems++
 	if p.Status == ProblemRepaired {
 		f.sum.Repaired++
@@ -150,11 +160,11 @@ func (f *fsck) tell(p Problem) {
 	f.report(p)
 }
 
-func (f *fsck) run() (err error) {
+func (f *checker) run() (err error) {
 	if _, err := os.Stat(f.cfg.StateDir); err != nil {
 		return joblet.Errorf(joblet.FailedPrecondition, "open the state directory: %w", err)
 	}
-	if f.where, err = locate(f.cfg.StateDir, f.cfg.RunDir, f.cfg.Log); err != nil {
+	if f.where, err = statedir.Locate(f.cfg.StateDir, f.cfg.RunDir, f.cfg.Log); err != nil {
 		return err
 	}
 	for _, check := range []func() error{f.checkModes, f.checkKey, f.openStore} {
@@ -180,13 +190,13 @@ func (f *fsck) run() (err error) {
 }
 
 // checkModes looks for what others than root may read.
-func (f *fsck) checkModes() error {
+func (f *checker) checkModes() error {
 	for _, p := range []struct {
 		path string
 		mode fs.FileMode
 	}{
 		{f.cfg.StateDir, 0o700}, {f.jobsDir(), 0o700}, {f.lostFound(), 0o700},
-		{f.where.path, 0o600}, {f.database(), 0o600}, {f.database() + "-wal", 0o600}, {f.database() + "-shm", 0o600},
+		{f.where.Path, 0o600}, {f.database(), 0o600}, {f.database() + "-wal", 0o600}, {f.database() + "-shm", 0o600},
 	} {
 		info, err := os.Stat(p.path)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -215,16 +225,16 @@ func (f *fsck) checkModes() error {
 
 // checkKey looks at the key of the jobs' secrets, and at what making one may
 // have left.
-func (f *fsck) checkKey() error {
-	path := f.secrets.path
+func (f *checker) checkKey() error {
+	path := f.secrets.Path
 	switch info, err := os.Lstat(path); {
 	case errors.Is(err, fs.ErrNotExist):
 		f.noKey = path + " is missing"
 	case err != nil:
 		return err
-	case !info.Mode().IsRegular() || info.Size() != keySize:
+	case !info.Mode().IsRegular() || info.Size() != secrets.KeySize:
 		f.noKey = path + " is damaged"
-		f.left("", fmt.Sprintf("%s: not a file of %d bytes", path, keySize),
+		f.left("", fmt.Sprintf("%s: not a file of %d bytes", path, secrets.KeySize),
 			"restore it from a backup, or move it away: what jobs that wait have of secrets is lost then")
 	case info.Mode().Perm() != 0o600:
 		f.found("", fmt.Sprintf("%s: its mode is %04o and not 0600", path, info.Mode().Perm()), func() error { return os.Chmod(path, 0o600) })
@@ -237,7 +247,7 @@ func (f *fsck) checkKey() error {
 
 // openStore opens the job records. Those that are missing or damaged are a
 // problem, and f.store stays nil.
-func (f *fsck) openStore() error {
+func (f *checker) openStore() error {
 	path := f.database()
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) { // opening it would make it
 		return f.noRecords()
@@ -270,13 +280,13 @@ func (f *fsck) openStore() error {
 
 // rescue opens job records that are damaged or lack changes, if they are to be
 // repaired.
-func (f *fsck) rescue(what string) error {
+func (f *checker) rescue(what string) error {
 	p := Problem{What: what + " (jobs, their directories and the host were not checked)", Status: ProblemRepairable}
 	if !f.opt.Repair {
 		f.tell(p)
 		return nil
 	}
-	db, cond, err := store.Rescue(f.ctx, f.database(), filepath.Join(f.cfg.StateDir, damagedName))
+	db, cond, err := store.Rescue(f.ctx, f.database(), filepath.Join(f.cfg.StateDir, statedir.DamagedName))
 	if err != nil {
 		return err
 	}
@@ -289,7 +299,7 @@ func (f *fsck) rescue(what string) error {
 }
 
 // checkRecords reads all records: Examine may have had no time for that.
-func (f *fsck) checkRecords() error {
+func (f *checker) checkRecords() error {
 	f.doubted = f.store.Behind() != "" || f.store.Fresh()
 	err := f.store.Check(f.ctx)
 	if err == nil {
@@ -305,7 +315,7 @@ func (f *fsck) checkRecords() error {
 }
 
 // noRecords deals with records that are missing.
-func (f *fsck) noRecords() error {
+func (f *checker) noRecords() error {
 	dirs := 0
 	err := eachEntry(f.jobsDir(), func(e fs.DirEntry) error {
 		if joblet.ValidID(e.Name()) {
@@ -346,7 +356,7 @@ func openedBy(database string) (pid int, err error) {
 
 // checkUnfinished looks at the jobs that wait or run, as far as that can be
 // done without taking them over.
-func (f *fsck) checkUnfinished() error {
+func (f *checker) checkUnfinished() error {
 	unfinished, err := f.store.Unfinished(f.ctx)
 	if err != nil {
 		return err
@@ -374,24 +384,24 @@ func (f *fsck) checkUnfinished() error {
 	return nil
 }
 
-func (f *fsck) countJob(id string) {
+func (f *checker) countJob(id string) {
 	f.sum.Jobs++
-	f.sum.Bytes += dirBytes(f.jobDir(id))
+	f.sum.Bytes += jobdir.Size(f.jobDir(id))
 }
 
 // noteAlive says what the next daemon will find of a job that ran.
-func (f *fsck) noteAlive(rec store.Record) {
+func (f *checker) noteAlive(rec store.Record) {
 	box := rec.Box
 	if box == "" { // recorded by a version whose boxes had the jobs' ids
 		box = rec.ID
 	}
 	f.boxes[box] = true
 	switch {
-	case f.where.elsewhere != "":
-		f.note(rec.ID, f.where.elsewhere+"; the next daemon concludes it, or starts it if it never began")
-	case native.HasShim(f.where.now.RunDirs, box):
+	case f.where.Elsewhere != "":
+		f.note(rec.ID, f.where.Elsewhere+"; the next daemon concludes it, or starts it if it never began")
+	case native.HasShim(f.where.Now.RunDirs, box):
 		f.note(rec.ID, "it runs")
-	case rec.State == joblet.Initializing && !begun(f.jobDir(rec.ID), rec.Attempt):
+	case rec.State == joblet.Initializing && !jobdir.Begun(f.jobDir(rec.ID), rec.Attempt):
 		f.note(rec.ID, "its start was cut short; the next daemon starts it")
 	default:
 		f.note(rec.ID, "it ended while no daemon ran; the next daemon concludes it")
@@ -399,7 +409,7 @@ func (f *fsck) noteAlive(rec store.Record) {
 }
 
 // checkNotEnded looks for the time of an end.
-func (f *fsck) checkNotEnded(rec store.Record) {
+func (f *checker) checkNotEnded(rec store.Record) {
 	if rec.Ended.IsZero() {
 		return
 	}
@@ -409,7 +419,7 @@ func (f *fsck) checkNotEnded(rec store.Record) {
 }
 
 // update changes a job's record.
-func (f *fsck) update(id string, change func(*store.Record)) error {
+func (f *checker) update(id string, change func(*store.Record)) error {
 	rec, err := f.store.Get(f.ctx, id)
 	if err != nil {
 		return err
@@ -421,7 +431,7 @@ func (f *fsck) update(id string, change func(*store.Record)) error {
 const cancelIt = "cancel the job (rnx job cancel) and submit it again"
 
 // checkSealed looks at whether the secrets that a job will need are there.
-func (f *fsck) checkSealed(rec store.Record) {
+func (f *checker) checkSealed(rec store.Record) {
 	switch {
 	case len(rec.Sealed) == 0 && len(rec.Spec.SecretEnv) > 0:
 		f.left(rec.ID, "its secrets are missing in its record", cancelIt)
@@ -429,26 +439,26 @@ func (f *fsck) checkSealed(rec store.Record) {
 	case f.noKey != "":
 		f.left(rec.ID, "its secrets cannot be opened: "+f.noKey, "restore that file from a backup, or "+cancelIt)
 	default: // there is a key, so that this makes none
-		if _, err := f.secrets.open(rec.ID, rec.Sealed); err != nil {
+		if _, err := f.secrets.Open(rec.ID, rec.Sealed); err != nil {
 			f.left(rec.ID, "its secrets cannot be opened: "+err.Error(), "restore that file from a backup, or "+cancelIt)
 		}
 	}
 }
 
 // checkInput looks at what came along with a job that is to run.
-func (f *fsck) checkInput(job joblet.Job) {
+func (f *checker) checkInput(job joblet.Job) {
 	if len(job.Spec.Uploads) > 0 {
-		f.checkArchive(job.ID, filesName, "the files that came along with it", cancelIt)
+		f.checkArchive(job.ID, jobdir.FilesName, "the files that came along with it", cancelIt)
 	}
 	if job.Spec.Stdin == joblet.StdinFile {
-		if info, err := os.Lstat(filepath.Join(f.jobDir(job.ID), stdinName)); err != nil || !info.Mode().IsRegular() {
+		if info, err := os.Lstat(filepath.Join(f.jobDir(job.ID), jobdir.StdinName)); err != nil || !info.Mode().IsRegular() {
 			f.left(job.ID, "its standard input is missing", cancelIt)
 		}
 	}
 }
 
 // checkArchive looks at an archive in a job's directory that has to be there.
-func (f *fsck) checkArchive(id, name, what, todo string) {
+func (f *checker) checkArchive(id, name, what, todo string) {
 	path := filepath.Join(f.jobDir(id), name)
 	info, err := os.Lstat(path)
 	if err != nil || !info.Mode().IsRegular() {
@@ -468,7 +478,7 @@ func (f *fsck) checkArchive(id, name, what, todo string) {
 	}
 }
 
-func (f *fsck) checkDependencies(job joblet.Job) error {
+func (f *checker) checkDependencies(job joblet.Job) error {
 	for _, id := range job.Spec.DependsOn {
 		switch _, err := f.store.Get(f.ctx, id); {
 		case joblet.KindOf(err) == joblet.NotFound:
@@ -481,7 +491,7 @@ func (f *fsck) checkDependencies(job joblet.Job) error {
 }
 
 // checkEnded looks at all jobs that have ended.
-func (f *fsck) checkEnded() error {
+func (f *checker) checkEnded() error {
 	for page := (joblet.Filter{Limit: fsckPage}); ; {
 		jobs, err := f.store.List(f.ctx, page)
 		if err != nil {
@@ -509,7 +519,7 @@ func (f *fsck) checkEnded() error {
 const deleteIt = "delete the job (rnx job delete) when it is not needed any more"
 
 // checkJob looks at a job that has ended: its record, and then its directory.
-func (f *fsck) checkJob(job joblet.Job) error {
+func (f *checker) checkJob(job joblet.Job) error {
 	if len(job.Spec.SecretEnv) > 0 { // without those there is nothing to be sealed
 		if err := f.checkErased(job.ID); err != nil {
 			return err
@@ -527,7 +537,7 @@ func (f *fsck) checkJob(job joblet.Job) error {
 		f.left(job.ID, "its directory cannot be read: "+err.Error(), deleteIt)
 		return nil
 	}
-	record, err := readRecord(f.jobDir(job.ID), max(job.Attempt, 1))
+	record, err := jobdir.ReadExit(f.jobDir(job.ID), max(job.Attempt, 1))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		if job.Exit != nil {
@@ -546,7 +556,7 @@ func (f *fsck) checkJob(job joblet.Job) error {
 }
 
 // checkErased looks for secrets that a job does not need any more.
-func (f *fsck) checkErased(id string) error {
+func (f *checker) checkErased(id string) error {
 	rec, err := f.store.Get(f.ctx, id)
 	if err != nil {
 		return err
@@ -561,7 +571,7 @@ func (f *fsck) checkErased(id string) error {
 
 // checkEnd compares what the record says of the end with the exit record, nil
 // if there is none.
-func (f *fsck) checkEnd(job joblet.Job, r *protocol.Record) {
+func (f *checker) checkEnd(job joblet.Job, r *protocol.Record) {
 	if r != nil && !agrees(job, r, f.jobDir(job.ID)) {
 		f.found(job.ID, fmt.Sprintf("it is %v (%s), which is not what its exit record says (%s)", job.State, describe(job.Exit), describeRecord(r)), func() error {
 			return f.update(job.ID, func(rec *store.Record) { reconclude(&rec.Job, r, f.jobDir(job.ID)) })
@@ -589,7 +599,7 @@ func agrees(job joblet.Job, r *protocol.Record, dir string) bool {
 	for _, state := range []joblet.State{joblet.Running, joblet.Stopping} {
 		want := job
 		want.State, want.Exit = state, nil
-		conclude(&want, r, dir)
+		outcome.Conclude(&want, r, dir)
 		same := (want.Exit == nil) == (job.Exit == nil) && (want.Exit == nil || *want.Exit == *job.Exit)
 		if same && want.State == job.State {
 			return true
@@ -607,7 +617,7 @@ func reconclude(job *joblet.Job, r *protocol.Record, dir string) {
 		job.State = joblet.Running
 	}
 	job.Exit, job.Reason, job.Failure = nil, "", 0
-	conclude(job, r, dir)
+	outcome.Conclude(job, r, dir)
 	if r.Failure != nil && !ended.IsZero() { // such a record has no time
 		job.Ended = ended
 	}
@@ -635,7 +645,7 @@ func describeRecord(r *protocol.Record) string {
 }
 
 // checkLog looks at the log of an ended job; record is its exit record or nil.
-func (f *fsck) checkLog(job joblet.Job, record *protocol.Record) {
+func (f *checker) checkLog(job joblet.Job, record *protocol.Record) {
 	dir := f.jobDir(job.ID)
 	r, err := logstore.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -672,7 +682,7 @@ func (f *fsck) checkLog(job joblet.Job, record *protocol.Record) {
 }
 
 // passLog goes through a log: its index alone, or, for a deep check, all of it.
-func (f *fsck) passLog(r *logstore.Reader) error {
+func (f *checker) passLog(r *logstore.Reader) error {
 	r.WriterGone()
 	if !f.opt.Deep {
 		r.Only(0) // neither stream: no data is read
@@ -689,27 +699,21 @@ func (f *fsck) passLog(r *logstore.Reader) error {
 
 // checkLeftovers looks for files that a shim was writing when it was killed.
 // Of an ended job nobody needs them.
-func (f *fsck) checkLeftovers(id string, entries []fs.DirEntry) {
+func (f *checker) checkLeftovers(id string, entries []fs.DirEntry) {
 	for _, e := range entries {
 		name := e.Name()
-		if !leftOver(name) {
+		if !jobdir.IsLeftover(name) {
 			continue
 		}
 		f.found(id, fmt.Sprintf("%q is left in its directory", name), func() error { return os.Remove(filepath.Join(f.jobDir(id), name)) })
 	}
 }
 
-// isExitName reports whether protocol.ExitName gives name for some attempt.
-func isExitName(name string) bool {
-	ok, _ := filepath.Match("exit*.json", name)
-	return ok
-}
-
 // checkHost looks for boxes that belong to no job.
-func (f *fsck) checkHost() (err error) {
+func (f *checker) checkHost() (err error) {
 	e, err := native.Open(native.Config{
 		RunDir: f.cfg.RunDir, Log: f.cfg.Log,
-		Tag: f.where.now.Tag, FormerRunDirs: f.where.now.RunDirs[1:],
+		Tag: f.where.Now.Tag, FormerRunDirs: f.where.Now.RunDirs[1:],
 	})
 	if err != nil {
 		return err
@@ -725,7 +729,7 @@ func (f *fsck) checkHost() (err error) {
 	for _, id := range boxes {
 		switch {
 		case f.boxes[id]:
-		case native.HasShim(f.where.now.RunDirs, id):
+		case native.HasShim(f.where.Now.RunDirs, id):
 			f.keepDirs = "a job without a record runs, and it may be its: start a daemon, which takes it over"
 			f.left("", fmt.Sprintf("box %s: its shim runs, and no job has it", joblet.ShortID(id)), "the next daemon takes its job over, or ends it")
 		default:
@@ -737,12 +741,12 @@ func (f *fsck) checkHost() (err error) {
 
 // checkDirs looks for directories of jobs without a record, and for what is
 // none of ours.
-func (f *fsck) checkDirs() error {
+func (f *checker) checkDirs() error {
 	deletions := false
 	var orphans []string // dealt with when the listing is over
 	err := eachEntry(f.jobsDir(), func(e fs.DirEntry) error {
 		name := e.Name()
-		if id, deleting := strings.CutSuffix(name, deletingSuffix); deleting && joblet.ValidID(id) {
+		if id, deleting := strings.CutSuffix(name, jobdir.DeletingSuffix); deleting && joblet.ValidID(id) {
 			f.note(id, "its deletion was cut short; the next daemon ends that, or takes it back")
 			deletions = true
 			return nil
@@ -775,19 +779,19 @@ func (f *fsck) checkDirs() error {
 }
 
 // checkOrphan deals with a directory without a record.
-func (f *fsck) checkOrphan(id string) {
+func (f *checker) checkOrphan(id string) {
 	const what = "there is no record of it, but a directory "
-	rec, began, err := fromDir(f.jobDir(id))
+	rec, began, err := outcome.FromDir(f.jobDir(id))
 	switch {
 	case err != nil:
 		f.left(id, what+"that cannot be read", err.Error())
-	case began && rec.State == joblet.Running && rec.Box != "" && native.HasShim(f.where.now.RunDirs, rec.Box):
+	case began && rec.State == joblet.Running && rec.Box != "" && native.HasShim(f.where.Now.RunDirs, rec.Box):
 		f.note(id, "there is no record of it, and it runs; the next daemon takes it over")
 	case f.keepDirs != "" && rec.State != joblet.Lost && rec.Exit == nil:
 		f.left(id, what+"without an exit record", f.keepDirs)
 	case began || f.doubted && rec.ID != "":
 		f.found(id, what+"that tells of the job, which can be recorded again", func() error {
-			return insertReclaimed(f.ctx, f.store, rec, f.jobDir(id), f.where.now.RunDirs)
+			return outcome.InsertReclaimed(f.ctx, f.store, rec, f.jobDir(id), f.where.Now.RunDirs)
 		})
 	case f.doubted:
 		f.found(id, what+"with what came along with a job, which belongs into "+f.lostFound(), func() error { return f.keep(id) })
@@ -796,8 +800,8 @@ func (f *fsck) checkOrphan(id string) {
 	}
 }
 
-// keep moves the directory of a job without a record to lostFound.
-func (f *fsck) keep(id string) error {
+// keep moves the directory of a job without a record to LostFound.
+func (f *checker) keep(id string) error {
 	if err := os.MkdirAll(f.lostFound(), 0o700); err != nil {
 		return err
 	}
@@ -805,11 +809,11 @@ func (f *fsck) keep(id string) error {
 }
 
 // noteLostFound tells how much is kept of jobs without a record.
-func (f *fsck) noteLostFound() error {
+func (f *checker) noteLostFound() error {
 	n, size := 0, int64(0)
 	err := eachEntry(f.lostFound(), func(e fs.DirEntry) error {
 		n++
-		size += dirBytes(filepath.Join(f.lostFound(), e.Name()))
+		size += jobdir.Size(filepath.Join(f.lostFound(), e.Name()))
 		return f.ctx.Err()
 	})
 	if err == nil && n > 0 {

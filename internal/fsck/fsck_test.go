@@ -1,4 +1,4 @@
-package supervisor
+package fsck
 
 import (
 	"bytes"
@@ -18,10 +18,15 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/secrets"
 	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor"
 )
 
 // site is a state directory that a test makes by hand.
@@ -133,7 +138,7 @@ func (s *site) endedJob(change func(*store.Record)) string {
 		Attempt: 1, Exit: &joblet.Exit{Code: 3}, LogBytes: record.LogBytes, WorkBytes: record.WorkBytes,
 	}}, change)
 	rec.State = joblet.Running // as it was noted when it began
-	s.check((&Supervisor{cfg: s.cfg}).noteJob(rec))
+	s.check(jobdir.WriteFile(s.path("jobs", id), outcome.FileOf(rec)))
 	return id
 }
 
@@ -153,8 +158,8 @@ func (s *site) waitingJob(change func(*store.Record)) string {
 
 func (s *site) sealed(id string) []byte {
 	s.t.Helper()
-	key := sealer{path: s.path(keyName)}
-	sealed, err := key.seal(id, map[string]string{"TOKEN": "hunter2"})
+	key := secrets.Sealer{Path: s.path(secrets.KeyName)}
+	sealed, err := key.Seal(id, map[string]string{"TOKEN": "hunter2"})
 	s.check(err)
 	return sealed
 }
@@ -166,9 +171,9 @@ func (s *site) withSecret(r *store.Record) {
 }
 
 // fsck checks and returns what was found.
-func (s *site) fsck(opt FsckOptions) (found []Problem, sum FsckSummary) {
+func (s *site) fsck(opt Options) (found []Problem, sum Summary) {
 	s.t.Helper()
-	sum, err := Fsck(s.t.Context(), s.cfg, opt, func(p Problem) { found = append(found, p) })
+	sum, err := Run(s.t.Context(), s.cfg, opt, func(p Problem) { found = append(found, p) })
 	s.check(err)
 	problems, repaired := 0, 0
 	for _, p := range found {
@@ -216,11 +221,11 @@ func TestFsckDamage(t *testing.T) {
 			"others have rights to it (mode 0755)", ProblemRepairable, false, nil},
 		{"jobs' directory", func(s *site) string { s.check(os.Chmod(s.path("jobs"), 0o710)); return "" },
 			"/jobs: others have rights to it (mode 0710)", ProblemRepairable, false, nil},
-		{"key's mode", func(s *site) string { s.sealed("x"); s.check(os.Chmod(s.path(keyName), 0o640)); return "" },
+		{"key's mode", func(s *site) string { s.sealed("x"); s.check(os.Chmod(s.path(secrets.KeyName), 0o640)); return "" },
 			"its mode is 0640 and not 0600", ProblemRepairable, false, nil},
-		{"key's size", func(s *site) string { s.write("short", keyName); return "" },
+		{"key's size", func(s *site) string { s.write("short", secrets.KeyName); return "" },
 			"not a file of 32 bytes", ProblemLeft, false, nil},
-		{"key that was being made", func(s *site) string { s.write("", keyName+".new"); return "" },
+		{"key that was being made", func(s *site) string { s.write("", secrets.KeyName+".new"); return "" },
 			"left of an attempt to make a key", ProblemRepairable, false, nil},
 
 		{"ended without an end", func(s *site) string {
@@ -288,7 +293,7 @@ func TestFsckDamage(t *testing.T) {
 		}, "exit.json says nothing of an end", ProblemLeft, false, nil},
 		{"huge exit record", func(s *site) string {
 			id := s.endedJob(nil)
-			s.check(os.Truncate(s.path("jobs", id, "exit.json"), maxRecord+1))
+			s.check(os.Truncate(s.path("jobs", id, "exit.json"), jobdir.MaxExit+1))
 			return id
 		}, "its exit record cannot be read", ProblemLeft, false, nil},
 		{"no directory", func(s *site) string {
@@ -368,12 +373,12 @@ func TestFsckDamage(t *testing.T) {
 			}},
 		{"another key", func(s *site) string {
 			id := s.waitingJob(s.withSecret)
-			s.write(strings.Repeat("k", keySize), keyName)
+			s.write(strings.Repeat("k", secrets.KeySize), secrets.KeyName)
 			return id
 		}, "its secrets cannot be opened", ProblemLeft, false, nil},
 		{"no key", func(s *site) string {
 			id := s.waitingJob(s.withSecret)
-			s.remove(keyName)
+			s.remove(secrets.KeyName)
 			return id
 		}, "secrets.key is missing", ProblemLeft, false, nil},
 		{"no secrets", func(s *site) string {
@@ -390,7 +395,7 @@ func TestFsckDamage(t *testing.T) {
 		}, "the files that came along with it are missing", ProblemLeft, false, nil},
 		{"damaged files came along", func(s *site) string {
 			id := s.waitingJob(func(r *store.Record) { r.Spec.Uploads = []string{"src"} })
-			s.write("no archive", "jobs", id, filesName)
+			s.write("no archive", "jobs", id, jobdir.FilesName)
 			return id
 		}, "the files that came along with it cannot be read", ProblemLeft, true, nil},
 		{"no standard input", func(s *site) string {
@@ -403,17 +408,17 @@ func TestFsckDamage(t *testing.T) {
 		{"start without a record", func(s *site) string {
 			id := joblet.NewID()
 			s.write("", "jobs", id, "exit.json.tmp")
-			s.write("", "jobs", id, filesName)
+			s.write("", "jobs", id, jobdir.FilesName)
 			s.write("", "jobs", id, logstore.LogName)
 			return id
 		}, "that tells of the job, which can be recorded again", ProblemRepairable, false, func(s *site, job string) {
-			if got := s.get(job); got.State != joblet.Lost || got.Attempt != 1 || !strings.Contains(got.Reason, lostReason) {
+			if got := s.get(job); got.State != joblet.Lost || got.Attempt != 1 || !strings.Contains(got.Reason, outcome.LostReason) {
 				s.t.Errorf("%+v", got.Job)
 			}
 		}},
 		{"files without a record", func(s *site) string {
 			id := joblet.NewID()
-			s.write("", "jobs", id, filesName)
+			s.write("", "jobs", id, jobdir.FilesName)
 			return id
 		}, "without output or exit record, which is of no use", ProblemRepairable, false, func(s *site, job string) {
 			if _, err := os.Stat(s.path("jobs", job)); err == nil {
@@ -449,7 +454,7 @@ func TestFsckDamage(t *testing.T) {
 				if tt.status == ProblemLeft {
 					step.want = ProblemLeft
 				}
-				found, _ := s.fsck(FsckOptions{Repair: step.repair, Deep: tt.deep})
+				found, _ := s.fsck(Options{Repair: step.repair, Deep: tt.deep})
 				found = slices.DeleteFunc(found, func(p Problem) bool { return p.Status == ProblemNote })
 				if step.want == "" && len(found) == 0 {
 					continue
@@ -499,11 +504,11 @@ func TestFsckOthersRights(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.check(os.Chmod(s.path("joblet.db"), 0o644))
-	found, _ := s.fsck(FsckOptions{})
+	found, _ := s.fsck(Options{})
 	if len(found) != 1 || found[0].Status != ProblemRepaired || !strings.Contains(found[0].What, "joblet.db: others have rights to it (mode 0644)") {
 		t.Errorf("found %v", found)
 	}
-	if found, _ := s.fsck(FsckOptions{}); len(found) != 0 {
+	if found, _ := s.fsck(Options{}); len(found) != 0 {
 		t.Errorf("then found %v", found)
 	}
 }
@@ -535,18 +540,18 @@ func TestFsckRecords(t *testing.T) {
 			id, other := s.endedJob(nil), s.endedJob(nil)
 			tt.damage(s)
 			before := snapshotDir(t, s.cfg.StateDir)
-			found, _ := s.fsck(FsckOptions{})
+			found, _ := s.fsck(Options{})
 			if len(found) != 1 || found[0].Status != ProblemRepairable || !strings.Contains(found[0].What, tt.want) {
 				t.Errorf("found %v, want %q", found, tt.want)
 			}
 			if after := snapshotDir(t, s.cfg.StateDir); after != before {
 				t.Errorf("it has changed\n%s\nto\n%s", before, after)
 			}
-			found, sum := s.fsck(FsckOptions{Repair: true})
+			found, sum := s.fsck(Options{Repair: true})
 			if sum.Problems == 0 || sum.Repaired != sum.Problems {
 				t.Errorf("repaired: %v", found)
 			}
-			found, _ = s.fsck(FsckOptions{})
+			found, _ = s.fsck(Options{})
 			if len(found) != 0 {
 				t.Errorf("then found %v", found)
 			}
@@ -560,7 +565,7 @@ func TestFsckRecords(t *testing.T) {
 					t.Errorf("its log is %q: %v", data, err)
 				}
 			}
-			if kept, _ := filepath.Glob(s.path(damagedName, "*", "joblet.db*")); len(kept) > 0 != tt.keeps {
+			if kept, _ := filepath.Glob(s.path(statedir.DamagedName, "*", "joblet.db*")); len(kept) > 0 != tt.keeps {
 				t.Errorf("kept %v", kept)
 			}
 		})
@@ -580,7 +585,7 @@ func TestFsckPages(t *testing.T) {
 			}}))
 		}
 	})
-	if found, sum := s.fsck(FsckOptions{}); len(found) != n || sum.Jobs != n {
+	if found, sum := s.fsck(Options{}); len(found) != n || sum.Jobs != n {
 		t.Errorf("%d problems, %+v", len(found), sum)
 	}
 }
@@ -589,9 +594,9 @@ func TestFsckPages(t *testing.T) {
 func TestFsckHealthy(t *testing.T) {
 	dir := t.TempDir()
 	s := &site{t: t, cfg: Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}}
-	sup, err := Open(t.Context(), s.cfg)
+	sup, err := supervisor.Open(t.Context(), supervisor.Config{StateDir: s.cfg.StateDir, RunDir: s.cfg.RunDir})
 	s.check(err)
-	submit := func(spec joblet.Spec, input *Staged) joblet.Job {
+	submit := func(spec joblet.Spec, input *supervisor.Staged) joblet.Job {
 		t.Helper()
 		job, err := sup.Submit(t.Context(), spec, "test", input)
 		s.check(err)
@@ -658,7 +663,7 @@ func TestFsckHealthy(t *testing.T) {
 	}
 	s.check(sup.Close())
 
-	found, sum := s.fsck(FsckOptions{Deep: true})
+	found, sum := s.fsck(Options{Deep: true})
 	if len(found) != 1 || found[0].Status != ProblemNote || found[0].Job != running.ID || found[0].What != "it runs" || sum.Jobs != 11 || sum.Bytes == 0 {
 		t.Errorf("%v, %+v", found, sum)
 	}
@@ -667,16 +672,16 @@ func TestFsckHealthy(t *testing.T) {
 	if err := unix.Kill(running.PID, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	if !eventually(func() bool { _, err := readRecord(s.path("jobs", running.ID), 1); return err == nil }) {
+	if !eventually(func() bool { _, err := jobdir.ReadExit(s.path("jobs", running.ID), 1); return err == nil }) {
 		t.Fatal("no exit record")
 	}
 	if !eventually(func() bool { return !native.HasShim([]string{s.cfg.RunDir}, s.get(running.ID).Box) }) {
 		t.Fatal("its shim stays")
 	}
-	if found, _ := s.fsck(FsckOptions{Repair: true, Deep: true}); len(found) != 1 || !strings.Contains(found[0].String(), "ended while no daemon ran") {
+	if found, _ := s.fsck(Options{Repair: true, Deep: true}); len(found) != 1 || !strings.Contains(found[0].String(), "ended while no daemon ran") {
 		t.Errorf("%v", found)
 	}
-	sup, err = Open(t.Context(), s.cfg)
+	sup, err = supervisor.Open(t.Context(), supervisor.Config{StateDir: s.cfg.StateDir, RunDir: s.cfg.RunDir})
 	s.check(err)
 	wait(running.ID, joblet.Failed)
 	for _, id := range []string{waits, first, waitsAgain} {
@@ -686,7 +691,7 @@ func TestFsckHealthy(t *testing.T) {
 		}
 	}
 	s.check(sup.Close())
-	if found, _ := s.fsck(FsckOptions{Deep: true}); len(found) != 0 {
+	if found, _ := s.fsck(Options{Deep: true}); len(found) != 0 {
 		t.Errorf("%v", found)
 	}
 }
@@ -702,7 +707,7 @@ func TestFsckHost(t *testing.T) {
 	t.Cleanup(func() { _ = e.Release(box.ID, box.Leases) })
 	orphan := joblet.NewID()
 	s.write("", "jobs", orphan, "exit.json.tmp")
-	found, _ := s.fsck(FsckOptions{Repair: true})
+	found, _ := s.fsck(Options{Repair: true})
 	if len(found) != 2 || found[0].Status != ProblemLeft || !strings.Contains(found[0].What, "its shim runs, and no job has it") ||
 		found[1].Status != ProblemLeft || found[1].Job != orphan {
 		t.Errorf("found %v", found)
@@ -713,15 +718,26 @@ func TestFsckHost(t *testing.T) {
 		t.Fatal("the shim stays")
 	}
 	for _, want := range []ProblemStatus{ProblemRepairable, ProblemRepaired} {
-		found, _ := s.fsck(FsckOptions{Repair: want == ProblemRepaired})
+		found, _ := s.fsck(Options{Repair: want == ProblemRepaired})
 		if len(found) != 2 || found[0].Status != want || !strings.Contains(found[0].What, "its cgroups are left, and no job has it") || found[1].Status != want {
 			t.Errorf("found %v, want %s", found, want)
 		}
 	}
 	s.check(e.Close())
-	if found, _ := s.fsck(FsckOptions{}); len(found) != 0 {
+	if found, _ := s.fsck(Options{}); len(found) != 0 {
 		t.Errorf("then found %v", found)
 	}
+}
+
+// eventually waits until ok is true, for 20 s.
+func eventually(ok func() bool) bool {
+	for range 2000 {
+		if ok() {
+			return true
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
 }
 
 // shimOf returns the process that is a box's shim.
@@ -779,14 +795,14 @@ func TestFsckInUse(t *testing.T) {
 	if _, err := out.Read(make([]byte, 5)); err != nil {
 		t.Fatal(err)
 	}
-	_, err = Fsck(t.Context(), s.cfg, FsckOptions{Repair: true}, func(p Problem) { t.Error(p) })
+	_, err = Run(t.Context(), s.cfg, Options{Repair: true}, func(p Problem) { t.Error(p) })
 	if want := fmt.Sprintf("process %d has ", holder.Process.Pid); err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got %v, want %s…", err, want)
 	}
 	s.check(in.Close())
 	_, _ = out.Read(make([]byte, 100))
 	s.check(holder.Wait())
-	if found, _ := s.fsck(FsckOptions{}); len(found) != 0 {
+	if found, _ := s.fsck(Options{}); len(found) != 0 {
 		t.Errorf("then found %v", found)
 	}
 }
@@ -794,12 +810,12 @@ func TestFsckInUse(t *testing.T) {
 func TestFsckNothing(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	if _, err := Fsck(t.Context(), Config{StateDir: filepath.Join(dir, "none"), RunDir: dir}, FsckOptions{}, func(p Problem) { t.Error(p) }); err == nil {
+	if _, err := Run(t.Context(), Config{StateDir: filepath.Join(dir, "none"), RunDir: dir}, Options{}, func(p Problem) { t.Error(p) }); err == nil {
 		t.Error("no state directory: no error")
 	}
 	s := &site{t: t, cfg: Config{StateDir: dir, RunDir: dir}}
 	s.check(os.Chmod(dir, 0o700))
-	if found, _ := s.fsck(FsckOptions{Repair: true}); len(found) != 1 || found[0].Status != ProblemNote || !strings.Contains(found[0].What, "no job records") {
+	if found, _ := s.fsck(Options{Repair: true}); len(found) != 1 || found[0].Status != ProblemNote || !strings.Contains(found[0].What, "no job records") {
 		t.Errorf("found %v", found)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
