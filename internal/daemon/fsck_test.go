@@ -144,7 +144,7 @@ func TestFsckLock(t *testing.T) {
 func TestFormatBytes(t *testing.T) {
 	t.Parallel()
 	for n, want := range map[int64]string{
-		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 5 << 19: "2.5 MiB", 9 << 29: "4.5 GiB", 1 << 40: "1.0 TiB", 1 << 60: "1048576.0 TiB",
+		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 5 << 19: "2.5 MiB", 9 << 29: "4.5 GiB", 1 << 40: "1.0 TiB", 1 << 60: "1048576 TiB",
 	} {
 		if got := joblet.ReadableSize(n); got != want {
 			t.Errorf("%d: got %s, want %s", n, got, want)

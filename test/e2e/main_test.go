@@ -96,8 +96,8 @@ const runtime = "--runtime=python-3.11-ml"
 
 // concurrent matches the tests whose daemon has the race detector: those in which many
 // clients, jobs that end, and the daemon's own goroutines meet. The other tests prove
-// what the kernel does, or a file, a terminal or a message. There the detector finds
-// nothing new and costs much. Measured: a daemon that starts, runs two jobs and stops
+// what the kernel does, or a file, a terminal or a message, and the detector would cost
+// much there. Measured: a daemon that starts, runs two jobs and stops
 // takes 2.2 s of processor time with it and 1.0 s without, and what the database does
 // takes 14 times as long.
 var concurrent = regexp.MustCompile(`^Test(Background|Daemon(Killed|Stops)|Exec(Ending|Stuck|Terminal|$)|FilesStdin|ForeignDependency|` +
