@@ -149,8 +149,8 @@ func (c *tally) String() string {
 }
 
 // faultDaemon builds the daemon with the points in it, and with a shim of
-// the same source, once. It has no race detector: it would see no more in daemons
-// that die than in those of other tests, and double the time of each of their lives.
+// the same source, once. It has no race detector, which would double the time of each
+// life of a daemon.
 var faultDaemon = sync.OnceValues(func() (string, error) {
 	top, err := filepath.Abs("../..")
 	if err != nil {
