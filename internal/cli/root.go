@@ -12,6 +12,7 @@ import (
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/job"
 	"github.com/joblet/joblet/internal/cli/monitor"
+	"github.com/joblet/joblet/internal/help"
 )
 
 // Run executes a command line of rnx with the given streams and returns the status
@@ -21,6 +22,9 @@ func Run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 	root := newRootCommand(a)
 	return a.Execute(ctx, root, expandShortcut(root, args))
 }
+
+// NewCommand returns the command rnx with all its subcommands, for documents about them.
+func NewCommand() *cobra.Command { return newRootCommand(&app.App{}) }
 
 func newRootCommand(a *app.App) *cobra.Command {
 	root := &cobra.Command{
@@ -32,10 +36,10 @@ rnx talks to the daemon on this machine, unless --host, RNX_HOST or a configurat
 file (rnx-config.yml, see "rnx login") names another. If none answers, rnx started
 by root starts one, which exits after ten idle minutes.
 
-run, logs, exec, stop, kill, top and cp are aliases of the commands of "rnx job", and
-ps is one of "rnx job list": "rnx run" is an alias of "rnx job run".`,
+"rnx run", logs, exec, stop, kill, top and cp are aliases of the commands of
+"rnx job", and "rnx ps" is an alias of "rnx job list".`,
 		Example: `  rnx job run ps aux
-  rnx job run --runtime=python-3.11-ml python3 -c 'import numpy; print(numpy.pi)'
+  rnx job run --runtime=python-3.11-ml python3 -c 'import numpy'
   rnx job list
   rnx runtime build recipes/python-3.11.yaml`,
 		Version:       joblet.Build().String(),
@@ -46,6 +50,7 @@ ps is one of "rnx job list": "rnx run" is an alias of "rnx job run".`,
 	}
 	root.ValidArgsFunction = completeShortcuts
 	a.AddGlobalFlags(root)
+	help.Install(root)
 	root.AddCommand(job.NewCommand(a), newRuntimeCommand(a), monitor.NewCommand(a), newNodesCommand(a), newLoginCommand(a), newVersionCommand(a))
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	return root

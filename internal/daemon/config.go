@@ -311,8 +311,8 @@ func NewConfigCommand() *cobra.Command {
 or the one that --config or JOBLET_CONFIG names.
 
 Each key is a flag of "joblet serve" as well, and a variable of the environment:
-log-level, --log-level, JOBLET_LOG_LEVEL. A flag takes precedence over the environment, that
-before the file. On SIGHUP the daemon reads the file again.`,
+log-level, --log-level, JOBLET_LOG_LEVEL. A flag takes precedence over the environment, and
+the environment over the file. On SIGHUP the daemon reads the file again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}

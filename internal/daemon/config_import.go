@@ -205,18 +205,18 @@ func newConfigImportCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "import FILE|-",
 		Short: "Convert a joblet-config.yml of the public daemon",
-		Long: `Turn a joblet-config.yml of the public daemon (format 3.0) into a configuration of
-this one, on stdout. Each key of the file is on a line of its own on stderr:
-"changed KEY: what it is now", or "dropped KEY: why".
+		Long: `Convert a joblet-config.yml of the public daemon (format 3.0) into a configuration of
+this daemon, on stdout. Report each key of the file on stderr:
+"changed KEY: its new form", or "dropped KEY: why".
 
 The public file holds the daemon's certificate and key. With --pki-dir they are
-written into that directory, which only root can read, and existing clients keep
-their certificates. Without it they are dropped: make new ones with "joblet pki
-init" and "joblet pki issue", because the key that signs is not in the file.
+written to that directory, which only root can read, and existing clients keep
+their certificates. Without it they are dropped: create new ones with "joblet pki
+init" and "joblet pki issue", because the file does not contain the signing key.
 
-An rnx-config.yml needs no import: rnx reads it as it is.`,
+An rnx-config.yml needs no import: rnx reads it unchanged.`,
 		Example: `  joblet config import /opt/joblet/config/joblet-config.yml
-  joblet config import --pki-dir=/var/lib/joblet/pki --output=` + configPath + ` joblet-config.yml
+  joblet config import --output=` + configPath + ` old-config.yml
   joblet config check ` + configPath,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

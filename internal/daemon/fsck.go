@@ -38,15 +38,14 @@ func NewFsckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "fsck",
 		Short: "Check and repair the state directory while no daemon runs",
-		Long: `Check the job records, the jobs' directories, and what is left of jobs on the
-host, while no daemon runs. Jobs that run go on.
+		Long: `Check the job records, the directories of jobs, and the remains of jobs on the
+host, while no daemon runs. Running jobs continue.
 
-Without --repair nothing is changed but what opening the job records changes:
-records of an older version are brought forward, and others than root lose their
-rights to the file. A repair never removes the output of a job.
+Without --repair, only opening the job records changes anything: records of an older version are migrated, and only root keeps access to the file.
+A repair never removes the output of a job.
 
-The exit status is 0 when nothing is wrong, 1 when all problems were repaired,
-4 when some are left, 8 when not all could be checked.`,
+Exit status: 0 if there is no problem, 1 if all problems were repaired, 4 if some
+are left, 8 if the check is incomplete.`,
 		Example: `  joblet fsck
   joblet fsck --repair --deep`,
 		Args: func(cmd *cobra.Command, args []string) error {

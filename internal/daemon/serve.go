@@ -29,18 +29,18 @@ func NewServeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Run the daemon",
-		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` and admits root,
-and as developers the members of the group that --group names; with --listen also
-clients with certificates (joblet pki).
+		Long: `Run the daemon in the foreground. It listens on RUN-DIR/` + socketName + ` for root, and
+for members of the group that --group names, who are developers. With --listen it
+also accepts clients with certificates (joblet pki).
 
-On SIGTERM and SIGINT it stops within five seconds. Jobs go on without it, and
-the next daemon finds them. On SIGHUP it reads its configuration again.
+On SIGTERM and SIGINT it stops within five seconds. Jobs continue without it, and
+the next daemon adopts them. On SIGHUP it reads its configuration again.
 
-Each flag is a key of the configuration file and a variable of the environment as
-well (joblet config).`,
+Each flag is also a key of the configuration file and an environment variable
+(joblet config).`,
 		Example: `  joblet serve
   joblet serve --listen=:50051
-  joblet serve --state-dir=/srv/joblet --run-dir=/run/joblet-test --log-format=json`,
+  joblet serve --state-dir=/srv/joblet --run-dir=/run/joblet-test`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)

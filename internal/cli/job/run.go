@@ -21,6 +21,7 @@ import (
 	"github.com/joblet/joblet/internal/cli/session"
 	"github.com/joblet/joblet/internal/cli/term"
 	"github.com/joblet/joblet/internal/cli/transfer"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/schedule"
 )
 
@@ -89,8 +90,8 @@ exist.`,
   rnx job run --stdin sort -u < words.txt
   rnx job run --max-cpu=150 --max-memory=2G --max-pids=100 make -j
   rnx job run -it bash
-  rnx job run --retry=3 --retry-delay=10s --retry-on=1,100-110 --upload=get.sh sh get.sh
-  rnx job run --schedule='0 3 * * *' --name=nightly --upload=backup.sh sh backup.sh
+  rnx job run --retry=3 --retry-on=1,100-110 --upload=get.sh sh get.sh
+  rnx job run --schedule='0 3 * * *' --upload=backup.sh sh backup.sh
   rnx job run -d --depends-on=$(rnx job run -d sleep 10) echo done`,
 		Args: app.AtLeastOne("command"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -123,7 +124,7 @@ exist.`,
 	}
 	opt.addFlags(cmd.Flags())
 	addDetachKeys(cmd, &opt.detachKeys)
-	divideFlags(cmd, runSections)
+	help.Sections(cmd, runSections)
 	_ = cmd.RegisterFlagCompletionFunc("runtime", a.CompleteRuntimes)
 	_ = cmd.RegisterFlagCompletionFunc("depends-on", a.CompleteJobs(app.AliveStates...))
 	_ = cmd.RegisterFlagCompletionFunc("overlap", cobra.FixedCompletions(

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/help"
 )
 
 // TestRunHelp: each flag of "rnx job run" has its section, and the lines fit.
@@ -27,14 +28,14 @@ func TestRunHelp(t *testing.T) {
 		t.Errorf("flags without a section: %s", other)
 	}
 	for line := range strings.Lines(flags) {
-		if utf8.RuneCountInString(strings.TrimSuffix(line, "\n")) > helpWidth {
+		if utf8.RuneCountInString(strings.TrimSuffix(line, "\n")) > help.Width {
 			t.Errorf("too long: %s", line)
 		}
 	}
 	for _, s := range runSections {
-		for _, name := range s.flags {
+		for _, name := range s.Flags {
 			if !strings.Contains(flags, "--"+name) {
-				t.Errorf("%s: there is no --%s", s.title, name)
+				t.Errorf("%s: there is no --%s", s.Title, name)
 			}
 		}
 	}

@@ -111,7 +111,7 @@ one block after another. With --json each line is an object.` + filterHelp + `
 
 Exit status: 0 after Ctrl-C, or 1 when something failed.`,
 		Example: `  rnx monitor watch --compact
-  rnx monitor watch --json --interval=10s --filter=cpu | jq .cpuInfo.usagePercent`,
+  rnx monitor watch --json --filter=cpu | jq .cpuInfo.usagePercent`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -31,14 +31,14 @@ func newCheckCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check whether this host can run jobs",
-		Long: `Try out all features of the kernel, the cgroup controllers and the programs that
-jobs need or use, and print for each whether it is there, what it costs not to
-have it, and how to mend that. At the end it runs a job of its own.
+		Long: `Test every kernel feature, cgroup controller and program that jobs need or use.
+For each one, print whether it is available, what is lost without it, and how to
+fix that. The last test runs a job.
 
-Nothing is left behind, and a daemon that runs is not disturbed.
+The command leaves nothing behind and does not disturb a running daemon.
 
-The exit status is 0 when all that is needed is there, and 1 when not. What is
-only lacking, or was not tried, does not count.`,
+Exit status: 0 if everything required is available, otherwise 1. Missing optional
+features and skipped tests do not count.`,
 		Example: `  joblet check
   joblet check --json | jq '.[] | select(.status != "ok")'`,
 		Args: cobra.NoArgs,

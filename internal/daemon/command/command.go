@@ -8,6 +8,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/daemon"
+	"github.com/joblet/joblet/internal/help"
 )
 
 // New returns the command joblet with all its subcommands.
@@ -36,5 +37,6 @@ func New() *cobra.Command {
 			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())
 		},
 	})
+	help.Install(cmd)
 	return cmd
 }

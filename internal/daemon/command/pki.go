@@ -63,8 +63,8 @@ func newPKICommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "pki",
 		Short: "Manage certificates of remote clients",
-		Long: `Make and revoke the certificates by which remote clients and this daemon know
-each other. What these commands change counts at once, without a restart.`,
+		Long: `Create and revoke the certificates of remote clients and of this daemon. Changes
+take effect at once, without a restart.`,
 		Example: `  joblet pki init --name=node1.example.org
   joblet pki issue alice --role=developer --days=90 > alice.yml
   joblet pki list
@@ -94,10 +94,11 @@ func newPKIInitCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "init",
 		Short: "Create an authority, the daemon's certificate and an admin's",
-		Long: `Make an authority, the daemon's certificate, and a client's with the role admin,
-whose bundle it writes: an rnx-config.yml that rnx login imports.
+		Long: `Create an authority, the daemon's certificate, and a certificate for a client with
+the role admin, and write the bundle of the client: an rnx-config.yml that
+"rnx login" imports.
 
-The authority's key is only needed to sign. Keep it elsewhere with --ca-dir.`,
+Only signing needs the key of the authority. --ca-dir keeps it elsewhere.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
@@ -115,16 +116,17 @@ func newPKIIssueCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "issue NAME",
 		Short: "Issue a certificate for a client",
-		Long: `Make a certificate for a client, and write its bundle: an rnx-config.yml with
-the certificate and its key, which are kept nowhere else.
+		Long: `Create a certificate for a client and write its bundle: an rnx-config.yml with
+the certificate and its key. No other copy of the key exists.
 
-NAME is who the client is: jobs that it submits belong to cert:NAME. Roles, each
-with the rights of those before it:
-  reader      sees all jobs, and the host
-  developer   submits jobs; sees and ends its own, and those that an "allow" rule
-              of the daemon's configuration grants it
-  maintainer  sees and ends all jobs; makes runtimes, networks and volumes
-  admin       removes them`,
+NAME names the client: the jobs that it submits belong to cert:NAME. Each role
+includes the ones before it:
+
+  reader      view all jobs and the host
+  developer   submit jobs; view and end its own jobs, and those of others that
+              an "allow" rule of the daemon's configuration grants
+  maintainer  view and end all jobs; create runtimes, networks and volumes
+  admin       remove them`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
@@ -264,8 +266,8 @@ func newPKIRevokeCommand(opt *pkiOptions) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke NAME|SERIAL",
 		Short: "Revoke certificates",
-		Long: `Take back the certificates of a client, or the one with a serial number. The
-daemon ends the client's connections within a second. Its jobs go on.`,
+		Long: `Revoke the certificates of a client, or the one with a serial number. The daemon
+closes the client's connections within a second. Its jobs continue.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			revoked, err := opt.at().Revoke(args[0])
@@ -289,15 +291,16 @@ func newPKIRotateCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "rotate [NAME]",
 		Short: "Rotate a certificate or the authority",
-		Long: `With NAME: make a new certificate for the client, with its role, write its
-bundle, and revoke those that it had.
+		Long: `With NAME: create a new certificate with the client's role, write its bundle, and
+revoke its earlier certificates.
 
-With --server: make a new key and certificate for the daemon.
+With --server: create a new key and certificate for the daemon.
 
-With --ca: make a new authority, which signs from now on, and a new certificate
-for the daemon. Clients go on with what they have, and get the new authority with
-their next certificate. When all have it, end the trust in the old one with
---retire-ca, which says whom it cuts off. If --ca breaks off, give it again.`,
+With --ca: create a new authority, which signs from now on, and a new certificate
+for the daemon. Existing clients keep working, and receive the new authority with
+their next certificate. When all have it, end the trust in the old authority with
+--retire-ca, which lists the clients that lose access. If --ca fails half-way, run
+it again.`,
 		Example: `  joblet pki rotate alice --days=90 > alice.yml
   joblet pki rotate --server --name=node1.example.org`,
 		Args: cobra.MaximumNArgs(1),
