@@ -219,6 +219,18 @@ func TestSpecBytes(t *testing.T) {
 	}
 }
 
+func TestReadableDuration(t *testing.T) {
+	t.Parallel()
+	for d, want := range map[time.Duration]string{
+		0: "0s", time.Second: "1s", time.Minute: "1m", 61 * time.Second: "1m1s", 10 * time.Minute: "10m", time.Hour: "1h",
+		time.Hour + 3*time.Second: "1h0m3s", 2*time.Hour + 5*time.Minute: "2h5m", 1500 * time.Millisecond: "1.5s",
+	} {
+		if got := ReadableDuration(d); got != want {
+			t.Errorf("%v: got %s, want %s", d, got, want)
+		}
+	}
+}
+
 func TestShorten(t *testing.T) {
 	t.Parallel()
 	word := func(n int) string { return strings.Repeat("x", n) }

@@ -416,7 +416,7 @@ func FormatCPUs(cpus []int) string {
 func parseNumber(s string) (int64, error) {
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil {
-		return 0, Errorf(InvalidArgument, "%.40q is no whole number", s)
+		return 0, Errorf(InvalidArgument, "%.40q is not a whole number", s)
 	}
 	return n, nil
 }
@@ -466,7 +466,7 @@ func ParseSize(s string) (int64, error) {
 			return int64(f * float64(int64(1)<<shift)), nil
 		}
 	}
-	return 0, Errorf(InvalidArgument, "%.40q is no size: give bytes, or a number with K, M, G or T, such as 64M", s)
+	return 0, Errorf(InvalidArgument, "%.40q is not a valid size: use bytes, or a number with K, M, G or T, such as 64M", s)
 }
 
 // FormatSize returns a size that ParseSize reads as exactly n, as short as

@@ -16,7 +16,7 @@ func TestLimitsSet(t *testing.T) {
 	}{
 		{"max-cpu", "250", Limits{CPUPercent: 250}, ""},
 		{"max-cpu", "0", Limits{}, "between 1 and"},
-		{"max-cpu", "1e9", Limits{}, "no whole number"},
+		{"max-cpu", "1e9", Limits{}, "not a whole number"},
 		{"cpu-cores", "0-1,3", Limits{CPUCores: "0-1,3"}, ""},
 		{"cpu-cores", "3-1", Limits{}, "give processors"},
 		{"cpu-cores", "0-99999", Limits{}, "give processors"},
@@ -26,7 +26,7 @@ func TestLimitsSet(t *testing.T) {
 		{"max-memory", "1.5g", Limits{MemoryBytes: 3 << 29}, ""},
 		{"max-memory", "1K", Limits{}, "between 4M and"},
 		{"max-memory", "9999T", Limits{}, "between"},
-		{"max-memory", "-1", Limits{}, "no size"},
+		{"max-memory", "-1", Limits{}, "not a valid size"},
 		{"memory-high", "64M", Limits{MemoryHighBytes: 64 << 20}, ""},
 		{"max-pids", "1", Limits{MaxPIDs: 1}, ""},
 		{"max-iobps", "10M", Limits{IOBps: 10 << 20}, ""},

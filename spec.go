@@ -229,7 +229,7 @@ func (s Spec) Validate() error {
 		}
 	}
 	if s.Timeout < 0 || s.Timeout > MaxTimeout {
-		return Errorf(InvalidArgument, "timeout %v: must be between 0 (none) and %v", s.Timeout, MaxTimeout)
+		return Errorf(InvalidArgument, "timeout %v: must be between 0 (none) and %s", s.Timeout, ReadableDuration(MaxTimeout))
 	}
 	if err := ValidLabels(s.Labels); err != nil {
 		return err
@@ -260,7 +260,7 @@ func (s Spec) validateLife() error {
 		return Errorf(InvalidArgument, "retries %d: must be between 0 and %d", s.Retries, MaxRetries)
 	}
 	if s.RetryDelay < 0 || s.RetryDelay > MaxRetryDelay {
-		return Errorf(InvalidArgument, "retry delay %v: must be between 0 and %v", s.RetryDelay, MaxRetryDelay)
+		return Errorf(InvalidArgument, "retry delay %v: must be between 0 and %s", s.RetryDelay, ReadableDuration(MaxRetryDelay))
 	}
 	if len(s.RetryOn) > 255 {
 		return Errorf(InvalidArgument, "retry on %d statuses: there are only 255", len(s.RetryOn))

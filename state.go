@@ -12,7 +12,7 @@ type State uint8
 // The states of a job. PENDING, SCHEDULED and INITIALIZING come before the
 // command runs; from COMPLETED on a state is final.
 const (
-	Pending      State = iota + 1 // accepted, waits for its turn
+	Pending      State = iota + 1 // accepted, waits in the queue
 	Scheduled                     // accepted, waits for its time
 	Initializing                  // the box is being built
 	Running                       // the command runs

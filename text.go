@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 )
@@ -50,6 +51,17 @@ func isPrintable(s string) bool {
 		}
 	}
 	return true
+}
+
+// ReadableDuration shows a duration to people, exactly: 1m, 2h5m, 1h0m3s.
+func ReadableDuration(d time.Duration) string {
+	text := d.String()
+	for _, zero := range []string{"m0s", "h0m"} {
+		if whole, ok := strings.CutSuffix(text, zero); ok {
+			text = whole + zero[:1]
+		}
+	}
+	return text
 }
 
 // ReadableSize shows a number of bytes to people: 1023 B, 1.0 KiB, 12 MiB. It rounds:

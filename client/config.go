@@ -416,7 +416,7 @@ func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
 	}
 	all := child(doc.Content[0], "nodes")
 	if all == nil {
-		return joblet.Errorf(joblet.InvalidArgument, "%s: is no configuration of rnx", path)
+		return joblet.Errorf(joblet.InvalidArgument, "%s: it is not a configuration of rnx", path)
 	}
 	isDefault := ""
 	for key, value := range pairs(all) {

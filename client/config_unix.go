@@ -18,7 +18,7 @@ func trustedFile(f *os.File) error {
 	sys, ok := st.Sys().(*syscall.Stat_t)
 	switch {
 	case !st.Mode().IsRegular():
-		return joblet.Errorf(joblet.InvalidArgument, "%s: is no file", f.Name())
+		return joblet.Errorf(joblet.InvalidArgument, "%s: it is not a file", f.Name())
 	case ok && sys.Uid != 0 && int(sys.Uid) != os.Geteuid():
 		return joblet.Errorf(joblet.PermissionDenied, "%s belongs to another user (uid %d), who could send your jobs elsewhere: rnx does not read it", f.Name(), sys.Uid)
 	case st.Mode().Perm()&0o022 != 0:

@@ -192,7 +192,7 @@ func (h *handshaker) explain(err error) error {
 		return joblet.Errorf(joblet.PermissionDenied, "connect to %s: the daemon refuses the connection: %w", at, err)
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
-		return joblet.Errorf(joblet.Unavailable, "connect to %s: the connection was closed at once: what listens there is no joblet, or it has too many connections", at)
+		return joblet.Errorf(joblet.Unavailable, "cannot connect to %s: the connection was closed at once: the server is not joblet, or has too many connections", at)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return joblet.Errorf(joblet.Unavailable, "connect to %s: no answer within %v", at, handshakeTime)

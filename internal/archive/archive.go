@@ -132,7 +132,7 @@ func (t *tree) add(name string, k kind, mode fs.FileMode, mtime int64) (id int32
 				return 0, false, refuse(name, "%w", err)
 			}
 			if is := t.nodes[id].kind; is > directory {
-				return 0, false, refuse(name, "lies below %.200q, which is no directory in the archive", t.name(id))
+				return 0, false, refuse(name, "is below %.200q, which is not a directory in the archive", t.name(id))
 			}
 		}
 		t.dir, t.dirID = dir, id
@@ -504,7 +504,7 @@ func (s *source) original(h *tar.Header) (int32, error) {
 	case ok && s.tree.nodes[id].kind == hard:
 		return s.originals[id], nil
 	}
-	return 0, refuse(h.Name, "a hard link to %.200q, which is no file before it in the archive", h.Linkname)
+	return 0, refuse(h.Name, "a hard link to %.200q, which is not an earlier file of the archive", h.Linkname)
 }
 
 // end makes sure that the archive has not been cut off where an entry ends, and

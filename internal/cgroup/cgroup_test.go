@@ -287,7 +287,7 @@ func TestGroup(t *testing.T) {
 	}
 	// Our child stays a zombie until we take its status, and is in the group.
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
-		t.Errorf("it ended so: %v", cmd.ProcessState)
+		t.Errorf("it ended with: %v", cmd.ProcessState)
 	}
 	for range 2 { // what is gone already is no error
 		if err := errors.Join(g.Kill(), g.Remove(ctx)); err != nil {

@@ -169,7 +169,7 @@ func readConfigFile(path string) ([]byte, error) {
 	sys, _ := st.Sys().(*syscall.Stat_t)
 	switch {
 	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("configuration %s: is no file", path)
+		return nil, fmt.Errorf("configuration %s: it is not a file", path)
 	case sys.Uid != 0 && int(sys.Uid) != os.Geteuid() || st.Mode().Perm()&0o022 != 0:
 		return nil, fmt.Errorf("configuration %s: others than root may write it (owner %d, mode %v): chown root and chmod go-w", path, sys.Uid, st.Mode().Perm())
 	}
@@ -214,7 +214,7 @@ func applyConfig(f *pflag.FlagSet, path string, text []byte, from origins) error
 			return fmt.Errorf("%s: unknown key %q%s", at, key.Value, nearestKey(f, key.Value))
 		}
 		if first, again := seen[key.Value]; again {
-			return fmt.Errorf("%s: key %q is there already, in line %d", at, key.Value, first)
+			return fmt.Errorf("%s: duplicate key %q, first in line %d", at, key.Value, first)
 		}
 		seen[key.Value] = key.Line
 		values, err := configValues(flag, value)
@@ -268,7 +268,7 @@ func configValues(flag *pflag.Flag, n *yaml.Node) ([]string, error) {
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			name := n.Content[i]
 			if first, again := seen[name.Value]; again {
-				return nil, fmt.Errorf("%.40q in line %d is there already, in line %d", name.Value, name.Line, first)
+				return nil, fmt.Errorf("duplicate key %.40q in line %d, first in line %d", name.Value, name.Line, first)
 			}
 			seen[name.Value] = name.Line
 			if n.Content[i+1].Kind != yaml.ScalarNode {

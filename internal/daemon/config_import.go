@@ -282,7 +282,7 @@ func readPublicConfig(stdin io.Reader, file string) ([]byte, error) {
 			return nil, err
 		}
 		if !st.Mode().IsRegular() {
-			return nil, errors.New("it is no regular file; give - for stdin")
+			return nil, errors.New("it is not a regular file; - means stdin")
 		}
 		f, err := os.Open(file)
 		if err != nil {
@@ -315,7 +315,7 @@ func migrate(text []byte, pkiDir string) (*migration, error) {
 	}
 	sections, ok := top.(map[string]any)
 	if !ok {
-		return nil, errors.New("it is no joblet-config.yml: sections as \"server:\" are missing")
+		return nil, errors.New("it is not a joblet-config.yml: it has no sections such as \"server:\"")
 	}
 	if err := recognize(sections); err != nil {
 		return nil, err
@@ -361,7 +361,7 @@ func recognize(sections map[string]any) error {
 	if slices.ContainsFunc(names, func(name string) bool { return f.Lookup(name) != nil }) {
 		return errors.New("it has the format of this daemon already: check it with joblet config check")
 	}
-	return errors.New("it is no joblet-config.yml: it has none of its sections, such as server, security and joblet")
+	return errors.New("it is not a joblet-config.yml: it has none of the sections, such as server, security and joblet")
 }
 
 // flatten notes the values below a section by their paths.

@@ -167,11 +167,11 @@ func TestImportErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"", []string{fifo}, "it is no regular file; give - for stdin"},
-		{"", []string{dir}, "it is no regular file"},
+		{"", []string{fifo}, "it is not a regular file; - means stdin"},
+		{"", []string{dir}, "it is not a regular file"},
 		{"", []string{dir + "/none"}, "no such file"},
-		{"", nil, "it is no joblet-config.yml"},
-		{"- x", nil, "it is no joblet-config.yml"},
+		{"", nil, "it is not a joblet-config.yml"},
+		{"- x", nil, "it is not a joblet-config.yml"},
 		{"{", nil, "yaml"},
 		{"nodes: {default: {address: a}}", nil, "it is an rnx-config.yml, which rnx reads as it is"},
 		{"listen: :50051\nlog-level: warn", nil, "it has the format of this daemon already"},

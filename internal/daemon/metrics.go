@@ -85,7 +85,7 @@ func (o Options) metricsAddr() (metricsAddr, error) {
 		return bad("port %s: must be a number up to 65535", port)
 	}
 	if !addr.Unmap().IsLoopback() && !o.MetricsRemote {
-		return bad("other machines could read the jobs' names there, and nobody is asked who he is: take 127.0.0.1, or say --metrics-remote")
+		return bad("other machines could read the names of jobs there without authentication: use 127.0.0.1, or pass --metrics-remote")
 	}
 	return metricsAddr{tcp: full}, nil
 }

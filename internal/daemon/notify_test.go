@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -51,10 +52,11 @@ func TestKeepAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		pings := 0
-		state := "works"
+		var pings atomic.Int64
+		var state atomic.Value
+		state.Store("works")
 		works := func(ctx context.Context) error {
-			switch state {
+			switch state.Load() {
 			case "fails":
 				return errors.New("no records")
 			case "hangs":
@@ -66,23 +68,23 @@ func TestKeepAlive(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			keepAlive(ctx, time.Minute, works, func() { pings++ }, slog.New(slog.DiscardHandler))
+			keepAlive(ctx, time.Minute, works, func() { pings.Add(1) }, slog.New(slog.DiscardHandler))
 		}()
-		after := func(more time.Duration, want int) {
+		after := func(more time.Duration, want int64) {
 			t.Helper()
 			time.Sleep(more)
 			synctest.Wait()
-			if pings != want {
-				t.Errorf("%s: got %d pings, want %d", state, pings, want)
+			if got := pings.Load(); got != want {
+				t.Errorf("%s: got %d pings, want %d", state.Load(), got, want)
 			}
 		}
 		after(time.Second, 1)
 		after(2*time.Minute, 3)
-		state = "hangs"
+		state.Store("hangs")
 		after(3*time.Minute, 3)
-		state = "fails"
+		state.Store("fails")
 		after(3*time.Minute, 3)
-		state = "works"
+		state.Store("works")
 		after(2*time.Minute, 5)
 		cancel()
 		<-done

@@ -760,7 +760,7 @@ func (f *checker) checkDirs() error {
 		case err == nil || joblet.KindOf(err) != joblet.NotFound:
 			return err
 		case !e.IsDir():
-			f.left(name, "there is no record of it, and in place of its directory something else", "move "+f.jobDir(name)+" away")
+			f.left(name, "it has no record, and its directory is something else", "move "+f.jobDir(name)+" away")
 		default:
 			orphans = append(orphans, name)
 		}
@@ -780,13 +780,13 @@ func (f *checker) checkDirs() error {
 
 // checkOrphan deals with a directory without a record.
 func (f *checker) checkOrphan(id string) {
-	const what = "there is no record of it, but a directory "
+	const what = "it has no record, but a directory "
 	rec, began, err := outcome.FromDir(f.jobDir(id))
 	switch {
 	case err != nil:
 		f.left(id, what+"that cannot be read", err.Error())
 	case began && rec.State == joblet.Running && rec.Box != "" && native.HasShim(f.where.Now.RunDirs, rec.Box):
-		f.note(id, "there is no record of it, and it runs; the next daemon takes it over")
+		f.note(id, "it has no record, and runs; the next daemon adopts it")
 	case f.keepDirs != "" && rec.State != joblet.Lost && rec.Exit == nil:
 		f.left(id, what+"without an exit record", f.keepDirs)
 	case began || f.doubted && rec.ID != "":

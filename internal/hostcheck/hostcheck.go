@@ -237,7 +237,7 @@ func (c *checker) features() []feature {
 		feature{"devpts, newinstance", true, "no jobs: each has terminals of its own", "a kernel with CONFIG_UNIX98_PTYS", func(context.Context) (string, error) {
 			return "", tryMount("devpts", map[string]string{"newinstance": "", "ptmxmode": "0666"})
 		}},
-		feature{"idmapped mounts of " + c.stateDir, false, "in jobs, the files of runtimes belong to nobody", "keep the state directory on ext4, xfs or btrfs", c.probeIDMap},
+		feature{"idmapped mounts of " + c.stateDir, false, "in jobs, the files of runtimes belong to the user nobody", "keep the state directory on ext4, xfs or btrfs", c.probeIDMap},
 		feature{"overlayfs", false, "what a runtime has in /var, /home, /root, /run and /tmp is missing", "modprobe overlay, or a kernel with CONFIG_OVERLAY_FS", probeOverlay},
 		feature{"seccomp filter", true, "no jobs: each has a filter of system calls", "a kernel with CONFIG_SECCOMP_FILTER", probeSeccomp},
 		feature{"no core dumps outside", false, "a job can have the kernel run, or tell, a program of the host that takes core dumps", "sysctl kernel.core_pattern=core, or one with \"|\"; with that the daemon needs a hard limit on core dumps of at least 1, or CAP_SYS_RESOURCE", probeCore},
@@ -548,7 +548,7 @@ func (c *checker) probeKill(context.Context) (string, error) {
 	}
 	state, err := proc.Wait()
 	if err == nil && state.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
-		err = fmt.Errorf("a process in there ended so: %v", state)
+		err = fmt.Errorf("a process in it ended with: %v", state)
 	}
 	return "", err
 }
@@ -651,7 +651,7 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 		return "", fmt.Errorf("wait for the end of true: %w", ctx.Err())
 	}
 	if end := p.End(); end == nil || end.Code != 0 || end.Signal != 0 {
-		return "", fmt.Errorf("it ended so: %+v", end)
+		return "", fmt.Errorf("it ended with: %+v", end)
 	}
 	return fmt.Sprintf("in %d ms", time.Since(began).Milliseconds()), nil
 }

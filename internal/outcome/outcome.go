@@ -48,7 +48,7 @@ func Conclude(job *joblet.Job, r *protocol.Record, dir string) {
 		job.State = joblet.Stopped
 	case r.Cause == protocol.CauseTimeout:
 		job.State = joblet.TimedOut
-		job.Reason = fmt.Sprintf("its time was up after %v", job.Spec.Timeout)
+		job.Reason = "timed out after " + joblet.ReadableDuration(job.Spec.Timeout)
 	case r.OutOfMemory:
 		job.State = joblet.Failed
 		job.Reason = oomReason(r.Usage.MemoryPeak, job.Spec.Limits.MemoryBytes)
@@ -87,7 +87,7 @@ func formatMiB(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<2
 
 // DamagedReason says why it is not known how a job ended.
 func DamagedReason(err error) string {
-	return fmt.Sprintf("nobody knows how it ended: its exit record is %v", err)
+	return fmt.Sprintf("its end is unknown: its exit record is %v", err)
 }
 
 // Retries reports whether a job that was concluded so is to run again.

@@ -32,7 +32,7 @@ func StartError(spec joblet.Spec, f native.Failure) error {
 		case syscall.EACCES:
 			return joblet.Errorf(joblet.NotExecutable, "%s: permission denied: it is a directory or not marked executable", spec.Command)
 		case syscall.ENOEXEC:
-			return joblet.Errorf(joblet.NotExecutable, "%s: not a program for this machine, nor a script that begins with #!", spec.Command)
+			return joblet.Errorf(joblet.NotExecutable, "%s: neither a program for this machine nor a script that begins with #!", spec.Command)
 		case syscall.ELOOP:
 			return joblet.Errorf(joblet.NotExecutable, "cannot execute %s: it leads through a link such as /proc/self/fd/3 or /proc/self/exe, or through too many: name the program itself", spec.Command)
 		case syscall.E2BIG:

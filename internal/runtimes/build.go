@@ -133,7 +133,7 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 		opt.Timeout = DefaultBuildTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, opt.Timeout,
-		joblet.Errorf(joblet.ResourceExhausted, "it took longer than %v (build-timeout in the daemon's configuration)", opt.Timeout))
+		joblet.Errorf(joblet.ResourceExhausted, "it took longer than %s (build-timeout in the daemon's configuration)", joblet.ReadableDuration(opt.Timeout)))
 	defer cancel()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)

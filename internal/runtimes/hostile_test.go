@@ -212,8 +212,8 @@ func TestSanitize(t *testing.T) {
 	if err := os.Lchown(filepath.Join(dir, "link"), base-1, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := sanitize(dir, base); err == nil || !strings.Contains(err.Error(), "no id of the build's") {
-		t.Errorf("a file of somebody else's: %v", err)
+	if err := sanitize(dir, base); err == nil || !strings.Contains(err.Error(), "not an id of the build") {
+		t.Errorf("a file of another user: %v", err)
 	}
 }
 

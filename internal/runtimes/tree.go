@@ -263,7 +263,7 @@ func ownerIn(st unix.Stat_t, base uint32) (uid, gid int, err error) {
 		case id >= base && id-base < sandboxIDs:
 			return int(id - base), nil
 		}
-		return 0, fmt.Errorf("it belongs to %d, which is no id of the build's", id)
+		return 0, fmt.Errorf("it belongs to %d, which is not an id of the build", id)
 	}
 	uid, err = inside(st.Uid)
 	if err == nil {

@@ -193,6 +193,8 @@ func unitOf(name string) (unit time.Duration, ok bool) {
 		return time.Hour, true
 	case "d", "day", "days":
 		return oneDay, true
+	case "w", "week", "weeks":
+		return 7 * oneDay, true
 	}
 	return 0, false
 }
@@ -223,7 +225,7 @@ func parseDuration(s string) (time.Duration, error) {
 		case name == "":
 			return 0, fmt.Errorf("%.20s without a unit", number)
 		case !ok:
-			return 0, fmt.Errorf("%.20q is no unit: there are days, hours, minutes and seconds", name)
+			return 0, fmt.Errorf("%.20q is not a valid unit: use weeks, days, hours, minutes or seconds", name)
 		}
 		d, err := times(number, unit)
 		if err != nil {
@@ -242,7 +244,7 @@ func times(number string, unit time.Duration) (time.Duration, error) {
 	whole, fraction, _ := strings.Cut(number, ".")
 	part, err := strconv.ParseFloat("0."+fraction+"0", 64)
 	if err != nil || number == "." {
-		return 0, fmt.Errorf("%.20q is no number", number)
+		return 0, fmt.Errorf("%.20q is not a valid number", number)
 	}
 	n, err := strconv.ParseUint("0"+whole, 10, 63)
 	if err != nil || n > uint64(maxDuration/unit) {

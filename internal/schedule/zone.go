@@ -71,7 +71,7 @@ func loadFile(name string) (*time.Location, error) {
 		}
 	}
 	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() {
-		return nil, errors.New("it is no file")
+		return nil, errors.New("it is not a file")
 	}
 	f, err := os.Open(name)
 	if err != nil {

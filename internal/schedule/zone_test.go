@@ -127,7 +127,7 @@ func TestLocalZone(t *testing.T) {
 		"XYZ":                               `name "XYZ"`,
 		"CET-1CEST,M3.5.0":                  "a comma and a day",
 		"../../etc/passwd":                  "no time zone",
-		dir:                                 "it is no file",
+		dir:                                 "it is not a file",
 		garbage:                             "malformed",
 		filepath.Join(dir, "none"):          "no such file",
 	} {

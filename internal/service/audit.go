@@ -57,7 +57,7 @@ func (a *Audit) open() error {
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", a.path)
+		err = fmt.Errorf("%s is not a regular file", a.path)
 	}
 	if err == nil {
 		err = f.Chmod(0o600)

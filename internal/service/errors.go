@@ -86,7 +86,7 @@ func result(err error) (name, text string) {
 		}
 		return name, joblet.ShortenWords(err.Error())
 	case errors.Is(err, context.DeadlineExceeded):
-		return "DeadlineExceeded", "the call's time was up"
+		return "DeadlineExceeded", "the call timed out"
 	default:
 		return "Canceled", "the call was canceled"
 	}

@@ -151,7 +151,7 @@ func authorize(c Caller, op Operation) error {
 	needs, known := op.Needs()
 	switch {
 	case !known:
-		return joblet.Errorf(joblet.PermissionDenied, "operation %q is not known: nobody may do it", op)
+		return joblet.Errorf(joblet.PermissionDenied, "operation %q is unknown, and therefore refused", op)
 	case c.Role >= needs:
 		return nil
 	case c.Role == Nobody && c.Certificate:

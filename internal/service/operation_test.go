@@ -107,12 +107,12 @@ func TestAuthorize(t *testing.T) {
 		denied string
 	}{
 		{root, SubmitJob, ""},
-		{root, "unknown", `operation "unknown" is not known: nobody may do it`},
+		{root, "unknown", `operation "unknown" is unknown, and therefore refused`},
 		{user, ListJobs, "uid:1000 may not use this daemon: only root may, and members of its group"},
 		{Caller{Name: "unknown"}, ListJobs, "unknown may not use this daemon: only root may, and members of its group"},
 		{member, SubmitJob, ""},
 		{member, BuildRuntime, "uid:1000 is developer, and this call needs maintainer"},
-		{root, "", `operation "" is not known: nobody may do it`},
+		{root, "", `operation "" is unknown, and therefore refused`},
 	} {
 		err := authorize(tt.caller, tt.op)
 		if tt.denied == "" && err != nil || tt.denied != "" && (joblet.KindOf(err) != joblet.PermissionDenied || err.Error() != tt.denied) {
@@ -222,7 +222,7 @@ func TestErrors(t *testing.T) {
 		{t.Context(), joblet.Errorf(joblet.CommandNotFound, "no such command"), "InvalidArgument", "no such command", false},
 		{t.Context(), joblet.Errorf(joblet.Internal, "broken"), "Internal", "broken", true},
 		{t.Context(), context.Canceled, "Canceled", "the call was canceled", false},
-		{t.Context(), fmt.Errorf("wait: %w", context.DeadlineExceeded), "DeadlineExceeded", "the call's time was up", false},
+		{t.Context(), fmt.Errorf("wait: %w", context.DeadlineExceeded), "DeadlineExceeded", "the call timed out", false},
 		{stopping, context.Canceled, "Unavailable", "stopping", false},
 	} {
 		err, forLog := classify(tt.ctx, tt.err)

@@ -56,7 +56,7 @@ func (st *Staged) Stdin(r io.Reader) error {
 		most := st.sup.maxStdin
 		n, err := io.Copy(w, io.LimitReader(r, most+1))
 		if err == nil && n > most {
-			err = joblet.Errorf(joblet.ResourceExhausted, "standard input as a file is limited to %s, and this is more: pipe it to a job that is not detached", joblet.FormatSize(most))
+			err = joblet.Errorf(joblet.ResourceExhausted, "standard input as a file is limited to %s: pipe more to a job that is not detached", joblet.FormatSize(most))
 		}
 		st.stdin = true
 		return err

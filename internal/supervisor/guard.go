@@ -131,7 +131,7 @@ func (s *Supervisor) force(l *live, cause protocol.Cause, pid int, over <-chan s
 	}
 	if cause == "" && forced.Taken {
 		s.killShims(rec.ID, box)
-		return // nobody knows how it ended: it is LOST
+		return // its end is unknown: it is LOST
 	}
 	now := time.Now()
 	if rec.Started.IsZero() {

@@ -198,7 +198,7 @@ func (s *Supervisor) makeReady(l *live) {
 	l.readied = time.Now()
 	l.rec.Reason = ""
 	if _, lacking := s.queue.Lacks(&l.item); lacking { // slots are all that is limited
-		l.rec.Reason = fmt.Sprintf("waits for its turn: %d jobs run, which is the limit", s.queue.Used(queue.Slots))
+		l.rec.Reason = fmt.Sprintf("waits in the queue: %d jobs run, which is the limit", s.queue.Used(queue.Slots))
 	}
 	s.queue.Ready(&l.item)
 	s.changed(l)

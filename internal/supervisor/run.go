@@ -344,7 +344,7 @@ func joinKind(err error, more ...error) error {
 	case err == nil:
 		return undo
 	}
-	return joblet.Errorf(joblet.KindOf(err), "%w (and what was made could not be removed: %w)", err, undo)
+	return joblet.Errorf(joblet.KindOf(err), "%w; cleanup also failed: %w", err, undo)
 }
 
 // running notes that the job's command runs.

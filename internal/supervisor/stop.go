@@ -231,7 +231,7 @@ func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[st
 	spec := job.Spec
 	for name := range spec.SecretEnv {
 		if _, ok := secrets[name]; !ok {
-			return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "job %s had a secret %s, which is not kept: give it again (--secret-env %[2]s)", joblet.ShortID(job.ID), name)
+			return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "job %s had a secret %s, which is not kept: pass it again (--secret-env %[2]s)", joblet.ShortID(job.ID), name)
 		}
 	}
 	if spec.Stdin == joblet.StdinStream {

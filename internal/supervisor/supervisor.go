@@ -336,7 +336,7 @@ func (s *Supervisor) admitNew(l *live) error {
 	case s.closing:
 		return errClosing
 	case s.hasMany(l):
-		return joblet.Errorf(joblet.ResourceExhausted, "%s has %d jobs that have not ended, as many as this daemon allows one owner (max-per-owner)", l.rec.Owner, s.cfg.MaxPerOwner)
+		return joblet.Errorf(joblet.ResourceExhausted, "%s has %d unended jobs, the maximum for one owner (max-per-owner)", l.rec.Owner, s.cfg.MaxPerOwner)
 	case s.holdsMuch(l):
 		return joblet.Errorf(joblet.ResourceExhausted, "with this one, the arguments and environments of %s's jobs that have not ended would take more than the %d MiB that one owner has: pass large data in files",
 			l.rec.Owner, s.maxHeld>>20)

@@ -89,7 +89,7 @@ func ErrorToStatus(err error) (_ error, forLog bool) {
 	case errors.Is(err, context.Canceled):
 		return status.Error(codes.Canceled, "the call was canceled"), false
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, "the call's time was up"), false
+		return status.Error(codes.DeadlineExceeded, "the call timed out"), false
 	}
 	if s, ok := status.FromError(err); ok { // gRPC's own: a broken stream
 		return bounded(s.Proto()), false

@@ -563,7 +563,7 @@ func timeoutFromProto(r *api.RunJobRequest) (time.Duration, error) {
 		return 0, joblet.Errorf(joblet.InvalidArgument, "timeout %.50q: must be a duration such as 30s or 1h30m", r.GetTimeout())
 	}
 	if d < 0 || d > joblet.MaxTimeout {
-		return 0, joblet.Errorf(joblet.InvalidArgument, "timeout %.50q: must be between 0 (none) and %v", r.GetTimeout(), joblet.MaxTimeout)
+		return 0, joblet.Errorf(joblet.InvalidArgument, "timeout %.50q: must be between 0 (none) and %s", r.GetTimeout(), joblet.ReadableDuration(joblet.MaxTimeout))
 	}
 	return time.Duration(toMillis(d)) * time.Millisecond, nil
 }

@@ -137,7 +137,7 @@ func TestFilesRefused(t *testing.T) {
 		{"--exclude=x", `rnx: --exclude: nothing is uploaded; .*\n`},
 		{"--upload=/no/such", `rnx: --upload: .*no such file.*\n`},
 		{"--upload=/", `rnx: --upload /: it has no name .*\n`},
-		{"--upload-dir=/etc/passwd", `rnx: --upload-dir: /etc/passwd is no directory\n`},
+		{"--upload-dir=/etc/passwd", `rnx: --upload-dir: /etc/passwd is not a directory\n`},
 		{"--upload-dir=", `rnx: --upload-dir: .*\n`},
 	} {
 		d.says(t, 125, ``, test.stderr, "job", "run", test.flag, "touch", "/work/ran")

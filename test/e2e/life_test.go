@@ -568,10 +568,10 @@ func TestLifeQueue(t *testing.T) {
 	high := []string{submit(5, "sleep", "0.1"), submit(5, "sleep", "0.1")}
 	notFound, notExecutable := submit(0, "no-such-command"), submit(0, "/etc/passwd")
 	badDir := submit(0, "--workdir=/usr/nope", "true")
-	if job := d.get(t, low[0]); job.State != joblet.Pending || job.Reason != "waits for its turn: 1 jobs run, which is the limit" {
+	if job := d.get(t, low[0]); job.State != joblet.Pending || job.Reason != "waits in the queue: 1 jobs run, which is the limit" {
 		t.Errorf("%+v", job)
 	}
-	d.says(t, 0, `(?s).*\nStatus: +PENDING\nReason: +waits for its turn.*`, ``, "job", "status", low[0])
+	d.says(t, 0, `(?s).*\nStatus: +PENDING\nReason: +waits in the queue.*`, ``, "job", "status", low[0])
 	if got := d.ids(t, "--status=pending"); len(got) != 9 {
 		t.Errorf("%d jobs are PENDING: %q", len(got), got)
 	}
@@ -602,9 +602,9 @@ func TestLifeQueue(t *testing.T) {
 			}
 		})
 	}
-	attached(result{"ran\n", `^rnx: job \S+ waits for its turn: [^\n]*\n$`, 5}, "sh", "-c", "echo ran; exit 5")
-	attached(result{"", `^rnx: job \S+ waits for its turn: [^\n]*\nrnx: job \S+: no-such: command not found in .*\n$`, 127}, "no-such")
-	attached(result{"from stdin\n", `^rnx: job \S+ waits for its turn: [^\n]*\n$`, 0}, "--stdin="+fileWith(t, "from stdin\n"), "cat")
+	attached(result{"ran\n", `^rnx: job \S+ waits in the queue: [^\n]*\n$`, 5}, "sh", "-c", "echo ran; exit 5")
+	attached(result{"", `^rnx: job \S+ waits in the queue: [^\n]*\nrnx: job \S+: no-such: command not found in .*\n$`, 127}, "no-such")
+	attached(result{"from stdin\n", `^rnx: job \S+ waits in the queue: [^\n]*\n$`, 0}, "--stdin="+fileWith(t, "from stdin\n"), "cat")
 	if !eventually(patience, func() bool { return len(d.ids(t, "--status=pending")) == 12 }) {
 		t.Errorf("%q", d.ids(t, "--status=pending"))
 	}

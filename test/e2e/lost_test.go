@@ -123,7 +123,7 @@ func TestWaitingSaid(t *testing.T) {
 		stdout, stderr string
 		args           []string
 	}{
-		{`place\n`, `rnx: job \S+ waits for its turn: 1 jobs run, which is the limit\n`, []string{"job", "run", "--label=w", "echo", "place"}},
+		{`place\n`, `rnx: job \S+ waits in the queue: 1 jobs run, which is the limit\n`, []string{"job", "run", "--label=w", "echo", "place"}},
 		{`depends\n`, `rnx: job \S+ waits for ` + short + `\n`, []string{"job", "run", "--label=w", "--depends-on=" + first, "echo", "depends"}},
 		{`(?s).*"waiting".*`, ``, []string{"--json", "job", "run", "--label=w", "echo", "json"}},
 	} {

@@ -126,7 +126,7 @@ type packageRun struct {
 }
 
 type testRun struct {
-	since  time.Time // it runs itself, not a subtest of it; zero: it waits for its turn
+	since  time.Time // it runs itself, not a subtest of it; zero: it waits in the queue
 	output strings.Builder
 	reason string // line of output that came last
 }

@@ -43,7 +43,7 @@ func (v Variables) Read(lookup func(string) (string, bool)) (map[string]string, 
 		}
 		if !ok {
 			if value, ok = lookup(name); !ok {
-				return nil, joblet.Errorf(joblet.InvalidArgument, "%s %s: there is no such variable here to pass on", v.Flag, name)
+				return nil, joblet.Errorf(joblet.InvalidArgument, "%s %s: the environment of rnx has no such variable", v.Flag, name)
 			}
 		}
 		env[name] = value
@@ -97,7 +97,7 @@ func parseEnvLine(line string, lookup func(string) (string, bool)) (name, value 
 	}
 	switch {
 	case name == "":
-		return "", "", errors.New("not NAME=VALUE: there is no name")
+		return "", "", errors.New("not NAME=VALUE: the name is missing")
 	case ok && strings.HasPrefix(name, "export "):
 		return "", "", errors.New("not NAME=VALUE: leave out export")
 	case ok && strings.TrimRight(name, " \t") != name:
@@ -112,9 +112,9 @@ func parseEnvLine(line string, lookup func(string) (string, bool)) (name, value 
 		value, ok = lookup(name)
 		switch {
 		case !ok && shown == name:
-			return "", "", fmt.Errorf("there is no variable %s here to pass on", name)
+			return "", "", fmt.Errorf("the environment of rnx has no variable %s", name)
 		case !ok:
-			return "", "", errors.New("not NAME=VALUE: there is no variable of that name here to pass on")
+			return "", "", errors.New("not NAME=VALUE, and the environment of rnx has no such variable")
 		}
 	}
 	return name, value, nil

@@ -15,7 +15,7 @@ import (
 // ParseSpan reads a duration as Go does, with days and weeks as well: "90s",
 // "2h30m", "3d", "1w2d".
 func ParseSpan(s string) (time.Duration, error) {
-	bad := joblet.Errorf(joblet.InvalidArgument, "%.40q is no duration: give one such as 90s, 2h30m or 3d", s)
+	bad := joblet.Errorf(joblet.InvalidArgument, "%.40q is not a valid duration; examples: 90s, 2h30m, 3d", s)
 	rest, total := s, time.Duration(0)
 	for _, unit := range []struct {
 		letter string
@@ -55,7 +55,7 @@ func parseMoment(s string, now time.Time) (time.Time, error) {
 	d, err := ParseSpan(s)
 	if err != nil {
 		return time.Time{}, joblet.Errorf(joblet.InvalidArgument,
-			"%.40q is no time: give one such as 2026-01-31, 2026-01-31T15:04, one with a zone (RFC 3339), or how long ago, such as 2h or 3d", s)
+			"%.40q is not a valid time; examples: 2026-01-31, 2026-01-31T15:04, a time with a zone (RFC 3339), or an age such as 2h or 3d", s)
 	}
 	return now.Add(-d), nil
 }

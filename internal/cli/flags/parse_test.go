@@ -109,7 +109,7 @@ func TestEnvFile(t *testing.T) {
 		{"\ufeffA=1\r\n# comment\n\n   \t\n  B= x y \nC=\"q\"=#no comment\nEMPTY=\nPASSED\nA=2", map[string]string{
 			"A": "2", "B": " x y ", "C": `"q"=#no comment`, "EMPTY": "", "PASSED": "here",
 		}, ""},
-		{"A=1\n\nNOT_HERE\n", nil, "f.env:3: there is no variable NOT_HERE here"},
+		{"A=1\n\nNOT_HERE\n", nil, "f.env:3: the environment of rnx has no variable NOT_HERE"},
 		{"A=1\nhunter2-rest-of-a-secret\n", nil, "f.env:2: not NAME=VALUE"},
 		{"discovery.type=single-node\nmy-var=1\nüber=2\n\xff=\xfe\na b=3\n%=\n2=\n", map[string]string{
 			"discovery.type": "single-node", "my-var": "1", "über": "2", "\xff": "\xfe", "a b": "3", "%": "", "2": "",

@@ -428,7 +428,7 @@ func TestCopy(t *testing.T) {
 		{"aa:out/deep/.", ".", "b.txt=out/deep/b.txt f=old in", ""},
 		{"aa:out", "new", "f=old new/ new/a.txt=out/a.txt new/deep/ new/deep/b.txt=out/deep/b.txt new/deep/in", ""},
 		{"aa:out/deep", "f", "f=old", "copy to f: there is a file of that name"},
-		{"aa:top.txt/.", ".", "f=old", "top.txt is no directory"},
+		{"aa:top.txt/.", ".", "f=old", "top.txt is not a directory"},
 		{"aa:nope", ".", "f=old", `nothing matches "nope"`},
 	} {
 		p := servePeer(t)

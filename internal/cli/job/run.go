@@ -301,7 +301,7 @@ func (o *runOptions) input(spec joblet.Spec, stdin func() io.Reader, note func(f
 	for _, path := range o.uploadDir {
 		info, err := os.Stat(path)
 		if err == nil && !info.IsDir() {
-			err = fmt.Errorf("%s is no directory", path)
+			err = fmt.Errorf("%s is not a directory", path)
 		}
 		if err != nil {
 			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload-dir: %w", err)

@@ -34,7 +34,7 @@ var formatFuncs = template.FuncMap{
 	"join": func(list any, separator string) (string, error) {
 		v := reflect.ValueOf(list)
 		if v.Kind() != reflect.Slice {
-			return "", fmt.Errorf("%T is no list", list)
+			return "", fmt.Errorf("%T is not a list", list)
 		}
 		all := make([]string, v.Len())
 		for i := range all {

@@ -50,7 +50,7 @@ func TestWaitingNote(t *testing.T) {
 	}{
 		{joblet.Job{State: joblet.Pending, Reason: "busy\x1b"}, `job 3f2a waits: busy\x1b`},
 		{joblet.Job{State: joblet.Pending, Reason: "waits for 1234"}, "job 3f2a waits for 1234"},
-		{joblet.Job{State: joblet.Pending}, "job 3f2a waits for its turn"},
+		{joblet.Job{State: joblet.Pending}, "job 3f2a waits in the queue"},
 		{joblet.Job{State: joblet.Scheduled, Scheduled: soon}, "job 3f2a runs at 2026-01-02 03:04:07, in 2s"},
 		{joblet.Job{State: joblet.Scheduled, Scheduled: now.Add(96 * time.Hour), Spec: joblet.Spec{Schedule: "0 3 * * *"}}, "job 3f2a runs next at 2026-01-06 03:04:05"},
 		{joblet.Job{State: joblet.Scheduled, Scheduled: soon, Spec: spec, Attempt: 1, Past: []joblet.Attempt{failed(&joblet.Exit{Code: 3})}}, "job 3f2a: attempt 1 of 4 failed with status 3; next in 2s"},

@@ -190,7 +190,7 @@ func retryWords(s joblet.Spec) string {
 func stdinWords(s joblet.Stdin) string {
 	switch s {
 	case joblet.StdinStream:
-		return "from whoever ran the job"
+		return "from the caller that ran the job"
 	case joblet.StdinFile:
 		return "sent along with the job"
 	}

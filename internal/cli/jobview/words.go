@@ -23,7 +23,7 @@ func WaitingNote(j joblet.Job, now time.Time) string {
 	case j.State == joblet.Scheduled:
 		return ScheduledNote(j, now)
 	}
-	reason := cmp.Or(j.Reason, "waits for its turn")
+	reason := cmp.Or(j.Reason, "waits in the queue")
 	if !strings.HasPrefix(reason, "waits ") {
 		reason = "waits: " + reason
 	}

@@ -240,7 +240,7 @@ func (at *attachment) lost(err error) bool {
 func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, error) {
 	if at.in != nil && at.in.stdin != nil && !at.in.keep && !at.in.ended.Load() && !at.inputLost {
 		at.inputLost = true
-		at.app.Note("the daemon went away: the rest of the input is lost to job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
+		at.app.Note("lost the daemon: the rest of the input does not reach job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
 	}
 	at.sayLost()
 	var tries search

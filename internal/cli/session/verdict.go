@@ -27,7 +27,7 @@ func verdict(j joblet.Job) (status int, why error) {
 	}
 	switch {
 	case j.State == joblet.TimedOut:
-		why = fmt.Errorf("job %s: its time was up after %v", joblet.ShortID(j.ID), j.Spec.Timeout)
+		why = fmt.Errorf("job %s: timed out after %s", joblet.ShortID(j.ID), joblet.ReadableDuration(j.Spec.Timeout))
 	case j.Reason != "":
 		why = fmt.Errorf("job %s: %s", joblet.ShortID(j.ID), j.Reason)
 	case j.State == joblet.Canceled:

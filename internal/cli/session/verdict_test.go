@@ -28,7 +28,7 @@ func TestVerdict(t *testing.T) {
 		{job(joblet.Failed, &joblet.Exit{Signal: 9}, ""), 137, ""},
 		{job(joblet.Failed, &joblet.Exit{Signal: 9}, "out of memory"), 137, "job 12345678: out of memory"},
 		{job(joblet.Stopped, &joblet.Exit{Signal: 15}, ""), 143, ""},
-		{job(joblet.TimedOut, &joblet.Exit{Signal: 9}, ""), 124, "job 12345678: its time was up after 1s"},
+		{job(joblet.TimedOut, &joblet.Exit{Signal: 9}, ""), 124, "job 12345678: timed out after 1s"},
 		{job(joblet.Lost, nil, "its shim was killed"), 125, "job 12345678: its shim was killed"},
 		{job(joblet.Canceled, nil, ""), 125, "job 12345678 was canceled before it ran"},
 		{job(joblet.Canceled, nil, "canceled by uid:0"), 125, "job 12345678: canceled by uid:0"},

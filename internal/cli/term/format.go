@@ -3,7 +3,6 @@ package term
 import (
 	"fmt"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/joblet/joblet"
@@ -49,13 +48,10 @@ func FormatDue(t, now time.Time) string {
 	case d >= 24*time.Hour:
 		return FormatTime(t)
 	}
-	text := FormatDuration(d)
-	for _, zero := range []string{"m0s", "h0m"} {
-		if whole, ok := strings.CutSuffix(text, zero); ok {
-			text = whole + zero[:1]
-		}
+	if d >= time.Hour {
+		d = d.Round(time.Minute)
 	}
-	return "in " + text
+	return "in " + joblet.ReadableDuration(d)
 }
 
 // FormatPercent shows 12.3%.

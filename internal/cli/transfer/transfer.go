@@ -239,7 +239,7 @@ func (p placement) rename(w *tar.Writer, archived archive.Reader, h *tar.Header)
 		}
 		clean := path.Clean(h.Name)
 		if p.file == "" && p.strip == clean && h.Typeflag != tar.TypeDir {
-			return left, joblet.Errorf(joblet.InvalidArgument, "%s is no directory", clean)
+			return left, joblet.Errorf(joblet.InvalidArgument, "%s is not a directory", clean)
 		}
 		name, ok := p.place(clean)
 		if !ok {

@@ -63,7 +63,7 @@ func (l *limiter) enter(name string) (*clientLimit, error) {
 	}
 	c.used = now
 	if c.calls >= set.ClientCalls {
-		return nil, tooMuch(0, "%s has %d calls under way, as many as the daemon allows (client-calls)", name, c.calls)
+		return nil, tooMuch(0, "%s has %d calls in flight, the maximum (client-calls)", name, c.calls)
 	}
 	if r := c.bucket.ReserveN(now, 1); r.DelayFrom(now) > 0 {
 		wait := r.DelayFrom(now)

@@ -332,7 +332,7 @@ func (c codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	message, ok := in.message.(proto.Message)
 	if !ok {
-		return fmt.Errorf("%T is no message", in.message)
+		return fmt.Errorf("%T is not a message", in.message)
 	}
 	if size > largeMessage {
 		in.call.requests.unpacking.Lock()

@@ -525,7 +525,7 @@ func (p *Response) Release() {
 func (p *Response) Outgoing(ctx context.Context, m any, stream bool) (*Outgoing, error) {
 	pm, ok := m.(proto.Message)
 	if !ok {
-		return nil, joblet.Errorf(joblet.Internal, "%T is no message", m)
+		return nil, joblet.Errorf(joblet.Internal, "%T is not a message", m)
 	}
 	size := proto.Size(pm)
 	need := sized(size)

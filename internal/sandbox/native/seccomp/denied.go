@@ -20,7 +20,7 @@ var canLogDenied = sync.OnceValue(func() error {
 	action := uint32(unix.SECCOMP_RET_USER_NOTIF)
 	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_GET_ACTION_AVAIL, 0, uintptr(unsafe.Pointer(&action)))
 	if errno != 0 {
-		return joblet.Errorf(joblet.FailedPrecondition, "denied calls cannot be logged: the host's kernel cannot tell of them (seccomp user notification, Linux 5.0): %w", errno)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot log denied calls: the kernel of this host cannot report them (seccomp user notification, Linux 5.0): %w", errno)
 	}
 	return nil
 })
