@@ -278,7 +278,11 @@ func TestLimitCPU(t *testing.T) {
 				if test.percent < 50 && job.Usage.Throttled == 0 {
 					t.Error("it was never held back")
 				}
-				if got > limit*103/100 {
+				most := limit * 103 / 100
+				if slow > 1 { // ticks of an emulated processor come late, and with them the throttling
+					most = limit * 110 / 100
+				}
+				if got > most {
 					t.Errorf("it got %v, its limit is %v", got, limit)
 				}
 				// Other programs may leave it less than its share, and what they leave later
