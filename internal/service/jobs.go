@@ -70,7 +70,8 @@ func (s *Jobs) Submit(ctx context.Context, c Caller, sub Submission) (job joblet
 		if job, err = s.accept(ctx, c, &sub); err != nil {
 			return err
 		}
-		open.made = job.ID
+		id := job.ID // of job, which is empty after an error
+		open.made = id
 		if sub.Follow == nil {
 			return nil
 		}
@@ -79,19 +80,19 @@ func (s *Jobs) Submit(ctx context.Context, c Caller, sub Submission) (job joblet
 		}
 		s.record(open, nil)
 		if sub.Stdin != nil && sub.Spec.Stdin == joblet.StdinStream {
-			go s.feed(ctx, job.ID, sub.Stdin) // ends with the call
+			go s.feed(ctx, id, sub.Stdin) // ends with the call
 			defer func() {
 				if ctx.Err() != nil { // a job that has not begun would wait for input for ever
-					_, _ = s.sup.Cancel(context.WithoutCancel(ctx), job.ID)
+					_, _ = s.sup.Cancel(context.WithoutCancel(ctx), id)
 				}
 			}()
 		}
 		follow := joblet.LogOptions{Follow: true}
 		if sub.Keys != nil && sub.Spec.Terminal != (joblet.WindowSize{}) {
-			go s.typing(ctx, job.ID, sub.Spec.Terminal, false, nil, sub.Keys) // as above
-			job, err = s.followTerminal(ctx, job.ID, 1, follow, *sub.Follow)
+			go s.typing(ctx, id, sub.Spec.Terminal, false, nil, sub.Keys) // as above
+			job, err = s.followTerminal(ctx, id, 1, follow, *sub.Follow)
 		} else {
-			job, err = s.sup.Follow(ctx, job.ID, follow, sub.Follow.Gate, sub.Follow.Emit)
+			job, err = s.sup.Follow(ctx, id, follow, sub.Follow.Gate, sub.Follow.Emit)
 		}
 		return err
 	})

@@ -88,7 +88,7 @@ func TestLongNames(t *testing.T) {
 		{"no such file", []string{"job", "run", "--stdin=" + deep, "true"}},
 		{"no such file", []string{"job", "run", "--env-file=" + deep, "true"}},
 		{"detach keys", []string{"job", "run", "--detach-keys=" + longer, "true"}},
-		{"invalid argument", []string{"job", "run", "--max-memory=" + longer, "true"}},
+		{"is not a valid size", []string{"job", "run", "--max-memory=" + longer, "true"}},
 		{"unknown flag", []string{"job", "run", "--" + longer, "true"}},
 		{"unknown command", []string{longer}},
 		{"unknown state", []string{"job", "list", "--status=" + longer}},

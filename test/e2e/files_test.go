@@ -729,7 +729,7 @@ func TestFilesStdinCut(t *testing.T) {
 			}
 			d.says(t, 0, job.ID+"\n", ``, "job", "kill", "reader")
 			if killed == "daemon" { // rnx finds the new one, says what is lost, and ends with the job
-				if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 137 || out.String() != "line one\nline two\n" || !strings.Contains(errOut.String(), "the rest of the input is lost") {
+				if _ = cmd.Wait(); cmd.ProcessState.ExitCode() != 137 || out.String() != "line one\nline two\n" || !strings.Contains(errOut.String(), "the rest of the input does not reach job") {
 					t.Errorf("status %d, %q, %q", cmd.ProcessState.ExitCode(), out.String(), errOut.String())
 				}
 			}

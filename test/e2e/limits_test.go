@@ -469,10 +469,10 @@ func TestLimitRefused(t *testing.T) {
 	d := newDaemon(t)
 	for _, test := range []struct{ flag, want string }{
 		{"--max-cpu=0", "between 1 and"}, {"--max-cpu=1000000000", "between 1 and"}, {"--max-cpu=-1", "between 1 and"},
-		{"--max-cpu=x", "no whole number"}, {"--max-cpu=819200", "this host has"},
+		{"--max-cpu=x", "not a whole number"}, {"--max-cpu=819200", "this host has"},
 		{"--cpu-cores=8000", "no processor 8000"}, {"--cpu-cores=", "give processors"}, {"--cpu-cores=1-0", "give processors"},
 		{"--cpu-weight=10001", "between 1 and 10000"},
-		{"--max-memory=1K", "between 4M and"}, {"--max-memory=0", "between 4M and"}, {"--max-memory=12X", "no size"},
+		{"--max-memory=1K", "between 4M and"}, {"--max-memory=0", "between 4M and"}, {"--max-memory=12X", "not a valid size"},
 		{"--max-pids=0", "between 1 and"}, {"--max-disk=1", "between"}, {"--max-iobps=1", "between"}, {"--max-iops=0", "between"},
 		{"--nofile=64:32", "above the hard one"}, {"--nofile=99999999", "this host allows at most"},
 		{"--rlimit=nice=1", "NAME one of"}, {"--rlimit=core", "NAME one of"},

@@ -241,7 +241,7 @@ func TestPublicLimits(t *testing.T) {
 	}
 	d.says(t, 125, ``, `rnx: --max-cpu \d+: this host has .*\n`, "job", "run", fmt.Sprintf("--max-cpu=%d", most+1), "true")
 	d.says(t, 125, ``, `rnx: --cpu-cores 8000: this host has no processor 8000 .*\n`, "job", "run", "--cpu-cores=8000", "true")
-	d.says(t, 125, ``, `rnx: .*"--max-memory" flag: 1M: must be between 4M and .*\n`, "job", "run", "--max-memory=1M", "true")
+	d.says(t, 125, ``, `rnx: --max-memory: 1M: must be between 4M and .*\n`, "job", "run", "--max-memory=1M", "true")
 }
 
 // TestPublicMissingCommand: RunJob accepts a job whose command cannot be run, which is

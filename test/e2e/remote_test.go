@@ -270,8 +270,8 @@ func TestRemoteOwners(t *testing.T) {
 	}
 	mustFail(t, r.as(t, "bob", "job", "stop", id), denied+"change it")
 	r.reload(t, "allow: [bob control alice]\nmax-per-owner: 1\n")
-	mustFail(t, r.as(t, "alice", "job", "run", "true"), "cert:alice has 1 jobs that have not ended")
-	mustFail(t, r.as(t, "alice", "job", "run", "-d", "--schedule=+1h", "true"), "cert:alice has 1 jobs that have not ended")
+	mustFail(t, r.as(t, "alice", "job", "run", "true"), "cert:alice has 1 unended jobs")
+	mustFail(t, r.as(t, "alice", "job", "run", "-d", "--schedule=+1h", "true"), "cert:alice has 1 unended jobs")
 	mustOK(t, r.as(t, "bob", "job", "stop", id), "stop what the rule grants")
 	mustOK(t, r.as(t, "alice", "job", "run", "true"), "with a free place")
 	// A bad file changes nothing.
