@@ -123,7 +123,7 @@ const (
 	StdinFile   Stdin = "file"   // sent along as a whole, before the job is accepted
 )
 
-// Repeats reports whether the job is one that runs again and again.
+// Repeats reports whether the job has a repeating schedule.
 func (s Spec) Repeats() bool { return len(strings.Fields(s.Schedule)) >= 5 }
 
 // Mask stands for a secret's value in everything that is stored or shown.

@@ -98,7 +98,7 @@ func readConfig(path string) (Config, error) {
 		return Config{}, err
 	}
 	defer f.Close()
-	// One that somebody else left here would send our jobs to his host.
+	// A file of another user could send our jobs to that user's host.
 	if err := trustedFile(f); err != nil {
 		return Config{}, err
 	}

@@ -199,7 +199,7 @@ func TestLogMax(t *testing.T) {
 	if err := unix.Stat(filepath.Join(d.state, "jobs", id, "log"), &st); err != nil || st.Blocks*512 > 256<<10 {
 		t.Errorf("the log takes %d bytes on disk: %v", st.Blocks*512, err)
 	}
-	d.says(t, 0, `(?s).*\nOutput: +1\.9 MiB, of which the newest 128 KiB are kept\n.*`, ``, "job", "status", id)
+	d.says(t, 0, `(?s).*\nOutput: +1\.9 MiB, the newest 128 KiB kept\n.*`, ``, "job", "status", id)
 }
 
 // TestLogGapReattached: rnx that was told of a gap goes on at the right place

@@ -84,7 +84,7 @@ func AddRlimits(f *pflag.FlagSet, l *joblet.Limits) {
 	f.Var(&rlimitFlag{l}, "rlimit", "other limit per process: "+strings.Join(slices.DeleteFunc(joblet.RlimitNames(), func(n string) bool { return n == "nofile" }), ", ")+" (repeatable)")
 }
 
-// rlimitFlag is NAME=SOFT[:HARD], again and again.
+// rlimitFlag is a repeatable NAME=SOFT[:HARD].
 type rlimitFlag struct{ limits *joblet.Limits }
 
 func (f *rlimitFlag) String() string { return "" }

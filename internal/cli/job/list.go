@@ -132,9 +132,9 @@ func listJobs(ctx context.Context, a *app.App, opt listOptions) error {
 			}
 			count, last = count+1, j.ID
 		}
-		somebody := term.Width(a.ErrOut) > 0
+		interactive := term.Width(a.ErrOut) > 0
 		if table := !opt.quiet && !a.JSON && format == nil; table {
-			if len(jobs) == 0 && somebody {
+			if len(jobs) == 0 && interactive {
 				_, err := fmt.Fprintln(a.ErrOut, "no jobs")
 				return err
 			}
@@ -142,7 +142,7 @@ func listJobs(ctx context.Context, a *app.App, opt listOptions) error {
 				return err
 			}
 		}
-		if more && somebody {
+		if more && interactive {
 			a.Note("there are more: add --before=%s for the next page", joblet.ShortID(last))
 		}
 		return nil

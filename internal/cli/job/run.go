@@ -64,7 +64,7 @@ restarts, rnx reconnects.
 
 --schedule takes a time ("2026-03-01 09:00", "tomorrow 09:00", RFC 3339), a delay
 ("30min", "1h30m", "+2d"), or the five fields of a crontab ("0 3 * * mon-fri",
-"@daily") for a repeating job, each run of which is a job of its own. rnx prints
+"@daily") for a repeating job, whose runs are jobs of their own. rnx prints
 the id and returns, as with --detach.
 
 --upload and --upload-dir copy files into the job's /work before it starts.

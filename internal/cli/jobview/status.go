@@ -222,7 +222,7 @@ func outputWords(j joblet.Job) string {
 	}
 	switch {
 	case j.LogBytes > limit:
-		return fmt.Sprintf("%s, of which the newest %s are kept", joblet.ReadableSize(j.LogBytes), joblet.ReadableSize(limit))
+		return fmt.Sprintf("%s, the newest %s kept", joblet.ReadableSize(j.LogBytes), joblet.ReadableSize(limit))
 	case j.Spec.LogMax != 0:
 		return fmt.Sprintf("%s, at most %s are kept", joblet.ReadableSize(j.LogBytes), joblet.ReadableSize(limit))
 	}

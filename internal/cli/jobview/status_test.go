@@ -50,7 +50,7 @@ func TestStatusText(t *testing.T) {
 				"Label:      b=\nLabel:      team=a\n", "Priority:   5\n", "Key:        k1\n", "Depends on: aa bb\n", "Parent:     33333333-b\n",
 				"Retry:      up to 3 times, after 1s, doubled each time, on status 1-3,9\n", "Stdin:      sent along", "Uploads:    data x.csv\n",
 				"Attempt:    1: FAILED (exit code 3), 2026-01-02 03:00:05, 1m0s, why\nAttempt:    2: COMPLETED (exit code 0), 2026-01-02 03:02:05, 1m0s\n",
-				"Output:     3.0 MiB, of which the newest 1.0 MiB are kept\n",
+				"Output:     3.0 MiB, the newest 1.0 MiB kept\n",
 				"Next:       rnx job log 11111111, rnx job delete 11111111\n",
 			},
 			nil,

@@ -26,7 +26,7 @@ type attachment struct {
 	local
 	out Output
 	in  *Input // what goes along with the job; nil: nothing
-	tty bool   // somebody reads the notes
+	tty bool   // the notes go to a terminal
 	off int64  // output up to here is written
 
 	guest   bool          // the job was there before
@@ -136,7 +136,7 @@ func (at *attachment) endsEarly(ctx context.Context, err error) (end error, yes 
 	var w *writeError
 	switch cause, _ := errors.AsType[*app.ExitError](context.Cause(ctx)); {
 	case context.Cause(ctx) == errDetached:
-		at.app.Note("detached from job %s, which goes on; rnx job attach %[1]s comes back to it", joblet.ShortID(at.id))
+		at.app.Note("detached from job %s, which continues to run; rnx job attach %[1]s returns to it", joblet.ShortID(at.id))
 		return nil, true
 	case at.term != nil && cause != nil: // and not that a Write was cut off
 		return cause, true
@@ -303,7 +303,7 @@ func (at *attachment) forward(ctx context.Context) {
 			at.hangUp(ctx)
 			return
 		}
-		// While keys are the job's none is a signal, and whoever only looks on has none
+		// Keys that go to the job are not signals, and a client that only watches sends none
 		// to send: it is meant for rnx.
 		if raw := at.term != nil && at.term.IsRaw(); raw && !at.term.Pressed(sig) || at.guest && !raw {
 			at.cancel(at.endedBy(flags.SignalName(int(sig)), sig))
