@@ -175,7 +175,7 @@ func TestImportErrors(t *testing.T) {
 		{"{", nil, "yaml"},
 		{"nodes: {default: {address: a}}", nil, "it is an rnx-config.yml, which rnx reads as it is"},
 		{"listen: :50051\nlog-level: warn", nil, "it has the format of this daemon already"},
-		{"services: {web: {image: x}}", nil, "it has none of its sections"},
+		{"services: {web: {image: x}}", nil, "it has none of the sections"},
 		{"server: {port: 1}\n---\nserver: {port: 2}", nil, "more than one document"},
 		{"server: {port: 1, port: 2}", nil, `"port" already defined at line 1`},
 		{"server: {port: many}", nil, `server.port: "many" is not a whole number`},

@@ -431,7 +431,7 @@ func TestFsckDamage(t *testing.T) {
 			id := joblet.NewID()
 			s.write("mine", "jobs", id)
 			return id
-		}, "in place of its directory something else", ProblemLeft, false, nil},
+		}, "its directory is something else", ProblemLeft, false, nil},
 		{"output without a log", func(s *site) string {
 			return s.waitingJob(func(r *store.Record) {
 				r.State, r.Ended, r.Attempt, r.LogBytes = joblet.Lost, time.Unix(9, 0), 1, 5
