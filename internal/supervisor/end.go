@@ -97,7 +97,7 @@ func (s *Supervisor) concludeEnd(e *ending) bool {
 		outcome.Retry(&rec.Job)
 	} else {
 		rec.Sealed, rec.DiskBytes = nil, diskBytes
-		s.quota.ended(rec.Owner, rec.ID, diskBytes)
+		s.quota.End(rec.Owner, rec.ID, diskBytes)
 	}
 	e.rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
 		*r = rec

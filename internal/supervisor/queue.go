@@ -276,7 +276,7 @@ func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
 			*r = end
 			l.starting, l.onDisk = false, true
 			l.endRun()
-			s.quota.ended(end.Owner, end.ID, end.DiskBytes)
+			s.quota.End(end.Owner, end.ID, end.DiskBytes)
 		})
 	}
 	if s.persist(l, func() error { return s.saveEnd(l, end, become) }) {
@@ -411,19 +411,20 @@ func (s *Supervisor) makeRun(parent store.Record) error {
 	spec := parent.Spec
 	spec.Schedule, spec.Overlap = "", ""
 	spec.IdempotencyKey = runKey(parent.Job)
-	rec := store.Record{Job: joblet.Job{ID: joblet.NewID(), Spec: spec, Owner: parent.Owner, Parent: parent.ID, Created: time.Now()}}
 	switch _, err := s.store.ByKey(s.ctx, parent.Owner, spec.IdempotencyKey); {
 	case err == nil:
 		return nil
 	case joblet.KindOf(err) != joblet.NotFound:
 		return err
 	}
-	if err := s.linkInput(parent.Job, rec.ID, rec.Owner, spec); err != nil {
-		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
+	input, err := s.uploads.Link(parent.Job, parent.Owner, spec)
+	if err != nil {
+		return err
 	}
 	fault.Point("fire.linked")
+	rec := store.Record{Job: joblet.Job{ID: input.ID(), Spec: spec, Owner: parent.Owner, Parent: parent.ID, Created: time.Now()}}
 	if _, err := s.accept(s.ctx, rec, false); err != nil {
-		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
+		return joinKind(err, input.Discard())
 	}
 	return nil
 }

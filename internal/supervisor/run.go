@@ -19,39 +19,40 @@ import (
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // Submit accepts a job and returns once that is durable: its command runs, or
 // it waits. An error means that there is no such job and nothing of it is left;
 // its kind says whether the command could not be found or executed. input is
 // what Stage returned for the job, or nil; Submit takes it over.
-func (s *Supervisor) Submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+func (s *Supervisor) Submit(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload) (joblet.Job, error) {
 	return s.submitted(ctx, spec, owner, input, false)
 }
 
 // Record is Submit, but a job whose command cannot be run is accepted too, and FAILED.
-func (s *Supervisor) Record(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+func (s *Supervisor) Record(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload) (joblet.Job, error) {
 	return s.submitted(ctx, spec, owner, input, true)
 }
 
-func (s *Supervisor) submitted(ctx context.Context, spec joblet.Spec, owner string, input *Staged, keep bool) (joblet.Job, error) {
+func (s *Supervisor) submitted(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload, keep bool) (joblet.Job, error) {
 	job, err := s.submit(ctx, spec, owner, input, keep)
-	if err != nil || input != nil && input.id != job.ID {
+	if err != nil || input != nil && input.ID() != job.ID {
 		err = joinKind(err, input.Discard()) // not used: a failure, or the job was there already
 	}
 	return job, err
 }
 
-func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged, keep bool) (joblet.Job, error) {
+func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload, keep bool) (joblet.Job, error) {
 	id := joblet.NewID()
 	if input != nil {
-		id = input.id
-		spec.Uploads = input.tops
+		id = input.ID()
+		spec.Uploads = input.Tops()
 	}
-	if err := input.check(spec); err != nil {
+	if err := input.Check(spec); err != nil {
 		return joblet.Job{}, err
 	}
-	if err := s.quota.reserve(owner, id, 0); err != nil {
+	if err := s.quota.Reserve(owner, id, 0); err != nil {
 		return joblet.Job{}, err
 	}
 	if err := spec.Validate(); err != nil {

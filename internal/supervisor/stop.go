@@ -14,6 +14,7 @@ import (
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // standing returns a live job at a moment when it either waits or runs, and not
@@ -239,12 +240,10 @@ func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[st
 	}
 	spec.SecretEnv = secrets
 	spec.Schedule, spec.Overlap, spec.DependsOn, spec.IdempotencyKey = "", "", nil, ""
-	var input *Staged
+	var input *staging.Upload
 	if len(spec.Uploads) > 0 || spec.Stdin != joblet.StdinNone {
-		input = s.Stage(owner)
-		input.tops, input.stdin = spec.Uploads, spec.Stdin == joblet.StdinFile
-		if err := s.linkInput(job, input.id, owner, spec); err != nil {
-			return joblet.Job{}, joinKind(err, input.Discard())
+		if input, err = s.uploads.Link(job, owner, spec); err != nil {
+			return joblet.Job{}, err
 		}
 	}
 	return s.Submit(ctx, spec, owner, input)
@@ -303,7 +302,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 		return err
 	}
 	if recErr == nil {
-		s.quota.deleted(rec.Owner, rec.ID, rec.DiskBytes)
+		s.quota.Delete(rec.Owner, rec.ID, rec.DiskBytes)
 	}
 	fault.Point("delete.record")
 	if err := os.RemoveAll(going); err != nil {
@@ -441,7 +440,7 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 	if err != nil {
 		return deleted, err
 	}
-	size -= s.quota.saved()
+	size -= s.quota.Saved()
 	for size > s.cfg.RetainBytes {
 		jobs, err := s.store.OldestEnded(s.ctx, pruneBatch)
 		if err != nil {
@@ -452,13 +451,13 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 			if size <= s.cfg.RetainBytes {
 				break
 			}
-			bytes, saved := jobdir.Size(s.jobDir(job.ID)), s.quota.saved()
+			bytes, saved := jobdir.Size(s.jobDir(job.ID)), s.quota.Saved()
 			if err := s.Delete(s.ctx, job.ID); notDeletable(err) {
 				continue
 			} else if err != nil {
 				return deleted, err
 			}
-			size -= bytes - (saved - s.quota.saved()) // what others share stays
+			size -= bytes - (saved - s.quota.Saved()) // what others share stays
 			deleted++
 		}
 		if deleted == before {

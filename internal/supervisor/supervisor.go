@@ -37,6 +37,7 @@ import (
 	"github.com/joblet/joblet/internal/secrets"
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // Config says where the supervisor keeps things and what it grants.
@@ -71,7 +72,8 @@ type Supervisor struct {
 	watcher  *follow.Watcher
 	secrets  secrets.Sealer
 	observer *hostinfo.Observer
-	quota    *quota
+	quota    *staging.Quota
+	uploads  staging.Area
 	where    statedir.Whereabouts
 
 	ctx    context.Context // ends with Close
@@ -80,14 +82,13 @@ type Supervisor struct {
 	events *events.Feed   // what happens to jobs; published to with or without mu
 	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
 
-	mu       sync.Mutex // protects what follows
-	closing  bool
-	live     map[string]*live
-	held     map[string]int // owner → bytes of the specs of his live jobs
-	maxHeld  int            // of one owner
-	maxStdin int64          // of one job, as a file
-	using    map[string]int // runtime → jobs that have it, or are about to
-	queue    *queue.Queue[*live]
+	mu      sync.Mutex // protects what follows
+	closing bool
+	live    map[string]*live
+	held    map[string]int // owner → bytes of the specs of his live jobs
+	maxHeld int            // of one owner
+	using   map[string]int // runtime → jobs that have it, or are about to
+	queue   *queue.Queue[*live]
 
 	onChange func(id string, from, to joblet.State) // for tests; called under mu
 }
@@ -137,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Supervisor{
-		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, maxStdin: maxStdin, using: map[string]int{},
+		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, using: map[string]int{},
 		queue: queue.New[*live](), secrets: secrets.Sealer{Path: filepath.Join(cfg.StateDir, "secrets.key")},
 		observer: hostinfo.NewObserver(),
 	}
@@ -158,9 +159,10 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := s.openStore(ctx); err != nil {
 		return nil, err
 	}
-	if s.quota, err = openQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes, s.store); err != nil {
+	if s.quota, err = staging.OpenQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes > 0, s.store); err != nil {
 		return nil, err
 	}
+	s.uploads = staging.Area{Dir: s.jobsDir(), Quota: s.quota, MaxStdin: staging.MaxStdin}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
 		return nil, err
 	}
@@ -180,7 +182,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	s.countInput()
-	if err := s.quota.foundShares(ctx, s.jobsDir(), s.store); err != nil {
+	if err := s.quota.RestoreShares(ctx, s.jobsDir(), s.store); err != nil {
 		return nil, err
 	}
 	fault.Point("recover.done")
@@ -208,7 +210,7 @@ func (s *Supervisor) countInput() {
 	defer s.mu.Unlock()
 	for id, l := range s.live {
 		if !l.rec.State.Final() {
-			s.quota.found(l.rec.Owner, id, jobdir.InputSize(s.jobDir(id)))
+			s.quota.Restore(l.rec.Owner, id, jobdir.InputSize(s.jobDir(id)))
 		}
 	}
 }
