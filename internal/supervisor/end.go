@@ -61,7 +61,7 @@ func (s *Supervisor) readEnd(e *ending) bool {
 	e.rec, e.gauge = e.l.rec, e.l.gauge
 	s.mu.Unlock()
 	var err error
-	e.record, err = jobdir.ReadExit(s.jobDir(e.rec.ID), e.rec.Attempt)
+	e.record, err = jobdir.ReadExit(s.records.Dir(e.rec.ID), e.rec.Attempt)
 	if errors.Is(err, jobdir.ErrDamaged) {
 		e.damage = err
 	}
@@ -73,7 +73,7 @@ func (s *Supervisor) readEnd(e *ending) bool {
 
 // concludeEnd says what became of the run, and whether the job is tried again.
 func (s *Supervisor) concludeEnd(e *ending) bool {
-	l, dir := e.l, s.jobDir(e.rec.ID)
+	l, dir := e.l, s.records.Dir(e.rec.ID)
 	seen := s.seen(e.rec.ID, e.gauge)
 	diskBytes := jobdir.Size(dir)
 	s.mu.Lock()
@@ -160,7 +160,7 @@ func (s *Supervisor) leaveRun(e *ending) bool {
 		s.enqueue(e.l)
 		return true
 	}
-	s.tidy(e.rec.ID)
+	s.records.Tidy(e.rec.ID)
 	s.finish(e.l, e.rec)
 	return true
 }

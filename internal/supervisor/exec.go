@@ -51,7 +51,7 @@ func (s *Supervisor) onceRunning(ctx context.Context, id string) (*native.Proces
 
 // LogSize returns how many bytes the job with this id has written so far.
 func (s *Supervisor) LogSize(id string) (int64, error) {
-	info, err := logstore.Stat(s.jobDir(id))
+	info, err := logstore.Stat(s.records.Dir(id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return 0, nil // it has not run yet
 	}

@@ -71,7 +71,7 @@ func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w 
 	case job.Attempt == 0:
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s has not run: it is %v", joblet.ShortID(job.ID), job.State)
 	default:
-		f, err := os.Open(filepath.Join(s.jobDir(job.ID), protocol.WorkName))
+		f, err := os.Open(filepath.Join(s.records.Dir(job.ID), protocol.WorkName))
 		if errors.Is(err, fs.ErrNotExist) {
 			return joblet.Errorf(joblet.NotFound, "job %s left no files in /work", joblet.ShortID(job.ID))
 		}

@@ -52,7 +52,7 @@ func (s *Supervisor) devices(mounts []sandbox.Mount, l joblet.Limits) ([]cgroup.
 	if a, b, c, d := l.Rates(); a|b|c|d == 0 {
 		return nil, nil
 	}
-	paths := []string{s.jobsDir()}
+	paths := []string{s.records.JobsDir()}
 	for _, m := range mounts {
 		paths = append(paths, m.Source)
 	}

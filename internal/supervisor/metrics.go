@@ -105,7 +105,7 @@ func (g *gauge) close() (joblet.Usage, error) {
 // has no record of them. g is nil if it ended while no daemon ran.
 func (s *Supervisor) seen(id string, g *gauge) joblet.Usage {
 	if g == nil {
-		if all, err := history.Read(s.jobDir(id)); err == nil && len(all) > 0 {
+		if all, err := history.Read(s.records.Dir(id)); err == nil && len(all) > 0 {
 			return all[len(all)-1].Usage
 		}
 		return joblet.Usage{}
@@ -152,7 +152,7 @@ func (s *Supervisor) sampleAll(logs bool) {
 		jobs.Runs = append(jobs.Runs, metrics.Run{ID: r.id, Name: r.name, Started: r.started, Sample: sample})
 		logBytes := int64(unknown)
 		if logs {
-			if info, err := logstore.Stat(s.jobDir(r.id)); err == nil {
+			if info, err := logstore.Stat(s.records.Dir(r.id)); err == nil {
 				logBytes = info.Size
 			}
 		}
@@ -232,7 +232,7 @@ func (s *Supervisor) History(ctx context.Context, id string, from, to time.Time,
 			}
 		}
 	}
-	samples, err := history.Read(s.jobDir(id))
+	samples, err := history.Read(s.records.Dir(id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}

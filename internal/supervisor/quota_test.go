@@ -208,7 +208,7 @@ func TestRetainShared(t *testing.T) {
 	}
 	recorded := func(least int64) func() bool { // a moment after the job has ended
 		return func() bool {
-			size, err := s.store.DiskBytes(t.Context())
+			size, err := s.records.DiskBytes(t.Context())
 			return err == nil && size > least
 		}
 	}

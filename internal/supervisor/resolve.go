@@ -74,7 +74,7 @@ func (s *Supervisor) resolve(spec joblet.Spec) (*native.Run, error) {
 
 // prepare adds to run what it is of one job: its directory, name and input.
 func (s *Supervisor) prepare(run *native.Run, job joblet.Job) error {
-	run.Dir = s.jobDir(job.ID)
+	run.Dir = s.records.Dir(job.ID)
 	run.Attempt = job.Attempt
 	// Not the short id alone: one of digits would be a number of a host (inet_aton(3)).
 	run.Network.Hostname = "job-" + joblet.ShortID(job.ID)

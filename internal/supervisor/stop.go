@@ -3,9 +3,6 @@ package supervisor
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -14,6 +11,8 @@ import (
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/records"
 	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
@@ -274,50 +273,12 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	fault.Point("delete.begin")
-	rec, recErr := s.store.Get(ctx, job.ID)
-	// A name that says what is going on, so that the next daemon knows what to do
-	// with a directory without a record.
-	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+jobdir.DeletingSuffix
-	err = os.Rename(dir, going)
-	if isFull(err) {
-		jobdir.ClearOutput(dir)
-		err = os.Rename(dir, going)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete job %s: %w", joblet.ShortID(job.ID), err)
-	}
-	fault.Point("delete.renamed")
-	err = s.store.Delete(ctx, job.ID)
-	for tries := 1; isFull(err) && tries <= roomTries; tries++ {
-		// Its files take the room that is missing, of which others may be the first to
-		// take what becomes free.
-		jobdir.ClearOutput(going)
-		time.Sleep(persistEvery)
-		err = s.store.Delete(ctx, job.ID)
-	}
-	if err != nil {
-		if back := os.Rename(going, dir); back != nil && !errors.Is(back, fs.ErrNotExist) {
-			err = joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, back)
-		}
-		return err
-	}
-	if recErr == nil {
-		s.quota.Delete(rec.Owner, rec.ID, rec.DiskBytes)
-	}
-	fault.Point("delete.record")
-	if err := os.RemoveAll(going); err != nil {
-		return fmt.Errorf("remove the directory of job %s: %w", joblet.ShortID(job.ID), err)
-	}
-	fault.Point("delete.done")
-	return nil
+	return s.records.Delete(ctx, job.ID, func(rec store.Record) { s.quota.Delete(rec.Owner, rec.ID, rec.DiskBytes) })
 }
 
-const (
-	// roomTries is how often a deletion is tried again when its files are gone.
-	roomTries = 5
-	// roomTime is how long it then waits for the job's end to be recorded.
-	roomTime = 2 * time.Second
-)
+// roomTime is how long a deletion waits for the job's end to be recorded after it has
+// removed the job's files.
+const roomTime = 2 * time.Second
 
 // awaitSettled waits until the end of a job that is to be deleted is recorded. When
 // a full disk keeps it from being that, the job's files make room.
@@ -326,8 +287,8 @@ func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
 	if err != nil || v.settled {
 		return err
 	}
-	if isFull(v.stuck) {
-		jobdir.ClearOutput(s.jobDir(v.job.ID))
+	if records.IsFull(v.stuck) {
+		jobdir.ClearOutput(s.records.Dir(v.job.ID))
 	}
 	limited, cancel := context.WithTimeout(ctx, roomTime)
 	defer cancel()
@@ -336,11 +297,6 @@ func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
 		return s.look(l).unrecorded()
 	}
 	return err
-}
-
-// isFull reports whether an error is that of a full disk.
-func isFull(err error) bool {
-	return err != nil && (joblet.KindOf(err) == joblet.ResourceExhausted || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
 }
 
 // dependent returns a job of the same owner that waits and depends on this one, or
@@ -380,7 +336,7 @@ func (s *Supervisor) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (d
 		return 0, 0, err
 	}
 	for _, id := range ids {
-		size := jobdir.Size(s.jobDir(id))
+		size := jobdir.Size(s.records.Dir(id))
 		if !dryRun {
 			if err := s.Delete(ctx, id); notDeletable(err) {
 				continue
@@ -436,13 +392,13 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 	if s.cfg.RetainBytes <= 0 {
 		return deleted, nil
 	}
-	size, err := s.store.DiskBytes(s.ctx)
+	size, err := s.records.DiskBytes(s.ctx)
 	if err != nil {
 		return deleted, err
 	}
 	size -= s.quota.Saved()
 	for size > s.cfg.RetainBytes {
-		jobs, err := s.store.OldestEnded(s.ctx, pruneBatch)
+		jobs, err := s.records.OldestEnded(s.ctx, pruneBatch)
 		if err != nil {
 			return deleted, err
 		}
@@ -451,7 +407,7 @@ func (s *Supervisor) retainNow() (deleted int, err error) {
 			if size <= s.cfg.RetainBytes {
 				break
 			}
-			bytes, saved := jobdir.Size(s.jobDir(job.ID)), s.quota.Saved()
+			bytes, saved := jobdir.Size(s.records.Dir(job.ID)), s.quota.Saved()
 			if err := s.Delete(s.ctx, job.ID); notDeletable(err) {
 				continue
 			} else if err != nil {

@@ -34,9 +34,9 @@ import (
 	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/sandbox/native"
-	"github.com/joblet/joblet/internal/secrets"
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/records"
 	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
@@ -66,11 +66,10 @@ const spareBoxes = 2
 // Supervisor owns all jobs of one daemon.
 type Supervisor struct {
 	cfg      Config
-	store    *store.Store
+	records  *records.Records
 	engine   *native.Engine
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
-	secrets  secrets.Sealer
 	observer *hostinfo.Observer
 	quota    *staging.Quota
 	uploads  staging.Area
@@ -139,8 +138,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	s := &Supervisor{
 		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, using: map[string]int{},
-		queue: queue.New[*live](), secrets: secrets.Sealer{Path: filepath.Join(cfg.StateDir, "secrets.key")},
-		observer: hostinfo.NewObserver(),
+		queue: queue.New[*live](), observer: hostinfo.NewObserver(),
 	}
 	s.events = events.New(s.tap)
 	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
@@ -150,19 +148,20 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
-		return nil, fmt.Errorf("make the state directory: %w", err)
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot make the state directory: %w", err)
 	}
 	if s.where, err = statedir.Locate(cfg.StateDir, cfg.RunDir, cfg.Log); err != nil {
 		return nil, err
 	}
-	if err := s.openStore(ctx); err != nil {
+	if s.records, err = records.Open(ctx, cfg.StateDir, cfg.Log); err != nil {
 		return nil, err
 	}
-	if s.quota, err = staging.OpenQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes > 0, s.store); err != nil {
+	s.work.Go(func() { s.records.Check(s.ctx) })
+	if s.quota, err = staging.OpenQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes > 0, s.records.Store); err != nil {
 		return nil, err
 	}
-	s.uploads = staging.Area{Dir: s.jobsDir(), Quota: s.quota, MaxStdin: staging.MaxStdin}
+	s.uploads = staging.Area{Dir: s.records.JobsDir(), Quota: s.quota, MaxStdin: staging.MaxStdin}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
 		return nil, err
 	}
@@ -182,7 +181,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	s.countInput()
-	if err := s.quota.RestoreShares(ctx, s.jobsDir(), s.store); err != nil {
+	if err := s.quota.RestoreShares(ctx, s.records.JobsDir(), s.records.Store); err != nil {
 		return nil, err
 	}
 	fault.Point("recover.done")
@@ -210,7 +209,7 @@ func (s *Supervisor) countInput() {
 	defer s.mu.Unlock()
 	for id, l := range s.live {
 		if !l.rec.State.Final() {
-			s.quota.Restore(l.rec.Owner, id, jobdir.InputSize(s.jobDir(id)))
+			s.quota.Restore(l.rec.Owner, id, jobdir.InputSize(s.records.Dir(id)))
 		}
 	}
 }
@@ -229,14 +228,11 @@ func (s *Supervisor) Close() error {
 	if s.watcher != nil {
 		errs = append(errs, s.watcher.Close())
 	}
-	if s.store != nil {
-		errs = append(errs, s.store.Close())
+	if s.records != nil {
+		errs = append(errs, s.records.Close())
 	}
 	return errors.Join(errs...)
 }
-
-func (s *Supervisor) jobsDir() string         { return filepath.Join(s.cfg.StateDir, "jobs") }
-func (s *Supervisor) jobDir(id string) string { return filepath.Join(s.jobsDir(), id) }
 
 // Runtimes returns the installed runtimes.
 func (s *Supervisor) Runtimes() *runtimes.Store { return s.runtimes }
@@ -473,9 +469,9 @@ func (s *Supervisor) save(l *live, durable bool) error {
 	s.mu.Unlock()
 	ctx := context.WithoutCancel(s.ctx)
 	if durable {
-		return s.store.Update(ctx, rec)
+		return s.records.Update(ctx, rec)
 	}
-	return s.store.UpdateUnsynced(ctx, rec)
+	return s.records.UpdateUnsynced(ctx, rec)
 }
 
 // saveEnd makes durable what a live job is about to become, and makes it so before
@@ -483,16 +479,12 @@ func (s *Supervisor) save(l *live, durable bool) error {
 func (s *Supervisor) saveEnd(l *live, rec store.Record, become func()) error {
 	l.saving.Lock()
 	defer l.saving.Unlock()
-	err := s.store.Update(context.WithoutCancel(s.ctx), rec)
-	if recorded(err) {
+	err := s.records.Update(context.WithoutCancel(s.ctx), rec)
+	if records.Written(err) {
 		become()
 	}
 	return err
 }
-
-// recorded reports whether a write of a record that gave err need not be tried again:
-// it was written, or deleted before.
-func recorded(err error) bool { return err == nil || joblet.KindOf(err) == joblet.NotFound }
 
 // find returns the live job with this id, or nil.
 func (s *Supervisor) find(id string) *live {
@@ -568,7 +560,7 @@ func (s *Supervisor) current(ctx context.Context, job joblet.Job) joblet.Job {
 	}
 	s.mu.Unlock()
 	if l == nil && !job.State.Final() { // it has come to rest since it was read
-		if rec, err := s.store.Get(ctx, job.ID); err == nil {
+		if rec, err := s.records.Get(ctx, job.ID); err == nil {
 			job = rec.Job
 		}
 	}
@@ -583,7 +575,7 @@ func (s *Supervisor) Find(ctx context.Context, ref, owner string) (joblet.Job, e
 	if l := s.find(ref); l != nil {
 		return s.look(l).job, nil
 	}
-	rec, err := s.store.Resolve(ctx, ref, owner)
+	rec, err := s.records.Resolve(ctx, ref, owner)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -595,7 +587,7 @@ func (s *Supervisor) Job(ctx context.Context, id string) (joblet.Job, error) {
 	if l := s.find(id); l != nil {
 		return s.look(l).job, nil
 	}
-	rec, err := s.store.Get(ctx, id)
+	rec, err := s.records.Get(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -653,7 +645,7 @@ func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, ready func() 
 				return err
 			}
 		}
-		jobs, next, err := s.store.ListFrom(ctx, f, from, size)
+		jobs, next, err := s.records.ListFrom(ctx, f, from, size)
 		if err != nil {
 			return err
 		}

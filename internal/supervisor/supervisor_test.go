@@ -353,7 +353,7 @@ func TestEndStays(t *testing.T) {
 		inTime, over := false, false
 		for !inTime && !over {
 			s.mu.Lock() // whoever cancels it needs this too, before and after
-			rec, err := s.store.Get(t.Context(), job.ID)
+			rec, err := s.records.Get(t.Context(), job.ID)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -404,7 +404,7 @@ func TestDeleteTwice(t *testing.T) {
 			})
 		}
 		callers.Wait()
-		if left, _ := os.ReadDir(s.jobsDir()); deleted.Load() != 1 || len(left) > 0 {
+		if left, _ := os.ReadDir(s.records.JobsDir()); deleted.Load() != 1 || len(left) > 0 {
 			t.Fatalf("%d have deleted it; left: %v", deleted.Load(), left)
 		}
 	}
@@ -491,7 +491,7 @@ func TestStartNotUndone(t *testing.T) {
 			s.mu.Lock()
 			s.onChange = func(job string, _, to joblet.State) {
 				if id = job; to == joblet.Initializing && !test.begins {
-					if err := os.WriteFile(s.jobDir(job), nil, 0o600); err != nil { // where its directory should go
+					if err := os.WriteFile(s.records.Dir(job), nil, 0o600); err != nil { // where its directory should go
 						t.Error(err)
 					}
 				}
@@ -547,7 +547,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	closing(t, s)
 	for _, name := range []string{"exit.json.tmp", "exit-2.json.tmp", "work.tar.tmp", "other.tmp"} {
-		if err := os.WriteFile(filepath.Join(s.jobDir(job.ID), name), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.records.Dir(job.ID), name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -555,7 +555,7 @@ func TestLeftovers(t *testing.T) {
 	defer closing(t, s)
 	var left []string
 	if !eventually(func() bool {
-		left, err = filepath.Glob(filepath.Join(s.jobDir(job.ID), "*.tmp"))
+		left, err = filepath.Glob(filepath.Join(s.records.Dir(job.ID), "*.tmp"))
 		return err == nil && len(left) == 1
 	}) || filepath.Base(left[0]) != "other.tmp" {
 		t.Errorf("left: %q, %v", left, err)
