@@ -39,7 +39,7 @@ func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
 			}
 		}
 	}()
-	s.sampleAll(true) // opens the files
+	s.sampler.Sample(true) // opens the files
 	var before, after unix.Rusage
 	used, n := time.Duration(0), 0
 	for b.Loop() {
@@ -47,7 +47,7 @@ func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
 			b.Fatal(err)
 		}
 		n++
-		s.sampleAll(n%logEvery == 0)
+		s.sampler.Sample(n%10 == 0) // as often as the sampler measures the logs
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
 			b.Fatal(err)
 		}

@@ -481,7 +481,7 @@ func (s *Supervisor) tryLaunch(l *live) (*native.Box, error) {
 	s.mu.Lock()
 	spec, again := l.rec.Spec, l.rec.State == joblet.Initializing
 	s.mu.Unlock()
-	run, err := s.resolve(spec)
+	run, err := s.planner.Run(spec)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/store"
 	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
 // recover takes over from a former daemon, however that ended: it adopts the
@@ -285,8 +286,8 @@ func (s *Supervisor) adopted(l *live, proc *native.Process) {
 	}
 	s.mu.Lock()
 	l.proc = proc
-	l.gauge = newGauge(proc, s.records.Dir(l.rec.ID), unknown)
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
+	l.sampled = s.sampler.Start(l.rec.Job, proc, sampling.Unknown)
 	s.changed(l)
 	stopping := l.rec.State == joblet.Stopping
 	if stopping && l.stop == nil {

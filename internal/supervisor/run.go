@@ -67,7 +67,7 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 		spec.Runtime = rt.Name
 	}
 	var err error
-	if spec.Limits, err = s.grant(spec.Limits); err != nil {
+	if spec.Limits, err = s.planner.Grant(spec.Limits); err != nil {
 		return joblet.Job{}, err
 	}
 	rec := store.Record{Job: joblet.Job{ID: id, Spec: spec, Owner: owner, Created: time.Now()}}
@@ -75,7 +75,7 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 		return joblet.Job{}, err
 	}
 	if spec.IdempotencyKey != "" {
-		unlock, err := s.keys.lock(ctx, owner+"\x00"+spec.IdempotencyKey)
+		unlock, err := s.keys.Lock(ctx, owner+"\x00"+spec.IdempotencyKey)
 		if err != nil {
 			return joblet.Job{}, err
 		}
@@ -111,7 +111,7 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_
 		}
 		s.events.Publish(events.Event{Kind: events.Accepted, Job: rec.ID})
 	}()
-	run, err := s.resolve(spec) // also for a job that runs later: better told now
+	run, err := s.planner.Run(spec) // also for a job that runs later: better told now
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -250,7 +250,7 @@ func (s *Supervisor) keepFailed(l *live, cause error) {
 // boxed has the box run the job.
 func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
 	job := rec.Job
-	if err := s.prepare(run, job); err != nil {
+	if err := s.planner.Prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
 	}
 	if err := s.records.WriteFile(rec); err != nil {
@@ -300,9 +300,9 @@ func (s *Supervisor) running(l *live, proc *native.Process) joblet.Job {
 	started := events.Event{Kind: events.Started, Job: l.item.ID}
 	job := s.become(l, joblet.Running, func(r *store.Record) {
 		l.proc, l.starting = proc, false
-		l.gauge = newGauge(proc, s.records.Dir(r.ID), r.LogBytes)
 		r.PID, r.IDBase = proc.PID, proc.IDBase
 		r.Started = proc.Started
+		l.sampled = s.sampler.Start(r.Job, proc, r.LogBytes)
 		if l.begun.IsZero() {
 			return // another daemon has counted it
 		}

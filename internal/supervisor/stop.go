@@ -267,7 +267,7 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
 	}
 	// One of two at once: the other would put back the directory that this one is removing.
-	unlock, err := s.keys.lock(ctx, "delete\x00"+job.ID)
+	unlock, err := s.keys.Lock(ctx, "delete\x00"+job.ID)
 	if err != nil {
 		return err
 	}

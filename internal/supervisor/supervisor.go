@@ -27,7 +27,6 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/metrics"
@@ -36,7 +35,11 @@ import (
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/keylock"
+	"github.com/joblet/joblet/internal/supervisor/plan"
+	"github.com/joblet/joblet/internal/supervisor/proclist"
 	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/sampling"
 	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
@@ -70,7 +73,9 @@ type Supervisor struct {
 	engine   *native.Engine
 	runtimes *runtimes.Store
 	watcher  *follow.Watcher
-	observer *hostinfo.Observer
+	planner  plan.Planner
+	sampler  *sampling.Sampler
+	lister   *proclist.Lister
 	quota    *staging.Quota
 	uploads  staging.Area
 	where    statedir.Whereabouts
@@ -79,7 +84,7 @@ type Supervisor struct {
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the goroutines: one per running job, and the queue's
 	events *events.Feed   // what happens to jobs; published to with or without mu
-	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
+	keys   keylock.Lock   // by owner and idempotency key, and by what is done to one job at a time
 
 	mu      sync.Mutex // protects what follows
 	closing bool
@@ -101,7 +106,7 @@ type live struct {
 	item     queue.Item[*live]
 	size     int // of the spec
 	proc     *native.Process
-	gauge    *gauge        // of proc
+	sampled  *sampling.Run // of proc
 	over     chan struct{} // closed when the latest run's output is complete
 	seq      uint64        // number of the latest event that a user may have noticed
 	starting bool          // it has a place and is about to run
@@ -138,7 +143,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	s := &Supervisor{
 		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, using: map[string]int{},
-		queue: queue.New[*live](), observer: hostinfo.NewObserver(),
+		queue: queue.New[*live](), lister: proclist.New(),
 	}
 	s.events = events.New(s.tap)
 	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
@@ -174,7 +179,10 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := s.countIO(); err != nil {
+	s.planner.Engine, s.planner.Runtimes, s.planner.JobsDir, s.planner.LogShrinks = s.engine, s.runtimes, s.records.JobsDir(), cfg.LogShrinks
+	s.planner.SetLimits(cfg.Defaults, cfg.Ceiling)
+	s.sampler = sampling.New(sampling.Config{StateDir: cfg.StateDir, JobsDir: s.records.JobsDir(), Log: cfg.Log, Metrics: cfg.Metrics, Jobs: s.countJobs})
+	if err := s.planner.CountIO(); err != nil {
 		return nil, err
 	}
 	if err := s.recover(ctx); err != nil {
@@ -190,12 +198,12 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
-		s.sampleAll(true)
+		s.sampler.Sample(true)
 	}
 	s.engine.StartSpares()
 	s.work.Go(s.runQueue)
 	s.work.Go(s.retain)
-	s.work.Go(s.collect)
+	s.work.Go(func() { s.sampler.Sampling(s.ctx) })
 	return s, nil
 }
 
@@ -385,10 +393,10 @@ func (s *Supervisor) hasMany(l *live) bool {
 func (s *Supervisor) Configure(cfg Config) {
 	s.mu.Lock()
 	s.cfg.MaxConcurrent, s.cfg.MaxPerOwner = cfg.MaxConcurrent, cfg.MaxPerOwner
-	s.cfg.Defaults, s.cfg.Ceiling = cfg.Defaults, cfg.Ceiling
 	s.cfg.Mirrors, s.cfg.BuildTimeout = cfg.Mirrors, cfg.BuildTimeout
 	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
 	s.mu.Unlock()
+	s.planner.SetLimits(cfg.Defaults, cfg.Ceiling)
 	s.events.Publish(events.Event{Kind: events.Freed})
 }
 
@@ -601,7 +609,12 @@ func (s *Supervisor) Measured(ctx context.Context, id string) (joblet.Job, error
 		return job, err
 	}
 	if l := s.find(job.ID); l != nil {
-		job = s.measured(l, job)
+		s.mu.Lock()
+		run := l.sampled
+		s.mu.Unlock()
+		if run != nil {
+			job.Usage = job.Usage.Max(run.Usage())
+		}
 	}
 	return job, nil
 }
@@ -696,37 +709,4 @@ func (v view) unrecorded() error {
 		return nil
 	}
 	return joblet.Errorf(joblet.KindOf(v.stuck), "job %s has ended, which cannot be recorded yet: %w", joblet.ShortID(v.job.ID), v.stuck)
-}
-
-// keyedLock is a mutex for each key.
-type keyedLock struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-func (k *keyedLock) lock(ctx context.Context, key string) (unlock func(), err error) {
-	for {
-		k.mu.Lock()
-		if k.held == nil {
-			k.held = map[string]chan struct{}{}
-		}
-		other, taken := k.held[key]
-		if !taken {
-			mine := make(chan struct{})
-			k.held[key] = mine
-			k.mu.Unlock()
-			return func() {
-				k.mu.Lock()
-				defer k.mu.Unlock()
-				delete(k.held, key)
-				close(mine)
-			}, nil
-		}
-		k.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }

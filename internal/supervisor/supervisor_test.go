@@ -221,38 +221,6 @@ func randomSpec(r *rand.Rand, other string) joblet.Spec {
 	return spec
 }
 
-func TestKeyedLock(t *testing.T) {
-	t.Parallel()
-	var k keyedLock
-	n := 0
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			unlock, err := k.lock(t.Context(), "x")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			n++ // the race detector watches
-			unlock()
-		})
-	}
-	wg.Wait()
-	if n != 50 || len(k.held) != 0 {
-		t.Errorf("%d, %d held", n, len(k.held))
-	}
-	unlock, err := k.lock(t.Context(), "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := k.lock(ctx, "x"); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestStopWins: a job that was asked to stop is not tried again, whatever ends
 // it, and one that somebody is about to end does not come into the queue.
 func TestStopWins(t *testing.T) {

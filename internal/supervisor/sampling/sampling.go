@@ -1,11 +1,19 @@
-package supervisor
+// Package sampling measures the resource usage of running jobs: it keeps a history of
+// each run in the job's directory, counts usage for the metrics of the daemon, and
+// answers what a run has used so far.
+package sampling
 
 import (
 	"cmp"
 	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
+	"maps"
+	"path/filepath"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -18,145 +26,207 @@ import (
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
 
-// sampleEvery is how often each running job is looked at for its history.
+// sampleEvery is how often each running job is sampled.
 const sampleEvery = time.Second
 
-// logEvery is at which of these samples the size of a job's log is looked at for
-// the metrics: that costs about as much as the sample.
+// logEvery is at which of these samples the size of a job's log is measured for the
+// metrics: that costs about as much as the sample.
 const logEvery = 10
 
-// gauge reads what a run of a job takes, and keeps its history.
-type gauge struct {
+// Run measures one run of a job, and keeps its history.
+type Run struct {
+	id, name    string
+	started     time.Time
+	memoryLimit atomic.Int64 // bytes; 0: none
+
 	mu      sync.Mutex // protects what follows
 	meter   *cgroup.Meter
 	history *history.Writer
 	last    joblet.Sample
 	closed  bool
 
-	countedCPU time.Duration // in the metrics, or unknown
-	countedLog int64         // in the metrics, or unknown
+	countedCPU time.Duration // in the metrics, or Unknown
+	countedLog int64         // in the metrics, or Unknown
 }
 
-// unknown is how much another daemon has counted of a run.
-const unknown = -1
+// Unknown is how much another daemon has counted of a run.
+const Unknown = -1
 
-// newGauge returns the gauge of a run at whose start the job's log had so many
-// bytes, from attempts before; unknown for a run that another daemon has started.
-func newGauge(proc *native.Process, dir string, logBytes int64) *gauge {
-	g := &gauge{meter: proc.Meter(), history: history.NewWriter(dir), countedLog: logBytes}
-	if logBytes == unknown {
-		g.countedCPU = unknown
-	}
-	return g
-}
-
-// sample takes one for the history. It returns false when the run is over.
-func (g *gauge) sample(memoryLimit int64) (joblet.Sample, bool, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
+// sample adds a sample to the history. It returns false when the run is over.
+func (r *Run) sample() (joblet.Sample, bool, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
 		return joblet.Sample{}, false, nil
 	}
-	g.last = g.meter.Sample()
-	g.last.MemoryLimit = memoryLimit
-	return g.last, true, g.history.Add(g.last)
+	r.last = r.meter.Sample()
+	r.last.MemoryLimit = r.memoryLimit.Load()
+	return r.last, true, r.history.Add(r.last)
 }
 
-// uncounted returns how much of what the run has taken and logged so far is new
-// to the metrics, which count it now. What was taken before this daemon is not.
-func (g *gauge) uncounted(cpu time.Duration, logBytes int64) (newCPU time.Duration, newLog int64) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.countedCPU != unknown {
-		newCPU = max(0, cpu-g.countedCPU) // the end may have been counted just before
+// uncounted returns how much of what the run has used and logged so far is new to the
+// metrics, which count it now. Usage before this daemon is not.
+func (r *Run) uncounted(cpu time.Duration, logBytes int64) (newCPU time.Duration, newLog int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.countedCPU != Unknown {
+		newCPU = max(0, cpu-r.countedCPU) // the end may have been counted just before
 	}
-	if g.countedLog != unknown && logBytes != unknown {
-		newLog = max(0, logBytes-g.countedLog)
+	if r.countedLog != Unknown && logBytes != Unknown {
+		newLog = max(0, logBytes-r.countedLog)
 	}
-	g.countedCPU, g.countedLog = max(g.countedCPU, cpu), max(g.countedLog, logBytes)
+	r.countedCPU, r.countedLog = max(r.countedCPU, cpu), max(r.countedLog, logBytes)
 	return newCPU, newLog
 }
 
-// usage returns what the run has taken so far.
-func (g *gauge) usage() joblet.Usage {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.closed {
-		g.last = g.meter.Total()
+// SetMemoryLimit says that the job has another memory limit.
+func (r *Run) SetMemoryLimit(bytes int64) { r.memoryLimit.Store(bytes) }
+
+// Usage returns what the run has used so far.
+func (r *Run) Usage() joblet.Usage {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.last = r.meter.Total()
 	}
-	return g.last.Usage
+	return r.last.Usage
 }
 
-// close ends the history of a run that is over, or that another daemon goes on
-// watching, and returns what is known of its use.
-func (g *gauge) close() (joblet.Usage, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return g.last.Usage, nil
+// close ends the history of a run that is over, or that another daemon will sample, and
+// returns the usage that is known.
+func (r *Run) close() (joblet.Usage, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return r.last.Usage, nil
 	}
-	g.closed = true
-	g.meter.Close()
-	return g.last.Usage, g.history.Flush()
+	r.closed = true
+	r.meter.Close()
+	return r.last.Usage, r.history.Flush()
 }
 
-// seen ends the history of a run that is over, and returns what was sampled of
-// its use: the kernel may not have kept all of the peaks, and a job that is LOST
-// has no record of them. g is nil if it ended while no daemon ran.
-func (s *Supervisor) seen(id string, g *gauge) joblet.Usage {
-	if g == nil {
-		if all, err := history.Read(s.records.Dir(id)); err == nil && len(all) > 0 {
+// Config says what a Sampler works with.
+type Config struct {
+	StateDir string // whose disk space is published
+	JobsDir  string
+	Log      *slog.Logger
+	Metrics  *metrics.Metrics    // nil: nothing is counted
+	Jobs     func() metrics.Jobs // counts the jobs by state
+}
+
+// Sampler samples the running jobs. Its methods may be called from any goroutine.
+type Sampler struct {
+	cfg Config
+
+	mu   sync.Mutex // protects what follows
+	runs map[*Run]struct{}
+}
+
+// New returns a Sampler without runs.
+func New(cfg Config) *Sampler { return &Sampler{cfg: cfg, runs: map[*Run]struct{}{}} }
+
+func (s *Sampler) dir(id string) string { return filepath.Join(s.cfg.JobsDir, id) }
+
+// Start begins to sample a run of a job. logBytes is the size of the job's log at the
+// start of the run; Unknown for a run that another daemon has started.
+func (s *Sampler) Start(job joblet.Job, proc *native.Process, logBytes int64) *Run {
+	r := &Run{
+		id: job.ID, name: job.Spec.Name, started: job.Started,
+		meter: proc.Meter(), history: history.NewWriter(s.dir(job.ID)), countedLog: logBytes,
+	}
+	r.memoryLimit.Store(job.Spec.Limits.MemoryBytes)
+	if logBytes == Unknown {
+		r.countedCPU = Unknown
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs[r] = struct{}{}
+	return r
+}
+
+// End ends the history of a run that is over, and returns the usage that was sampled:
+// the kernel may not have kept all of the peaks, and a job that is LOST has no record of
+// them. r is nil if the run ended while no daemon ran.
+func (s *Sampler) End(id string, r *Run) joblet.Usage {
+	if r == nil {
+		if all, err := history.Read(s.dir(id)); err == nil && len(all) > 0 {
 			return all[len(all)-1].Usage
 		}
 		return joblet.Usage{}
 	}
-	usage, err := g.close()
+	s.mu.Lock()
+	delete(s.runs, r)
+	s.mu.Unlock()
+	return s.close(r)
+}
+
+func (s *Sampler) close(r *Run) joblet.Usage {
+	usage, err := r.close()
 	if err != nil {
-		s.cfg.Log.Warn("keep a job's metrics", "job", id, "error", err)
+		s.cfg.Log.Warn("cannot keep the history of a job's resource usage", "job", r.id, "error", err)
 	}
 	return usage
 }
 
-// collect is the goroutine that samples all running jobs.
-func (s *Supervisor) collect() {
+// Count tells the metrics of a run that has ended. r is nil if it ended while no daemon
+// ran; again says that the job is tried again.
+func (s *Sampler) Count(job joblet.Job, r *Run, again bool) {
+	if s.cfg.Metrics == nil {
+		return
+	}
+	if r != nil {
+		s.cfg.Metrics.Used(r.uncounted(job.Usage.CPU(), job.LogBytes))
+	}
+	s.cfg.Metrics.RunEnded(job, again)
+}
+
+// Sampling samples all runs each second, until ctx ends. The runs go on then, and
+// another daemon goes on sampling them.
+func (s *Sampler) Sampling(ctx context.Context) {
 	ticker := time.NewTicker(sampleEvery)
 	defer ticker.Stop()
 	for n := 1; ; n++ {
 		select {
-		case <-s.ctx.Done():
-			runs, _ := s.runs()
-			for _, r := range runs {
-				if _, err := r.gauge.close(); err != nil {
-					s.cfg.Log.Warn("keep a job's metrics", "job", r.id, "error", err)
-				}
+		case <-ctx.Done():
+			for _, r := range s.all() {
+				s.close(r)
 			}
 			return
 		case <-ticker.C:
-			s.sampleAll(n%logEvery == 0)
+			s.Sample(n%logEvery == 0)
 		}
 	}
 }
 
-// sampleAll takes a sample of each run, and tells the metrics, with logs also of
-// the logs' sizes.
-func (s *Supervisor) sampleAll(logs bool) {
-	runs, jobs := s.runs()
-	for _, r := range runs {
-		sample, ok, err := r.gauge.sample(r.memoryLimit)
+func (s *Sampler) all() []*Run {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.runs))
+}
+
+// Sample samples each run, and publishes the metrics. With logs it measures the sizes of
+// the logs, too.
+func (s *Sampler) Sample(logs bool) {
+	var jobs metrics.Jobs
+	if s.cfg.Metrics != nil {
+		jobs = s.cfg.Jobs()
+	}
+	for _, r := range s.all() {
+		sample, ok, err := r.sample()
 		if err != nil {
-			s.cfg.Log.Debug("keep a job's metrics", "job", r.id, "error", err) // a full disk: it comes again each second
+			s.cfg.Log.Debug("cannot keep the history of a job's resource usage", "job", r.id, "error", err) // a full disk: each second
 		}
 		if !ok || s.cfg.Metrics == nil {
 			continue
 		}
 		jobs.Runs = append(jobs.Runs, metrics.Run{ID: r.id, Name: r.name, Started: r.started, Sample: sample})
-		logBytes := int64(unknown)
+		logBytes := int64(Unknown)
 		if logs {
-			if info, err := logstore.Stat(s.records.Dir(r.id)); err == nil {
+			if info, err := logstore.Stat(s.dir(r.id)); err == nil {
 				logBytes = info.Size
 			}
 		}
-		s.cfg.Metrics.Used(r.gauge.uncounted(sample.CPU(), logBytes))
+		s.cfg.Metrics.Used(r.uncounted(sample.CPU(), logBytes))
 	}
 	if s.cfg.Metrics == nil {
 		return
@@ -169,70 +239,16 @@ func (s *Supervisor) sampleAll(logs bool) {
 	s.cfg.Metrics.Publish(jobs)
 }
 
-// run is one that can be sampled.
-type run struct {
-	id, name    string
-	started     time.Time
-	gauge       *gauge
-	memoryLimit int64
-}
-
-// runs returns the runs, to be looked at without Supervisor.mu, and counts the
-// jobs on the way.
-func (s *Supervisor) runs() (runs []run, jobs metrics.Jobs) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	jobs.Ready, jobs.Scheduled, jobs.Blocked = s.queue.Counts()
-	for id, l := range s.live {
-		rec := &l.rec
-		jobs.States[rec.State]++
-		if l.gauge != nil {
-			runs = append(runs, run{id, rec.Spec.Name, rec.Started, l.gauge, rec.Spec.Limits.MemoryBytes})
+// History returns the samples that were taken of a job between two moments (zero: no
+// bound), the newest limit of them (0: all), oldest first. r is the present run, if there
+// is one.
+func (s *Sampler) History(id string, r *Run, from, to time.Time, limit int) (all []joblet.Sample, err error) {
+	if r != nil {
+		if err := r.flush(); err != nil { // a full disk: earlier samples can be read
+			s.cfg.Log.Debug("cannot keep the history of a job's resource usage", "job", id, "error", err)
 		}
 	}
-	return runs, jobs
-}
-
-// countEnd tells the metrics of a run that is over. g is nil if it ended while no
-// daemon ran.
-func (s *Supervisor) countEnd(job joblet.Job, g *gauge, again bool) {
-	if s.cfg.Metrics == nil {
-		return
-	}
-	if g != nil {
-		s.cfg.Metrics.Used(g.uncounted(job.Usage.CPU(), job.LogBytes))
-	}
-	s.cfg.Metrics.RunEnded(job, again)
-}
-
-// measured returns the job with what it has taken up to now, if it runs.
-func (s *Supervisor) measured(l *live, job joblet.Job) joblet.Job {
-	s.mu.Lock()
-	g := l.gauge
-	s.mu.Unlock()
-	if g != nil {
-		job.Usage = job.Usage.Max(g.usage())
-	}
-	return job
-}
-
-// History returns the samples that were taken of a job between two moments
-// (zero: no bound), the newest limit of them (0: all), oldest first.
-func (s *Supervisor) History(ctx context.Context, id string, from, to time.Time, limit int) (all []joblet.Sample, err error) {
-	if _, err := s.Job(ctx, id); err != nil {
-		return nil, err
-	}
-	if l := s.find(id); l != nil {
-		s.mu.Lock()
-		g := l.gauge
-		s.mu.Unlock()
-		if g != nil {
-			if err := g.flush(); err != nil { // a full disk: what was kept before can be read
-				s.cfg.Log.Debug("keep a job's metrics", "job", id, "error", err)
-			}
-		}
-	}
-	samples, err := history.Read(s.records.Dir(id))
+	samples, err := history.Read(s.dir(id))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -247,65 +263,42 @@ func (s *Supervisor) History(ctx context.Context, id string, from, to time.Time,
 	return all, nil
 }
 
-func (g *gauge) flush() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return nil
-	}
-	return g.history.Flush()
-}
-
-// Watch hands a sample of the job to emit at once and after each interval, until
-// the job has ended. One that waits is waited for.
-func (s *Supervisor) Watch(ctx context.Context, id string, interval time.Duration, emit func(id string, sample joblet.Sample) error) error {
-	job, err := s.Job(ctx, id)
-	if err != nil {
-		return err
-	}
-	l := s.find(job.ID)
-	for l != nil {
-		v, err := s.await(ctx, l, func(v view) bool { return v.job.State.Final() || v.proc != nil })
-		if err != nil || v.proc == nil {
-			return err
-		}
-		if err := s.watchRun(ctx, l, v, interval, emit); err != nil {
-			return err
-		}
-		if _, err := s.await(ctx, l, func(now view) bool { return now.proc != v.proc || now.job.State.Final() }); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Supervisor) watchRun(ctx context.Context, l *live, v view, interval time.Duration, emit func(string, joblet.Sample) error) error {
-	meter := v.proc.Meter() // of its own: what is used between two samples depends on who asks
+// Watch hands a sample of a running job to emit at once and after each interval, until
+// the run has ended or ctx ends, which is an error.
+func Watch(ctx context.Context, proc *native.Process, interval time.Duration, memoryLimit func() int64, emit func(joblet.Sample) error) error {
+	meter := proc.Meter() // of its own: the usage between two samples depends on the interval
 	defer meter.Close()
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for first := true; ; first = false {
 		sample := meter.Total()
-		sample.MemoryLimit = s.look(l).job.Spec.Limits.MemoryBytes
-		if ran := sample.Time.Sub(v.proc.Started); first && ran > 0 {
+		sample.MemoryLimit = memoryLimit()
+		if ran := sample.Time.Sub(proc.Started); first && ran > 0 {
 			sample.CPUPercent = 100 * float64(sample.CPU()) / float64(ran)
 		}
 		select {
-		case <-v.proc.Done(): // what was read may be of a group that is going
+		case <-proc.Done(): // the sample may be of a cgroup that is being removed
 			return nil
 		default:
 		}
-		if err := emit(v.job.ID, sample); err != nil {
+		if err := emit(sample); err != nil {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.ctx.Done():
-			return errClosing
-		case <-v.proc.Done():
+			return context.Cause(ctx)
+		case <-proc.Done():
 			return nil
 		case <-ticker.C:
 		}
 	}
+}
+
+func (r *Run) flush() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil
+	}
+	return r.history.Flush()
 }
