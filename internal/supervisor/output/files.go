@@ -1,7 +1,6 @@
-package supervisor
+package output
 
 import (
-	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -10,54 +9,15 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/archive"
+	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/shim/protocol"
-	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
-// Stage begins to receive the input of a job of an owner. It ends with Submit or with
-// Discard.
-func (s *Supervisor) Stage(owner string) *staging.Upload { return s.uploads.Begin(owner) }
-
-// OpenStdin returns a writer to the standard input of a job that has a stream
-// there, once it runs.
-func (s *Supervisor) OpenStdin(ctx context.Context, id string) (*native.Stdin, error) {
-	l := s.find(id)
-	if l == nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(id))
-	}
-	v, err := s.awaitRun(ctx, l, func(v view) bool { return v.proc != nil || v.job.State.Final() })
-	if err != nil {
-		return nil, err
-	}
-	if v.proc == nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v", joblet.ShortID(id), v.job.State)
-	}
-	return v.proc.OpenStdin()
-}
-
-// Files writes those files of the job's /work that match the patterns (see
-// archive.NewMatcher) to w, as a tar archive: of a running job as they are, of
-// another as its latest run left them.
-func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w io.Writer) error {
-	match, err := archive.NewMatcher(patterns)
-	if err != nil {
-		return err
-	}
-	job, err := s.Job(ctx, id)
-	if err != nil {
-		return err
-	}
-	var proc *native.Process
-	if l := s.find(job.ID); l != nil {
-		v, err := s.awaitRun(ctx, l, func(v view) bool {
-			return v.proc != nil || !v.silent && !v.starting && v.job.State != joblet.Initializing
-		})
-		if err != nil {
-			return err
-		}
-		job, proc = v.job, v.proc
-	}
+// Files writes those files of a job's /work that match to w, as a tar archive: of a
+// running job (proc) as they are now, of another (nil) as its latest run left them. dir
+// is the job's directory.
+func Files(w io.Writer, dir string, job joblet.Job, proc *native.Process, match *archive.Matcher) error {
 	switch {
 	case proc != nil:
 		root, err := proc.OpenWork()
@@ -71,7 +31,7 @@ func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w 
 	case job.Attempt == 0:
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s has not run: it is %v", joblet.ShortID(job.ID), job.State)
 	default:
-		f, err := os.Open(filepath.Join(s.records.Dir(job.ID), protocol.WorkName))
+		f, err := os.Open(filepath.Join(dir, protocol.WorkName))
 		if errors.Is(err, fs.ErrNotExist) {
 			return joblet.Errorf(joblet.NotFound, "job %s left no files in /work", joblet.ShortID(job.ID))
 		}
@@ -87,4 +47,13 @@ func (s *Supervisor) Files(ctx context.Context, id string, patterns []string, w 
 		return joblet.Errorf(joblet.NotFound, "job %s: there is no %q in /work", joblet.ShortID(job.ID), missing[0])
 	}
 	return nil
+}
+
+// LogSize returns how many bytes of output the log in a job's directory has had so far.
+func LogSize(dir string) (int64, error) {
+	info, err := logstore.Stat(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // the job has not run yet
+	}
+	return info.Size, err
 }
