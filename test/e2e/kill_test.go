@@ -423,7 +423,7 @@ func isKilled(err error) bool {
 // checkWords fails the test for what a daemon must never say.
 func (k *killer) checkWords(t *testing.T) {
 	t.Helper()
-	for _, bad := range []string{"DATA RACE", "panic", "changes its state in a way that it should not"} {
+	for _, bad := range []string{"DATA RACE", "panic", "changed its state in an invalid way"} {
 		if strings.Contains(k.d.stderr.String(), bad) {
 			t.Errorf("a daemon said %q:\n%s", bad, k.d.stderr.String())
 		}
