@@ -405,13 +405,13 @@ func (e *Engine) build() (_ *Box, err error) {
 		return nil, err
 	}
 	fault.Point("box.begun")
-	box := protocol.Box{
+	box := protocol.Sandbox{
 		Version: protocol.Version,
 		IDBase:  b.IDBase, IDCount: IDCount,
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: shmBytes(joblet.Limits{}),
 		Cgroup: b.group.Dirs, ProcReadOnly: e.frozen,
 	}
-	if err := protocol.WriteMessage(b.conn, protocol.Request{Box: &box}); err != nil {
+	if err := protocol.WriteMessage(b.conn, protocol.Request{Sandbox: &box}); err != nil {
 		_ = b.conn.Close()
 		return nil, fmt.Errorf("send the box to the shim: %w", err)
 	}

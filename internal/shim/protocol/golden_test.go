@@ -22,7 +22,7 @@ var golden = []struct {
 	adopted bool
 	message any
 }{
-	{"box.json", false, new(Box)},
+	{"sandbox.json", false, new(Sandbox)},
 	{"run.json", false, new(Run)},
 	{"exec.json", false, new(Exec)},
 	{"request.json", true, new(Request)}, // of a running job
@@ -115,7 +115,7 @@ func filled(message any) any {
 	out := reflect.New(reflect.TypeOf(message).Elem())
 	fill(out.Elem(), "")
 	if r, ok := out.Interface().(*Request); ok {
-		r.Box, r.Run, r.Exec = nil, nil, nil
+		r.Sandbox, r.Run, r.Exec = nil, nil, nil
 	}
 	return out.Interface()
 }

@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"bytes"
@@ -175,7 +175,7 @@ func mayInspect(run *protocol.Run) bool {
 	if runtime.GOARCH == "arm64" {
 		arch = unix.AUDIT_ARCH_AARCH64
 	}
-	filter := filterOf(run)
+	filter := run.Instructions()
 	return !slices.ContainsFunc(inspectCalls, func(nr uint32) bool {
 		verdict, _, _ := protocol.RunFilter(filter, &protocol.SeccompData{Number: nr, Arch: arch})
 		return verdict != unix.SECCOMP_RET_ALLOW
@@ -215,7 +215,7 @@ func whyNot(files []execFile, errno syscall.Errno, arch string) string {
 	case last.errno != 0:
 		return ""
 	case errno == unix.ELOOP && len(files) == maxScripts:
-		return "its interpreter is a script, whose interpreter is a script, and so on: the kernel follows " + itoa(maxScripts-1) + " of them"
+		return "its interpreter is a script, whose interpreter is a script, and so on: the kernel follows " + decimal(maxScripts-1) + " of them"
 	case bytes.HasPrefix(last.head[:last.n], elfMagic):
 		return whyNotELF(name, last, errno, arch)
 	case errno != unix.ENOEXEC:
@@ -272,7 +272,7 @@ func whyNoScript(head []byte) string {
 	case text == "":
 		return "is empty, or may not be read"
 	case strings.HasPrefix(text, "#!") && !strings.Contains(text, "\n") && len(head) == headSize:
-		return "begins with #! and a line that is too long: the kernel reads " + itoa(headSize) + " bytes"
+		return "begins with #! and a line that is too long: the kernel reads " + decimal(headSize) + " bytes"
 	case strings.HasPrefix(text, "#!"):
 		return "names no interpreter behind #!"
 	case strings.HasPrefix(text, bom+"#!"):
@@ -326,7 +326,7 @@ func whyNotELF(name string, f *execFile, errno syscall.Errno, arch string) strin
 	kind, machine := order(16), order(18)
 	what := machines[machine]
 	if what == "" {
-		what = "another machine (ELF machine " + itoa(int64(machine)) + ")"
+		what = "another machine (ELF machine " + decimal(machine) + ")"
 	}
 	loader := "its loader"
 	if name != "it" {
