@@ -35,7 +35,7 @@ func (s *shim) exec(x *protocol.Exec) error {
 	}
 	s.watchExec(daemon)
 	s.reap()
-	_ = protocol.WriteMessage(daemon, protocol.Event{Ended: &s.record})
+	_ = protocol.WriteMessage(daemon, protocol.Event{Ended: &protocol.Exit{Code: s.record.Code, Signal: s.record.Signal}})
 	return nil
 }
 

@@ -168,7 +168,7 @@ func (s *shim) sendReady(daemon *conn) error {
 func warmUp() {
 	var req protocol.Request
 	_ = json.Unmarshal([]byte(`{"run":{"trees":[{"idmap":true}],"links":[{}],"files":[{}],"args":[""],"filter":"AA==","rlimits":[{}]}}`), &req)
-	_, _ = json.Marshal(protocol.Event{Started: &protocol.Started{}, Ended: &protocol.Record{}})
+	_, _ = json.Marshal(protocol.Event{Started: &protocol.Started{}, Ended: &protocol.Exit{}})
 	_, _ = json.Marshal(protocol.Record{})
 }
 
@@ -421,5 +421,5 @@ func (s *shim) finish() {
 		}
 		s.listenFor(time.Second) // the job is over; its record is all that is left to do
 	}
-	s.tell(protocol.Event{Ended: &s.record})
+	s.tell(protocol.Event{Ended: &protocol.Exit{}})
 }

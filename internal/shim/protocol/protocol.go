@@ -31,7 +31,7 @@ import (
 //
 //	1: the shim does not send its version
 //	2: Request.ShmBytes, Request.DefaultAction, Request.Ready, Tree.Writable, Tree.Device,
-//	   Run.OwnDev
+//	   Run.OwnDev; Event.Ended without the exit record, which is in its file
 const Version = 2
 
 // Descriptors that a shim inherits.
@@ -362,7 +362,15 @@ type Event struct {
 	Ready   *Ready   `json:"ready,omitempty"`   // to the daemon that asked
 	Started *Started `json:"started,omitempty"` // also the greeting to a daemon that connects later
 	Failed  *Failure `json:"failed,omitempty"`
-	Ended   *Record  `json:"ended,omitempty"` // after the record is on disk
+	// Ended says that the process has ended. How a job ended is in its exit record, which
+	// is on disk by then: Ended says it of a further process, which has none.
+	Ended *Exit `json:"ended,omitempty"`
+}
+
+// Exit is how a further process ended.
+type Exit struct {
+	Code   int `json:"code,omitempty"`   // 0 when a signal ended it
+	Signal int `json:"signal,omitempty"` // the signal that ended it, or 0
 }
 
 // Ready says that a sandbox is built and waits for its job. Behind it comes one byte with
