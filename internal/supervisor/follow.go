@@ -52,7 +52,7 @@ func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOption
 // that has ended its record says how much that is, and of any job the log's index.
 // (What --log-max has given up counts as written, and is told as a gap.)
 func (f *follower) whole(job joblet.Job) error {
-	info, err := logstore.Stat(f.s.jobDir(job.ID))
+	info, err := logstore.Stat(f.s.records.Dir(job.ID))
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
 		return fmt.Errorf("look at the log of job %s: %w", joblet.ShortID(job.ID), err)
@@ -95,7 +95,7 @@ func (f *follower) open(ctx context.Context) error {
 	if f.reader != nil {
 		return nil
 	}
-	r, err := logstore.Open(f.s.jobDir(f.id))
+	r, err := logstore.Open(f.s.records.Dir(f.id))
 	if err != nil {
 		return fmt.Errorf("open the log of job %s: %w", joblet.ShortID(f.id), err)
 	}

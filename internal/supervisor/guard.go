@@ -148,22 +148,22 @@ func (s *Supervisor) force(l *live, cause protocol.Cause, pid int, over <-chan s
 			end.Code = status.ExitStatus()
 		}
 	}
-	if info, err := logstore.Stat(s.jobDir(rec.ID)); err == nil {
+	if info, err := logstore.Stat(s.records.Dir(rec.ID)); err == nil {
 		end.LogBytes = info.Size
 	}
-	if err := jobdir.PutExit(s.jobDir(rec.ID), rec.Attempt, end); err != nil {
+	if err := jobdir.PutExit(s.records.Dir(rec.ID), rec.Attempt, end); err != nil {
 		s.cfg.Log.Error("write a job's exit record in place of its shim", "job", rec.ID, "error", err)
 	}
 	fault.Point("force.written")
 	// Only now: a daemon that is killed before finds the shim, and does all this again.
 	s.killShims(rec.ID, box)
-	_ = os.Remove(filepath.Join(s.jobDir(rec.ID), protocol.WorkName+".tmp")) // what it was packing
+	_ = os.Remove(filepath.Join(s.records.Dir(rec.ID), protocol.WorkName+".tmp")) // what it was packing
 }
 
 // amend writes into an exit record why the job was ended, if its shim came back
 // only to see that it was.
 func (s *Supervisor) amend(job joblet.Job, cause protocol.Cause) {
-	dir := s.jobDir(job.ID)
+	dir := s.records.Dir(job.ID)
 	r, err := jobdir.ReadExit(dir, job.Attempt)
 	if err != nil || cause == "" || r.Cause != "" || r.Failure != nil || r.Signal != int(unix.SIGKILL) {
 		return

@@ -6,74 +6,14 @@ import (
 	"fmt"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/queue"
-	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
-
-// grant returns the limits that a job gets which asks for l: with the daemon's
-// defaults, and no more than its ceiling. It is an error if this host cannot
-// enforce them.
-func (s *Supervisor) grant(l joblet.Limits) (joblet.Limits, error) {
-	s.mu.Lock()
-	defaults, ceiling := s.cfg.Defaults, s.cfg.Ceiling
-	s.mu.Unlock()
-	l = l.Or(defaults).Capped(ceiling)
-	if err := l.Within(ceiling); err != nil {
-		return l, err
-	}
-	if err := l.Validate(); err != nil { // with a default beside what was asked
-		return l, err
-	}
-	return l, s.engine.CheckLimits(l)
-}
 
 // Fit returns limits of the public API as this host can give them, and says what it has
 // changed.
 func (s *Supervisor) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
 	return s.engine.FitLimits(l)
-}
-
-// ioDevices is devices for a plan.
-func (s *Supervisor) ioDevices(mounts []sandbox.Mount, l joblet.Limits) ([]sandbox.BlockDevice, error) {
-	devices, err := s.devices(mounts, l)
-	var all []sandbox.BlockDevice
-	for _, d := range devices {
-		all = append(all, sandbox.BlockDevice(d))
-	}
-	return all, err
-}
-
-// devices returns those that hold a job's files, if there are limits on what goes
-// there: its programs, and what came along with it. (What it writes is in
-// memory.)
-func (s *Supervisor) devices(mounts []sandbox.Mount, l joblet.Limits) ([]cgroup.Device, error) {
-	if a, b, c, d := l.Rates(); a|b|c|d == 0 {
-		return nil, nil
-	}
-	paths := []string{s.jobsDir()}
-	for _, m := range mounts {
-		paths = append(paths, m.Source)
-	}
-	devices, err := cgroup.Devices(paths...)
-	if err != nil {
-		return nil, fmt.Errorf("limits on input and output: %w", err)
-	}
-	if len(devices) == 0 {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "limits on input and output: no block device of this host holds the job's files, so there is nothing to limit")
-	}
-	return devices, nil
-}
-
-// countIO makes the host count what jobs read from the devices that may hold
-// their files.
-func (s *Supervisor) countIO() error {
-	devices, err := cgroup.Devices(s.cfg.StateDir, "/usr")
-	if err != nil {
-		return err
-	}
-	return s.engine.CountIO(devices)
 }
 
 // Pause freezes a running job: none of its processes goes on until Resume.
@@ -164,22 +104,18 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: limits of each process can be set at its start only", short)
 	}
 	// One update after the other: each begins with what the one before has set.
-	unlock, err := s.keys.lock(ctx, "limits\x00"+v.job.ID)
+	unlock, err := s.keys.Lock(ctx, "limits\x00"+v.job.ID)
 	if err != nil {
 		return joblet.Job{}, err
 	}
 	defer unlock()
 	old := s.look(live).job.Spec.Limits
-	granted, err := s.grant(l.Or(old))
+	granted, err := s.planner.Grant(l.Or(old))
 	if err != nil {
 		return joblet.Job{}, err
 	}
 	if v.proc != nil {
-		run, err := s.resolve(v.job.Spec)
-		if err != nil {
-			return joblet.Job{}, err
-		}
-		devices, err := s.devices(run.Mounts, granted)
+		devices, err := s.planner.Devices(v.job.Spec, granted)
 		if err != nil {
 			return joblet.Job{}, err
 		}
@@ -194,6 +130,9 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 	}
 	live.rec.Spec.Limits = granted
 	live.item.Needs[queue.Memory] = granted.MemoryBytes
+	if live.sampled != nil {
+		live.sampled.SetMemoryLimit(granted.MemoryBytes)
+	}
 	s.changed(live)
 	s.mu.Unlock()
 	if err := s.save(live, true); err != nil {

@@ -1,4 +1,6 @@
-package supervisor
+// Package proclist lists the processes of running jobs, from outside: it runs nothing in
+// a job.
+package proclist
 
 import (
 	"cmp"
@@ -10,22 +12,26 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/supervisor/keylock"
 )
 
-// maxProcesses bounds how many processes of a job are looked at for one answer.
+// maxProcesses bounds how many processes of a job are read for one answer.
 const maxProcesses = 5000
 
-// Processes returns the processes of a running job. It looks at them from
-// outside: nothing is run in the job, and whatever they do they are in its cgroup.
-// Of very many only those with the lowest numbers are looked at.
-func (s *Supervisor) Processes(ctx context.Context, id string) (joblet.Processes, error) {
-	proc, err := s.process(ctx, id)
-	if err != nil {
-		return joblet.Processes{}, err
-	}
-	// One after the other: a job of many processes costs one processor at most,
-	// however many want to see them.
-	unlock, err := s.keys.lock(ctx, "processes\x00"+proc.ID)
+// Lister lists the processes of jobs. It serves the clients that want to see one job in
+// turn: a job of many processes costs one processor at most.
+type Lister struct {
+	observer *hostinfo.Observer
+	lock     keylock.Lock // by box
+}
+
+// New returns a Lister.
+func New() *Lister { return &Lister{observer: hostinfo.NewObserver()} }
+
+// List returns the processes of a running job: all those in its cgroup, or, of very
+// many, those with the lowest numbers.
+func (l *Lister) List(ctx context.Context, proc *native.Process) (joblet.Processes, error) {
+	unlock, err := l.lock.Lock(ctx, proc.ID)
 	if err != nil {
 		return joblet.Processes{}, err
 	}
@@ -33,20 +39,20 @@ func (s *Supervisor) Processes(ctx context.Context, id string) (joblet.Processes
 	out := joblet.Processes{Time: time.Now()}
 	pids, err := proc.PIDs()
 	if err == nil {
-		out.All, out.Omitted, err = s.observe(proc, pids, out.Time)
+		out.All, out.Omitted, err = l.observe(proc, pids, out.Time)
 	}
 	select {
 	case <-proc.Done(): // its cgroup, ids and numbers may be another's by now
-		return joblet.Processes{}, joblet.Errorf(joblet.FailedPrecondition, "list the job's processes: it has ended meanwhile")
+		return joblet.Processes{}, joblet.Errorf(joblet.FailedPrecondition, "cannot list the job's processes: the job has ended meanwhile")
 	default:
 	}
 	if err != nil {
-		return joblet.Processes{}, fmt.Errorf("list the job's processes: %w", err)
+		return joblet.Processes{}, fmt.Errorf("cannot list the job's processes: %w", err)
 	}
 	return out, nil
 }
 
-func (s *Supervisor) observe(proc *native.Process, pids []int, now time.Time) (all []joblet.Process, omitted int, err error) {
+func (l *Lister) observe(proc *native.Process, pids []int, now time.Time) (all []joblet.Process, omitted int, err error) {
 	slices.Sort(pids)
 	pids = slices.Compact(pids) // cgroup v1 may name one twice
 	if len(pids) > maxProcesses {
@@ -59,13 +65,13 @@ func (s *Supervisor) observe(proc *native.Process, pids []int, now time.Time) (a
 	own := func(p *hostinfo.Observed) bool {
 		return len(p.Numbers) > 1 && p.Numbers[0] == p.PID && p.UID >= first && p.UID < first+native.IDCount
 	}
-	seen, late, err := s.observer.Observe(pids, own)
+	seen, late, err := l.observer.Observe(pids, own)
 	if err != nil {
 		return nil, 0, err
 	}
 	omitted += late
-	if omitted == 0 && countThreads(seen) < current(proc) { // the difference is those that nobody has waited for
-		dead := s.observer.Children(pids)
+	if omitted == 0 && countThreads(seen) < countTasks(proc) { // the difference is zombies
+		dead := l.observer.Children(pids)
 		slices.Sort(dead)
 		dead = slices.DeleteFunc(slices.Compact(dead), func(pid int) bool {
 			_, listed := slices.BinarySearch(pids, pid)
@@ -74,7 +80,7 @@ func (s *Supervisor) observe(proc *native.Process, pids []int, now time.Time) (a
 		if room := maxProcesses - len(seen); len(dead) > room {
 			omitted, dead = len(dead)-room, dead[:room]
 		}
-		zombies, late, err := s.observer.Observe(dead, func(p *hostinfo.Observed) bool { return p.State == "Z" && own(p) })
+		zombies, late, err := l.observer.Observe(dead, func(p *hostinfo.Observed) bool { return p.State == "Z" && own(p) })
 		if err != nil {
 			return nil, 0, err
 		}
@@ -86,7 +92,7 @@ func (s *Supervisor) observe(proc *native.Process, pids []int, now time.Time) (a
 	}
 	all = make([]joblet.Process, len(seen))
 	for i, p := range seen {
-		if p.Started.Before(proc.Started) { // PID 1 waited for the job in a ready box
+		if p.Started.Before(proc.Started) { // PID 1 waited for the job in a warm sandbox
 			p.Started = proc.Started
 		}
 		all[i] = joblet.Process{
@@ -108,9 +114,9 @@ func countThreads(all []hostinfo.Observed) (n int) {
 	return n
 }
 
-// current returns how many processes and threads the job's cgroup counts, 0 where
+// countTasks returns how many processes and threads the job's cgroup counts, 0 where
 // the host does not.
-func current(proc *native.Process) int {
+func countTasks(proc *native.Process) int {
 	meter := proc.Meter()
 	defer meter.Close()
 	return meter.Sample().PIDs

@@ -1,4 +1,4 @@
-package supervisor
+package staging
 
 import (
 	"context"
@@ -13,32 +13,31 @@ import (
 	"github.com/joblet/joblet/internal/store"
 )
 
-// maxStdin bounds standard input that is a file, as archive.DefaultLimits bounds
-// a job's files.
-const maxStdin = 1 << 30
+// rootOwner is root on this host, which no quota binds.
+const rootOwner = "uid:0"
 
-// quota counts what each owner has in the directories of jobs: what is staged, what
-// came along with jobs that have not ended, and all that ended jobs have left. What
-// a job writes counts once it has ended: until then its own limits bound it. A file that
-// several jobs of an owner share counts once.
+// Quota accounts for the disk space of each owner in the directories of jobs: staged
+// uploads, the input of jobs that have not ended, and all files of ended jobs. What a
+// running job writes counts once the job has ended; until then its own limits bound
+// it. A file that several jobs of an owner share counts once.
 //
-// A nil quota counts nothing and refuses nothing. Root on this host is not bound.
-type quota struct {
-	most int64 // of one owner
+// A nil Quota counts nothing and refuses nothing.
+type Quota struct {
+	max int64 // bytes of one owner
 
 	mu    sync.Mutex
 	used  map[string]int64  // by owner
 	input map[string]charge // by id of a job that has not ended or is being staged
 
-	// Each job is charged for all that it has, and what an owner shares is taken off again.
+	// Each job is charged for all its files; what an owner's jobs share is deducted again.
 	shared map[fileID]*share
 	shares map[string][]*share // by id of a job
 }
 
-// fileID tells a file in the jobs' directories from the others.
+// fileID identifies a file in the jobs' directories.
 type fileID struct{ device, inode uint64 }
 
-// share is a file that came along with several jobs.
+// share is an input file of several jobs.
 type share struct {
 	id     fileID
 	bytes  int64
@@ -46,7 +45,8 @@ type share struct {
 	owners map[string]int    // how many of those jobs each has
 }
 
-// sharedFile returns what a file is and what it takes, and whether it has other names.
+// sharedFile returns the identity of a file, its size on disk, and whether it has other
+// names.
 func sharedFile(name string) (id fileID, bytes int64, several bool) {
 	fi, err := os.Lstat(name)
 	if err != nil {
@@ -61,24 +61,26 @@ type charge struct {
 	bytes int64
 }
 
-// openQuota counts what the ended jobs have. Retention needs to know what is shared, too.
-func openQuota(ctx context.Context, most, retain int64, records *store.Store) (*quota, error) {
+// OpenQuota returns the quota of limit bytes for each owner, with the ended jobs
+// counted. Without a limit (0) it is nil, unless retention by size needs to know which
+// files are shared.
+func OpenQuota(ctx context.Context, limit int64, retention bool, records *store.Store) (*Quota, error) {
 	switch {
-	case most <= 0 && retain <= 0:
+	case limit <= 0 && !retention:
 		return nil, nil
-	case most <= 0:
-		most = math.MaxInt64
+	case limit <= 0:
+		limit = math.MaxInt64
 	}
 	used, err := records.OwnerBytes(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &quota{most: most, used: used, input: map[string]charge{}, shared: map[fileID]*share{}, shares: map[string][]*share{}}, nil
+	return &Quota{max: limit, used: used, input: map[string]charge{}, shared: map[fileID]*share{}, shares: map[string][]*share{}}, nil
 }
 
-// reserve counts more bytes of what comes along with a job, if its owner may have
-// them. With 0 it asks whether he may have any.
-func (q *quota) reserve(owner, id string, bytes int64) error {
+// Reserve counts more bytes of a job's input, or refuses them if the owner's quota is
+// used up. With 0 bytes it only checks that the quota is not used up.
+func (q *Quota) Reserve(owner, id string, bytes int64) error {
 	if q == nil {
 		return nil
 	}
@@ -91,18 +93,18 @@ func (q *quota) reserve(owner, id string, bytes int64) error {
 	return nil
 }
 
-// check reports whether an owner may have more. quota.mu is held.
-func (q *quota) check(owner string, bytes int64) error {
-	if owner != rootOwner && (bytes > q.most-q.used[owner] || bytes == 0 && q.used[owner] >= q.most) {
+// check refuses more bytes than the owner has left. Quota.mu is held.
+func (q *Quota) check(owner string, bytes int64) error {
+	if owner != rootOwner && (bytes > q.max-q.used[owner] || bytes == 0 && q.used[owner] >= q.max) {
 		return joblet.Errorf(joblet.ResourceExhausted, "the files, inputs, logs and results of %s's jobs take %d MiB of the %d MiB that this daemon keeps for one owner (max-owner-size): delete jobs that have ended (rnx job delete, rnx job prune)",
-			owner, q.used[owner]>>20, q.most>>20)
+			owner, q.used[owner]>>20, q.max>>20)
 	}
 	return nil
 }
 
-// link counts a file that came along with one job and is now to be another's as well, if
-// that one's owner may have it.
-func (q *quota) link(name, from, fromOwner, to, owner string) error {
+// link counts an input file of one job that becomes the input of another as well, or
+// refuses it if the quota of that job's owner is used up.
+func (q *Quota) link(name, from, fromOwner, to, owner string) error {
 	if q == nil {
 		return nil
 	}
@@ -121,8 +123,8 @@ func (q *quota) link(name, from, fromOwner, to, owner string) error {
 	return nil
 }
 
-// hold notes that a job has a file, which is charged. quota.mu is held.
-func (q *quota) hold(id fileID, bytes int64, job, owner string) {
+// hold notes that a job has a file, which is charged to the job already. Quota.mu is held.
+func (q *Quota) hold(id fileID, bytes int64, job, owner string) {
 	sh := q.shared[id]
 	if sh == nil {
 		sh = &share{id: id, bytes: bytes, jobs: map[string]string{}, owners: map[string]int{}}
@@ -139,9 +141,9 @@ func (q *quota) hold(id fileID, bytes int64, job, owner string) {
 	q.shares[job] = append(q.shares[job], sh)
 }
 
-// letGo notes that a job has no file any more, before the charge for it is taken back.
-// quota.mu is held.
-func (q *quota) letGo(job string) {
+// unshare notes that a job's files are gone, before the charge for them is taken back.
+// Quota.mu is held.
+func (q *Quota) unshare(job string) {
 	for _, sh := range q.shares[job] {
 		owner := sh.jobs[job]
 		if sh.owners[owner] > 1 {
@@ -158,8 +160,9 @@ func (q *quota) letGo(job string) {
 	delete(q.shares, job)
 }
 
-// foundShares notes which files the jobs' directories share, when all of them are counted.
-func (q *quota) foundShares(ctx context.Context, jobs string, records *store.Store) error {
+// RestoreShares notes which files the jobs' directories share, after all jobs are
+// counted.
+func (q *Quota) RestoreShares(ctx context.Context, jobs string, records *store.Store) error {
 	if q == nil {
 		return nil
 	}
@@ -188,8 +191,8 @@ func (q *quota) foundShares(ctx context.Context, jobs string, records *store.Sto
 	return nil
 }
 
-// saved returns how much less the jobs' files take because jobs share them.
-func (q *quota) saved() (bytes int64) {
+// Saved returns how many bytes the jobs' files take less because jobs share them.
+func (q *Quota) Saved() (bytes int64) {
 	if q == nil {
 		return 0
 	}
@@ -201,8 +204,8 @@ func (q *quota) saved() (bytes int64) {
 	return bytes
 }
 
-// found counts what came along with a job that recovery has found.
-func (q *quota) found(owner, id string, bytes int64) {
+// Restore counts the input of a job that a former daemon accepted.
+func (q *Quota) Restore(owner, id string, bytes int64) {
 	if q == nil {
 		return
 	}
@@ -211,8 +214,8 @@ func (q *quota) found(owner, id string, bytes int64) {
 	q.add(owner, id, bytes)
 }
 
-// add counts. quota.mu is held.
-func (q *quota) add(owner, id string, bytes int64) {
+// add counts. Quota.mu is held.
+func (q *Quota) add(owner, id string, bytes int64) {
 	if bytes == 0 {
 		return
 	}
@@ -221,19 +224,36 @@ func (q *quota) add(owner, id string, bytes int64) {
 	q.input[id] = charge{owner, c.bytes + bytes}
 }
 
-// release takes back what was counted for a job that there is no more.
-func (q *quota) release(id string) {
+// Used returns how many bytes are counted for an owner.
+func (q *Quota) Used(owner string) int64 {
+	if q == nil {
+		return 0
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.used[owner]
+}
+
+// Shared returns how many files belong to several jobs, or did until some were deleted.
+func (q *Quota) Shared() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.shared)
+}
+
+// release takes back the charge of an upload that was discarded.
+func (q *Quota) release(id string) {
 	if q == nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.letGo(id)
+	q.unshare(id)
 	q.drop(id)
 }
 
-// drop forgets what came along with a job. quota.mu is held.
-func (q *quota) drop(id string) {
+// drop takes back the charge for a job's input. Quota.mu is held.
+func (q *Quota) drop(id string) {
 	c, ok := q.input[id]
 	if !ok {
 		return
@@ -242,15 +262,15 @@ func (q *quota) drop(id string) {
 	q.take(c.owner, c.bytes)
 }
 
-// take is called with quota.mu held.
-func (q *quota) take(owner string, bytes int64) {
+// take deducts bytes. Quota.mu is held.
+func (q *Quota) take(owner string, bytes int64) {
 	if q.used[owner] -= bytes; q.used[owner] <= 0 {
 		delete(q.used, owner)
 	}
 }
 
-// ended counts all that an ended job has, in place of what came along with it.
-func (q *quota) ended(owner, id string, bytes int64) {
+// End counts all files of a job that has ended, in place of its input.
+func (q *Quota) End(owner, id string, bytes int64) {
 	if q == nil {
 		return
 	}
@@ -260,13 +280,13 @@ func (q *quota) ended(owner, id string, bytes int64) {
 	q.used[owner] += bytes
 }
 
-// deleted takes back what an ended job had.
-func (q *quota) deleted(owner, id string, bytes int64) {
+// Delete takes back what an ended job took.
+func (q *Quota) Delete(owner, id string, bytes int64) {
 	if q == nil {
 		return
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.letGo(id)
+	q.unshare(id)
 	q.take(owner, bytes)
 }
