@@ -10,6 +10,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 const (
@@ -135,7 +136,7 @@ func (s *Jobs) accept(ctx context.Context, c Caller, sub *Submission) (joblet.Jo
 }
 
 // stage takes what comes along with a job before it is accepted; nil for nothing.
-func (s *Jobs) stage(c Caller, sub *Submission) (_ *supervisor.Staged, err error) {
+func (s *Jobs) stage(c Caller, sub *Submission) (_ *staging.Upload, err error) {
 	stdin := sub.Spec.Stdin == joblet.StdinFile
 	if sub.Files == nil && !stdin {
 		return nil, nil
@@ -162,7 +163,7 @@ func (s *Jobs) stage(c Caller, sub *Submission) (_ *supervisor.Staged, err error
 	return staged, nil
 }
 
-func joinDiscard(err error, staged *supervisor.Staged) error {
+func joinDiscard(err error, staged *staging.Upload) error {
 	if undo := staged.Discard(); undo != nil {
 		return joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, undo)
 	}

@@ -1,7 +1,7 @@
 package supervisor
 
 import (
-	"os"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -10,6 +10,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/records"
 )
 
 // BenchmarkCollect samples 100 running jobs once per iteration, which a daemon
@@ -38,7 +39,7 @@ func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
 			}
 		}
 	}()
-	s.sampleAll(true) // opens the files
+	s.sampler.Sample(true) // opens the files
 	var before, after unix.Rusage
 	used, n := time.Duration(0), 0
 	for b.Loop() {
@@ -46,7 +47,7 @@ func benchmarkCollect(b *testing.B, m *metrics.Metrics) {
 			b.Fatal(err)
 		}
 		n++
-		s.sampleAll(n%logEvery == 0)
+		s.sampler.Sample(n%10 == 0) // as often as the sampler measures the logs
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
 			b.Fatal(err)
 		}
@@ -61,17 +62,18 @@ func cpuOf(u unix.Rusage) time.Duration {
 
 // BenchmarkNoteJob is what a start takes longer for the job's file.
 func BenchmarkNoteJob(b *testing.B) {
-	s := &Supervisor{cfg: Config{StateDir: b.TempDir()}}
-	if err := os.Mkdir(s.jobsDir(), 0o700); err != nil {
+	r, err := records.Open(b.Context(), b.TempDir(), slog.New(slog.DiscardHandler))
+	if err != nil {
 		b.Fatal(err)
 	}
+	defer r.Close()
 	rec := store.Record{Job: joblet.Job{
 		Spec:  joblet.Spec{Command: "bash", Args: []string{"-c", "sleep 30 & sleep 40 & ps aux"}, Env: map[string]string{"LANG": "C.UTF-8"}, WorkDir: "/work"},
 		Owner: "uid:0", Created: time.Now(), State: joblet.Initializing, Attempt: 1,
 	}, Box: joblet.NewID()}
 	for b.Loop() {
 		rec.ID = joblet.NewID()
-		if err := s.noteJob(rec); err != nil {
+		if err := r.WriteFile(rec); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -10,17 +10,18 @@ import (
 	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
 // ending is the end of a run on its way through endSteps.
 type ending struct {
-	l      *live
-	rec    store.Record     // the job's: as it was when the run ended, then as concluded
-	gauge  *gauge           // of the run; nil: it ended while no daemon ran
-	record *protocol.Record // as the shim wrote it to the job's directory; nil: there is none to be used
-	damage error            // why the record cannot be used; nil: it can, or is missing
-	run    joblet.Job       // what became of the run
-	again  bool             // the job is tried again
+	l       *live
+	rec     store.Record     // the job's: as it was when the run ended, then as concluded
+	sampled *sampling.Run    // of the run; nil: it ended while no daemon ran
+	record  *protocol.Record // as the shim wrote it to the job's directory; nil: there is none to be used
+	damage  error            // why the record cannot be used; nil: it can, or is missing
+	run     joblet.Job       // what became of the run
+	again   bool             // the job is tried again
 }
 
 // endStep is one step of an end. It returns false when the daemon stops before it is
@@ -58,10 +59,10 @@ func (s *Supervisor) settle(l *live) {
 // the daemon: the file is the only source, for this daemon and the next.
 func (s *Supervisor) readEnd(e *ending) bool {
 	s.mu.Lock()
-	e.rec, e.gauge = e.l.rec, e.l.gauge
+	e.rec, e.sampled = e.l.rec, e.l.sampled
 	s.mu.Unlock()
 	var err error
-	e.record, err = jobdir.ReadExit(s.jobDir(e.rec.ID), e.rec.Attempt)
+	e.record, err = jobdir.ReadExit(s.records.Dir(e.rec.ID), e.rec.Attempt)
 	if errors.Is(err, jobdir.ErrDamaged) {
 		e.damage = err
 	}
@@ -73,8 +74,8 @@ func (s *Supervisor) readEnd(e *ending) bool {
 
 // concludeEnd says what became of the run, and whether the job is tried again.
 func (s *Supervisor) concludeEnd(e *ending) bool {
-	l, dir := e.l, s.jobDir(e.rec.ID)
-	seen := s.seen(e.rec.ID, e.gauge)
+	l, dir := e.l, s.records.Dir(e.rec.ID)
+	seen := s.sampler.End(e.rec.ID, e.sampled)
 	diskBytes := jobdir.Size(dir)
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -97,11 +98,11 @@ func (s *Supervisor) concludeEnd(e *ending) bool {
 		outcome.Retry(&rec.Job)
 	} else {
 		rec.Sealed, rec.DiskBytes = nil, diskBytes
-		s.quota.ended(rec.Owner, rec.ID, diskBytes)
+		s.quota.End(rec.Owner, rec.ID, diskBytes)
 	}
 	e.rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
 		*r = rec
-		l.proc, l.gauge = nil, nil
+		l.proc, l.sampled = nil, nil
 		l.onDisk = e.record != nil && !e.again
 		l.endRun()
 	})
@@ -110,7 +111,7 @@ func (s *Supervisor) concludeEnd(e *ending) bool {
 
 // countRun tells the metrics of the run.
 func (s *Supervisor) countRun(e *ending) bool {
-	s.countEnd(e.run, e.gauge, e.again)
+	s.sampler.Count(e.run, e.sampled, e.again)
 	fault.Point("end.concluded")
 	return true
 }
@@ -119,7 +120,7 @@ func (s *Supervisor) countRun(e *ending) bool {
 func (s *Supervisor) releaseEnd(e *ending) bool {
 	lost := e.again && e.run.State == joblet.Lost
 	if lost {
-		s.killShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
+		s.guard.KillShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
 	}
 	if err := s.release(e.l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", e.rec.ID, "error", err)
@@ -160,7 +161,7 @@ func (s *Supervisor) leaveRun(e *ending) bool {
 		s.enqueue(e.l)
 		return true
 	}
-	s.tidy(e.rec.ID)
+	s.records.Tidy(e.rec.ID)
 	s.finish(e.l, e.rec)
 	return true
 }

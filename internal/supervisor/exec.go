@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"maps"
 	"syscall"
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
@@ -49,15 +46,6 @@ func (s *Supervisor) onceRunning(ctx context.Context, id string) (*native.Proces
 	return v.proc, err
 }
 
-// LogSize returns how many bytes the job with this id has written so far.
-func (s *Supervisor) LogSize(id string) (int64, error) {
-	info, err := logstore.Stat(s.jobDir(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // it has not run yet
-	}
-	return info.Size, err
-}
-
 // Exec runs a further process in the job with this id.
 func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*native.Exec, error) {
 	if err := e.Validate(); err != nil {
@@ -73,25 +61,10 @@ func (s *Supervisor) Exec(ctx context.Context, id string, e joblet.ExecSpec) (*n
 	s.mu.Lock()
 	spec := l.rec.Spec // with its secrets, which are in the environment of the job's other processes
 	s.mu.Unlock()
-	spec.Command, spec.Args, spec.Init, spec.Terminal = e.Command, e.Args, false, e.Terminal
-	spec.MergeOutput = e.MergeOutput
-	spec.Security.LogDenied = false // its shim writes no record
-	if e.WorkDir != "" {
-		spec.WorkDir = e.WorkDir
-	}
-	spec.Env, spec.SecretEnv = maps.Clone(spec.Env), maps.Clone(spec.SecretEnv)
-	for name, value := range e.Env {
-		if delete(spec.SecretEnv, name); spec.Env == nil {
-			spec.Env = map[string]string{}
-		}
-		spec.Env[name] = value
-	}
-	run, err := s.resolve(spec)
+	run, spec, err := s.planner.Exec(v.job, spec, e)
 	if err != nil {
 		return nil, err
 	}
-	run.Env = append(run.Env, jobVariables(v.job)...)
-	run.Stdin.Stream = e.Stdin && e.Terminal == (joblet.WindowSize{})
 	x, err := s.engine.Exec(ctx, v.proc, run)
 	se, ok := errors.AsType[*native.StartError](err)
 	switch {

@@ -87,13 +87,13 @@ func (s *Supervisor) enqueueNew(ctx context.Context, l *live) (joblet.Job, error
 	if err := s.admitNew(l); err != nil {
 		return joblet.Job{}, err
 	}
-	err := s.noteJob(l.rec)
+	err := s.records.WriteFile(l.rec)
 	if err == nil {
-		err = s.store.Insert(ctx, l.rec)
+		err = s.records.Insert(ctx, l.rec)
 	}
 	if err != nil {
 		s.forget(l)
-		return joblet.Job{}, joinKind(err, os.RemoveAll(s.jobDir(l.rec.ID)))
+		return joblet.Job{}, joinKind(err, os.RemoveAll(s.records.Dir(l.rec.ID)))
 	}
 	fault.Point("queue.inserted")
 	s.enqueue(l)
@@ -108,7 +108,7 @@ func (s *Supervisor) enqueue(l *live) {
 		if unknown == "" {
 			return
 		}
-		rec, err := s.store.Get(s.ctx, unknown)
+		rec, err := s.records.Get(s.ctx, unknown)
 		if err == nil && rec.State == joblet.Completed {
 			s.mu.Lock()
 			l.met = append(l.met, unknown)
@@ -269,20 +269,20 @@ func (s *Supervisor) cancelWaiting(l *live, reason string) bool {
 // endWithoutRun ends a job that this goroutine has claimed (live.starting). There
 // is no exit record to say so, so its end is durable before anybody sees it.
 func (s *Supervisor) endWithoutRun(l *live, end store.Record) {
-	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, jobdir.Size(s.jobDir(end.ID))
+	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, jobdir.Size(s.records.Dir(end.ID))
 	become := func() {
 		fault.Point("cancel.recorded")
 		s.become(l, end.State, func(r *store.Record) {
 			*r = end
 			l.starting, l.onDisk = false, true
 			l.endRun()
-			s.quota.ended(end.Owner, end.ID, end.DiskBytes)
+			s.quota.End(end.Owner, end.ID, end.DiskBytes)
 		})
 	}
 	if s.persist(l, func() error { return s.saveEnd(l, end, become) }) {
-		s.tidy(end.ID)
+		s.records.Tidy(end.ID)
 		// Not before: it says more than the database only if that has lost it.
-		if err := s.noteJob(end); err != nil {
+		if err := s.records.WriteFile(end); err != nil {
 			s.cfg.Log.Warn("write down how a job ended", "job", end.ID, "error", err)
 		}
 		s.finish(l, end)
@@ -411,19 +411,20 @@ func (s *Supervisor) makeRun(parent store.Record) error {
 	spec := parent.Spec
 	spec.Schedule, spec.Overlap = "", ""
 	spec.IdempotencyKey = runKey(parent.Job)
-	rec := store.Record{Job: joblet.Job{ID: joblet.NewID(), Spec: spec, Owner: parent.Owner, Parent: parent.ID, Created: time.Now()}}
-	switch _, err := s.store.ByKey(s.ctx, parent.Owner, spec.IdempotencyKey); {
+	switch _, err := s.records.ByKey(s.ctx, parent.Owner, spec.IdempotencyKey); {
 	case err == nil:
 		return nil
 	case joblet.KindOf(err) != joblet.NotFound:
 		return err
 	}
-	if err := s.linkInput(parent.Job, rec.ID, rec.Owner, spec); err != nil {
-		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
+	input, err := s.uploads.Link(parent.Job, parent.Owner, spec)
+	if err != nil {
+		return err
 	}
 	fault.Point("fire.linked")
+	rec := store.Record{Job: joblet.Job{ID: input.ID(), Spec: spec, Owner: parent.Owner, Parent: parent.ID, Created: time.Now()}}
 	if _, err := s.accept(s.ctx, rec, false); err != nil {
-		return joinKind(err, (&Staged{sup: s, id: rec.ID}).Discard())
+		return joinKind(err, input.Discard())
 	}
 	return nil
 }
@@ -480,7 +481,7 @@ func (s *Supervisor) tryLaunch(l *live) (*native.Box, error) {
 	s.mu.Lock()
 	spec, again := l.rec.Spec, l.rec.State == joblet.Initializing
 	s.mu.Unlock()
-	run, err := s.resolve(spec)
+	run, err := s.planner.Run(spec)
 	if err != nil {
 		return nil, err
 	}

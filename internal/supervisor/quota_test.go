@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // random is a reader of n bytes, which no file system stores in less.
@@ -24,10 +25,10 @@ func TestStdinBound(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, nil)
 	defer closing(t, s)
-	if s.maxStdin != maxStdin {
-		t.Errorf("bound %d", s.maxStdin)
+	if s.uploads.MaxStdin != staging.MaxStdin {
+		t.Errorf("bound %d", s.uploads.MaxStdin)
 	}
-	s.maxStdin = 1 << 20
+	s.uploads.MaxStdin = 1 << 20
 	for _, tt := range []struct {
 		size int
 		kind joblet.Kind
@@ -51,14 +52,7 @@ func TestQuota(t *testing.T) {
 	const alice, bob = "uid:61001", "uid:61002"
 	limited := func(c *Config) { c.MaxOwnerBytes = 4 << 20 }
 	s := open(t, dir, limited)
-	used := func(owner string) int64 {
-		if s.quota == nil {
-			return 0
-		}
-		s.quota.mu.Lock()
-		defer s.quota.mu.Unlock()
-		return s.quota.used[owner]
-	}
+	used := func(owner string) int64 { return s.quota.Used(owner) }
 	full := func(err error) {
 		t.Helper()
 		if joblet.KindOf(err) != joblet.ResourceExhausted || !strings.Contains(err.Error(), "max-owner-size") {
@@ -131,8 +125,8 @@ func TestQuota(t *testing.T) {
 			}
 		}
 	}
-	if used(alice) != 3<<20 || used(bob) != 0 || len(s.quota.shared) != 1 || s.quota.saved() != 0 {
-		t.Errorf("reruns deleted: %d and %d bytes, %d shared", used(alice), used(bob), len(s.quota.shared))
+	if used(alice) != 3<<20 || used(bob) != 0 || s.quota.Shared() != 1 || s.quota.Saved() != 0 {
+		t.Errorf("reruns deleted: %d and %d bytes, %d shared", used(alice), used(bob), s.quota.Shared())
 	}
 
 	// A restart counts the same.
@@ -214,14 +208,14 @@ func TestRetainShared(t *testing.T) {
 	}
 	recorded := func(least int64) func() bool { // a moment after the job has ended
 		return func() bool {
-			size, err := s.store.DiskBytes(t.Context())
+			size, err := s.records.DiskBytes(t.Context())
 			return err == nil && size > least
 		}
 	}
 	if !eventually(recorded(12 << 20)) {
 		t.Fatal("what the jobs have is not recorded")
 	}
-	if n, err := s.retainNow(); n != 0 || err != nil {
+	if n, err := s.retention.Now(t.Context()); n != 0 || err != nil {
 		t.Errorf("one file of 3 MiB for four jobs: %d were deleted, %v", n, err)
 	}
 	submit()
@@ -230,10 +224,10 @@ func TestRetainShared(t *testing.T) {
 		t.Fatal("what the jobs have is not recorded")
 	}
 	// 9 MiB: the four go, which have one file.
-	if n, err := s.retainNow(); n != 4 || err != nil {
+	if n, err := s.retention.Now(t.Context()); n != 4 || err != nil {
 		t.Errorf("three files: %d jobs were deleted, %v", n, err)
 	}
-	if n := len(s.quota.shared) + len(s.quota.shares); n != 0 || s.quota.saved() != 0 {
+	if n := s.quota.Shared(); n != 0 || s.quota.Saved() != 0 {
 		t.Errorf("%d files are said to be shared", n)
 	}
 }

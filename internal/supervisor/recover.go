@@ -19,13 +19,15 @@ import (
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
 // recover takes over from a former daemon, however that ended: it adopts the
 // jobs that run, concludes those that ended meanwhile, lets those wait that
 // waited, and removes what belongs to no job.
 func (s *Supervisor) recover(ctx context.Context) error {
-	unknown, err := s.unknown(ctx)
+	unrecorded, err := s.records.Unrecorded(ctx)
 	if err != nil {
 		return err
 	}
@@ -33,11 +35,11 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	unfinished, running, err := s.unfinished(ctx, unknown, boxes)
+	unfinished, running, err := s.unfinished(ctx, unrecorded, boxes)
 	if err != nil {
 		return err
 	}
-	if err := s.checkKey(unfinished); err != nil {
+	if err := s.records.CheckKey(unfinished); err != nil {
 		return err
 	}
 	if foreign > 0 {
@@ -53,7 +55,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 			rec.Box, rec.Attempt = rec.ID, max(rec.Attempt, 1)
 		}
 		l := newLive(rec)
-		if err := s.catchUp(l, running[rec.ID]); err != nil {
+		if err := s.records.CatchUp(ctx, &l.rec, running[rec.ID]); err != nil {
 			return err
 		}
 		if rec = l.rec; rec.State.Final() {
@@ -63,7 +65,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		if rec.State.Alive() { // its processes may be there, found or not
 			held[rec.Box] = outcome.LeasesOf(rec)
 		}
-		if err := s.unseal(l); err != nil {
+		if err := s.records.Unseal(&l.rec); err != nil {
 			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
 			l.rec.Reason = err.Error()
 		}
@@ -93,48 +95,30 @@ func (s *Supervisor) recover(ctx context.Context) error {
 		}
 		fault.Point("recover.waits")
 	}
-	doubted := s.doubted()
-	if err := s.store.Vouch(ctx); err != nil {
+	inDoubt := s.records.InDoubt()
+	if err := s.records.Vouch(ctx); err != nil {
 		s.cfg.Log.Warn("note that the job records are complete again; the next daemon looks through the jobs' directories, too", "error", err)
 	}
-	s.sweep(unknown, doubted)
+	s.work.Go(func() {
+		s.records.Sweep(s.ctx, unrecorded, inDoubt, func(id string) bool { return s.find(id) != nil })
+	})
 	return nil
-}
-
-// maxCompared is how many directories are compared with the records at every
-// start, in a fraction of a second.
-const maxCompared = 100_000
-
-// unknown ends the deletions that were cut short and returns the names of
-// directories of jobs without a record. Of very many it does not look for these
-// where the former daemon closed the records, and so left none.
-func (s *Supervisor) unknown(ctx context.Context) ([]string, error) {
-	names, err := s.jobNames()
-	if err != nil {
-		return nil, err
-	}
-	names = s.undeleteAll(names)
-	if s.store.Closed() && len(names) > maxCompared {
-		return nil, nil
-	}
-	names = slices.DeleteFunc(names, func(name string) bool { return !joblet.ValidID(name) })
-	slices.Sort(names)
-	return s.store.Unknown(ctx, slices.Compact(names))
 }
 
 // unfinished returns the records of jobs that have not ended, with those that the
 // database had lost, and the boxes of jobs that were found running without one.
 func (s *Supervisor) unfinished(ctx context.Context, lost, boxes []string) (found []store.Record, running map[string]string, err error) {
-	if found, err = s.store.Unfinished(ctx); err != nil {
+	if found, err = s.records.Unfinished(ctx); err != nil {
 		return nil, nil, err
 	}
 	unknown := slices.DeleteFunc(slices.Clone(boxes), func(box string) bool {
 		return slices.ContainsFunc(found, func(r store.Record) bool { return r.Box == box || r.Box == "" && r.ID == box })
 	})
-	if running, err = s.reclaimAll(ctx, lost, unknown); err != nil {
+	known := records.Found{Boxes: unknown, JobDir: s.engine.JobDir, RunDirs: s.where.Now.RunDirs}
+	if running, err = s.records.Reclaim(ctx, lost, known); err != nil {
 		return nil, nil, err
 	}
-	found, err = s.store.Unfinished(ctx)
+	found, err = s.records.Unfinished(ctx)
 	return found, running, err
 }
 
@@ -241,7 +225,7 @@ func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
 		s.background(func() { s.adoptLater(l) })
 		return recoveredRuns, nil
 	}
-	dir := s.jobDir(rec.ID)
+	dir := s.records.Dir(rec.ID)
 	if _, readErr := jobdir.ReadExit(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, jobdir.ErrDamaged) {
 		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
 	}
@@ -302,8 +286,8 @@ func (s *Supervisor) adopted(l *live, proc *native.Process) {
 	}
 	s.mu.Lock()
 	l.proc = proc
-	l.gauge = newGauge(proc, s.jobDir(l.rec.ID), unknown)
 	l.rec.PID, l.rec.Started = proc.PID, proc.Started
+	l.sampled = s.sampler.Start(l.rec.Job, proc, sampling.Unknown)
 	s.changed(l)
 	stopping := l.rec.State == joblet.Stopping
 	if stopping && l.stop == nil {
@@ -319,19 +303,6 @@ func (s *Supervisor) adopted(l *live, proc *native.Process) {
 	}
 }
 
-// unseal gives a live job its secrets back.
-func (s *Supervisor) unseal(l *live) error {
-	if len(l.rec.Sealed) == 0 {
-		return nil
-	}
-	secrets, err := s.secrets.Open(l.rec.ID, l.rec.Sealed)
-	if err != nil {
-		return err
-	}
-	l.rec.Spec.SecretEnv = secrets
-	return nil
-}
-
 // masked reports whether a job's secrets are what the database shows of them.
 func masked(secrets map[string]string) bool {
 	for value := range maps.Values(secrets) {
@@ -340,50 +311,4 @@ func masked(secrets map[string]string) bool {
 		}
 	}
 	return true
-}
-
-// sweep looks in the background at the directories that were without a record when
-// the daemon started.
-func (s *Supervisor) sweep(ids []string, doubted bool) {
-	s.work.Go(func() {
-		for _, id := range ids {
-			if s.ctx.Err() != nil {
-				return
-			}
-			if _, err := s.store.Get(s.ctx, id); joblet.KindOf(err) != joblet.NotFound {
-				continue
-			}
-			if err := s.sweepOne(id, doubted); err != nil {
-				s.cfg.Log.Warn("deal with the directory of no job", "job", id, "error", err)
-			}
-			fault.Point("recover.swept")
-		}
-		s.tidyAll()
-	})
-}
-
-// maxTidied is how many directories are tidied at every start, in the background.
-const maxTidied = 10_000
-
-// tidyAll is tidy for all jobs that have ended: the former daemon may have died just
-// before it did that. Of very many it looks only if it did die.
-func (s *Supervisor) tidyAll() {
-	names, err := s.jobNames()
-	if err != nil {
-		s.cfg.Log.Warn("look for what is left of the shims of ended jobs", "error", err)
-	}
-	if s.store.Closed() && len(names) > maxTidied {
-		return
-	}
-	for _, id := range names {
-		if s.ctx.Err() != nil {
-			return
-		}
-		if !joblet.ValidID(id) || s.find(id) != nil {
-			continue
-		}
-		if rec, err := s.store.Get(s.ctx, id); err == nil && rec.State.Final() {
-			s.tidy(id)
-		}
-	}
 }

@@ -2,56 +2,52 @@ package supervisor
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
-	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // Submit accepts a job and returns once that is durable: its command runs, or
 // it waits. An error means that there is no such job and nothing of it is left;
 // its kind says whether the command could not be found or executed. input is
 // what Stage returned for the job, or nil; Submit takes it over.
-func (s *Supervisor) Submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+func (s *Supervisor) Submit(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload) (joblet.Job, error) {
 	return s.submitted(ctx, spec, owner, input, false)
 }
 
 // Record is Submit, but a job whose command cannot be run is accepted too, and FAILED.
-func (s *Supervisor) Record(ctx context.Context, spec joblet.Spec, owner string, input *Staged) (joblet.Job, error) {
+func (s *Supervisor) Record(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload) (joblet.Job, error) {
 	return s.submitted(ctx, spec, owner, input, true)
 }
 
-func (s *Supervisor) submitted(ctx context.Context, spec joblet.Spec, owner string, input *Staged, keep bool) (joblet.Job, error) {
+func (s *Supervisor) submitted(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload, keep bool) (joblet.Job, error) {
 	job, err := s.submit(ctx, spec, owner, input, keep)
-	if err != nil || input != nil && input.id != job.ID {
+	if err != nil || input != nil && input.ID() != job.ID {
 		err = joinKind(err, input.Discard()) // not used: a failure, or the job was there already
 	}
 	return job, err
 }
 
-func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *Staged, keep bool) (joblet.Job, error) {
+func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string, input *staging.Upload, keep bool) (joblet.Job, error) {
 	id := joblet.NewID()
 	if input != nil {
-		id = input.id
-		spec.Uploads = input.tops
+		id = input.ID()
+		spec.Uploads = input.Tops()
 	}
-	if err := input.check(spec); err != nil {
+	if err := input.Check(spec); err != nil {
 		return joblet.Job{}, err
 	}
-	if err := s.quota.reserve(owner, id, 0); err != nil {
+	if err := s.quota.Reserve(owner, id, 0); err != nil {
 		return joblet.Job{}, err
 	}
 	if err := spec.Validate(); err != nil {
@@ -71,7 +67,7 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 		spec.Runtime = rt.Name
 	}
 	var err error
-	if spec.Limits, err = s.grant(spec.Limits); err != nil {
+	if spec.Limits, err = s.planner.Grant(spec.Limits); err != nil {
 		return joblet.Job{}, err
 	}
 	rec := store.Record{Job: joblet.Job{ID: id, Spec: spec, Owner: owner, Created: time.Now()}}
@@ -79,12 +75,12 @@ func (s *Supervisor) submit(ctx context.Context, spec joblet.Spec, owner string,
 		return joblet.Job{}, err
 	}
 	if spec.IdempotencyKey != "" {
-		unlock, err := s.keys.lock(ctx, owner+"\x00"+spec.IdempotencyKey)
+		unlock, err := s.keys.Lock(ctx, owner+"\x00"+spec.IdempotencyKey)
 		if err != nil {
 			return joblet.Job{}, err
 		}
 		defer unlock()
-		if known, err := s.store.ByKey(ctx, owner, spec.IdempotencyKey); err == nil {
+		if known, err := s.records.ByKey(ctx, owner, spec.IdempotencyKey); err == nil {
 			return s.sameJob(ctx, known.Job, rec.Spec)
 		} else if joblet.KindOf(err) != joblet.NotFound {
 			return joblet.Job{}, err
@@ -115,11 +111,11 @@ func (s *Supervisor) accept(ctx context.Context, rec store.Record, keep bool) (_
 		}
 		s.events.Publish(events.Event{Kind: events.Accepted, Job: rec.ID})
 	}()
-	run, err := s.resolve(spec) // also for a job that runs later: better told now
+	run, err := s.planner.Run(spec) // also for a job that runs later: better told now
 	if err != nil {
 		return joblet.Job{}, err
 	}
-	if rec.Sealed, err = s.secrets.Seal(rec.ID, spec.SecretEnv); err != nil {
+	if err := s.records.Seal(&rec); err != nil {
 		return joblet.Job{}, err
 	}
 	fault.Point("accept.planned")
@@ -179,7 +175,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *n
 	s.mu.Unlock()
 	inserted := make(chan error, 1)
 	go func() {
-		err := s.store.Insert(ctx, record)
+		err := s.records.Insert(ctx, record)
 		fault.Point("start.inserted")
 		inserted <- err
 	}()
@@ -191,25 +187,23 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *n
 		return s.keepUnrunnable(l, box, err)
 	}
 	if err != nil || insertErr != nil {
-		// Until the record is gone the directory has the name of a deletion: a crash on
-		// the way leaves the rest of one, and never a job with half of its directory.
-		undo := []error{box.Discard(), s.setDeleting(record.ID)}
 		if err == nil {
 			err = insertErr
 		}
-		deleteErr := s.unrecord(ctx, record.ID, insertErr)
+		discardErr, withdrawal := box.Discard(), s.records.Withdraw(record.ID)
+		deleteErr := withdrawal.Delete(ctx, insertErr)
 		fault.Point("start.undone")
 		s.engine.Refill()
 		if deleteErr != nil {
-			undo = append(undo, deleteErr, s.unsetDeleting(record.ID))
+			cancelErr := withdrawal.Cancel()
 			s.keepFailed(l, err)
-			return joblet.Job{}, joinKind(err, undo...)
+			return joblet.Job{}, joinKind(err, discardErr, deleteErr, cancelErr)
 		}
-		undo = append(undo, os.RemoveAll(s.jobDir(record.ID)+jobdir.DeletingSuffix))
+		removeErr := withdrawal.Finish()
 		s.forget(l)
 		s.freePlace(l)
 		s.notStarted(l, joblet.KindOf(err))
-		return joblet.Job{}, joinKind(err, undo...)
+		return joblet.Job{}, joinKind(err, discardErr, removeErr)
 	}
 	job := s.running(l, proc)
 	s.background(func() { s.watch(l) })
@@ -230,27 +224,12 @@ func (s *Supervisor) keepUnrunnable(l *live, box *native.Box, cause error) (jobl
 	return job, nil
 }
 
-// unrecord deletes the record of a job that was not started. The record goes
-// first: a crash before the directory goes leaves a directory of no job, and never
-// a job with half of its directory.
-func (s *Supervisor) unrecord(ctx context.Context, id string, insertErr error) error {
-	if insertErr != nil {
-		if _, err := s.store.Get(ctx, id); joblet.KindOf(err) == joblet.NotFound {
-			return nil
-		}
-	}
-	if err := s.store.Delete(ctx, id); !recorded(err) {
-		return err
-	}
-	return nil
-}
-
 // keepFailed ends a job that could not be started and whose record cannot be
 // deleted, on a full disk say: it stays, as FAILED. Its exit record says so at
 // once, for a record that still says INITIALIZING would have the next daemon start
 // the job.
 func (s *Supervisor) keepFailed(l *live, cause error) {
-	if err := s.markFailed(s.look(l).job, cause); err != nil {
+	if err := s.records.MarkFailed(s.look(l).job, cause); err != nil {
 		s.cfg.Log.Error("write the exit record of a job that could not be started", "job", s.look(l).job.ID, "error", err)
 	}
 	end := s.become(l, joblet.Failed, func(r *store.Record) {
@@ -268,44 +247,13 @@ func (s *Supervisor) keepFailed(l *live, cause error) {
 	})
 }
 
-// markFailed sees to it that there is an exit record which says that the command
-// never ran. What the disk holds for the job beside that is given up for it.
-func (s *Supervisor) markFailed(job joblet.Job, cause error) error {
-	dir := s.jobDir(job.ID)
-	if r, err := jobdir.ReadExit(dir, job.Attempt); err == nil && r.Failure != nil { // the shim has written it
-		return nil
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
-	}
-	text, err := json.Marshal(protocol.Record{Failure: &protocol.Failure{Text: strings.TrimPrefix(cause.Error(), outcome.StartTheJob)}})
-	if err != nil {
-		return err
-	}
-	name := filepath.Join(dir, protocol.ExitName(job.Attempt))
-	// An empty one, for which there may be room when there is none for the text, says
-	// that the attempt has begun: the job is LOST then, and not started.
-	err = errors.Join(jobdir.ReplaceFile(name, text), jobdir.SyncDir(s.jobsDir()))
-	if err != nil {
-		begun, beginErr := os.OpenFile(name, os.O_WRONLY|os.O_CREATE, 0o600)
-		if beginErr == nil {
-			beginErr = errors.Join(begun.Close(), jobdir.SyncDir(dir), jobdir.SyncDir(s.jobsDir()))
-		}
-		err = errors.Join(err, beginErr)
-	}
-	return err
-}
-
 // boxed has the box run the job.
 func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
 	job := rec.Job
-	if err := s.prepare(run, job); err != nil {
+	if err := s.planner.Prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
 	}
-	if err := s.noteJob(rec); err != nil {
+	if err := s.records.WriteFile(rec); err != nil {
 		return nil, err
 	}
 	fault.Point("box.prepared")
@@ -352,9 +300,9 @@ func (s *Supervisor) running(l *live, proc *native.Process) joblet.Job {
 	started := events.Event{Kind: events.Started, Job: l.item.ID}
 	job := s.become(l, joblet.Running, func(r *store.Record) {
 		l.proc, l.starting = proc, false
-		l.gauge = newGauge(proc, s.jobDir(r.ID), r.LogBytes)
 		r.PID, r.IDBase = proc.PID, proc.IDBase
 		r.Started = proc.Started
+		l.sampled = s.sampler.Start(r.Job, proc, r.LogBytes)
 		if l.begun.IsZero() {
 			return // another daemon has counted it
 		}
@@ -384,7 +332,7 @@ func (s *Supervisor) watch(l *live) {
 	}
 	fault.Point("run.recorded")
 	refill := time.AfterFunc(refillDelay, s.engine.Refill)
-	if !s.guard(l, proc) {
+	if !s.guard.Watch(s.ctx, s.guarded(l), proc) {
 		return
 	}
 	fault.Point("run.ended")
@@ -412,23 +360,6 @@ func (s *Supervisor) releaseLater(rec store.Record) bool {
 	}
 }
 
-// tidy removes from the directory of a job that has ended what shims that were
-// killed were writing, and what was reserved for the ends of attempts.
-func (s *Supervisor) tidy(id string) {
-	entries, err := os.ReadDir(s.jobDir(id))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.cfg.Log.Warn("look for what is left of a job's shims", "job", id, "error", err)
-	}
-	for _, e := range entries {
-		if !jobdir.IsLeftover(e.Name()) {
-			continue
-		}
-		if err := os.Remove(filepath.Join(s.jobDir(id), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.cfg.Log.Warn("remove what is left of a job's shim", "job", id, "error", err)
-		}
-	}
-}
-
 // finish is the last of a job, once its end is durable: jobs that wait for it go
 // on. Before, one of them could be CANCELED for good for an end that a crash
 // takes back.
@@ -449,7 +380,7 @@ func (s *Supervisor) finish(l *live, rec store.Record) {
 func (s *Supervisor) persist(l *live, save func() error) bool {
 	for tries := 1; ; tries++ {
 		err := save()
-		if recorded(err) {
+		if records.Written(err) {
 			s.setStuck(l, nil)
 			return true
 		}
@@ -479,9 +410,4 @@ func (s *Supervisor) setStuck(l *live, err error) {
 		l.stuck = err
 		s.changed(l)
 	}
-}
-
-// noteJob writes the job's file, whose directory it makes if there is none.
-func (s *Supervisor) noteJob(rec store.Record) error {
-	return jobdir.WriteFile(s.jobDir(rec.ID), outcome.FileOf(rec))
 }

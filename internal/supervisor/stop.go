@@ -3,9 +3,6 @@ package supervisor
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"slices"
 	"syscall"
 	"time"
@@ -14,6 +11,9 @@ import (
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // standing returns a live job at a moment when it either waits or runs, and not
@@ -239,12 +239,10 @@ func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[st
 	}
 	spec.SecretEnv = secrets
 	spec.Schedule, spec.Overlap, spec.DependsOn, spec.IdempotencyKey = "", "", nil, ""
-	var input *Staged
+	var input *staging.Upload
 	if len(spec.Uploads) > 0 || spec.Stdin != joblet.StdinNone {
-		input = s.Stage(owner)
-		input.tops, input.stdin = spec.Uploads, spec.Stdin == joblet.StdinFile
-		if err := s.linkInput(job, input.id, owner, spec); err != nil {
-			return joblet.Job{}, joinKind(err, input.Discard())
+		if input, err = s.uploads.Link(job, owner, spec); err != nil {
+			return joblet.Job{}, err
 		}
 	}
 	return s.Submit(ctx, spec, owner, input)
@@ -269,56 +267,18 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
 	}
 	// One of two at once: the other would put back the directory that this one is removing.
-	unlock, err := s.keys.lock(ctx, "delete\x00"+job.ID)
+	unlock, err := s.keys.Lock(ctx, "delete\x00"+job.ID)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	fault.Point("delete.begin")
-	rec, recErr := s.store.Get(ctx, job.ID)
-	// A name that says what is going on, so that the next daemon knows what to do
-	// with a directory without a record.
-	dir, going := s.jobDir(job.ID), s.jobDir(job.ID)+jobdir.DeletingSuffix
-	err = os.Rename(dir, going)
-	if isFull(err) {
-		jobdir.ClearOutput(dir)
-		err = os.Rename(dir, going)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("delete job %s: %w", joblet.ShortID(job.ID), err)
-	}
-	fault.Point("delete.renamed")
-	err = s.store.Delete(ctx, job.ID)
-	for tries := 1; isFull(err) && tries <= roomTries; tries++ {
-		// Its files take the room that is missing, of which others may be the first to
-		// take what becomes free.
-		jobdir.ClearOutput(going)
-		time.Sleep(persistEvery)
-		err = s.store.Delete(ctx, job.ID)
-	}
-	if err != nil {
-		if back := os.Rename(going, dir); back != nil && !errors.Is(back, fs.ErrNotExist) {
-			err = joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, back)
-		}
-		return err
-	}
-	if recErr == nil {
-		s.quota.deleted(rec.Owner, rec.ID, rec.DiskBytes)
-	}
-	fault.Point("delete.record")
-	if err := os.RemoveAll(going); err != nil {
-		return fmt.Errorf("remove the directory of job %s: %w", joblet.ShortID(job.ID), err)
-	}
-	fault.Point("delete.done")
-	return nil
+	return s.records.Delete(ctx, job.ID, func(rec store.Record) { s.quota.Delete(rec.Owner, rec.ID, rec.DiskBytes) })
 }
 
-const (
-	// roomTries is how often a deletion is tried again when its files are gone.
-	roomTries = 5
-	// roomTime is how long it then waits for the job's end to be recorded.
-	roomTime = 2 * time.Second
-)
+// roomTime is how long a deletion waits for the job's end to be recorded after it has
+// removed the job's files.
+const roomTime = 2 * time.Second
 
 // awaitSettled waits until the end of a job that is to be deleted is recorded. When
 // a full disk keeps it from being that, the job's files make room.
@@ -327,8 +287,8 @@ func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
 	if err != nil || v.settled {
 		return err
 	}
-	if isFull(v.stuck) {
-		jobdir.ClearOutput(s.jobDir(v.job.ID))
+	if records.IsFull(v.stuck) {
+		jobdir.ClearOutput(s.records.Dir(v.job.ID))
 	}
 	limited, cancel := context.WithTimeout(ctx, roomTime)
 	defer cancel()
@@ -337,11 +297,6 @@ func (s *Supervisor) awaitSettled(ctx context.Context, l *live) error {
 		return s.look(l).unrecorded()
 	}
 	return err
-}
-
-// isFull reports whether an error is that of a full disk.
-func isFull(err error) bool {
-	return err != nil && (joblet.KindOf(err) == joblet.ResourceExhausted || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT))
 }
 
 // dependent returns a job of the same owner that waits and depends on this one, or
@@ -358,114 +313,10 @@ func (s *Supervisor) dependent(job joblet.Job) string {
 	return ""
 }
 
-// pruneBatch is how many jobs are looked up at a time to be deleted.
-const pruneBatch = 500
-
 // Prune deletes the ended jobs that pass the filter, and returns how many those
 // are and what they took on disk, in bytes. With dryRun it only counts them.
 func (s *Supervisor) Prune(ctx context.Context, f joblet.Filter, dryRun bool) (deleted int, freed int64, err error) {
-	if len(f.States) == 0 {
-		f.States = slices.DeleteFunc(joblet.States(), func(st joblet.State) bool { return !st.Final() })
-	}
-	for _, st := range f.States {
-		if !st.Final() {
-			return 0, 0, joblet.Errorf(joblet.InvalidArgument, "prune jobs that are %v: only jobs that have ended can be deleted", st)
-		}
-	}
-	var ids []string
-	f.Limit = 0
-	if err := s.EachJob(ctx, f, nil, func(job joblet.Job) error {
-		ids = append(ids, job.ID)
-		return nil
-	}); err != nil {
-		return 0, 0, err
-	}
-	for _, id := range ids {
-		size := jobdir.Size(s.jobDir(id))
-		if !dryRun {
-			if err := s.Delete(ctx, id); notDeletable(err) {
-				continue
-			} else if err != nil {
-				return deleted, freed, err
-			}
-		}
-		deleted++
-		freed += size
-	}
-	return deleted, freed, nil
-}
-
-// notDeletable reports whether a job was not deleted because it is gone or still
-// needed.
-func notDeletable(err error) bool {
-	return err != nil && (joblet.KindOf(err) == joblet.NotFound || joblet.KindOf(err) == joblet.FailedPrecondition)
-}
-
-// retainEvery is how often retention is looked after.
-const retainEvery = 10 * time.Minute
-
-// retain is the goroutine that deletes old jobs as the configuration says.
-func (s *Supervisor) retain() {
-	if s.cfg.RetainAge <= 0 && s.cfg.RetainBytes <= 0 {
-		return
-	}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-timer.C:
-		}
-		n, err := s.retainNow()
-		if err != nil && s.ctx.Err() == nil {
-			s.cfg.Log.Error("delete old jobs", "error", err)
-		} else if n > 0 {
-			s.cfg.Log.Info("old jobs deleted", "jobs", n)
-		}
-		timer.Reset(retainEvery)
-	}
-}
-
-func (s *Supervisor) retainNow() (deleted int, err error) {
-	if s.cfg.RetainAge > 0 {
-		n, _, err := s.Prune(s.ctx, joblet.Filter{EndedBefore: time.Now().Add(-s.cfg.RetainAge)}, false)
-		if deleted += n; err != nil {
-			return deleted, err
-		}
-	}
-	if s.cfg.RetainBytes <= 0 {
-		return deleted, nil
-	}
-	size, err := s.store.DiskBytes(s.ctx)
-	if err != nil {
-		return deleted, err
-	}
-	size -= s.quota.saved()
-	for size > s.cfg.RetainBytes {
-		jobs, err := s.store.OldestEnded(s.ctx, pruneBatch)
-		if err != nil {
-			return deleted, err
-		}
-		before := deleted
-		for _, job := range jobs {
-			if size <= s.cfg.RetainBytes {
-				break
-			}
-			bytes, saved := jobdir.Size(s.jobDir(job.ID)), s.quota.saved()
-			if err := s.Delete(s.ctx, job.ID); notDeletable(err) {
-				continue
-			} else if err != nil {
-				return deleted, err
-			}
-			size -= bytes - (saved - s.quota.saved()) // what others share stays
-			deleted++
-		}
-		if deleted == before {
-			return deleted, nil // all that is left is needed
-		}
-	}
-	return deleted, nil
+	return s.retention.Prune(ctx, f, dryRun)
 }
 
 // lostInput ends a job that waited, found by recovery, whose standard input was a

@@ -27,16 +27,22 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/events"
 	"github.com/joblet/joblet/internal/fault"
-	"github.com/joblet/joblet/internal/hostinfo"
 	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/logstore/follow"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/runtimes"
 	"github.com/joblet/joblet/internal/sandbox/native"
-	"github.com/joblet/joblet/internal/secrets"
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/guard"
+	"github.com/joblet/joblet/internal/supervisor/keylock"
+	"github.com/joblet/joblet/internal/supervisor/plan"
+	"github.com/joblet/joblet/internal/supervisor/proclist"
+	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/retention"
+	"github.com/joblet/joblet/internal/supervisor/sampling"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
 // Config says where the supervisor keeps things and what it grants.
@@ -64,30 +70,33 @@ const spareBoxes = 2
 
 // Supervisor owns all jobs of one daemon.
 type Supervisor struct {
-	cfg      Config
-	store    *store.Store
-	engine   *native.Engine
-	runtimes *runtimes.Store
-	watcher  *follow.Watcher
-	secrets  secrets.Sealer
-	observer *hostinfo.Observer
-	quota    *quota
-	where    statedir.Whereabouts
+	cfg       Config
+	records   *records.Records
+	engine    *native.Engine
+	runtimes  *runtimes.Store
+	watcher   *follow.Watcher
+	planner   plan.Planner
+	sampler   *sampling.Sampler
+	lister    *proclist.Lister
+	guard     guard.Guard
+	retention retention.Retention
+	quota     *staging.Quota
+	uploads   staging.Area
+	where     statedir.Whereabouts
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
 	work   sync.WaitGroup // the goroutines: one per running job, and the queue's
 	events *events.Feed   // what happens to jobs; published to with or without mu
-	keys   keyedLock      // by owner and idempotency key, and by what is done to one job at a time
+	keys   keylock.Lock   // by owner and idempotency key, and by what is done to one job at a time
 
-	mu       sync.Mutex // protects what follows
-	closing  bool
-	live     map[string]*live
-	held     map[string]int // owner → bytes of the specs of his live jobs
-	maxHeld  int            // of one owner
-	maxStdin int64          // of one job, as a file
-	using    map[string]int // runtime → jobs that have it, or are about to
-	queue    *queue.Queue[*live]
+	mu      sync.Mutex // protects what follows
+	closing bool
+	live    map[string]*live
+	held    map[string]int // owner → bytes of the specs of his live jobs
+	maxHeld int            // of one owner
+	using   map[string]int // runtime → jobs that have it, or are about to
+	queue   *queue.Queue[*live]
 
 	onChange func(id string, from, to joblet.State) // for tests; called under mu
 }
@@ -101,7 +110,7 @@ type live struct {
 	item     queue.Item[*live]
 	size     int // of the spec
 	proc     *native.Process
-	gauge    *gauge        // of proc
+	sampled  *sampling.Run // of proc
 	over     chan struct{} // closed when the latest run's output is complete
 	seq      uint64        // number of the latest event that a user may have noticed
 	starting bool          // it has a place and is about to run
@@ -137,9 +146,8 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Supervisor{
-		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, maxStdin: maxStdin, using: map[string]int{},
-		queue: queue.New[*live](), secrets: secrets.Sealer{Path: filepath.Join(cfg.StateDir, "secrets.key")},
-		observer: hostinfo.NewObserver(),
+		cfg: cfg, live: map[string]*live{}, held: map[string]int{}, maxHeld: maxHeld, using: map[string]int{},
+		queue: queue.New[*live](), lister: proclist.New(),
 	}
 	s.events = events.New(s.tap)
 	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
@@ -149,18 +157,20 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	if err := os.MkdirAll(s.jobsDir(), 0o700); err != nil {
-		return nil, fmt.Errorf("make the state directory: %w", err)
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("cannot make the state directory: %w", err)
 	}
 	if s.where, err = statedir.Locate(cfg.StateDir, cfg.RunDir, cfg.Log); err != nil {
 		return nil, err
 	}
-	if err := s.openStore(ctx); err != nil {
+	if s.records, err = records.Open(ctx, cfg.StateDir, cfg.Log); err != nil {
 		return nil, err
 	}
-	if s.quota, err = openQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes, s.store); err != nil {
+	s.work.Go(func() { s.records.Check(s.ctx) })
+	if s.quota, err = staging.OpenQuota(ctx, cfg.MaxOwnerBytes, cfg.RetainBytes > 0, s.records.Store); err != nil {
 		return nil, err
 	}
+	s.uploads = staging.Area{Dir: s.records.JobsDir(), Quota: s.quota, MaxStdin: staging.MaxStdin}
 	if s.runtimes, err = runtimes.Open(filepath.Join(cfg.StateDir, "runtimes")); err != nil {
 		return nil, err
 	}
@@ -173,14 +183,22 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}); err != nil {
 		return nil, err
 	}
-	if err := s.countIO(); err != nil {
+	s.planner.Engine, s.planner.Runtimes, s.planner.JobsDir, s.planner.LogShrinks = s.engine, s.runtimes, s.records.JobsDir(), cfg.LogShrinks
+	s.planner.SetLimits(cfg.Defaults, cfg.Ceiling)
+	s.retention = retention.Retention{
+		Age: cfg.RetainAge, Bytes: cfg.RetainBytes, Records: s.records, Log: cfg.Log,
+		Saved: s.quota.Saved, Each: s.EachJob, Delete: s.Delete,
+	}
+	s.guard = guard.Guard{Engine: s.engine, JobsDir: s.records.JobsDir(), Log: cfg.Log}
+	s.sampler = sampling.New(sampling.Config{StateDir: cfg.StateDir, JobsDir: s.records.JobsDir(), Log: cfg.Log, Metrics: cfg.Metrics, Jobs: s.countJobs})
+	if err := s.planner.CountIO(); err != nil {
 		return nil, err
 	}
 	if err := s.recover(ctx); err != nil {
 		return nil, err
 	}
 	s.countInput()
-	if err := s.quota.foundShares(ctx, s.jobsDir(), s.store); err != nil {
+	if err := s.quota.RestoreShares(ctx, s.records.JobsDir(), s.records.Store); err != nil {
 		return nil, err
 	}
 	fault.Point("recover.done")
@@ -189,12 +207,12 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
-		s.sampleAll(true)
+		s.sampler.Sample(true)
 	}
 	s.engine.StartSpares()
 	s.work.Go(s.runQueue)
-	s.work.Go(s.retain)
-	s.work.Go(s.collect)
+	s.work.Go(func() { s.retention.Run(s.ctx) })
+	s.work.Go(func() { s.sampler.Sampling(s.ctx) })
 	return s, nil
 }
 
@@ -208,7 +226,7 @@ func (s *Supervisor) countInput() {
 	defer s.mu.Unlock()
 	for id, l := range s.live {
 		if !l.rec.State.Final() {
-			s.quota.found(l.rec.Owner, id, jobdir.InputSize(s.jobDir(id)))
+			s.quota.Restore(l.rec.Owner, id, jobdir.InputSize(s.records.Dir(id)))
 		}
 	}
 }
@@ -227,14 +245,11 @@ func (s *Supervisor) Close() error {
 	if s.watcher != nil {
 		errs = append(errs, s.watcher.Close())
 	}
-	if s.store != nil {
-		errs = append(errs, s.store.Close())
+	if s.records != nil {
+		errs = append(errs, s.records.Close())
 	}
 	return errors.Join(errs...)
 }
-
-func (s *Supervisor) jobsDir() string         { return filepath.Join(s.cfg.StateDir, "jobs") }
-func (s *Supervisor) jobDir(id string) string { return filepath.Join(s.jobsDir(), id) }
 
 // Runtimes returns the installed runtimes.
 func (s *Supervisor) Runtimes() *runtimes.Store { return s.runtimes }
@@ -387,10 +402,10 @@ func (s *Supervisor) hasMany(l *live) bool {
 func (s *Supervisor) Configure(cfg Config) {
 	s.mu.Lock()
 	s.cfg.MaxConcurrent, s.cfg.MaxPerOwner = cfg.MaxConcurrent, cfg.MaxPerOwner
-	s.cfg.Defaults, s.cfg.Ceiling = cfg.Defaults, cfg.Ceiling
 	s.cfg.Mirrors, s.cfg.BuildTimeout = cfg.Mirrors, cfg.BuildTimeout
 	s.queue.SetLimits(queue.Amounts{queue.Slots: int64(max(0, cfg.MaxConcurrent))})
 	s.mu.Unlock()
+	s.planner.SetLimits(cfg.Defaults, cfg.Ceiling)
 	s.events.Publish(events.Event{Kind: events.Freed})
 }
 
@@ -471,9 +486,9 @@ func (s *Supervisor) save(l *live, durable bool) error {
 	s.mu.Unlock()
 	ctx := context.WithoutCancel(s.ctx)
 	if durable {
-		return s.store.Update(ctx, rec)
+		return s.records.Update(ctx, rec)
 	}
-	return s.store.UpdateUnsynced(ctx, rec)
+	return s.records.UpdateUnsynced(ctx, rec)
 }
 
 // saveEnd makes durable what a live job is about to become, and makes it so before
@@ -481,16 +496,12 @@ func (s *Supervisor) save(l *live, durable bool) error {
 func (s *Supervisor) saveEnd(l *live, rec store.Record, become func()) error {
 	l.saving.Lock()
 	defer l.saving.Unlock()
-	err := s.store.Update(context.WithoutCancel(s.ctx), rec)
-	if recorded(err) {
+	err := s.records.Update(context.WithoutCancel(s.ctx), rec)
+	if records.Written(err) {
 		become()
 	}
 	return err
 }
-
-// recorded reports whether a write of a record that gave err need not be tried again:
-// it was written, or deleted before.
-func recorded(err error) bool { return err == nil || joblet.KindOf(err) == joblet.NotFound }
 
 // find returns the live job with this id, or nil.
 func (s *Supervisor) find(id string) *live {
@@ -566,7 +577,7 @@ func (s *Supervisor) current(ctx context.Context, job joblet.Job) joblet.Job {
 	}
 	s.mu.Unlock()
 	if l == nil && !job.State.Final() { // it has come to rest since it was read
-		if rec, err := s.store.Get(ctx, job.ID); err == nil {
+		if rec, err := s.records.Get(ctx, job.ID); err == nil {
 			job = rec.Job
 		}
 	}
@@ -581,7 +592,7 @@ func (s *Supervisor) Find(ctx context.Context, ref, owner string) (joblet.Job, e
 	if l := s.find(ref); l != nil {
 		return s.look(l).job, nil
 	}
-	rec, err := s.store.Resolve(ctx, ref, owner)
+	rec, err := s.records.Resolve(ctx, ref, owner)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -593,7 +604,7 @@ func (s *Supervisor) Job(ctx context.Context, id string) (joblet.Job, error) {
 	if l := s.find(id); l != nil {
 		return s.look(l).job, nil
 	}
-	rec, err := s.store.Get(ctx, id)
+	rec, err := s.records.Get(ctx, id)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -607,7 +618,12 @@ func (s *Supervisor) Measured(ctx context.Context, id string) (joblet.Job, error
 		return job, err
 	}
 	if l := s.find(job.ID); l != nil {
-		job = s.measured(l, job)
+		s.mu.Lock()
+		run := l.sampled
+		s.mu.Unlock()
+		if run != nil {
+			job.Usage = job.Usage.Max(run.Usage())
+		}
 	}
 	return job, nil
 }
@@ -651,7 +667,7 @@ func (s *Supervisor) EachJob(ctx context.Context, f joblet.Filter, ready func() 
 				return err
 			}
 		}
-		jobs, next, err := s.store.ListFrom(ctx, f, from, size)
+		jobs, next, err := s.records.ListFrom(ctx, f, from, size)
 		if err != nil {
 			return err
 		}
@@ -702,37 +718,4 @@ func (v view) unrecorded() error {
 		return nil
 	}
 	return joblet.Errorf(joblet.KindOf(v.stuck), "job %s has ended, which cannot be recorded yet: %w", joblet.ShortID(v.job.ID), v.stuck)
-}
-
-// keyedLock is a mutex for each key.
-type keyedLock struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-func (k *keyedLock) lock(ctx context.Context, key string) (unlock func(), err error) {
-	for {
-		k.mu.Lock()
-		if k.held == nil {
-			k.held = map[string]chan struct{}{}
-		}
-		other, taken := k.held[key]
-		if !taken {
-			mine := make(chan struct{})
-			k.held[key] = mine
-			k.mu.Unlock()
-			return func() {
-				k.mu.Lock()
-				defer k.mu.Unlock()
-				delete(k.held, key)
-				close(mine)
-			}, nil
-		}
-		k.mu.Unlock()
-		select {
-		case <-other:
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
 }

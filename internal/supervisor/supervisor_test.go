@@ -79,7 +79,7 @@ func TestTransitions(t *testing.T) {
 	var mu sync.Mutex
 	var accepted []string
 	deleted := map[string]bool{}
-	const lives, users, steps = 4, 4, 40
+	const lives, users, steps = 4, 4, 25
 	for life := range lives {
 		s := open(t, dir, func(c *Config) { c.MaxConcurrent = 3 })
 		s.mu.Lock()
@@ -221,38 +221,6 @@ func randomSpec(r *rand.Rand, other string) joblet.Spec {
 	return spec
 }
 
-func TestKeyedLock(t *testing.T) {
-	t.Parallel()
-	var k keyedLock
-	n := 0
-	var wg sync.WaitGroup
-	for range 50 {
-		wg.Go(func() {
-			unlock, err := k.lock(t.Context(), "x")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			n++ // the race detector watches
-			unlock()
-		})
-	}
-	wg.Wait()
-	if n != 50 || len(k.held) != 0 {
-		t.Errorf("%d, %d held", n, len(k.held))
-	}
-	unlock, err := k.lock(t.Context(), "x")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := k.lock(ctx, "x"); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestStopWins: a job that was asked to stop is not tried again, whatever ends
 // it, and one that somebody is about to end does not come into the queue.
 func TestStopWins(t *testing.T) {
@@ -353,7 +321,7 @@ func TestEndStays(t *testing.T) {
 		inTime, over := false, false
 		for !inTime && !over {
 			s.mu.Lock() // whoever cancels it needs this too, before and after
-			rec, err := s.store.Get(t.Context(), job.ID)
+			rec, err := s.records.Get(t.Context(), job.ID)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -404,7 +372,7 @@ func TestDeleteTwice(t *testing.T) {
 			})
 		}
 		callers.Wait()
-		if left, _ := os.ReadDir(s.jobsDir()); deleted.Load() != 1 || len(left) > 0 {
+		if left, _ := os.ReadDir(s.records.JobsDir()); deleted.Load() != 1 || len(left) > 0 {
 			t.Fatalf("%d have deleted it; left: %v", deleted.Load(), left)
 		}
 	}
@@ -491,7 +459,7 @@ func TestStartNotUndone(t *testing.T) {
 			s.mu.Lock()
 			s.onChange = func(job string, _, to joblet.State) {
 				if id = job; to == joblet.Initializing && !test.begins {
-					if err := os.WriteFile(s.jobDir(job), nil, 0o600); err != nil { // where its directory should go
+					if err := os.WriteFile(s.records.Dir(job), nil, 0o600); err != nil { // where its directory should go
 						t.Error(err)
 					}
 				}
@@ -547,7 +515,7 @@ func TestLeftovers(t *testing.T) {
 	}
 	closing(t, s)
 	for _, name := range []string{"exit.json.tmp", "exit-2.json.tmp", "work.tar.tmp", "other.tmp"} {
-		if err := os.WriteFile(filepath.Join(s.jobDir(job.ID), name), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(s.records.Dir(job.ID), name), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -555,7 +523,7 @@ func TestLeftovers(t *testing.T) {
 	defer closing(t, s)
 	var left []string
 	if !eventually(func() bool {
-		left, err = filepath.Glob(filepath.Join(s.jobDir(job.ID), "*.tmp"))
+		left, err = filepath.Glob(filepath.Join(s.records.Dir(job.ID), "*.tmp"))
 		return err == nil && len(left) == 1
 	}) || filepath.Base(left[0]) != "other.tmp" {
 		t.Errorf("left: %q, %v", left, err)

@@ -11,16 +11,20 @@ import (
 )
 
 func newDeleteCommand(a *app.App) *cobra.Command {
-	return jobsCommand(a, &cobra.Command{
-		Use:               "delete JOB…",
+	cmd := &cobra.Command{
+		Use:               "delete JOB…|--label=LABEL",
 		Aliases:           []string{"rm"},
 		Short:             "Delete ended jobs with their output",
-		Long:              "Delete jobs that have ended: their records and output." + jobRefHelp,
-		Example:           "  rnx job delete 3f2a",
+		Long:              "Delete jobs that have ended: their records and output." + labelHelp + jobRefHelp,
+		Example:           "  rnx job delete 3f2a\n  rnx job delete --label=sweep=42",
 		ValidArgsFunction: a.CompleteJobs(app.FinalStates...),
-	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
+	}
+	do := func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
 		return nil, c.Delete(ctx, ref)
-	})
+	}
+	jobsCommand(a, cmd, do)
+	(&selector{states: app.FinalStates}).add(a, cmd, do)
+	return cmd
 }
 
 func newDeleteAllCommand(a *app.App) *cobra.Command {

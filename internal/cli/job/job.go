@@ -64,9 +64,11 @@ const jobRefHelp = `
 JOB is an id, a unique prefix of an id, or a name. A name refers to your own job
 first, then to that of another owner.` + app.ExitStatusHelp
 
-// jobsCommand does one thing to each job named on the command line, to some at once;
-// what do returns shows the result, if it is not nil.
-func jobsCommand(a *app.App, cmd *cobra.Command, do func(ctx context.Context, c *client.Client, ref string) (show func() error, err error)) *cobra.Command {
+// jobAction does something to a job. show prints the result; it may be nil.
+type jobAction func(ctx context.Context, c *client.Client, ref string) (show func() error, err error)
+
+// jobsCommand does one thing to each job named on the command line, to some at once.
+func jobsCommand(a *app.App, cmd *cobra.Command, do jobAction) *cobra.Command {
 	cmd.Args = app.AtLeastOne("job")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		return a.With(cmd.Context(), func(c *client.Client) error {

@@ -16,6 +16,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/api"
 	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/testenv/peer"
 	"github.com/joblet/joblet/internal/wire"
 )
 
@@ -63,33 +64,33 @@ const idD = "dddddddd-0000-4000-8000-000000000000"
 type watched struct {
 	api.UnimplementedJobServiceServer
 	host  string
-	peer  peer // takes notes
+	calls peer.Calls
 	looks int
 }
 
 func serveWatched(t *testing.T) *watched {
 	t.Helper()
 	w := &watched{}
-	w.host = serveJobs(t, w)
+	w.host = peer.ServeJobs(t, w)
 	return w
 }
 
 func (w *watched) GetJobStatus(_ context.Context, r *api.GetJobStatusRequest) (*api.GetJobStatusResponse, error) {
 	job := joblet.Job{ID: r.GetUuid(), State: joblet.Running, Started: clock(-90), Spec: joblet.Spec{Command: "sh\x1b[2J", Name: "web", Limits: joblet.Limits{CPUPercent: 200, MaxPIDs: 64}}}
-	for _, id := range []string{idA, idB, idC, idD} {
+	for _, id := range []string{peer.IDA, peer.IDB, peer.IDC, idD} {
 		if strings.HasPrefix(id, r.GetUuid()) {
 			job.ID = id
 		}
 	}
-	if job.ID == idC || job.ID == idD {
+	if job.ID == peer.IDC || job.ID == idD {
 		job.State, job.Exit, job.Ended = joblet.Completed, &joblet.Exit{}, clock(0)
 	}
 	return wire.StatusToProto(wire.JobToProto(job)), nil
 }
 
 func (w *watched) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
-	w.peer.note("stream %.4s %d", r.GetJobUuid(), r.GetIntervalMs())
-	if r.GetJobUuid() == idB {
+	w.calls.Note("stream %.4s %d", r.GetJobUuid(), r.GetIntervalMs())
+	if r.GetJobUuid() == peer.IDB {
 		return nil
 	}
 	for _, s := range someSamples() {
@@ -101,7 +102,7 @@ func (w *watched) StreamJobMetrics(r *api.StreamJobMetricsRequest, out grpc.Serv
 }
 
 func (w *watched) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerStreamingServer[api.JobMetricsEvent]) error {
-	w.peer.note("history %.4s %d %d %d", r.GetJobUuid(), r.GetStartTime(), r.GetEndTime(), r.GetLimit())
+	w.calls.Note("history %.4s %d %d %d", r.GetJobUuid(), r.GetStartTime(), r.GetEndTime(), r.GetLimit())
 	if r.GetJobUuid() == idD {
 		return nil
 	}
@@ -110,7 +111,7 @@ func (w *watched) GetJobMetrics(r *api.GetJobMetricsRequest, out grpc.ServerStre
 
 // ListJobProcesses answers for A, whose first process takes more each time.
 func (w *watched) ListJobProcesses(_ context.Context, r *api.ListJobProcessesRequest) (*api.ListJobProcessesResponse, error) {
-	if r.GetUuid() != idA {
+	if r.GetUuid() != peer.IDA {
 		err, _ := wire.ErrorToStatus(joblet.Errorf(joblet.FailedPrecondition, "job %.8s has ended: COMPLETED", r.GetUuid()))
 		return nil, err
 	}
@@ -151,20 +152,20 @@ func TestMetrics(t *testing.T) {
 		stdout, stderr string
 		asked          string
 	}{
-		{[]string{idA}, live.String(), "", "stream aaaa 1000"},
+		{[]string{peer.IDA}, live.String(), "", "stream aaaa 1000"},
 		{[]string{"-i", "250ms", "aaaa"}, live.String(), "", "stream aaaa 250"},
-		{[]string{"--history", idA}, header + row, "", "history aaaa 0 0 0"},
-		{[]string{"--limit=5", idA}, header + row, "", "history aaaa 0 0 5"},
-		{[]string{"--since=2026-01-02", "--until=2026-01-02T00:01", idA}, header + row, "", fmt.Sprintf("history aaaa %d %d 0", since.UnixNano(), since.Add(time.Minute).UnixNano())},
-		{[]string{idB}, header + row, "", "stream bbbb 1000; history bbbb 0 0 0"},
-		{[]string{idC}, header + row, "", "history cccc 0 0 0"},
+		{[]string{"--history", peer.IDA}, header + row, "", "history aaaa 0 0 0"},
+		{[]string{"--limit=5", peer.IDA}, header + row, "", "history aaaa 0 0 5"},
+		{[]string{"--since=2026-01-02", "--until=2026-01-02T00:01", peer.IDA}, header + row, "", fmt.Sprintf("history aaaa %d %d 0", since.UnixNano(), since.Add(time.Minute).UnixNano())},
+		{[]string{peer.IDB}, header + row, "", "stream bbbb 1000; history bbbb 0 0 0"},
+		{[]string{peer.IDC}, header + row, "", "history cccc 0 0 0"},
 		{[]string{idD}, "", "rnx: no samples of job dddddddd: it has not run then, or not for long enough\n", "history dddd 0 0 0"},
 		{[]string{"--json", idD}, "", "", "history dddd 0 0 0"},
 	} {
 		w := serveWatched(t)
 		status, stdout, stderr := rnxAt(t, w.host, append([]string{"job", "metrics"}, tt.args...)...)
-		if status != 0 || stdout != tt.stdout || stderr != tt.stderr || w.peer.asked() != tt.asked {
-			t.Errorf("%q: got %d, %q, %q, asked for %s\nwant %q, %q, %s", tt.args, status, stdout, stderr, w.peer.asked(), tt.stdout, tt.stderr, tt.asked)
+		if status != 0 || stdout != tt.stdout || stderr != tt.stderr || w.calls.Asked() != tt.asked {
+			t.Errorf("%q: got %d, %q, %q, asked for %s\nwant %q, %q, %s", tt.args, status, stdout, stderr, w.calls.Asked(), tt.stdout, tt.stderr, tt.asked)
 		}
 	}
 }
@@ -173,7 +174,7 @@ func TestMetrics(t *testing.T) {
 // that job status uses.
 func TestMetricsJSON(t *testing.T) {
 	t.Parallel()
-	status, stdout, stderr := rnxAt(t, serveWatched(t).host, "job", "metrics", "--json", idA)
+	status, stdout, stderr := rnxAt(t, serveWatched(t).host, "job", "metrics", "--json", peer.IDA)
 	lines := strings.Split(strings.TrimSuffix(stdout, "\n"), "\n")
 	if status != 0 || stderr != "" || len(lines) != 3 {
 		t.Fatalf("got %d, %q, %q", status, stdout, stderr)
@@ -183,7 +184,7 @@ func TestMetricsJSON(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]any{
-		"uuid": idA, "cpu_percent": 1600.0, "memory_bytes": 64.0 * (1 << 20), "memory_limit_bytes": 128.0 * (1 << 20), "swap_bytes": 0.0, "pids": 1000.0,
+		"uuid": peer.IDA, "cpu_percent": 1600.0, "memory_bytes": 64.0 * (1 << 20), "memory_limit_bytes": 128.0 * (1 << 20), "swap_bytes": 0.0, "pids": 1000.0,
 		"cpu_user_ms": 5000.0, "cpu_system_ms": 0.0, "throttled_ms": 1500.0, "memory_peak_bytes": 0.0, "pids_peak": 0.0,
 		"read_bytes": 5.0 * (1 << 20), "write_bytes": 1024.0, "read_ops": 0.0, "write_ops": 0.0,
 		"cpu_stall_ms": 0.0, "memory_stall_ms": 0.0, "io_stall_ms": 0.0,
@@ -202,7 +203,7 @@ func TestMetricsClosedPipe(t *testing.T) {
 	t.Parallel()
 	var errOut bytes.Buffer
 	a := &app.App{Out: closedPipeWriter{}, ErrOut: &errOut}
-	status := a.Execute(t.Context(), newRootCommand(a), []string{"--host=" + serveWatched(t).host, "job", "metrics", idA})
+	status := a.Execute(t.Context(), newRootCommand(a), []string{"--host=" + serveWatched(t).host, "job", "metrics", peer.IDA})
 	if status != 128+int(syscall.SIGPIPE) || errOut.String() != "" {
 		t.Errorf("got %d, %q", status, errOut.String())
 	}

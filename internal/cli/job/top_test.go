@@ -7,13 +7,14 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/testenv/peer"
 )
 
 func TestTop(t *testing.T) {
 	t.Parallel()
 	// A has three samples: the first look is ahead of the stream, and the second
 	// of those behind it is shown. It lasts a second, in which PID 1 took 250 ms.
-	status, stdout, stderr := rnxAt(t, serveWatched(t).host, "job", "top", idA)
+	status, stdout, stderr := rnxAt(t, serveWatched(t).host, "job", "top", peer.IDA)
 	want := `Job        aaaaaaaa (web): RUNNING for 1m32s: 'sh\x1b[2J'
 CPU        1600.0% of 200%; user 5s, system 0s; held back for 1.5s, 1.5s in all
 Memory     64 MiB of 128 MiB (50.0%), 0 B at most; 0 B of swap
@@ -31,7 +32,7 @@ and 7 more that were not looked at
 		t.Errorf("got %d, %q\n%swant\n%s", status, stderr, stdout, want)
 	}
 	for order, want := range map[string]string{"cpu": "1432", "mem": "1234", "pid": "1234"} {
-		_, stdout, _ := rnxAt(t, serveWatched(t).host, "job", "top", "--sort="+order, idA)
+		_, stdout, _ := rnxAt(t, serveWatched(t).host, "job", "top", "--sort="+order, peer.IDA)
 		got := ""
 		_, table, _ := strings.Cut(stdout, "COMMAND\n")
 		for line := range strings.Lines(table) {
@@ -41,7 +42,7 @@ and 7 more that were not looked at
 			t.Errorf("by %s: got %s, want %s", order, got, want)
 		}
 	}
-	status, _, stderr = rnxAt(t, serveWatched(t).host, "job", "top", idC)
+	status, _, stderr = rnxAt(t, serveWatched(t).host, "job", "top", peer.IDC)
 	if status != 1 || stderr != "rnx: job cccccccc has ended: COMPLETED\n" {
 		t.Errorf("got %d, %q", status, stderr)
 	}
@@ -53,8 +54,8 @@ func TestTopJSON(t *testing.T) {
 		args string
 		want []float64 // PID 1's CPU%
 	}{
-		{"job top --json --sort=pid " + idA, []float64{10, 25, 25}}, // until it has ended
-		{"job top --json --sort=pid --once " + idA, []float64{25}},
+		{"job top --json --sort=pid " + peer.IDA, []float64{10, 25, 25}}, // until it has ended
+		{"job top --json --sort=pid --once " + peer.IDA, []float64{25}},
 	} {
 		status, stdout, stderr := rnxAt(t, serveWatched(t).host, strings.Fields(tt.args)...)
 		lines := strings.Split(strings.TrimSuffix(stdout, "\n"), "\n")
@@ -66,8 +67,8 @@ func TestTopJSON(t *testing.T) {
 			if err := json.Unmarshal([]byte(line), &got); err != nil {
 				t.Fatal(err)
 			}
-			if got.UUID != idA || got.Name != "web" || got.Status != joblet.Running || got.Omitted != 7 || len(got.Processes) != 4 || got.Limits.CPUPercent != 200 ||
-				got.Metrics.UUID != idA || got.Metrics.PIDs == 0 || got.Processes[0].PID != 1 || got.Processes[0].CPUPercent != tt.want[i] || got.Processes[1].Name != "a\nb" {
+			if got.UUID != peer.IDA || got.Name != "web" || got.Status != joblet.Running || got.Omitted != 7 || len(got.Processes) != 4 || got.Limits.CPUPercent != 200 ||
+				got.Metrics.UUID != peer.IDA || got.Metrics.PIDs == 0 || got.Processes[0].PID != 1 || got.Processes[0].CPUPercent != tt.want[i] || got.Processes[1].Name != "a\nb" {
 				t.Errorf("%s: got %s", tt.args, line)
 			}
 		}
@@ -77,7 +78,7 @@ func TestTopJSON(t *testing.T) {
 // TestTopFits: in a terminal the first lines are those that count.
 func TestTopFits(t *testing.T) {
 	t.Parallel()
-	l := look{job: joblet.Job{ID: idA, State: joblet.Running, Started: clock(-1), Spec: joblet.Spec{Command: strings.Repeat("x", 300)}}, sample: someSamples()[0]}
+	l := look{job: joblet.Job{ID: peer.IDA, State: joblet.Running, Started: clock(-1), Spec: joblet.Spec{Command: strings.Repeat("x", 300)}}, sample: someSamples()[0]}
 	for pid := range 3000 {
 		l.processes.All = append(l.processes.All, joblet.Process{PID: pid + 1, Memory: int64(pid), Command: strings.Repeat("y", 1000)})
 	}

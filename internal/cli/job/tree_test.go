@@ -8,11 +8,12 @@ import (
 	"testing"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv/peer"
 )
 
 func TestTree(t *testing.T) {
 	t.Parallel()
-	status, stdout, stderr := rnxAt(t, serveWatched(t).host, "job", "tree", idA)
+	status, stdout, stderr := rnxAt(t, serveWatched(t).host, "job", "tree", peer.IDA)
 	want := strings.Join([]string{
 		"PROCESS    HOST-PID  COMMAND",
 		"sh(1)      1001      sh -c x",
@@ -24,7 +25,7 @@ func TestTree(t *testing.T) {
 	if status != 0 || stdout != want || stderr != "" {
 		t.Errorf("got %d, %q\n%swant\n%s", status, stderr, stdout, want)
 	}
-	status, _, stderr = rnxAt(t, serveWatched(t).host, "job", "tree", idC)
+	status, _, stderr = rnxAt(t, serveWatched(t).host, "job", "tree", peer.IDC)
 	if status != 1 || stderr != "rnx: job cccccccc has ended: COMPLETED\n" {
 		t.Errorf("got %d, %q", status, stderr)
 	}
@@ -37,7 +38,7 @@ func TestTree(t *testing.T) {
 	for _, p := range got.Processes {
 		order = append(order, fmt.Sprintf("%d<%d@%d", p.PID, p.PPID, *p.Depth))
 	}
-	if want := []string{"1<0@0", "2<1@1", "4<2@2", "3<0@0"}; !slices.Equal(order, want) || got.UUID != idA || got.Omitted != 7 || !got.Time.Equal(clock(0)) {
+	if want := []string{"1<0@0", "2<1@1", "4<2@2", "3<0@0"}; !slices.Equal(order, want) || got.UUID != peer.IDA || got.Omitted != 7 || !got.Time.Equal(clock(0)) {
 		t.Errorf("got %v in %+v, want %v", order, got, want)
 	}
 	if p := got.Processes[1]; p.Name != "a\nb" || p.Command != "a\x1b[2Jb\nc \u202e\uFFFD" || p.HostPID != 1002 || p.UID != 2 || p.State != "S" || p.Threads != 2 ||

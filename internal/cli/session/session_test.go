@@ -14,6 +14,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
+	"github.com/joblet/joblet/internal/testenv/peer"
 )
 
 // TestPass: which calls a signal becomes.
@@ -27,14 +28,14 @@ func TestPass(t *testing.T) {
 		asked   string
 		note    string
 	}{
-		{idA, true, false, syscall.SIGINT, "cancel aaaa", "rnx: job aaaaaaaa does not run: canceling it\n"},
-		{idB, true, false, syscall.SIGTERM, "cancel bbbb; stop bbbb with 15", "rnx: job bbbbbbbb does not run: canceling it\n"},
-		{idA, false, false, syscall.SIGINT, "interrupt aaaa with 2", "rnx: sent SIGINT to job aaaaaaaa; Ctrl-C again within 2s kills it\n"},
-		{idA, false, true, syscall.SIGINT, "stop aaaa with 9", "rnx: killing job aaaaaaaa\n"},
-		{idA, false, false, syscall.SIGHUP, "interrupt aaaa with 1", "rnx: sent SIGHUP to job aaaaaaaa\n"},
+		{peer.IDA, true, false, syscall.SIGINT, "cancel aaaa", "rnx: job aaaaaaaa does not run: canceling it\n"},
+		{peer.IDB, true, false, syscall.SIGTERM, "cancel bbbb; stop bbbb with 15", "rnx: job bbbbbbbb does not run: canceling it\n"},
+		{peer.IDA, false, false, syscall.SIGINT, "interrupt aaaa with 2", "rnx: sent SIGINT to job aaaaaaaa; Ctrl-C again within 2s kills it\n"},
+		{peer.IDA, false, true, syscall.SIGINT, "stop aaaa with 9", "rnx: killing job aaaaaaaa\n"},
+		{peer.IDA, false, false, syscall.SIGHUP, "interrupt aaaa with 1", "rnx: sent SIGHUP to job aaaaaaaa\n"},
 	} {
-		p := servePeer(t)
-		c, err := client.Dial(t.Context(), p.host)
+		p := peer.Serve(t)
+		c, err := client.Dial(t.Context(), p.Host)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,8 +43,8 @@ func TestPass(t *testing.T) {
 		at := newAttachment(&app.App{ErrOut: &errOut}, c)
 		at.meet(joblet.Job{ID: tt.id}, true)
 		at.meet(joblet.Job{ID: tt.id}, tt.waiting)
-		if err := at.pass(t.Context(), tt.sig, tt.again); err != nil || p.asked() != tt.asked || errOut.String() != tt.note {
-			t.Errorf("%+v: got %v, %s, %q", tt, err, p.asked(), errOut.String())
+		if err := at.pass(t.Context(), tt.sig, tt.again); err != nil || p.Asked() != tt.asked || errOut.String() != tt.note {
+			t.Errorf("%+v: got %v, %s, %q", tt, err, p.Asked(), errOut.String())
 		}
 		c.Close()
 	}
@@ -74,10 +75,10 @@ func TestInterruptedInput(t *testing.T) {
 func TestNotes(t *testing.T) {
 	t.Parallel()
 	events := func(yield func(client.Event, error) bool) {
-		busy := client.Waiting{Job: joblet.Job{ID: idA, State: joblet.Pending, Reason: "busy"}}
-		retry := client.Waiting{Job: joblet.Job{ID: idA, State: joblet.Scheduled, Attempt: 1, Scheduled: time.Now().Add(-time.Second),
+		busy := client.Waiting{Job: joblet.Job{ID: peer.IDA, State: joblet.Pending, Reason: "busy"}}
+		retry := client.Waiting{Job: joblet.Job{ID: peer.IDA, State: joblet.Scheduled, Attempt: 1, Scheduled: time.Now().Add(-time.Second),
 			Past: []joblet.Attempt{{State: joblet.Failed, Exit: &joblet.Exit{Code: 3}}}, Spec: joblet.Spec{Retries: 3}}}
-		for _, e := range []client.Event{busy, busy, client.Started{Job: joblet.Job{ID: idA}}, retry, client.Started{Job: joblet.Job{ID: idA}}, client.Ended{Job: joblet.Job{ID: idA}}} {
+		for _, e := range []client.Event{busy, busy, client.Started{Job: joblet.Job{ID: peer.IDA}}, retry, client.Started{Job: joblet.Job{ID: peer.IDA}}, client.Ended{Job: joblet.Job{ID: peer.IDA}}} {
 			if !yield(e, nil) {
 				return
 			}
