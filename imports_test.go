@@ -18,7 +18,8 @@ func TestImports(t *testing.T) {
 		reason string
 	}{
 		{".", []string{"golang.org/", "google.golang.org/", "github.com/", module + "/"}, "the words are for everybody"},
-		{"./cmd/joblet", []string{"=" + module + "/internal/shim"}, "the set-up of jobs is the shim's, a program of its own"},
+		{"./cmd/joblet", []string{"=" + module + "/internal/shim", "=" + module + "/internal/shim/setup"}, "the set-up of jobs is the shim's, a program of its own"},
+		{"./internal/shim/setup", append(heavy, "="+module+"/internal/shim", module+"/internal/logstore", module+"/internal/archive"), "it starts processes, and keeps nothing of their output"},
 		{"./cmd/joblet-shim", append(heavy, "os/exec", "net", "crypto/", "log"), "each is paid once per running job"},
 		{"./internal/sandbox", append(heavy, module+"/internal/", "golang.org/"), "a contract touches nothing"},
 		{"./internal/sandbox/native/seccomp", append(heavy, "="+module+"/internal/sandbox/native", module+"/internal/store"), "a filter is a function of a job's security"},
