@@ -120,7 +120,7 @@ func (s *Supervisor) countRun(e *ending) bool {
 func (s *Supervisor) releaseEnd(e *ending) bool {
 	lost := e.again && e.run.State == joblet.Lost
 	if lost {
-		s.killShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
+		s.guard.KillShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
 	}
 	if err := s.release(e.l); err != nil {
 		s.cfg.Log.Error("release an ended job", "job", e.rec.ID, "error", err)

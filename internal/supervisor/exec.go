@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"syscall"
 	"time"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/logstore"
 	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox/native"
 )
@@ -46,15 +44,6 @@ func (s *Supervisor) onceRunning(ctx context.Context, id string) (*native.Proces
 		err = joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v", joblet.ShortID(id), v.job.State)
 	}
 	return v.proc, err
-}
-
-// LogSize returns how many bytes the job with this id has written so far.
-func (s *Supervisor) LogSize(id string) (int64, error) {
-	info, err := logstore.Stat(s.records.Dir(id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, nil // it has not run yet
-	}
-	return info.Size, err
 }
 
 // Exec runs a further process in the job with this id.

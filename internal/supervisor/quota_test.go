@@ -215,7 +215,7 @@ func TestRetainShared(t *testing.T) {
 	if !eventually(recorded(12 << 20)) {
 		t.Fatal("what the jobs have is not recorded")
 	}
-	if n, err := s.retainNow(); n != 0 || err != nil {
+	if n, err := s.retention.Now(t.Context()); n != 0 || err != nil {
 		t.Errorf("one file of 3 MiB for four jobs: %d were deleted, %v", n, err)
 	}
 	submit()
@@ -224,7 +224,7 @@ func TestRetainShared(t *testing.T) {
 		t.Fatal("what the jobs have is not recorded")
 	}
 	// 9 MiB: the four go, which have one file.
-	if n, err := s.retainNow(); n != 4 || err != nil {
+	if n, err := s.retention.Now(t.Context()); n != 4 || err != nil {
 		t.Errorf("three files: %d jobs were deleted, %v", n, err)
 	}
 	if n := s.quota.Shared(); n != 0 || s.quota.Saved() != 0 {

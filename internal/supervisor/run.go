@@ -332,7 +332,7 @@ func (s *Supervisor) watch(l *live) {
 	}
 	fault.Point("run.recorded")
 	refill := time.AfterFunc(refillDelay, s.engine.Refill)
-	if !s.guard(l, proc) {
+	if !s.guard.Watch(s.ctx, s.guarded(l), proc) {
 		return
 	}
 	fault.Point("run.ended")

@@ -35,10 +35,12 @@ import (
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/supervisor/guard"
 	"github.com/joblet/joblet/internal/supervisor/keylock"
 	"github.com/joblet/joblet/internal/supervisor/plan"
 	"github.com/joblet/joblet/internal/supervisor/proclist"
 	"github.com/joblet/joblet/internal/supervisor/records"
+	"github.com/joblet/joblet/internal/supervisor/retention"
 	"github.com/joblet/joblet/internal/supervisor/sampling"
 	"github.com/joblet/joblet/internal/supervisor/staging"
 )
@@ -68,17 +70,19 @@ const spareBoxes = 2
 
 // Supervisor owns all jobs of one daemon.
 type Supervisor struct {
-	cfg      Config
-	records  *records.Records
-	engine   *native.Engine
-	runtimes *runtimes.Store
-	watcher  *follow.Watcher
-	planner  plan.Planner
-	sampler  *sampling.Sampler
-	lister   *proclist.Lister
-	quota    *staging.Quota
-	uploads  staging.Area
-	where    statedir.Whereabouts
+	cfg       Config
+	records   *records.Records
+	engine    *native.Engine
+	runtimes  *runtimes.Store
+	watcher   *follow.Watcher
+	planner   plan.Planner
+	sampler   *sampling.Sampler
+	lister    *proclist.Lister
+	guard     guard.Guard
+	retention retention.Retention
+	quota     *staging.Quota
+	uploads   staging.Area
+	where     statedir.Whereabouts
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -181,6 +185,11 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	s.planner.Engine, s.planner.Runtimes, s.planner.JobsDir, s.planner.LogShrinks = s.engine, s.runtimes, s.records.JobsDir(), cfg.LogShrinks
 	s.planner.SetLimits(cfg.Defaults, cfg.Ceiling)
+	s.retention = retention.Retention{
+		Age: cfg.RetainAge, Bytes: cfg.RetainBytes, Records: s.records, Log: cfg.Log,
+		Saved: s.quota.Saved, Each: s.EachJob, Delete: s.Delete,
+	}
+	s.guard = guard.Guard{Engine: s.engine, JobsDir: s.records.JobsDir(), Log: cfg.Log}
 	s.sampler = sampling.New(sampling.Config{StateDir: cfg.StateDir, JobsDir: s.records.JobsDir(), Log: cfg.Log, Metrics: cfg.Metrics, Jobs: s.countJobs})
 	if err := s.planner.CountIO(); err != nil {
 		return nil, err
@@ -202,7 +211,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	}
 	s.engine.StartSpares()
 	s.work.Go(s.runQueue)
-	s.work.Go(s.retain)
+	s.work.Go(func() { s.retention.Run(s.ctx) })
 	s.work.Go(func() { s.sampler.Sampling(s.ctx) })
 	return s, nil
 }

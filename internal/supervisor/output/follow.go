@@ -1,4 +1,6 @@
-package supervisor
+// Package output reads what jobs have written: their logs, while they run and after,
+// and the files in /work.
+package output
 
 import (
 	"cmp"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/logstore"
+	"github.com/joblet/joblet/internal/logstore/follow"
 )
 
 // Event is something that happens to a followed job: a piece of its output, or,
@@ -24,21 +27,32 @@ type Event struct {
 // yield before it waits; see logstore.Reader.Gate.
 type Gate func(yield func()) (size int, err error)
 
-// Follow hands the job's output to emit, in order, and returns the job as it
-// is at the end: ended, when opt.Follow is set. Nothing of the output is read before
-// gate lets it, unless that is nil.
-func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOptions, gate Gate, emit func(Event) error) (joblet.Job, error) {
-	job, err := s.Job(ctx, id)
-	if err != nil {
-		return joblet.Job{}, err
-	}
-	f := follower{s: s, id: job.ID, opt: opt, gate: gate, emit: emit}
-	defer f.close()
-	l := s.find(job.ID)
-	if l != nil && opt.Follow {
-		return f.live(ctx, l)
-	}
-	job = s.current(ctx, job)
+// Status is a job that has not ended, or whose end is not durable yet, at one moment.
+type Status struct {
+	Job      joblet.Job
+	Over     <-chan struct{} // closed when the output of the latest run is complete
+	Seq      uint64          // of the latest change
+	Ended    bool            // and no crash takes that back
+	Starting bool            // the job is about to run
+}
+
+// Await waits until done accepts the job's status, and returns that.
+type Await func(ctx context.Context, done func(Status) bool) (Status, error)
+
+// Follower is one reader of a job's log.
+type Follower struct {
+	Dir     string // the job's directory
+	ID      string // of the job
+	Watcher *follow.Watcher
+	Options joblet.LogOptions
+	Gate    Gate              // nil: nothing bounds what is read
+	Emit    func(Event) error // receives what is read
+
+	reader *logstore.Reader
+}
+
+// Read hands the present output of a job to Emit, and returns the job.
+func (f *Follower) Read(ctx context.Context, job joblet.Job) (joblet.Job, error) {
 	if job.Attempt == 0 && !job.State.Final() {
 		return job, nil // it has not run yet
 	}
@@ -51,11 +65,11 @@ func (s *Supervisor) Follow(ctx context.Context, id string, opt joblet.LogOption
 // whole reports whether the log of a job has all that was written to it: of one
 // that has ended its record says how much that is, and of any job the log's index.
 // (What --log-max has given up counts as written, and is told as a gap.)
-func (f *follower) whole(job joblet.Job) error {
-	info, err := logstore.Stat(f.s.records.Dir(job.ID))
+func (f *Follower) whole(job joblet.Job) error {
+	info, err := logstore.Stat(f.Dir)
 	missing := errors.Is(err, fs.ErrNotExist)
 	if err != nil && !missing {
-		return fmt.Errorf("look at the log of job %s: %w", joblet.ShortID(job.ID), err)
+		return fmt.Errorf("cannot read the log of job %s: %w", joblet.ShortID(job.ID), err)
 	}
 	written := info.Published
 	if job.State.Final() {
@@ -71,37 +85,28 @@ func (f *follower) whole(job joblet.Job) error {
 	return nil
 }
 
-// follower is one reader of a job's log.
-type follower struct {
-	s      *Supervisor
-	id     string
-	opt    joblet.LogOptions
-	gate   Gate // may be nil
-	emit   func(Event) error
-	reader *logstore.Reader
-}
-
-func (f *follower) close() {
+// Close closes the log.
+func (f *Follower) Close() {
 	if f.reader != nil {
 		f.reader.Close()
 	}
 }
 
-func (f *follower) chunk(c logstore.Chunk) error { return f.emit(Event{Chunk: c}) }
+func (f *Follower) chunk(c logstore.Chunk) error { return f.Emit(Event{Chunk: c}) }
 
 // open opens the log and goes to where the options say. It is an error
 // (fs.ErrNotExist) when there is none.
-func (f *follower) open(ctx context.Context) error {
+func (f *Follower) open(ctx context.Context) error {
 	if f.reader != nil {
 		return nil
 	}
-	r, err := logstore.Open(f.s.records.Dir(f.id))
+	r, err := logstore.Open(f.Dir)
 	if err != nil {
-		return fmt.Errorf("open the log of job %s: %w", joblet.ShortID(f.id), err)
+		return fmt.Errorf("cannot open the log of job %s: %w", joblet.ShortID(f.ID), err)
 	}
 	f.reader = r
-	r.Gate(f.gate)
-	opt := f.opt
+	r.Gate(f.Gate)
+	opt := f.Options
 	if opt.Stdout != opt.Stderr {
 		r.Only(map[bool]logstore.Stream{true: logstore.Stdout, false: logstore.Stderr}[opt.Stdout])
 	}
@@ -123,8 +128,8 @@ func (f *follower) open(ctx context.Context) error {
 	return err
 }
 
-// rest hands on what there is.
-func (f *follower) rest(ctx context.Context, ended bool) error {
+// rest hands on the output that there is.
+func (f *Follower) rest(ctx context.Context, ended bool) error {
 	if err := f.open(ctx); err != nil {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // it never ran
@@ -132,7 +137,7 @@ func (f *follower) rest(ctx context.Context, ended bool) error {
 		return err
 	}
 	if ended {
-		f.reader.Resume() // it may stand at the end of a run that was followed by others meanwhile
+		f.reader.Resume() // it may be at the end of a run that others have followed meanwhile
 		f.reader.WriterGone()
 	}
 	for ctx.Err() == nil {
@@ -150,17 +155,17 @@ func (f *follower) rest(ctx context.Context, ended bool) error {
 	return context.Cause(ctx)
 }
 
-// live follows a job through all its runs.
-func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
+// Follow hands the output of all runs of a job to Emit, until the job has ended.
+func (f *Follower) Follow(ctx context.Context, await Await) (joblet.Job, error) {
 	told, started := "", 0
 	for {
-		v, err := f.s.await(ctx, l, func(v view) bool {
-			return v.ended || !v.starting && v.job.State != joblet.Initializing && !v.job.State.Final()
+		v, err := await(ctx, func(v Status) bool {
+			return v.Ended || !v.Starting && v.Job.State != joblet.Initializing && !v.Job.State.Final()
 		})
 		if err != nil {
 			return joblet.Job{}, err
 		}
-		job := v.job
+		job := v.Job
 		switch {
 		case job.State.Final():
 			if err := f.rest(ctx, true); err != nil {
@@ -170,7 +175,7 @@ func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 		case job.State == joblet.Pending || job.State == joblet.Scheduled:
 			if now := job.State.String() + job.Scheduled.String() + job.Reason; now != told {
 				told = now
-				if err := f.emit(Event{Job: &job}); err != nil {
+				if err := f.Emit(Event{Job: &job}); err != nil {
 					return joblet.Job{}, err
 				}
 			}
@@ -183,7 +188,7 @@ func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 		default:
 			if job.Attempt != started {
 				started = job.Attempt
-				if err := f.emit(Event{Job: &job}); err != nil {
+				if err := f.Emit(Event{Job: &job}); err != nil {
 					return joblet.Job{}, err
 				}
 			}
@@ -195,20 +200,21 @@ func (f *follower) live(ctx context.Context, l *live) (joblet.Job, error) {
 			} else if err != nil {
 				return joblet.Job{}, err
 			}
-			if err := f.s.watcher.Follow(ctx, f.reader, v.over, f.chunk); err != nil {
+			if err := f.Watcher.Follow(ctx, f.reader, v.Over, f.chunk); err != nil {
 				return joblet.Job{}, err
 			}
 			if f.reader.Done() { // no more is wanted
-				return f.s.look(l).job, nil
+				now, err := await(ctx, func(Status) bool { return true })
+				return now.Job, err
 			}
 			// The log of this run is at its end; what becomes of the job is told
 			// in a moment.
-			if _, err := f.s.await(ctx, l, func(w view) bool { return w.job.State.Final() || w.over != v.over || isClosed(w.over) }); err != nil {
+			if _, err := await(ctx, func(w Status) bool { return w.Job.State.Final() || w.Over != v.Over || isClosed(w.Over) }); err != nil {
 				return joblet.Job{}, err
 			}
 			continue
 		}
-		if _, err := f.s.await(ctx, l, func(w view) bool { return w.seq != v.seq }); err != nil {
+		if _, err := await(ctx, func(w Status) bool { return w.Seq != v.Seq }); err != nil {
 			return joblet.Job{}, err
 		}
 	}
