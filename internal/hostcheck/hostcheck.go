@@ -23,6 +23,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/hostinfo"
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
@@ -650,8 +651,12 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 	case <-ctx.Done():
 		return "", fmt.Errorf("wait for the end of true: %w", ctx.Err())
 	}
-	if end := p.End(); end == nil || end.Code != 0 || end.Signal != 0 {
-		return "", fmt.Errorf("it ended with: %+v", end)
+	end, err := jobdir.ReadExit(run.Dir, 1)
+	if err != nil {
+		return "", fmt.Errorf("cannot read how true ended: %w", err)
+	}
+	if end.Code != 0 || end.Signal != 0 || end.Failure != nil {
+		return "", fmt.Errorf("true ended with status %d, signal %d", end.Code, end.Signal)
 	}
 	return fmt.Sprintf("in %d ms", time.Since(began).Milliseconds()), nil
 }

@@ -62,24 +62,14 @@ type seccompNotifResp struct {
 	flags uint32
 }
 
-// filterOf returns the filter of a run.
-func filterOf(run *protocol.Run) []unix.SockFilter {
-	filter := make([]unix.SockFilter, len(run.Filter)/int(unsafe.Sizeof(unix.SockFilter{})))
-	if len(filter) > 0 {
-		copy(unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(run.Filter)), run.Filter)
-	}
-	return filter
-}
-
-// takeListener takes the listener of the job's filter, which the first process has
-// sent. Nothing in the job has it: the process's own went with execve.
-func (m *shim) takeListener(run *protocol.Run) error {
-	fd, err := receiveDescriptor(m.goSocket, "receive the listener of the system call filter")
+// takeListener takes the listener of the job's filter.
+func (s *shim) takeListener(run *protocol.Run) error {
+	fd, err := s.process.ReceiveListener()
 	if err != nil {
 		return err
 	}
-	m.denied = denied{
-		listener: fd, filter: filterOf(run), calls: make(map[protocol.DeniedKey]*tally),
+	s.denied = denied{
+		listener: fd, filter: run.Instructions(), calls: make(map[protocol.DeniedKey]*tally),
 		tokens: deniedBurst, filledAt: time.Now(),
 	}
 	return nil

@@ -15,22 +15,23 @@ import (
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/cgroup"
 	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/shim/setup"
 )
 
 // workRoot returns the job's /work as an os.Root.
-func (m *shim) workRoot() (*os.Root, error) {
-	return os.OpenRoot("/proc/self/fd/" + itoa(int64(m.work)))
+func (s *shim) workRoot() (*os.Root, error) {
+	return os.OpenRoot("/proc/self/fd/" + strconv.Itoa(s.process.Work))
 }
 
 // giveToUser makes the job's user, if that is not its root, the owner of /work
 // and of the pipes that it writes to: /dev/stdout leads to their inodes.
-func (m *shim) giveToUser(run *protocol.Run) error {
+func (s *shim) giveToUser(run *protocol.Run) error {
 	if run.UID|run.GID == 0 {
 		return nil
 	}
-	for _, fd := range []int{m.work, m.output[0], m.output[1]} {
-		if err := unix.Fchown(fd, int(m.idBase+run.UID), int(m.idBase+run.GID)); err != nil {
-			return step("give /work and the output to the job's user", err)
+	for _, fd := range []int{s.process.Work, s.out.pipes[0], s.out.pipes[1]} {
+		if err := unix.Fchown(fd, int(s.idBase+run.UID), int(s.idBase+run.GID)); err != nil {
+			return setup.Step("give /work and the output to the job's user", err)
 		}
 	}
 	return nil
@@ -50,7 +51,7 @@ const (
 // unpackFiles puts the files that came along with the job into its /work. A
 // process of its own does it, in the job's cgroups: what is written there is
 // memory, and has to count as the job's.
-func (m *shim) unpackFiles(run *protocol.Run) (err error) {
+func (s *shim) unpackFiles(run *protocol.Run) (err error) {
 	f, err := os.Open(run.FilesPath)
 	if err != nil {
 		return err
@@ -62,20 +63,20 @@ func (m *shim) unpackFiles(run *protocol.Run) (err error) {
 	}
 	defer result.Close()
 	defer theirs.Close()
-	work, err := unix.FcntlInt(uintptr(m.work), unix.F_DUPFD_CLOEXEC, 0)
+	work, err := unix.FcntlInt(uintptr(s.process.Work), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		return step(protocol.StepFiles, err)
+		return setup.Step(protocol.StepFiles, err)
 	}
 	dir := os.NewFile(uintptr(work), "work")
 	defer dir.Close()
-	where, err := json.Marshal(m.cgroup)
+	where, err := json.Marshal(s.cgroup)
 	if err != nil {
 		return err
 	}
 	attr := &os.ProcAttr{
 		Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{f, theirs, os.Stderr, dir}, Sys: &syscall.SysProcAttr{},
 	}
-	if v2 := m.cgroup.V2; v2 != "" {
+	if v2 := s.cgroup.V2; v2 != "" {
 		group, err := os.Open(v2)
 		if err != nil {
 			return err
@@ -84,13 +85,13 @@ func (m *shim) unpackFiles(run *protocol.Run) (err error) {
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(group.Fd())
 	}
 	// No process of the job's runs yet, and its limit may be one.
-	restore, err := m.cgroup.LiftPIDs()
+	restore, err := s.cgroup.LiftPIDs()
 	if err != nil {
-		return step(protocol.StepFiles, err)
+		return setup.Step(protocol.StepFiles, err)
 	}
 	defer func() { err = errors.Join(err, restore()) }()
 	proc, err := os.StartProcess("/proc/self/exe", []string{
-		"joblet-shim", unpackArg, itoa(int64(m.idBase + run.UID)), itoa(int64(m.idBase + run.GID)), string(where),
+		"joblet-shim", unpackArg, strconv.Itoa(int(s.idBase + run.UID)), strconv.Itoa(int(s.idBase + run.GID)), string(where),
 	}, attr)
 	if err != nil {
 		return errors.Join(errors.New(protocol.StepFiles), err)
@@ -106,10 +107,10 @@ func (m *shim) unpackFiles(run *protocol.Run) (err error) {
 	}
 	var failure protocol.Failure
 	if readErr != nil || json.Unmarshal(said, &failure) != nil {
-		return &stepError{protocol.StepFiles, unix.ECHILD} // it was killed: for want of memory, as a rule
+		return &setup.StepError{Step: protocol.StepFiles, Errno: unix.ECHILD} // it was killed: as a rule because its memory was used up
 	}
 	if failure.Errno != 0 {
-		return step(protocol.StepFiles, failure.Errno)
+		return setup.Step(protocol.StepFiles, failure.Errno)
 	}
 	return errors.New(failure.Text)
 }
@@ -149,7 +150,7 @@ func unpackInto(user, group, where string) error {
 	if err := dirs.EnterV1(); err != nil {
 		return err
 	}
-	root, err := os.OpenRoot("/proc/self/fd/" + itoa(unpackWork))
+	root, err := os.OpenRoot("/proc/self/fd/" + strconv.Itoa(unpackWork))
 	if err != nil {
 		return err
 	}
@@ -171,30 +172,29 @@ func setFSID(uid, gid int) {
 
 // keepFiles writes what the ended job left in /work into the job's directory,
 // and waits for room on a full disk for as long as for the log.
-func (m *shim) keepFiles() {
-	if empty, err := m.workEmpty(); empty && err == nil {
+func (s *shim) keepFiles() {
+	if empty, err := s.workEmpty(); empty && err == nil {
 		return
 	}
-	for began := time.Now(); ; m.listenFor(logRetry) {
-		err := m.packWork()
+	for began := time.Now(); ; s.listenFor(logRetry) {
+		err := s.packWork()
 		if err == nil {
 			return
 		}
-		full := errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
-		if !full || time.Since(began) > m.patience() {
-			m.record.WorkError = "what it left in /work is lost: " + err.Error()
+		if !isFull(err) || time.Since(began) > s.patience() {
+			s.record.WorkError = "what it left in /work is lost: " + err.Error()
 			return
 		}
 	}
 }
 
 // workEmpty reports whether there is nothing in /work.
-func (m *shim) workEmpty() (bool, error) {
-	if _, err := unix.Seek(m.work, 0, unix.SEEK_SET); err != nil {
+func (s *shim) workEmpty() (bool, error) {
+	if _, err := unix.Seek(s.process.Work, 0, unix.SEEK_SET); err != nil {
 		return false, err
 	}
 	buf := make([]byte, 512)
-	n, err := unix.Getdents(m.work, buf)
+	n, err := unix.Getdents(s.process.Work, buf)
 	if err != nil {
 		if err == unix.ENOENT { // the job has removed it
 			return true, nil
@@ -205,25 +205,25 @@ func (m *shim) workEmpty() (bool, error) {
 	return len(names) == 0, nil
 }
 
-func (m *shim) packWork() (err error) {
-	root, err := m.workRoot()
+func (s *shim) packWork() (err error) {
+	root, err := s.workRoot()
 	if err != nil {
 		return err
 	}
 	defer root.Close()
 	const tmp = protocol.WorkName + ".tmp"
-	fd, err := unix.Openat(m.dir, tmp, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	fd, err := unix.Openat(s.dir, tmp, unix.O_CREAT|unix.O_TRUNC|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
 	f := os.NewFile(uintptr(fd), tmp)
 	defer func() {
 		if err != nil {
-			_ = unix.Unlinkat(m.dir, tmp, 0)
+			_ = unix.Unlinkat(s.dir, tmp, 0)
 		}
 	}()
 	limits := archive.DefaultLimits
-	limits.Bytes = m.workMax
+	limits.Bytes = s.workMax
 	stats, err := archive.PackTree(f, root, nil, limits)
 	if err == nil {
 		err = f.Sync()
@@ -231,6 +231,6 @@ func (m *shim) packWork() (err error) {
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	m.record.WorkBytes, m.record.WorkBeyond = stats.Bytes, stats.Beyond
-	return unix.Renameat(m.dir, tmp, m.dir, protocol.WorkName) // fsync of the directory comes with the record's
+	s.record.WorkBytes, s.record.WorkBeyond = stats.Bytes, stats.Beyond
+	return unix.Renameat(s.dir, tmp, s.dir, protocol.WorkName) // fsync of the directory comes with the record's
 }

@@ -1,9 +1,12 @@
 package shim
 
 import (
+	"strconv"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/shim/protocol"
+	"github.com/joblet/joblet/internal/shim/setup"
 )
 
 // stdin is the job's standard input as a stream: bytes go from a connection of
@@ -21,29 +24,29 @@ var noStdin = stdin{pipe: -1, conn: -1, end: -1}
 
 // openStdin returns the descriptor that becomes the job's standard input, or -1
 // for /dev/null.
-func (m *shim) openStdin(run *protocol.Run) (int, error) {
+func (s *shim) openStdin(run *protocol.Run) (int, error) {
 	switch {
 	case run.StdinPath != "":
 		fd, err := openApart(run.StdinPath)
 		if err != nil {
-			return -1, step("open the standard input "+run.StdinPath, err)
+			return -1, setup.Step("open the standard input "+run.StdinPath, err)
 		}
 		return fd, nil
 	case run.StdinStream:
 		var pipe [2]int
 		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
-			return -1, step("make a pipe", err)
+			return -1, setup.Step("make a pipe", err)
 		}
 		_ = unix.SetNonblock(pipe[1], true)
-		m.stdin.pipe = pipe[1]
+		s.stdin.pipe = pipe[1]
 		// So that the job may open /dev/stdin.
-		err := unix.Fchown(pipe[0], int(m.idBase+run.UID), int(m.idBase+run.GID))
+		err := unix.Fchown(pipe[0], int(s.idBase+run.UID), int(s.idBase+run.GID))
 		if err == nil {
 			err = unix.Fchmod(pipe[0], protocol.InputMode)
 		}
 		if err != nil {
 			unix.Close(pipe[0])
-			return -1, step("give the job its pipe", err)
+			return -1, setup.Step("give the job its pipe", err)
 		}
 		return pipe[0], nil
 	}
@@ -70,7 +73,7 @@ func openApart(path string) (int, error) {
 		return -1, err
 	}
 	defer unix.Close(mount) // the open file keeps the mount
-	return unix.Open("/proc/self/fd/"+itoa(int64(mount)), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	return unix.Open("/proc/self/fd/"+strconv.Itoa(mount), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 }
 
 // take makes a connection the source of the input, in place of an earlier one.

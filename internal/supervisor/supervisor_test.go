@@ -79,7 +79,7 @@ func TestTransitions(t *testing.T) {
 	var mu sync.Mutex
 	var accepted []string
 	deleted := map[string]bool{}
-	const lives, users, steps = 4, 4, 40
+	const lives, users, steps = 4, 4, 25
 	for life := range lives {
 		s := open(t, dir, func(c *Config) { c.MaxConcurrent = 3 })
 		s.table.mu.Lock()

@@ -97,7 +97,7 @@ func Serve(cmd *exec.Cmd) error {
 	if err != nil {
 		return err
 	}
-	if err := r.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+	if err := r.SetReadDeadline(time.Now().Add(3 * time.Minute)); err != nil {
 		return err
 	}
 	said := make([]byte, 4096)
@@ -160,10 +160,12 @@ func Groups(run string) (dirs []string) {
 	return dirs
 }
 
-// Eventually polls until ok, at most for the given time.
+// Eventually polls until ok, at most for the given time: first every 10 ms, then less and
+// less often, because many tests start a program to look.
 func Eventually(limit time.Duration, ok func() bool) bool {
-	for deadline := time.Now().Add(limit); ; time.Sleep(10 * time.Millisecond) {
-		late := time.Now().After(deadline) // before the look: this process may be the one that is slow
+	const least, most = 10 * time.Millisecond, 250 * time.Millisecond
+	for begun := time.Now(); ; time.Sleep(min(max(time.Since(begun)/16, least), most)) {
+		late := time.Since(begun) > limit // before the look: this process may be the one that is slow
 		if ok() {
 			return true
 		}

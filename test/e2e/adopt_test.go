@@ -93,7 +93,7 @@ func TestAdoptPrevious(t *testing.T) {
 	d.says(t, 0, "bash\n", "", "job", "exec", "plain", "cat", "/proc/1/comm")
 	d.says(t, 0, "(?s).*sleep.*", "", "job", "top", "--once", "plain")
 	d.says(t, 0, "(?s).*", "", "job", "signal", "plain", "USR1")
-	if !eventually(patience, func() bool { return d.rnx(ctx, "job", "log", plain).stdout == "usr1\n" }) {
+	if !d.wrote(t, plain, "usr1\n") {
 		t.Errorf("the signal did not arrive: %v", d.rnx(ctx, "job", "log", plain))
 	}
 	d.says(t, 0, "(?s).*", "", "job", "update", "--max-pids=50", "killed")

@@ -130,7 +130,7 @@ func TestBytes(t *testing.T) {
 			t.Errorf("download: %v", r)
 		}
 		running := d.detach(t, "sh", "-c", make+"; echo ready; sleep 600", "sh", odd)
-		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", running).stdout == "ready\n" }) {
+		if !d.wrote(t, running, "ready\n") {
 			t.Fatal("not ready")
 		}
 		for _, id := range []string{"maker", running} {

@@ -104,7 +104,7 @@ func TestShimKilled(t *testing.T) {
 	for i, daemonToo := range []bool{false, true} {
 		nap := fmt.Sprint(100000*(i+1) + os.Getpid()%100000) // a number that no other job sleeps for
 		id := strings.TrimSpace(d.must(t, "-d", "bash", "-c", "echo before; (setsid sleep "+nap+" &); sleep "+nap))
-		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "before\n" }) {
+		if !d.wrote(t, id, "before\n") {
 			t.Fatal("no output")
 		}
 		pid := d.shimOf(t, id)

@@ -198,7 +198,7 @@ while True:
 	begun := func(t *testing.T, args ...string) string {
 		t.Helper()
 		id := d.detach(t, append(args, "python3", "-c", endless)...)
-		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "begun\n" }) {
+		if !d.wrote(t, id, "begun\n") {
 			t.Fatal("it does not begin")
 		}
 		return id
@@ -264,7 +264,7 @@ print("begun", flush=True)
 time.sleep(2)
 print(flood(6))
 `)
-	if !eventually(patience, func() bool { return strings.HasPrefix(d.rnx(t.Context(), "job", "log", id).stdout, "begun\n") }) {
+	if !eventually(patience, func() bool { return strings.HasPrefix(d.stdout(t, id), "begun\n") }) {
 		t.Fatal("it does not begin")
 	}
 	d.kill(t)

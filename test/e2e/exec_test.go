@@ -505,7 +505,7 @@ time.sleep(600)
 		t.Fatal(err)
 	}
 	id := strings.TrimSpace(d.must(t, "-d", "--name=box", runtime, "--upload="+filepath.Join(dir, "spy.py"), "python3", "spy.py"))
-	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+	if !d.wrote(t, id, "ready\n") {
 		t.Fatalf("%v", d.rnx(t.Context(), "job", "log", id))
 	}
 	for range 30 {
@@ -540,7 +540,7 @@ try:
         n += 1
 except OSError: print("full", n, flush=True)
 time.sleep(600)`))
-	if !eventually(patience, func() bool { return strings.HasPrefix(d.rnx(t.Context(), "job", "log", full).stdout, "full") }) {
+	if !eventually(patience, func() bool { return strings.HasPrefix(d.stdout(t, full), "full") }) {
 		t.Fatalf("%v", d.rnx(t.Context(), "job", "log", full))
 	}
 	if r := d.rnx(t.Context(), "job", "exec", full, "true"); r.status != 125 || !strings.Contains(r.stderr, "as many processes as it may have") {
@@ -555,7 +555,7 @@ func TestSignal(t *testing.T) {
 	id := strings.TrimSpace(d.must(t, "-d", "bash", "-c", "trap 'echo one' USR1; trap 'echo two; exit 2' USR2; echo ready; while :; do sleep 0.05; done"))
 	shows := func(want string) {
 		t.Helper()
-		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == want }) {
+		if !d.wrote(t, id, want) {
 			t.Errorf("log %q, want %q", d.rnx(t.Context(), "job", "log", id).stdout, want)
 		}
 	}

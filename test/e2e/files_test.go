@@ -469,7 +469,7 @@ func TestFilesDownload(t *testing.T) {
 	})
 	t.Run("of a running job", func(t *testing.T) {
 		id := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600")
-		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+		if !d.wrote(t, id, "ready\n") {
 			t.Fatal("not ready")
 		}
 		dir := t.TempDir()
@@ -535,7 +535,7 @@ while True:
     try: os.rename("fifo", "was"); os.mkdir("fifo"); os.rmdir("fifo"); os.rename("was", "fifo")
     except OSError: pass
 `)
-	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+	if !d.wrote(t, id, "ready\n") {
 		t.Fatal("not ready")
 	}
 	check := func(t *testing.T, data string) {
@@ -712,7 +712,7 @@ func TestFilesStdinCut(t *testing.T) {
 			if _, err := io.WriteString(stdin, "one\ntwo\n"); err != nil {
 				t.Fatal(err)
 			}
-			if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", "reader").stdout == "line one\nline two\n" }) {
+			if !d.wrote(t, "reader", "line one\nline two\n") {
 				t.Fatal("the lines do not arrive")
 			}
 			if killed == "client" {

@@ -37,6 +37,9 @@ var slow = func() time.Duration {
 // answerTime is how soon "rnx job list" must have answered, whatever jobs do.
 const answerTime = 200 * time.Millisecond
 
+// listEvery is the time between two lists beside a job: each takes 60 ms of a processor.
+const listEvery = 100 * time.Millisecond
+
 // hostile runs a job to its end, and meanwhile lists jobs as a user would, over
 // and over. It returns the job, and what it wrote.
 func (d *daemon) hostile(t *testing.T, args ...string) (joblet.Job, string) {
@@ -68,13 +71,16 @@ func (d *daemon) hostileOnce(t *testing.T, args ...string) (job joblet.Job, out 
 	// Other tests and programs share the processors: what makes an answer late
 	// without the job is not the job's doing.
 	limit = answerTime * slow
-	if slow > 1 { // an emulated processor says little of speed, but of a daemon that hangs
-		limit *= 5
-	}
+	interval := listEvery
 	control := func() {
-		for range 10/slow + 1 {
+		for range 10 {
 			limit = max(limit, 3*list())
 		}
+	}
+	if slow > 1 { // an emulated processor says little of speed, but of a daemon that hangs
+		limit *= 20
+		interval *= slow * 5
+		control = func() {}
 	}
 	control()
 	id := d.detach(t, args...)
@@ -87,7 +93,7 @@ func (d *daemon) hostileOnce(t *testing.T, args ...string) (job joblet.Job, out 
 			select {
 			case <-stop:
 				return
-			case <-time.After(20 * time.Millisecond):
+			case <-time.After(interval):
 			}
 		}
 	})
@@ -101,8 +107,8 @@ func (d *daemon) hostileOnce(t *testing.T, args ...string) (job joblet.Job, out 
 	slices.Sort(answers)
 	t.Logf("%d answers, median %v, worst %v", len(answers), answers[len(answers)/2], answers[len(answers)-1])
 	control()
-	log := d.rnx(ctx, "job", "log", id)
-	return job, log.stdout + log.stderr, answers[len(answers)-1-len(answers)/50], limit // one in fifty may be somebody else's fault
+	stdout, stderr := d.output(t, id)
+	return job, stdout + stderr, answers[len(answers)-1-len(answers)/50], limit // one in fifty may be somebody else's fault
 }
 
 // needs skips a test of a limit that this host cannot enforce, which another
@@ -155,11 +161,35 @@ func TestLimitMemory(t *testing.T) {
 	}
 	// Memory that can be taken back is no reason to end a job.
 	t.Run("page cache", func(t *testing.T) {
-		job, _ := d.hostile(t, "--max-memory=32M", "--timeout="+(slow*20*time.Second).String(), "sh", "-c", "find /usr/bin /usr/lib -type f -size +1M | head -n 60 | xargs cat | head -c 160000000 >/dev/null; true")
+		args := []string{"--max-memory=32M", "--timeout=" + (slow * 20 * time.Second).String(), "sh", "-c", `cat "$@" >/dev/null`, "sh"}
+		job, _ := d.hostile(t, append(args, largeFiles(t, 96<<20)...)...)
 		if job.State != joblet.Completed || job.Usage.MemoryPeak > 32<<20+256<<10 {
 			t.Errorf("%v, %s, %d bytes at most", job.State, job.Reason, job.Usage.MemoryPeak)
 		}
 	})
+}
+
+// largeFiles returns programs and libraries of the host that have so many bytes together.
+func largeFiles(t *testing.T, want int64) (paths []string) {
+	t.Helper()
+	for _, pattern := range []string{"/usr/bin/*", "/usr/lib/*-linux-gnu/*.so*", "/usr/local/go/bin/*"} {
+		found, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range found {
+			st, err := os.Lstat(path)
+			if err != nil || !st.Mode().IsRegular() || st.Size() < 1<<20 || st.Mode().Perm()&0o4 == 0 {
+				continue
+			}
+			paths = append(paths, path)
+			if want -= st.Size(); want <= 0 {
+				return paths
+			}
+		}
+	}
+	t.Skipf("requires %d bytes more in large files of the host", want)
+	return nil
 }
 
 // fillSockets holds as much as it can in the buffers of TCP or UDP sockets that
@@ -210,7 +240,7 @@ func TestLimitSockets(t *testing.T) {
 	d := newDaemon(t)
 	for _, kind := range []string{"tcp", "udp"} {
 		t.Run(kind, func(t *testing.T) {
-			job, out := d.hostile(t, "--max-memory=32M", "--timeout="+(slow*10*time.Second).String(), "python3", "-c", fillSockets, "2.5", kind) // a sample is taken meanwhile
+			job, out := d.hostile(t, "--max-memory=32M", "--timeout="+(min(slow, 3)*10*time.Second).String(), "python3", "-c", fillSockets, "2.5", kind) // a sample is taken meanwhile
 			// On v2 it may be ended, or have so little left that it reads its program again and again.
 			if job.State != joblet.Completed && job.State != joblet.TimedOut && !job.OutOfMemory {
 				t.Fatalf("%v, %s\n%s", job.State, job.Reason, out)
@@ -232,7 +262,7 @@ func TestLimitSockets(t *testing.T) {
 	}
 	d.says(t, 0, ``, ``, "job", "exec", id, "touch", "/tmp/go")
 	if !eventually(slow*20*time.Second, func() bool {
-		return heldIn(d.rnx(t.Context(), "job", "log", id).stdout) > 64<<20
+		return heldIn(d.stdout(t, id)) > 64<<20
 	}) {
 		t.Error("with 1 GiB it does not hold 64 MiB")
 	}
@@ -260,22 +290,26 @@ func TestLimitSwap(t *testing.T) {
 // processes one or several.
 func TestLimitCPU(t *testing.T) {
 	d := newDaemon(t)
+	span := 10 * time.Second
+	if slow > 1 { // it is not measured so well there anyway
+		span = 4 * time.Second
+	}
 	for _, test := range []struct{ percent, loops int }{{25, 1}, {120, 4}} {
 		t.Run(fmt.Sprint(test.percent), func(t *testing.T) {
-			const span = 10 * time.Second
 			script := fmt.Sprintf("for i in $(seq %d); do while :; do :; done & done; sleep %d; kill $(jobs -p)", test.loops, span/time.Second)
 			if test.percent > 100 && slow > 1 {
 				t.Skip("requires a processor that is not emulated")
 			}
 			for try := 1; ; try++ {
 				before := idleTime(t)
-				job, _ := d.hostile(t, "--max-cpu="+strconv.Itoa(test.percent), "bash", "-c", script)
+				// The weight: others may run here too.
+				job, _ := d.hostile(t, "--max-cpu="+strconv.Itoa(test.percent), "--cpu-weight=10000", "bash", "-c", script)
 				unused := idleTime(t) - before
 				wall := job.Ended.Sub(job.Started)
 				limit := wall * time.Duration(test.percent) / 100
 				got := job.Usage.CPU()
 				t.Logf("%.4f of the limit in %v, held back for %v; the host was idle for %v", float64(got)/float64(limit), wall, job.Usage.Throttled, unused)
-				if test.percent < 50 && job.Usage.Throttled == 0 {
+				if test.percent < 50 && got > limit*90/100 && job.Usage.Throttled == 0 {
 					t.Error("it was never held back")
 				}
 				most := limit * 103 / 100
@@ -287,7 +321,7 @@ func TestLimitCPU(t *testing.T) {
 				}
 				// Other programs may leave it less than its share, and what they leave later
 				// does not make up for it. What they left all the time was its to take.
-				if got >= limit*97/100 || unused <= (limit-got)/2+wall/10 {
+				if got >= limit*97/100 || try > 1 && unused <= (limit-got)/2+wall/10 || slow > 1 && got >= limit*80/100 {
 					break
 				}
 				if try == 4 {
@@ -319,7 +353,7 @@ func TestLimitNeighbour(t *testing.T) {
 	d := newDaemon(t)
 	c := d.dial(t)
 	speed := func() float64 { // processor time, and a weight beside which the burner is nothing: others may run here too
-		id := d.detach(t, "--max-cpu=50", "--cpu-weight=10000", "python3", "-c", "import time\nend = time.monotonic() + 4\nwhile time.monotonic() < end: pass")
+		id := d.detach(t, "--max-cpu=50", "--cpu-weight=10000", "python3", "-c", "import time\nend = time.monotonic() + 3\nwhile time.monotonic() < end: pass")
 		job, err := c.Wait(t.Context(), id)
 		if err != nil || job.State != joblet.Completed {
 			t.Fatal(job.State, err)
@@ -439,11 +473,11 @@ func TestLimitIO(t *testing.T) {
 		}
 		return job
 	}
-	free := read(40)
+	free := read(8)
 	limited := read(40, "--max-read-bps=4M")
 	seconds := limited.Ended.Sub(limited.Started).Seconds()
 	got := 40 * mib / seconds
-	t.Logf("%v without a limit; %.2f MiB/s with one of 4", free.Ended.Sub(free.Started), got/mib)
+	t.Logf("%.2f MiB/s without a limit, %.2f with one of 4", 8/free.Ended.Sub(free.Started).Seconds(), got/mib)
 	if math.Abs(got/rate-1) > 0.1 {
 		t.Errorf("it read %.0f bytes a second, its limit is %d", got, rate)
 	}
@@ -618,7 +652,7 @@ func TestLimitPause(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
 	id := d.detach(t, "bash", "-c", "trap 'echo term; exit 3' TERM; (while :; do echo child; sleep 0.05; done) & while :; do echo x; sleep 0.05; done")
-	size := func() int { return len(d.rnx(t.Context(), "job", "log", id).stdout) }
+	size := func() int { return len(d.stdout(t, id)) }
 	grows := func() bool {
 		before := size()
 		return eventually(patience, func() bool { return size() > before })
@@ -668,7 +702,7 @@ func TestLimitPause(t *testing.T) {
 		t.Errorf("pause of an ended job: %v", r)
 	}
 	// Its time goes on.
-	for timeout := slow * time.Second; ; timeout *= 4 {
+	for timeout := min(slow, 4) * time.Second; ; timeout *= 4 {
 		id = d.detach(t, "--timeout="+timeout.String(), "sleep", "1000")
 		r := rnx("pause", id)
 		if r.status == 0 {
@@ -686,7 +720,8 @@ func TestLimitPause(t *testing.T) {
 // TestLimitUsage: figures of an ended job are those of all its processes.
 func TestLimitUsage(t *testing.T) {
 	d := newDaemon(t)
-	job, out := d.hostile(t, "bash", "-c", `(for ((i = 0; i < 300000; i++)); do :; done) & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 2.2) & sleep 2.2 & sleep 2.2 & wait; times`)
+	loops := 300000 / min(slow, 5)
+	job, out := d.hostile(t, "bash", "-c", fmt.Sprintf(`(for ((i = 0; i < %d; i++)); do :; done) & (x=$(head -c 20000000 /dev/zero | tr '\0' x); sleep 2.2) & sleep 2.2 & sleep 2.2 & wait; times`, loops))
 	u := job.Usage
 	// "times" has, on two lines, the shell's own time and that of its children.
 	var told time.Duration
@@ -745,7 +780,7 @@ wait`
 	for _, how := range []string{"stop", "end"} {
 		t.Run(how, func(t *testing.T) {
 			id := d.detach(t, "bash", "-c", script)
-			if !eventually(slow*20*time.Second, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+			if !eventually(slow*20*time.Second, func() bool { return d.stdout(t, id) == "ready\n" }) {
 				t.Fatal("it did not begin")
 			}
 			job := d.get(t, id)

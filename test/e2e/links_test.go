@@ -55,7 +55,7 @@ func TestFilesHardLinks(t *testing.T) {
 		t.Errorf("%d bytes in /work", job.WorkBytes)
 	}
 	running := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600")
-	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", running).stdout == "ready\n" }) {
+	if !d.wrote(t, running, "ready\n") {
 		t.Fatal("not ready")
 	}
 	for _, id := range []string{"links", running} {
@@ -108,7 +108,7 @@ func TestFilesLeftOut(t *testing.T) {
 		notes("download", r.stderr)
 	}
 	running := d.detach(t, "bash", "-c", make+"; echo ready; sleep 600", "bash", "odd\xff")
-	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", running).stdout == "ready\n" }) {
+	if !d.wrote(t, running, "ready\n") {
 		t.Fatal("not ready")
 	}
 	d.kill(t)

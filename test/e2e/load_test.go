@@ -72,8 +72,9 @@ func (d *daemon) memory(t *testing.T) (rss, threads, files int) {
 	return rss << 10, threads, len(fds)
 }
 
-// TestLoad: 200 clients, 20 mixed calls each, over mutual TLS.
+// TestLoad: 200 clients, 20 mixed calls each, over mutual TLS; then half as many.
 func TestLoad(t *testing.T) {
+	t.Parallel()
 	const clients, calls = 200, 20
 	const names = 20                     // each for ten of them: one alone may not call as often
 	const pause = 500 * time.Millisecond // of a client between two calls: 400 calls a second of all
@@ -102,7 +103,7 @@ func TestLoad(t *testing.T) {
 	goroutines := func() float64 { return scraper.scrape().value("go_goroutines") }
 	goroutinesBefore := goroutines()
 
-	load := func() (took []time.Duration, failed, limited int) {
+	load := func(calls int) (took []time.Duration, failed, limited int) {
 		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 		defer cancel()
 		var mu sync.Mutex
@@ -161,7 +162,7 @@ func TestLoad(t *testing.T) {
 		work.Wait()
 		return took, failed, limited
 	}
-	took, failed, limited := load()
+	took, failed, limited := load(calls)
 	slices.Sort(took)
 	p99 := took[len(took)*99/100]
 	if !eventually(time.Minute, func() bool {
@@ -180,7 +181,7 @@ func TestLoad(t *testing.T) {
 		t.Errorf("%v goroutines, %v before", goroutines(), goroutinesBefore)
 	}
 	// A second time takes no more than the first.
-	load()
+	load(calls / 2)
 	if again, _, _ := r.memory(t); again > after+after/2+64<<20 {
 		t.Errorf("memory grows: %d MiB, then %d MiB", after>>20, again>>20)
 	}
@@ -202,7 +203,7 @@ func drain[T any](s grpc.ServerStreamingClient[T], err error) error {
 // panic, no leak, and no process that was not asked for. JOBLET_TEST_FUZZ says
 // for how long. It runs alone: in that time others would leave it few calls.
 func TestFuzzAPI(t *testing.T) {
-	limit := 10 * time.Second
+	limit := 5 * time.Second
 	if s := os.Getenv("JOBLET_TEST_FUZZ"); s != "" {
 		var err error
 		if limit, err = time.ParseDuration(s); err != nil {

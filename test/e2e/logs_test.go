@@ -295,7 +295,7 @@ func (c *counted) Write(p []byte) (int, error) {
 // it, one of which is stopped half-way while the others go on.
 func TestLogFlood(t *testing.T) {
 	t.Parallel()
-	size := int64(128 << 20)
+	size := int64(32 << 20)
 	d := newDaemon(t)
 	var disk unix.Statfs_t
 	if err := unix.Statfs(d.state, &disk); err != nil {

@@ -44,7 +44,7 @@ func TestLostRetry(t *testing.T) {
 			begins := func(attempt int) {
 				t.Helper()
 				want += fmt.Sprintf("attempt %d\n", attempt)
-				if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == want }) {
+				if !d.wrote(t, id, want) {
 					t.Fatalf("attempt %d does not begin: %v", attempt, d.rnx(t.Context(), "job", "status", id))
 				}
 			}

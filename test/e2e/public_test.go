@@ -157,7 +157,7 @@ func TestPublicStop(t *testing.T) {
 			t.Errorf("got %v", run)
 		}
 		ids = append(ids, run.GetJobUuid())
-		if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", run.GetJobUuid()).stdout == "ready\n" }) {
+		if !d.wrote(t, run.GetJobUuid(), "ready\n") {
 			t.Fatal("the job is not ready")
 		}
 	}

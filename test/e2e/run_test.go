@@ -289,7 +289,7 @@ func TestStopKillsTheTree(t *testing.T) {
 		trap : TERM INT HUP
 		for i in 1 2 3; do (trap '' TERM; setsid sh -c 'trap "" TERM; (sleep 98765 &) ; sleep 98765' &) ; done
 		echo ready; while :; do sleep 98765; done`))
-	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "ready\n" }) {
+	if !d.wrote(t, id, "ready\n") {
 		t.Fatal("not ready")
 	}
 	start := time.Now()

@@ -768,7 +768,7 @@ func TestTerminalSurvivesCrash(t *testing.T) {
 	if err := d.start(); err != nil {
 		t.Fatal(err)
 	}
-	if !eventually(patience, func() bool { return d.rnx(t.Context(), "job", "log", id).stdout == "meanwhile\r\n" }) {
+	if !d.wrote(t, id, "meanwhile\r\n") {
 		t.Error("what was written meanwhile is not there")
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

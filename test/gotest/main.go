@@ -28,12 +28,23 @@ import (
 func main() {
 	limit := flag.Duration("limit", 10*time.Minute, "time for one test without its subtests")
 	slowest := flag.Int("slowest", 20, "slow tests to list")
+	list := flag.String("list", "", "append the slow tests to this file instead of printing them")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: gotest [-limit TIME] [-slowest N] -- ARGUMENTS-OF-GO-TEST…")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: gotest [-limit TIME] [-slowest N] [-list FILE] -- ARGUMENTS-OF-GO-TEST…")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
-	status, err := run(os.Stdout, *limit, *slowest, flag.Args())
+	slow := io.Writer(os.Stdout)
+	if *list != "" {
+		f, err := os.OpenFile(*list, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "cannot list the slow tests: %v\n", err)
+			os.Exit(1)
+		}
+		defer f.Close()
+		slow = f
+	}
+	status, err := run(os.Stdout, slow, *limit, *slowest, flag.Args())
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "cannot run go test: %v\n", err)
 		os.Exit(1)
@@ -41,8 +52,8 @@ func main() {
 	os.Exit(status)
 }
 
-// run runs go test to its end and returns its status.
-func run(out io.Writer, limit time.Duration, slowest int, args []string) (int, error) {
+// run runs go test to its end and returns its status. It lists the slowest tests in slow.
+func run(out, slow io.Writer, limit time.Duration, slowest int, args []string) (int, error) {
 	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
@@ -77,7 +88,7 @@ func run(out io.Writer, limit time.Duration, slowest int, args []string) (int, e
 	err = errors.Join(err, cmd.Wait())
 	close(done)
 	watcher.Wait()
-	r.summary(slowest)
+	r.summary(slow, slowest)
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.Exited() {
 		return exit.ExitCode(), nil
 	} else if err != nil {
@@ -325,8 +336,8 @@ func programs(parent int, dir string) (pids []int) {
 	return pids
 }
 
-// summary lists the skipped and the slowest tests.
-func (r *report) summary(slowest int) {
+// summary lists the skipped tests, and in slow the slowest.
+func (r *report) summary(slow io.Writer, slowest int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	slices.Sort(r.skipped)
@@ -335,6 +346,6 @@ func (r *report) summary(slowest int) {
 	}
 	slices.SortStableFunc(r.ended, func(a, b ended) int { return cmp.Compare(b.elapsed, a.elapsed) })
 	for _, e := range r.ended[:min(slowest, len(r.ended))] {
-		fmt.Fprintf(r.out, "%7.1fs  %s\n", e.elapsed, e.name)
+		fmt.Fprintf(slow, "%7.1fs  %s\n", e.elapsed, e.name)
 	}
 }

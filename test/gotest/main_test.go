@@ -56,7 +56,7 @@ func TestRun(t *testing.T) {
 	} {
 		t.Run(test.pkg, func(t *testing.T) {
 			var out strings.Builder
-			status, err := run(&out, test.limit, 20, append(test.args, "-count=1", "-timeout=1m", "./"+test.pkg))
+			status, err := run(&out, &out, test.limit, 20, append(test.args, "-count=1", "-timeout=1m", "./"+test.pkg))
 			if err != nil || status != test.status {
 				t.Errorf("status %d, %v, want %d", status, err, test.status)
 			}

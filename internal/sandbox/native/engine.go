@@ -405,13 +405,13 @@ func (e *Engine) build() (_ *Box, err error) {
 		return nil, err
 	}
 	fault.Point("box.begun")
-	box := protocol.Box{
+	box := protocol.Sandbox{
 		Version: protocol.Version,
 		IDBase:  b.IDBase, IDCount: IDCount,
 		NewRoot: e.newRoot, DevDir: e.devDir, DiskBytes: joblet.DefaultDiskBytes, ShmBytes: shmBytes(joblet.Limits{}),
 		Cgroup: b.group.Dirs, ProcReadOnly: e.frozen,
 	}
-	if err := protocol.WriteMessage(b.conn, protocol.Request{Box: &box}); err != nil {
+	if err := protocol.WriteMessage(b.conn, protocol.Request{Sandbox: &box}); err != nil {
 		_ = b.conn.Close()
 		return nil, fmt.Errorf("send the box to the shim: %w", err)
 	}
@@ -658,7 +658,6 @@ type Process struct {
 	send sync.Mutex // one document at a time; protects deaf
 	deaf bool       // the latest request found no room
 	done chan struct{}
-	end  *protocol.Record // set before done is closed; nil: the shim died
 }
 
 func (p *Process) greet() error {
@@ -687,12 +686,12 @@ func (p *Process) greet() error {
 func (p *Process) listen() {
 	defer close(p.done)
 	defer p.conn.Close()
-	p.end = awaitEnd(p.conn)
+	awaitEnd(p.conn)
 }
 
 // awaitEnd waits until a shim says how its process ended; nil: it died without
 // a word.
-func awaitEnd(conn *os.File) *protocol.Record {
+func awaitEnd(conn *os.File) *protocol.Exit {
 	for {
 		var ev protocol.Event
 		if err := protocol.ReadMessage(conn, &ev); err != nil {
@@ -704,12 +703,9 @@ func awaitEnd(conn *os.File) *protocol.Record {
 	}
 }
 
-// Done is closed when the job has ended, or its shim.
+// Done is closed when the job has ended, or its shim. How the job ended is in the exit
+// record in its directory, which is there by then unless the shim died.
 func (p *Process) Done() <-chan struct{} { return p.done }
-
-// End returns how the job ended, once Done is closed; nil says that its
-// shim died without a word.
-func (p *Process) End() *protocol.Record { return p.end }
 
 // Signal sends a signal to PID 1. With defaultAction one that PID 1 is spared ends the
 // job.

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native/rootfs"
 	"github.com/joblet/joblet/internal/testenv"
@@ -71,8 +72,8 @@ func TestProcess(t *testing.T) {
 	if err := e.Release(box.ID, box.Leases); err != nil {
 		t.Error(err)
 	}
-	if end := p.End(); end == nil || end.Code != 7 {
-		t.Errorf("end: %+v", end)
+	if end, err := jobdir.ReadExit(dir, 1); err != nil || end.Code != 7 {
+		t.Errorf("exit record %+v, %v; want code 7", end, err)
 	}
 	log, err := os.ReadFile(filepath.Join(dir, "log"))
 	if err != nil {

@@ -33,7 +33,7 @@ type Exec struct {
 	send    sync.Mutex      // one document at a time
 	closing sync.Once
 	done    chan struct{}
-	end     *protocol.Record // set before done is closed; nil: its shim died
+	end     *protocol.Exit // set before done is closed; nil: its shim died
 }
 
 // ErrPaused says that one more process would not get to run either.
@@ -224,7 +224,7 @@ func (x *Exec) Done() <-chan struct{} { return x.done }
 
 // End returns how the process ended, once Done is closed; nil says that its
 // shim died without a word: with the job, say.
-func (x *Exec) End() *protocol.Record { return x.end }
+func (x *Exec) End() *protocol.Exit { return x.end }
 
 // Signal sends a signal to the process.
 func (x *Exec) Signal(sig syscall.Signal) error {

@@ -19,10 +19,19 @@ type SeccompData struct {
 	Args   [6]uint64
 }
 
+// Instructions returns the program that is Filter.
+func (r *Run) Instructions() []unix.SockFilter {
+	filter := make([]unix.SockFilter, len(r.Filter)/int(unsafe.Sizeof(unix.SockFilter{})))
+	if len(filter) > 0 {
+		copy(unsafe.Slice((*byte)(unsafe.Pointer(&filter[0])), len(r.Filter)), r.Filter)
+	}
+	return filter
+}
+
 // RunFilter interprets a filter as the kernel does; looked has bit i set when the
 // verdict depends on argument i, pointers too when it does on no more of it than
-// whether it is NULL: the filter has looked at the high half. It knows the instructions that engine's assembler
-// makes; at any other it refuses. A filter only jumps forwards, so it ends.
+// whether it is NULL: the filter has looked at the high half. It knows the instructions
+// that the assembler of package seccomp makes, and refuses at any other. A filter only jumps forwards, so it ends.
 func RunFilter(filter []unix.SockFilter, d *SeccompData) (verdict uint32, looked, pointers uint8) {
 	const refused = unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)
 	image := (*[unsafe.Sizeof(*d) / 4]uint32)(unsafe.Pointer(d)) // both architectures are little-endian

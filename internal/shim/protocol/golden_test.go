@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -22,7 +23,7 @@ var golden = []struct {
 	adopted bool
 	message any
 }{
-	{"box.json", false, new(Box)},
+	{"sandbox.json", false, new(Sandbox)},
 	{"run.json", false, new(Run)},
 	{"exec.json", false, new(Exec)},
 	{"request.json", true, new(Request)}, // of a running job
@@ -69,6 +70,9 @@ func TestGolden(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, path := range lost("", old, now) {
+				if readElsewhere(path) {
+					continue
+				}
 				t.Errorf("%s: %s is lost, or means something else", name, path)
 			}
 		}
@@ -82,6 +86,12 @@ func encode(t *testing.T, v any) []byte {
 		t.Fatal(err)
 	}
 	return append(data, '\n')
+}
+
+// readElsewhere reports whether path is sent by an earlier version and read from
+// elsewhere: the exit record, which came with the end of a job, from its file.
+func readElsewhere(path string) bool {
+	return strings.HasPrefix(path, ".ended.") && path != ".ended.code" && path != ".ended.signal"
 }
 
 // lost returns the paths in old whose values are not the same in now.
@@ -115,7 +125,7 @@ func filled(message any) any {
 	out := reflect.New(reflect.TypeOf(message).Elem())
 	fill(out.Elem(), "")
 	if r, ok := out.Interface().(*Request); ok {
-		r.Box, r.Run, r.Exec = nil, nil, nil
+		r.Sandbox, r.Run, r.Exec = nil, nil, nil
 	}
 	return out.Interface()
 }

@@ -31,13 +31,21 @@ import (
 //
 //	1: the shim does not send its version
 //	2: Request.ShmBytes, Request.DefaultAction, Request.Ready, Tree.Writable, Tree.Device,
-//	   Run.OwnDev
+//	   Run.OwnDev; Event.Ended without the exit record, which is in its file
 const Version = 2
 
 // Descriptors that a shim inherits.
 const (
 	ControlFD = 3 // connection to the daemon
 	ListenFD  = 4 // listening socket for later daemons
+)
+
+// Descriptors that the shim of a further process inherits, beside ControlFD.
+const (
+	ExecTerminalFD = 4 // the master of its terminal is sent there
+	ExecStdinFD    = 5
+	ExecStdoutFD   = 6
+	ExecStderrFD   = 7
 )
 
 // ExitName returns the name of the file in a job's directory that says how an
@@ -98,9 +106,9 @@ const (
 	OutputMode = 0o622
 )
 
-// Box is what a shim needs to build the job's box before the job is known. It is the
+// Sandbox is what a shim needs to build a sandbox before its job is known. It is the
 // first message.
-type Box struct {
+type Sandbox struct {
 	Version int    `json:"version"` // the daemon's, which must be the shim's own
 	IDBase  uint32 `json:"id_base"` // first of the subordinate ids
 	IDCount uint32 `json:"id_count"`
@@ -119,7 +127,7 @@ type Box struct {
 	ProcReadOnly []string `json:"proc_read_only"`
 }
 
-// Run is one job for a Box.
+// Run is one job for a Sandbox.
 type Run struct {
 	Dir      string `json:"dir"`      // the job's directory on the host: log and exit record
 	Attempt  int    `json:"attempt"`  // which run of the job this is, from 1
@@ -132,7 +140,7 @@ type Run struct {
 	// Covers lie, read-only, over files of the trees: those that are there.
 	Covers []File `json:"covers,omitempty"`
 	Home   string `json:"home,omitempty"` // of the command's user, made where it is missing
-	// OwnDev gives the job a writable /dev of its own in place of the one that the box
+	// OwnDev gives the job a writable /dev of its own in place of the one that the sandbox
 	// has, with the same nodes: there Trees may attach further ones.
 	OwnDev bool `json:"own_dev,omitempty"`
 
@@ -170,8 +178,8 @@ type Run struct {
 	Nested       bool     `json:"nested,omitempty"`   // nothing in /proc is hidden, so that a new one may be mounted
 	Landlock     bool     `json:"landlock,omitempty"` // where the kernel has it
 
-	DiskBytes int64 `json:"disk_bytes,omitempty"` // size of the root; 0: as the box has it
-	ShmBytes  int64 `json:"shm_bytes,omitempty"`  // of /dev/shm; 0: as the box has it
+	DiskBytes int64 `json:"disk_bytes,omitempty"` // size of the root; 0: as in the Sandbox
+	ShmBytes  int64 `json:"shm_bytes,omitempty"`  // of /dev/shm; 0: as in the Sandbox
 
 	TimeoutNanos int64 `json:"timeout_nanos,omitempty"`
 	GraceNanos   int64 `json:"grace_nanos"` // between the signal and the kill when the time is up
@@ -281,12 +289,12 @@ type Rlimit struct {
 
 // Request is what a daemon asks of a shim.
 type Request struct {
-	Box    *Box  `json:"box,omitempty"`
-	Run    *Run  `json:"run,omitempty"`
-	Signal int   `json:"signal,omitempty"` // send to PID 1
-	Stop   *Stop `json:"stop,omitempty"`
+	Sandbox *Sandbox `json:"box,omitempty"`
+	Run     *Run     `json:"run,omitempty"`
+	Signal  int      `json:"signal,omitempty"` // send to PID 1
+	Stop    *Stop    `json:"stop,omitempty"`
 
-	// Ready asks a shim that has no job yet to say when its box is built, with Event.Ready.
+	// Ready asks a shim that has no job yet to say when its sandbox is built, with Event.Ready.
 	Ready bool `json:"ready,omitempty"`
 
 	// DefaultAction has a Signal end the job that PID 1 is spared and that ends other
@@ -336,13 +344,13 @@ type WindowSize struct {
 
 // Exec is a further process for a running job.
 type Exec struct {
-	Version int `json:"version"` // as in Box
+	Version int `json:"version"` // as in Sandbox
 
 	PID     int    `json:"pid"`     // PID 1 of the job as the host numbers it
 	IDBase  uint32 `json:"id_base"` // the job's, which show that PID is still it
 	IDCount uint32 `json:"id_count"`
 
-	Cgroup cgroup.Dirs `json:"cgroup"` // the job's, as in Box
+	Cgroup cgroup.Dirs `json:"cgroup"` // the job's, as in Sandbox
 
 	// Run has the command and its limits; StdinStream says that ExecStdinFD is
 	// its input.
@@ -354,10 +362,18 @@ type Event struct {
 	Ready   *Ready   `json:"ready,omitempty"`   // to the daemon that asked
 	Started *Started `json:"started,omitempty"` // also the greeting to a daemon that connects later
 	Failed  *Failure `json:"failed,omitempty"`
-	Ended   *Record  `json:"ended,omitempty"` // after the record is on disk
+	// Ended says that the process has ended. How a job ended is in its exit record, which
+	// is on disk by then: Ended says it of a further process, which has none.
+	Ended *Exit `json:"ended,omitempty"`
 }
 
-// Ready says that a box is built and waits for its job. Behind it comes one byte with
+// Exit is how a further process ended.
+type Exit struct {
+	Code   int `json:"code,omitempty"`   // 0 when a signal ended it
+	Signal int `json:"signal,omitempty"` // the signal that ended it, or 0
+}
+
+// Ready says that a sandbox is built and waits for its job. Behind it comes one byte with
 // descriptors (SCM_RIGHTS), in the order of ReadyDescriptors.
 type Ready struct {
 	PID int `json:"pid"` // PID 1 as the host numbers it

@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"encoding/binary"

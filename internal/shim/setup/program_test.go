@@ -1,9 +1,8 @@
-package shim
+package setup
 
 import (
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"unsafe"
 
@@ -31,52 +30,6 @@ func TestCandidates(t *testing.T) {
 		got := candidates(&protocol.Run{Command: test.command, Path: test.path, WorkDir: test.workdir})
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s in %q from %s: %q, want %q", test.command, test.path, test.workdir, got, test.want)
-		}
-	}
-}
-
-func TestEndsBy(t *testing.T) {
-	t.Parallel()
-	const handles = "SigBlk:\t0000000000000200\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000004002\n" // USR1, HUP, INT and TERM
-	for _, tt := range []struct {
-		status string
-		sig    syscall.Signal
-		want   bool
-	}{
-		{handles, unix.SIGHUP, false}, {handles, unix.SIGUSR1, false}, {handles, unix.SIGINT, false}, {handles, unix.SIGTERM, false},
-		{handles, unix.SIGQUIT, true}, {handles, unix.SIGUSR2, true}, {handles, 40, true}, {handles, 64, true},
-		{handles, unix.SIGCHLD, false}, {handles, unix.SIGCONT, false}, {handles, unix.SIGWINCH, false}, {handles, unix.SIGURG, false},
-		{handles, unix.SIGTSTP, false}, {handles, unix.SIGSTOP, false}, {handles, unix.SIGKILL, false},
-		{"", unix.SIGQUIT, false}, // nothing is known
-	} {
-		if got := endsBy([]byte(tt.status), tt.sig); got != tt.want {
-			t.Errorf("%q by %v: %v", tt.status, tt.sig, got)
-		}
-	}
-}
-
-func TestStatusMask(t *testing.T) {
-	t.Parallel()
-	status := []byte("Name:\tsh\nSigBlk:\t0000000000010000\nSigCgt:\t00000000280b2603\nCapInh:\t0\n")
-	if got := statusMask(status, "SigCgt:\t"); got != 0x280b2603 {
-		t.Errorf("SigCgt %#x", got)
-	}
-	if got := statusMask(status, "SigBlk:\t"); got != 0x10000 {
-		t.Errorf("SigBlk %#x", got)
-	}
-	if got := statusMask(status, "SigIgn:\t"); got != 0 {
-		t.Errorf("an absent field is %#x", got)
-	}
-	if got := statusMask([]byte("SigCgt:\t"), "SigCgt:\t"); got != 0 {
-		t.Errorf("a cut field is %#x", got)
-	}
-}
-
-func TestItoa(t *testing.T) {
-	t.Parallel()
-	for n, want := range map[int64]string{0: "0", 7: "7", 1879048192: "1879048192", -12: "-12", 1<<63 - 1: "9223372036854775807"} {
-		if got := itoa(n); got != want {
-			t.Errorf("itoa(%d) = %q", n, got)
 		}
 	}
 }
@@ -111,9 +64,9 @@ func TestProgramIsBounded(t *testing.T) {
 	if got := unix.BytePtrToString((*byte)(pointer(second))); got != "two" || *(*uintptr)(pointer(list + 16)) != 0 {
 		t.Errorf("got %q", got)
 	}
-	box := &protocol.Box{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20}
-	boxProgram(p, box, []sysMount{{"fs/cgroup/pids", 7}})
-	jobProgram(programs[1], box, &protocol.Run{
+	sandbox := &protocol.Sandbox{Cgroup: cgroup.Dirs{V1: map[string]string{"pids": "/t"}}, NewRoot: "/n", DiskBytes: 1 << 30, ShmBytes: 1 << 20}
+	sandboxProgram(p, sandbox, []sysMount{{"fs/cgroup/pids", 7}})
+	jobProgram(programs[1], sandbox, &protocol.Run{
 		Hostname: "x", StdinStream: true, Command: "sh", Args: slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 20), Path: "/usr/bin", WorkDir: "/work", Init: true,
 		Trees: slices.Repeat([]protocol.Tree{{Source: "/usr", Target: "/a/b/c"}}, protocol.MaxTrees), Filter: make([]byte, 8*4096), LogDenied: true,
 	})

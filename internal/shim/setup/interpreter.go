@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"bytes"
@@ -175,7 +175,7 @@ func mayInspect(run *protocol.Run) bool {
 	if runtime.GOARCH == "arm64" {
 		arch = unix.AUDIT_ARCH_AARCH64
 	}
-	filter := filterOf(run)
+	filter := run.Instructions()
 	return !slices.ContainsFunc(inspectCalls, func(nr uint32) bool {
 		verdict, _, _ := protocol.RunFilter(filter, &protocol.SeccompData{Number: nr, Arch: arch})
 		return verdict != unix.SECCOMP_RET_ALLOW
@@ -215,7 +215,7 @@ func whyNot(files []execFile, errno syscall.Errno, arch string) string {
 	case last.errno != 0:
 		return ""
 	case errno == unix.ELOOP && len(files) == maxScripts:
-		return "its interpreter is a script, whose interpreter is a script, and so on: the kernel follows " + itoa(maxScripts-1) + " of them"
+		return "its interpreter is a script, whose interpreter is a script, and so on: the kernel follows " + decimal(maxScripts-1) + " of them"
 	case bytes.HasPrefix(last.head[:last.n], elfMagic):
 		return whyNotELF(name, last, errno, arch)
 	case errno != unix.ENOEXEC:
@@ -272,7 +272,7 @@ func whyNoScript(head []byte) string {
 	case text == "":
 		return "is empty, or may not be read"
 	case strings.HasPrefix(text, "#!") && !strings.Contains(text, "\n") && len(head) == headSize:
-		return "begins with #! and a line that is too long: the kernel reads " + itoa(headSize) + " bytes"
+		return "begins with #! and a line that is too long: the kernel reads " + decimal(headSize) + " bytes"
 	case strings.HasPrefix(text, "#!"):
 		return "names no interpreter behind #!"
 	case strings.HasPrefix(text, bom+"#!"):
@@ -303,17 +303,48 @@ func isText(head []byte) bool {
 	return true
 }
 
-// machines are those of programs, by e_machine (elf(5)).
-var machines = map[uint16]string{
-	2: "sparc", 3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390x", 40: "arm", 43: "sparc64",
-	62: "x86_64", 183: "aarch64", 243: "riscv", 258: "loongarch64",
+// machineName names the machine of a program, by e_machine (elf(5)). It is no map: a
+// map is made whenever a shim starts.
+func machineName(machine uint16) string {
+	switch machine {
+	case 2:
+		return "sparc"
+	case 3:
+		return "i386"
+	case 8:
+		return "mips"
+	case 20:
+		return "ppc"
+	case 21:
+		return "ppc64"
+	case 22:
+		return "s390x"
+	case 40:
+		return "arm"
+	case 43:
+		return "sparc64"
+	case 62:
+		return "x86_64"
+	case 183:
+		return "aarch64"
+	case 243:
+		return "riscv"
+	case 258:
+		return "loongarch64"
+	}
+	return "another machine (ELF machine " + decimal(machine) + ")"
 }
 
-// native is the machine of a host's own programs.
-var native = map[string]uint16{"amd64": 62, "arm64": 183}
-
-// narrow is that of its 32-bit programs.
-var narrow = map[string]uint16{"amd64": 3, "arm64": 40}
+// hostMachines returns the machines of a host's 64-bit and 32-bit programs; 0: unknown.
+func hostMachines(arch string) (own, narrow uint16) {
+	switch arch {
+	case "amd64":
+		return 62, 3
+	case "arm64":
+		return 183, 40
+	}
+	return 0, 0
+}
 
 func whyNotELF(name string, f *execFile, errno syscall.Errno, arch string) string {
 	if errno == unix.ENOEXEC && f.n < 64 {
@@ -324,10 +355,8 @@ func whyNotELF(name string, f *execFile, errno syscall.Errno, arch string) strin
 		order = func(at int) uint16 { return uint16(f.head[at])<<8 | uint16(f.head[at+1]) }
 	}
 	kind, machine := order(16), order(18)
-	what := machines[machine]
-	if what == "" {
-		what = "another machine (ELF machine " + itoa(int64(machine)) + ")"
-	}
+	what := machineName(machine)
+	own, narrow := hostMachines(arch)
 	loader := "its loader"
 	if name != "it" {
 		loader = name + " is a program, whose loader"
@@ -336,9 +365,9 @@ func whyNotELF(name string, f *execFile, errno syscall.Errno, arch string) strin
 		loader += " " + quote(at)
 	}
 	missing := errno == unix.ELIBACC || errno == unix.ENOENT || errno == unix.ENOTDIR
-	switch own := native[arch]; {
-	case (missing || errno == unix.ENOEXEC) && own != 0 && machine != own && machine != narrow[arch]:
-		return name + " is a program for " + what + ", and this machine is " + machines[own]
+	switch {
+	case (missing || errno == unix.ENOEXEC) && own != 0 && machine != own && machine != narrow:
+		return name + " is a program for " + what + ", and this machine is " + machineName(own)
 	case (missing || errno == unix.ENOEXEC) && f.head[4] == 1:
 		return name + " is a 32-bit program for " + what + ", and jobs execute 64-bit programs only"
 	case missing:

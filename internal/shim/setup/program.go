@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"slices"
@@ -127,7 +127,7 @@ func (a *arena) candidate(i uintptr) *candidate {
 // program builds one table in the arena.
 type program struct {
 	shared *arena
-	index  int // 0: the box; 1: the job
+	index  int // 0: the sandbox; 1: the job
 	next   *uintptr
 	end    uintptr
 	names  []string
@@ -139,7 +139,7 @@ func newArena() (*arena, [2]*program, error) {
 	addr, _, errno := syscall.RawSyscall6(unix.SYS_MMAP, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_SHARED|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE, ^uintptr(0), 0)
 	if errno != 0 {
-		return nil, [2]*program{}, &stepError{"map the shared memory", errno}
+		return nil, [2]*program{}, &StepError{"map the shared memory", errno}
 	}
 	a := *(**arena)(unsafe.Pointer(&addr)) // memory outside the Go heap: the collector neither moves nor frees it
 	heap := addr + unsafe.Sizeof(*a)
@@ -244,15 +244,6 @@ func (o *op) into(slot uint8) *op { o.save = slot; return o }
 
 func (o *op) may(allow uint8) *op { o.allow = allow; return o }
 
-// stepError is a failed step of the set-up.
-type stepError struct {
-	step  string
-	errno syscall.Errno
-}
-
-func (e *stepError) Error() string { return e.step + ": " + e.errno.Error() }
-func (e *stepError) Unwrap() error { return e.errno }
-
 // fork clones the first process with the given arguments and lets it work
 // through the programs. sock is its end of the go socket; a.pidfd stands for it
 // afterwards. A user namespace that the arguments make has the given owner.
@@ -273,7 +264,7 @@ func (a *arena) fork(args *cloneArgs, sock int, owner uint32) (pid int, err erro
 	r, errno := a.cloneAs(args, uintptr(owner))
 	rawSigprocmask(unix.SIG_SETMASK, &old, nil)
 	if errno != 0 {
-		return 0, &stepError{"clone3", errno}
+		return 0, &StepError{"clone3", errno}
 	}
 	return int(r), nil
 }

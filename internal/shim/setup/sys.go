@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"path"
@@ -9,13 +9,13 @@ import (
 	"github.com/joblet/joblet/internal/shim/protocol"
 )
 
-// sysMount is a directory of the host that a box has, read-only, below /sys.
+// sysMount is a directory of the host that a sandbox has, read-only, below /sys.
 type sysMount struct {
 	target string // below /sys
 	tree   int    // a descriptor of the detached mount
 }
 
-// sysTrees are the parts of the host's /sys that a box has, where the host has them:
+// sysTrees are the parts of the host's /sys that a sandbox has, where the host has them:
 // processors, memory and NUMA nodes, which programs set themselves up for, and the sizes
 // of huge pages. This is a list of what is shown and not of what is hidden, because new
 // kernels add to /sys, and most of it tells the host from others: serial numbers of
@@ -36,7 +36,7 @@ var sysNet = []string{"class/net", "devices/virtual/net"}
 
 const sysAttrs = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC
 
-// openSys opens what the box has in /sys: the trees above, and the job's own cgroups, in
+// openSys opens what the sandbox has in /sys: the trees above, and the job's own cgroups, in
 // which programs look for their limits, and nothing beside or above these. Their files
 // belong to the host's root; some of v1's can be written to by everybody
 // (cgroup.event_control), but for the mount.
@@ -67,12 +67,12 @@ func closeSys(mounts []sysMount) {
 // openNetDevices mounts a sysfs where the root comes to lie over it and takes from it
 // what the job sees. Where the kernel refuses it, as the host's own is not whole
 // (mount_too_revealing in fs/namespace.c), there are no devices to be seen.
-func openNetDevices(p *program, box *protocol.Box, slot int) {
-	p.call("mount sysfs", unix.SYS_MOUNT, p.str("sysfs"), p.str(box.NewRoot), p.str("sysfs"),
+func openNetDevices(p *program, sandbox *protocol.Sandbox, slot int) {
+	p.call("mount sysfs", unix.SYS_MOUNT, p.str("sysfs"), p.str(sandbox.NewRoot), p.str("sysfs"),
 		unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, 0).may(allowAll)
 	for i, dir := range sysNet {
 		p.shared.slots[slot+i] = ^uintptr(0) // no descriptor, should open_tree fail
-		p.call("open /sys/"+dir, unix.SYS_OPEN_TREE, atFDCWD, p.str(path.Join(box.NewRoot, dir)),
+		p.call("open /sys/"+dir, unix.SYS_OPEN_TREE, atFDCWD, p.str(path.Join(sandbox.NewRoot, dir)),
 			unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC).into(uint8(slot + i)).may(allowAll)
 	}
 }
@@ -80,7 +80,7 @@ func openNetDevices(p *program, box *protocol.Box, slot int) {
 // mountSys makes /sys: a tmpfs with the places of the mounts, which wait in the slots
 // from slotTree on, and of the network devices behind them; then no more is written
 // there.
-func mountSys(p *program, box *protocol.Box, mounts []sysMount) {
+func mountSys(p *program, sandbox *protocol.Sandbox, mounts []sysMount) {
 	p.mount("sys", "sys", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0755,size=4k,nr_inodes=128")
 	made := map[string]bool{"sys": true}
 	var mkdirs func(dir string)
@@ -106,7 +106,7 @@ func mountSys(p *program, box *protocol.Box, mounts []sysMount) {
 	for _, dir := range sysEmpty {
 		mkdirs("sys/" + dir)
 	}
-	for _, v := range box.Cgroup.Views() {
+	for _, v := range sandbox.Cgroup.Views() {
 		for _, name := range v.Aliases {
 			p.call("symlink "+name, unix.SYS_SYMLINKAT, p.str(v.Name), atFDCWD, p.str("sys/fs/cgroup/"+name))
 		}

@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"unsafe"
@@ -28,7 +28,7 @@ const (
 
 // makeRuleset prepares what confine puts the process under, if the kernel has a
 // version that does not get in the way of ordinary programs. It is a part of the
-// box, as it takes longer than all else that a job's privileges do.
+// sandbox, as it takes longer than all else that a job's privileges do.
 func makeRuleset(p *program) {
 	abi, _, errno := unix.RawSyscall(unix.SYS_LANDLOCK_CREATE_RULESET, 0, 0, unix.LANDLOCK_CREATE_RULESET_VERSION)
 	if errno != 0 || abi < landlockReferABI { // not built in, or not switched on: the other walls stand

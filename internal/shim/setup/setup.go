@@ -1,4 +1,4 @@
-package shim
+package setup
 
 import (
 	"os"
@@ -41,33 +41,33 @@ const (
 	maxTerminals = 128 // of the 3072 that all on the host have outside of the first devpts (kernel.pty.max)
 )
 
-// boxProgram is the first half of the set-up, which needs no job: it ends with
+// sandboxProgram is the first half of the set-up, which needs no job: it ends with
 // the process in its own empty root, waiting.
-func boxProgram(p *program, box *protocol.Box, sys []sysMount) {
-	enterCgroups(p, box.Cgroup.TaskFiles())
+func sandboxProgram(p *program, sandbox *protocol.Sandbox, sys []sysMount) {
+	enterCgroups(p, sandbox.Cgroup.TaskFiles())
 	p.add("wait for the id maps", op{kind: opReceive})
-	openNetDevices(p, box, slotTree+len(sys))
-	mountRoot(p, box)
+	openNetDevices(p, sandbox, slotTree+len(sys))
+	mountRoot(p, sandbox)
 	becomeRoot(p)
 	bringLoopbackUp(p)
 	buildRoot(p)
 	mountProc(p)
-	openNetwork(p, box)
-	mountDev(p, box)
-	mountSys(p, box, sys)
+	openNetwork(p, sandbox)
+	mountDev(p, sandbox)
+	mountSys(p, sandbox, sys)
 	leaveHost(p)
 	makeRuleset(p)
-	p.call("say that the box is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
+	p.call("say that the sandbox is ready", unix.SYS_WRITE, slotSocket, p.str("r"), 1).slot(0)
 	p.add("wait for the job", op{kind: opReceive, save: slotTree})
 }
 
 // jobProgram is the second half: it ends in execve. The job's standard input, if it
 // has one, comes behind the trees. Before the first look-up of a path that the caller
 // chose, all descriptors of the host are closed (path.go).
-func jobProgram(p *program, box *protocol.Box, run *protocol.Run) {
+func jobProgram(p *program, sandbox *protocol.Sandbox, run *protocol.Run) {
 	nameHost(p, run.Hostname)
 	if run.Nested {
-		unmaskProc(p, box)
+		unmaskProc(p, sandbox)
 	}
 	if run.OwnDev {
 		makeOwnDev(p)
@@ -113,10 +113,10 @@ func enterTasks(p *program, files []string) {
 // mountRoot mounts the job's root, a private tmpfs of limited size, and enters
 // it. The process still has the host's ids then, without privileges there, and
 // so finds its way to directories that only the host's root may enter.
-func mountRoot(p *program, box *protocol.Box) {
-	p.call("mount the root file system", unix.SYS_MOUNT, p.str("joblet"), p.str(box.NewRoot), p.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV,
-		p.str("mode=0755,uid=0,gid=0,size="+itoa(box.DiskBytes)+",nr_inodes="+itoa(inodes(box.DiskBytes))))
-	p.call("enter the root file system", unix.SYS_CHDIR, p.str(box.NewRoot))
+func mountRoot(p *program, sandbox *protocol.Sandbox) {
+	p.call("mount the root file system", unix.SYS_MOUNT, p.str("joblet"), p.str(sandbox.NewRoot), p.str("tmpfs"), unix.MS_NOSUID|unix.MS_NODEV,
+		p.str("mode=0755,uid=0,gid=0,size="+decimal(sandbox.DiskBytes)+",nr_inodes="+decimal(inodes(sandbox.DiskBytes))))
+	p.call("enter the root file system", unix.SYS_CHDIR, p.str(sandbox.NewRoot))
 }
 
 // inodes is how many files a tmpfs of so many bytes may have. It bounds what empty
@@ -173,11 +173,11 @@ func bringLoopbackUp(p *program) {
 // privilege on a host: serve on ports below 1024 and send echo requests (ping(8),
 // icmp(7)). The settings are written before /proc/sys is frozen. Without them the job
 // has fewer ways, so a kernel that refuses them does not end the start.
-func openNetwork(p *program, box *protocol.Box) {
+func openNetwork(p *program, sandbox *protocol.Sandbox) {
 	p.shared.slots[slotPath] = ^uintptr(0) // no descriptor, should open fail
 	for _, s := range []struct{ file, value string }{
 		{"proc/sys/net/ipv4/ip_unprivileged_port_start", "0"},
-		{"proc/sys/net/ipv4/ping_group_range", "0 " + itoa(int64(box.IDCount)-1)}, // groups of the job, whatever others there are
+		{"proc/sys/net/ipv4/ping_group_range", "0 " + decimal(sandbox.IDCount-1)}, // groups of the job, whatever others there are
 	} {
 		p.call("open /"+s.file, unix.SYS_OPENAT, atFDCWD, p.str(s.file), unix.O_WRONLY|unix.O_CLOEXEC, 0).into(slotPath).may(allowAll)
 		p.call("write /"+s.file, unix.SYS_WRITE, slotPath, p.str(s.value), uintptr(len(s.value))).slot(0).may(allowAll)
@@ -235,12 +235,12 @@ func mountProc(p *program) {
 
 // maskProc hides or freezes the places above. It needs /dev/null, so it comes
 // after mountDev.
-func maskProc(p *program, box *protocol.Box) {
+func maskProc(p *program, sandbox *protocol.Sandbox) {
 	null := p.str("dev/null")
 	for _, name := range procMasked {
 		p.call("mask /proc/"+name, unix.SYS_MOUNT, null, p.str("proc/"+name), 0, unix.MS_BIND).may(allowAll) // absent: nothing to hide
 	}
-	for _, name := range box.ProcReadOnly {
+	for _, name := range sandbox.ProcReadOnly {
 		dir := p.str("proc/" + name)
 		p.call("bind /proc/"+name, unix.SYS_MOUNT, dir, dir, 0, unix.MS_BIND|unix.MS_REC).may(allowAll)
 		p.call("freeze /proc/"+name, unix.SYS_MOUNT, 0, dir, 0,
@@ -251,8 +251,8 @@ func maskProc(p *program, box *protocol.Box) {
 // unmaskProc takes maskProc back: a user namespace that sees a part of proc only
 // may not mount it (mount_too_revealing). What is dangerous there belongs to the
 // host's root.
-func unmaskProc(p *program, box *protocol.Box) {
-	for _, name := range slices.Concat(procMasked, box.ProcReadOnly) {
+func unmaskProc(p *program, sandbox *protocol.Sandbox) {
+	for _, name := range slices.Concat(procMasked, sandbox.ProcReadOnly) {
 		p.call("unmask /proc/"+name, unix.SYS_UMOUNT2, p.str("proc/"+name), unix.MNT_DETACH).may(allowAll) // EINVAL: it was not masked
 	}
 }
@@ -260,16 +260,16 @@ func unmaskProc(p *program, box *protocol.Box) {
 // mountDev attaches the device nodes that the daemon keeps for all jobs (a
 // user namespace can't make any: mknod(2)), and the job's own terminals and
 // shared memory in them.
-func mountDev(p *program, box *protocol.Box) {
+func mountDev(p *program, sandbox *protocol.Sandbox) {
 	p.call("attach /dev", unix.SYS_MOVE_MOUNT, slotDev, p.str(""), atFDCWD, p.str("dev"), unix.MOVE_MOUNT_F_EMPTY_PATH).slot(0)
 	p.call("close the tree of /dev", unix.SYS_CLOSE, slotDev).slot(0)
-	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,max="+itoa(maxTerminals)+",ptmxmode=0666,mode=0620,gid="+itoa(ttyGroup))
+	p.mount("devpts", "dev/pts", "devpts", unix.MS_NOSUID|unix.MS_NOEXEC, "newinstance,max="+decimal(maxTerminals)+",ptmxmode=0666,mode=0620,gid="+decimal(ttyGroup))
 	p.mount("shm", "dev/shm", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
-		"mode=1777,size="+itoa(box.ShmBytes)+",nr_inodes="+itoa(inodes(box.ShmBytes)))
-	maskProc(p, box)
+		"mode=1777,size="+decimal(sandbox.ShmBytes)+",nr_inodes="+decimal(inodes(sandbox.ShmBytes)))
+	maskProc(p, sandbox)
 }
 
-// The names in every /dev, as the daemon makes them in Box.DevDir.
+// The names in every /dev, as the daemon makes them in Sandbox.DevDir.
 var (
 	devNodes = []string{"null", "zero", "full", "random", "urandom", "tty"}
 	devLinks = []struct{ name, target string }{
@@ -471,7 +471,7 @@ func resetSignals(p *program) {
 
 func limitResources(p *program, run *protocol.Run) {
 	for _, l := range run.Rlimits {
-		p.call("prlimit "+itoa(int64(l.Resource)), unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), put(p, unix.Rlimit{Cur: l.Soft, Max: l.Hard}), 0)
+		p.call("prlimit "+decimal(l.Resource), unix.SYS_PRLIMIT64, 0, uintptr(l.Resource), put(p, unix.Rlimit{Cur: l.Soft, Max: l.Hard}), 0)
 	}
 }
 
@@ -515,7 +515,7 @@ func checkPaths(p *program) {
 
 func filterCalls(p *program, run *protocol.Run) {
 	if len(run.Filter) > 0 {
-		filter, flags := filterOf(run), uintptr(run.FilterFlags)
+		filter, flags := run.Instructions(), uintptr(run.FilterFlags)
 		if run.LogDenied {
 			filter, flags = protocol.AskShim(filter), flags|unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
 		}
@@ -593,19 +593,4 @@ func candidates(run *protocol.Run) []string {
 		}
 	}
 	return list
-}
-
-func itoa(n int64) string {
-	if n < 0 {
-		return "-" + itoa(-n)
-	}
-	var b [20]byte
-	i := len(b)
-	for {
-		i--
-		b[i] = byte('0' + n%10)
-		if n /= 10; n == 0 {
-			return string(b[i:])
-		}
-	}
 }
