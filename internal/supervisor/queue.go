@@ -477,7 +477,7 @@ type transientError struct{ error }
 
 func (e *transientError) Unwrap() error { return e.error }
 
-func (s *Supervisor) tryLaunch(l *live) (*native.Box, error) {
+func (s *Supervisor) tryLaunch(l *live) (*native.Sandbox, error) {
 	s.mu.Lock()
 	spec, again := l.rec.Spec, l.rec.State == joblet.Initializing
 	s.mu.Unlock()

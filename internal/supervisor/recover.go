@@ -31,7 +31,7 @@ func (s *Supervisor) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	boxes, foreign, err := s.engine.Boxes()
+	boxes, foreign, err := s.engine.Sandboxes()
 	if err != nil {
 		return err
 	}

@@ -155,7 +155,7 @@ func (s *Supervisor) mayStart(l *live) bool {
 }
 
 // becomeStarting notes that the job's next attempt is about to run in box.
-func (s *Supervisor) becomeStarting(l *live, box *native.Box) store.Record {
+func (s *Supervisor) becomeStarting(l *live, box *native.Sandbox) store.Record {
 	return s.become(l, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
 		r.Box, r.IDBase, r.Leases = box.ID, box.IDBase, box.Leases
@@ -169,7 +169,7 @@ func (s *Supervisor) becomeStarting(l *live, box *native.Box) store.Record {
 // start makes the job's record durable while its box gets its command: the two
 // need nothing of each other, and a job is accepted when both are done. A crash
 // between them leaves a job that nobody was promised, which recover ends.
-func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *native.Run, keep bool) (joblet.Job, error) {
+func (s *Supervisor) start(ctx context.Context, l *live, box *native.Sandbox, run *native.Run, keep bool) (joblet.Job, error) {
 	s.mu.Lock()
 	record := l.rec
 	s.mu.Unlock()
@@ -211,7 +211,7 @@ func (s *Supervisor) start(ctx context.Context, l *live, box *native.Box, run *n
 }
 
 // keepUnrunnable ends a job whose command cannot be run.
-func (s *Supervisor) keepUnrunnable(l *live, box *native.Box, cause error) (joblet.Job, error) {
+func (s *Supervisor) keepUnrunnable(l *live, box *native.Sandbox, cause error) (joblet.Job, error) {
 	if err := box.Discard(); err != nil {
 		s.cfg.Log.Error("give up a box", "job", s.look(l).job.ID, "error", err)
 	}
@@ -248,7 +248,7 @@ func (s *Supervisor) keepFailed(l *live, cause error) {
 }
 
 // boxed has the box run the job.
-func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
+func (s *Supervisor) boxed(box *native.Sandbox, run *native.Run, rec store.Record) (*native.Process, error) {
 	job := rec.Job
 	if err := s.planner.Prepare(run, job); err != nil {
 		return nil, fmt.Errorf("start the job: %w", err)
@@ -256,7 +256,7 @@ func (s *Supervisor) boxed(box *native.Box, run *native.Run, rec store.Record) (
 	if err := s.records.WriteFile(rec); err != nil {
 		return nil, err
 	}
-	fault.Point("box.prepared")
+	fault.Point("sandbox.prepared")
 	proc, err := box.Start(run)
 	if se, ok := errors.AsType[*native.StartError](err); ok {
 		if err = outcome.StartError(job.Spec, se.Failure); ofCommand(se.Failure) {

@@ -64,9 +64,9 @@ type Config struct {
 	LogShrinks    bool          // on a full disk a job's log gives up its older half, instead of the job waiting
 }
 
-// spareBoxes is how many boxes are kept ready. One serves runs that follow each
+// warmSandboxes is how many boxes are kept ready. One serves runs that follow each
 // other; two bridge the time it takes to build the next.
-const spareBoxes = 2
+const warmSandboxes = 2
 
 // Supervisor owns all jobs of one daemon.
 type Supervisor struct {
@@ -178,7 +178,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	if s.engine, err = native.Open(native.Config{
-		RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log,
+		RunDir: cfg.RunDir, Warm: warmSandboxes, Log: cfg.Log,
 		Tag: s.where.Now.Tag, FormerRunDirs: s.where.Now.RunDirs[1:],
 	}); err != nil {
 		return nil, err
@@ -209,7 +209,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
 		s.sampler.Sample(true)
 	}
-	s.engine.StartSpares()
+	s.engine.StartPool()
 	s.work.Go(s.runQueue)
 	s.work.Go(func() { s.retention.Run(s.ctx) })
 	s.work.Go(func() { s.sampler.Sampling(s.ctx) })
