@@ -968,7 +968,7 @@ func leftFor(point string) string {
 		"end.concluded":   "recover.concluded",
 		"end.released":    "recover.over",
 		"queue.inserted":  "recover.waits",
-		"box.begun":       "recover.released",
+		"sandbox.begun":   "recover.released",
 	}[point]
 }
 
