@@ -35,17 +35,41 @@ import (
 
 const (
 	// maxGrowth is what 1,000 streams may take that nobody reads.
-	maxGrowth = 100 << 20
-	unreadAll = 1000
-	unreadFew = 50 // of calls each of which has a process of its own
+	maxGrowth   = 100 << 20
+	unreadAll   = 1000
+	unreadShort = 250 // of calls whose answers are short, or as those of another method
+	unreadFew   = 50  // of calls each of which has a process of its own
 
 	// callEvery is how often another client calls: it need not take a processor for itself.
 	callEvery = 100 * time.Millisecond
 
 	// servedWithin is how long another client's call may take beside them, on a machine
 	// that is busy with other tests.
-	servedWithin = 10 * time.Second
+	servedWithin = 30 * time.Second
+
+	// unreadDaemons is how many daemons share the cases of a test: after each case a
+	// daemon has to rest for ten seconds before it gives memory back.
+	unreadDaemons = 3
 )
+
+// unreadCase is a subtest of a daemon that has done nothing else.
+type unreadCase struct {
+	name string
+	run  func(*testing.T, *unread)
+}
+
+// runUnread runs the cases on daemons that work side by side.
+func runUnread(t *testing.T, cases []unreadCase) {
+	for n := range unreadDaemons {
+		t.Run(fmt.Sprintf("daemon %d", n+1), func(t *testing.T) {
+			t.Parallel()
+			u := newUnread(t)
+			for i := n; i < len(cases); i += unreadDaemons {
+				t.Run(cases[i].name, func(t *testing.T) { cases[i].run(t, u) })
+			}
+		})
+	}
+}
 
 // unread is a daemon, as it is released: the race detector takes memory itself.
 type unread struct {
@@ -100,8 +124,8 @@ func (u *unread) written(t *testing.T, id string, size int64) {
 func (u *unread) request(t *testing.T, method string) (proto.Message, int) {
 	t.Helper()
 	run := &api.RunJobRequest{Command: "sh", Args: []string{"-c", "head -c 8388608 /dev/zero; exec sleep 3600"}, IdempotencyKey: u.key}
-	file := func() (proto.Message, int) {
-		return &reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_FileByFilename{FileByFilename: api.File_joblet_proto.Path()}}, unreadAll
+	file := func(n int) (proto.Message, int) {
+		return &reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_FileByFilename{FileByFilename: api.File_joblet_proto.Path()}}, n
 	}
 	switch method {
 	case api.JobService_GetJobLogs_FullMethodName:
@@ -109,11 +133,11 @@ func (u *unread) request(t *testing.T, method string) (proto.Message, int) {
 	case api.JobService_FollowJob_FullMethodName:
 		return &api.FollowJobRequest{Uuid: u.job}, unreadAll
 	case api.JobService_StreamJobMetrics_FullMethodName:
-		return &api.StreamJobMetricsRequest{JobUuid: u.job, IntervalMs: 100}, unreadAll
+		return &api.StreamJobMetricsRequest{JobUuid: u.job, IntervalMs: 100}, unreadShort
 	case api.JobService_GetJobMetrics_FullMethodName:
-		return &api.GetJobMetricsRequest{JobUuid: u.job}, unreadAll
+		return &api.GetJobMetricsRequest{JobUuid: u.job}, unreadShort
 	case api.JobService_StreamJobTelematics_FullMethodName, api.JobService_GetJobTelematics_FullMethodName:
-		return &api.GetJobTelematicsRequest{}, unreadAll
+		return &api.GetJobTelematicsRequest{}, unreadShort
 	case api.JobService_RunJobAttached_FullMethodName:
 		return run, unreadAll
 	case api.JobService_SubmitJob_FullMethodName:
@@ -127,13 +151,15 @@ func (u *unread) request(t *testing.T, method string) (proto.Message, int) {
 	case api.JobService_QueryJobs_FullMethodName:
 		return &api.QueryJobsRequest{}, unreadAll
 	case api.MonitoringService_StreamSystemMetrics_FullMethodName:
-		return &api.StreamMetricsRequest{IntervalSeconds: 10}, unreadAll
+		return &api.StreamMetricsRequest{IntervalSeconds: 10}, unreadShort
 	case api.RuntimeService_BuildRuntime_FullMethodName:
-		return &api.BuildRuntimeRequest{YamlContent: "x", DryRun: true}, unreadAll
+		return &api.BuildRuntimeRequest{YamlContent: "x", DryRun: true}, unreadShort
 	case grpc_health_v1.Health_Watch_FullMethodName:
-		return &grpc_health_v1.HealthCheckRequest{}, unreadAll
-	case reflectionv1.ServerReflection_ServerReflectionInfo_FullMethodName, reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName:
-		return file()
+		return &grpc_health_v1.HealthCheckRequest{}, unreadShort
+	case reflectionv1.ServerReflection_ServerReflectionInfo_FullMethodName:
+		return file(unreadAll)
+	case reflectionv1alpha.ServerReflection_ServerReflectionInfo_FullMethodName:
+		return file(unreadShort)
 	}
 	t.Fatalf("%s: what shall be asked?", method)
 	return nil, 0
@@ -289,10 +315,11 @@ var overSocket = []string{
 	api.JobService_FollowJob_FullMethodName, api.JobService_GetJobFiles_FullMethodName, api.JobService_QueryJobs_FullMethodName,
 }
 
-// TestUnreadStreams: 1,000 streams of each method that has any, which nobody reads,
-// take little of the daemon's memory and keep nobody else from being served.
+// TestUnreadStreams: 1,000 streams of each method that has any, or fewer where answers are
+// short, take little of the daemon's memory when nobody reads them, and keep nobody else
+// from being served.
 func TestUnreadStreams(t *testing.T) {
-	u := newUnread(t)
+	t.Parallel()
 	var methods []string
 	for _, file := range []protoreflect.FileDescriptor{
 		api.File_joblet_proto, grpc_health_v1.File_grpc_health_v1_health_proto,
@@ -307,12 +334,13 @@ func TestUnreadStreams(t *testing.T) {
 			}
 		}
 	}
+	var cases []unreadCase
 	for _, socket := range []bool{false, true} {
 		for _, method := range methods {
 			if socket && !slices.Contains(overSocket, method) {
 				continue
 			}
-			t.Run(fmt.Sprintf("socket=%v%s", socket, method), func(t *testing.T) {
+			cases = append(cases, unreadCase{fmt.Sprintf("socket=%v%s", socket, method), func(t *testing.T, u *unread) {
 				request, n := u.request(t, method)
 				most := maxGrowth
 				if n < unreadAll {
@@ -346,23 +374,25 @@ func TestUnreadStreams(t *testing.T) {
 					began.Wait()
 					return func() { cancel(); conn.Close() }
 				})
-			})
+			}})
 		}
 	}
+	runUnread(t, cases)
 }
 
 // TestUnreadConnections: nor does one that opens its windows and reads nothing from its
 // connection, or that opens them by a byte; with large answers to calls that are no
 // streams as well.
 func TestUnreadConnections(t *testing.T) {
-	u := newUnread(t)
+	t.Parallel()
+	var cases []unreadCase
 	for _, socket := range []bool{false, true} {
 		for _, method := range []string{
 			api.JobService_FollowJob_FullMethodName, api.JobService_QueryJobs_FullMethodName, api.JobService_ListJobs_FullMethodName,
 			api.MonitoringService_GetSystemStatus_FullMethodName,
 		} {
 			for _, window := range []uint32{1, 1<<31 - 1} {
-				t.Run(fmt.Sprintf("socket=%v%s/%d", socket, method, window), func(t *testing.T) {
+				cases = append(cases, unreadCase{fmt.Sprintf("socket=%v%s/%d", socket, method, window), func(t *testing.T, u *unread) {
 					u.growth(t, maxGrowth, func() func() {
 						var conns []net.Conn
 						for range 4 {
@@ -376,10 +406,11 @@ func TestUnreadConnections(t *testing.T) {
 							}
 						}
 					})
-				})
+				}})
 			}
 		}
 	}
+	runUnread(t, cases)
 }
 
 // flood makes calls on a connection and reads nothing.

@@ -122,7 +122,7 @@ func (d *daemon) needs(t *testing.T, limit string) {
 
 func TestLimitForkBomb(t *testing.T) {
 	d := newDaemon(t)
-	job, _ := d.hostile(t, "--max-pids=64", "timeout", "-s", "KILL", strconv.Itoa(int(min(slow, 3))*3), "bash", "-c", ":(){ :|:& }; : 2>/dev/null; sleep 1; while :; do :|: & done 2>/dev/null")
+	job, _ := d.hostile(t, "--max-pids=64", "timeout", "-s", "KILL", strconv.Itoa(int(min(slow, 5))*3), "bash", "-c", ":(){ :|:& }; : 2>/dev/null; sleep 1; while :; do :|: & done 2>/dev/null")
 	if job.Usage.PIDsPeak > 64 || job.Usage.PIDsPeak < 32 {
 		t.Errorf("%d processes at once", job.Usage.PIDsPeak)
 	}

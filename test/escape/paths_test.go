@@ -36,7 +36,7 @@ func TestSwapRace(t *testing.T) {
 
 	to := t.TempDir()
 	fetched := 0
-	for i := range 40 {
+	for i := range 15 {
 		for _, name := range []string{"d/file", "link", "e/secret", "dirlink/secret", "."} {
 			dir := filepath.Join(to, strconv.Itoa(i))
 			if err := os.MkdirAll(dir, 0o755); err != nil {
@@ -229,7 +229,7 @@ func TestBornLimited(t *testing.T) {
 	if r := w.try(t, nil, "fork"); r.status != through {
 		t.Fatalf("the control: %v", r)
 	}
-	for range 30 {
+	for range 12 {
 		if r := w.try(t, []string{"--max-pids=1"}, "fork"); r.status != refused {
 			t.Fatalf("a second process where one is allowed: %v", r)
 		}

@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,11 +98,16 @@ func TestSetupPaths(t *testing.T) {
 	}
 }
 
+// setupTurn chooses what is tried with the less likely paths.
+var setupTurn = rand.IntN(3)
+
 // made is a directory of the host's that the attempts ask for.
 func made(w *world) string { return filepath.Join(filepath.Dir(w.secret), "made") }
 
 // setupAttempts has the set-up look up one path, number i of throughDescriptors. The job
-// has a link, a script and a program for it, which are also in tree.
+// has a link, a script and a program for it, which are also in tree. A path beyond usualFD
+// is tried in one way, another one in each run: it names nothing that is open, or is a
+// further name of what has been tried.
 func setupAttempts(t *testing.T, w *world, id, tree, tool string, i int, p string) {
 	n := strconv.Itoa(i)
 	attempts := map[string][]string{
@@ -109,7 +115,10 @@ func setupAttempts(t *testing.T, w *world, id, tree, tool string, i int, p strin
 		"workdir of run":  {"run", "--workdir=" + p, "cat", up[1:] + w.secret},
 		"command of run":  {"run", p + up + tool},
 	}
-	if i < usualFD { // the others are higher than any that is open, or further names of the same ones
+	if ways := slices.Sorted(maps.Keys(attempts)); i >= usualFD {
+		way := ways[(i+setupTurn)%len(ways)]
+		attempts = map[string][]string{way: attempts[way]}
+	} else {
 		maps.Copy(attempts, map[string][]string{
 			"link as workdir of exec":       {"exec", "--workdir=/work/link-" + n, id, "cat", up[1:] + w.secret},
 			"new workdir of exec":           {"exec", "--workdir=" + p + up + made(w), id, "true"},
