@@ -5,8 +5,10 @@ export PATH="$PATH:/usr/local/go/bin" CGO_ENABLED=0
 die() { echo "$*" >&2; exit 1; }
 say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
 
-[ "$(id -u)" = 0 ] || die "this needs root (namespaces, mounts, cgroups): sudo $0"
-command -v go >/dev/null || die "Go is needed: https://go.dev/dl/ ($(sed -n 's/^go /version /p' go.mod) or newer)"
+command -v go >/dev/null || die "Go is missing: https://go.dev/dl/ ($(sed -n 's/^go /version /p' go.mod) or newer)"
+
+# require_root ends the script for an ordinary user.
+require_root() { [ "$(id -u)" = 0 ] || die "root is required (namespaces, mounts, cgroups): sudo $0"; }
 
 # install PROGRAM:PACKAGE… installs the packages whose programs are not there.
 install() {

@@ -5,13 +5,11 @@
 package cgroup
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -21,6 +19,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
@@ -63,61 +62,43 @@ type Mount struct {
 	Controllers []string // of a v1 hierarchy
 }
 
-// Mounts finds the host's cgroup hierarchies in a mountinfo file,
-// proc_pid_mountinfo(5). The first mount of each is the host's; later ones are
-// copies of it, or a container's.
-func Mounts(mountinfo io.Reader) ([]Mount, error) {
-	var all []Mount
-	lines := bufio.NewScanner(mountinfo)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		// 32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu
-		before, after, _ := strings.Cut(lines.Text(), " - ")
-		left, right := strings.Fields(before), strings.Fields(after)
-		if len(left) < 6 || len(right) < 3 {
-			continue
-		}
-		m := Mount{Path: unescape(left[4]), Root: unescape(left[3]), ReadOnly: isReadOnly(left[5]) || isReadOnly(right[2])}
-		if strings.HasPrefix(right[0], "cgroup") { // one in the same place lies below it, out of sight
-			all = slices.DeleteFunc(all, func(other Mount) bool { return other.Path == m.Path })
-		}
-		switch right[0] {
-		case "cgroup2":
+// HostMounts returns the host's cgroup hierarchies. The first mount of each is the
+// host's; later ones are copies of it, or a container's.
+func HostMounts() ([]Mount, error) {
+	table, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, err
+	}
+	return hierarchies(table), nil
+}
+
+// hierarchies returns the hierarchies in a table of mounts of cgroup file systems.
+func hierarchies(table []*mountinfo.Info) (all []Mount) {
+	for _, info := range table {
+		m := Mount{Path: info.Mountpoint, Root: info.Root, ReadOnly: isReadOnly(info.Options) || isReadOnly(info.VFSOptions)}
+		// One in the same place lies below it, out of sight.
+		all = slices.DeleteFunc(all, func(other Mount) bool { return other.Path == m.Path })
+		if info.FSType == "cgroup2" {
 			if !slices.ContainsFunc(all, func(m Mount) bool { return m.V2 }) {
 				m.V2 = true
 				all = append(all, m)
 			}
-		case "cgroup":
-			for opt := range strings.SplitSeq(right[2], ",") {
-				known := slices.Contains(v1Controllers, opt) || slices.Contains(v1Alone, opt)
-				if known && !slices.ContainsFunc(all, func(m Mount) bool { return slices.Contains(m.Controllers, opt) }) {
-					m.Controllers = append(m.Controllers, opt)
-				}
-			}
-			if m.Controllers != nil {
-				all = append(all, m)
+			continue
+		}
+		for opt := range strings.SplitSeq(info.VFSOptions, ",") {
+			known := slices.Contains(v1Controllers, opt) || slices.Contains(v1Alone, opt)
+			if known && !slices.ContainsFunc(all, func(m Mount) bool { return slices.Contains(m.Controllers, opt) }) {
+				m.Controllers = append(m.Controllers, opt)
 			}
 		}
+		if m.Controllers != nil {
+			all = append(all, m)
+		}
 	}
-	return all, lines.Err()
+	return all
 }
 
 func isReadOnly(options string) bool { return slices.Contains(strings.Split(options, ","), "ro") }
-
-// unescape undoes what mountinfo does to blanks and backslashes.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
-}
-
-// HostMounts is Mounts of this process's own mountinfo.
-func HostMounts() ([]Mount, error) {
-	f, err := os.Open("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return Mounts(f)
-}
 
 // Open finds the host's hierarchies and makes the daemon's own directory in
 // each. name is that directory's name.

@@ -13,17 +13,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/testenv"
 )
 
-func TestMounts(t *testing.T) {
+func TestHierarchies(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		mountinfo string
-		want      []Mount
+		table string
+		want  []Mount
 	}{
 		"pure v2": {`
 22 28 0:21 / /proc rw,nosuid - proc proc rw
@@ -56,9 +57,11 @@ func TestMounts(t *testing.T) {
 		"blanks": {`
 30 23 0:26 /a\040b /my\040cgroups\134\011 rw - cgroup2 cgroup2 rw`,
 			[]Mount{{Path: "/my cgroups\\\t", Root: "/a b", V2: true}}},
-		"damaged": {"x\n1 2 3\n - cgroup2 cgroup2 rw\n30 23 0:26 / / rw - cgroup2", nil},
+		"other file systems": {`
+22 28 0:21 / /proc rw,nosuid - proc proc rw`, nil},
 	} {
-		got, err := Mounts(strings.NewReader(strings.TrimPrefix(test.mountinfo, "\n")))
+		table, err := mountinfo.GetMountsFromReader(strings.NewReader(strings.TrimPrefix(test.table, "\n")), mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+		got := hierarchies(table)
 		if err != nil || !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: got %+v, %v\nwant %+v", name, got, err, test.want)
 		}

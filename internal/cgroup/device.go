@@ -1,7 +1,6 @@
 package cgroup
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -53,43 +53,39 @@ func deviceOf(path string, layers int) (Device, error) {
 	if err != nil || layers == 0 {
 		return Device{}, errors.Join(ErrNoDevice, err)
 	}
-	if m.fstype == "overlay" {
-		for opt := range strings.SplitSeq(m.options, ",") {
+	if m.FSType == "overlay" {
+		for opt := range strings.SplitSeq(m.VFSOptions, ",") {
 			name, value, _ := strings.Cut(opt, "=")
-			if name == "upperdir" || name == "lowerdir" && !strings.Contains(m.options, "upperdir=") {
+			if name == "upperdir" || name == "lowerdir" && !strings.Contains(m.VFSOptions, "upperdir=") {
 				first, _, _ := strings.Cut(value, ":")
 				return deviceOf(unescape(first), layers-1)
 			}
 		}
 	}
-	if err := unix.Stat(m.source, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
-		return Device{}, fmt.Errorf("%w (it is %s)", ErrNoDevice, m.fstype)
+	if err := unix.Stat(m.Source, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return Device{}, fmt.Errorf("%w (it is %s)", ErrNoDevice, m.FSType)
 	}
 	return Device{unix.Major(st.Rdev), unix.Minor(st.Rdev)}, nil
 }
 
-type mount struct{ fstype, source, options string }
-
 // mountAt returns the mount that holds path: the one with the number that
 // statx(2) gives.
-func mountAt(path string) (mount, error) {
+func mountAt(path string) (*mountinfo.Info, error) {
 	var stx unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, path, 0, unix.STATX_MNT_ID, &stx); err != nil {
-		return mount{}, &os.PathError{Op: "statx", Path: path, Err: err}
+		return nil, &os.PathError{Op: "statx", Path: path, Err: err}
 	}
-	f, err := os.Open("/proc/self/mountinfo")
+	found, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		is := uint64(info.ID) == stx.Mnt_id
+		return !is, is
+	})
 	if err != nil {
-		return mount{}, err
+		return nil, err
 	}
-	defer f.Close()
-	id := fmt.Sprint(stx.Mnt_id)
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		before, after, _ := strings.Cut(lines.Text(), " - ")
-		if left, right := strings.Fields(before), strings.Fields(after); len(left) > 0 && left[0] == id && len(right) > 2 {
-			return mount{right[0], unescape(right[1]), right[2]}, nil
-		}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("mount %d of %s is not in the mount table", stx.Mnt_id, path)
 	}
-	return mount{}, fmt.Errorf("mount %s is not in /proc/self/mountinfo", id)
+	return found[0], nil
 }
 
 // wholeDisk returns the disk of a partition, and any other device as it is: the
@@ -152,4 +148,10 @@ func holds(lower, upper string, layers int) bool {
 		}
 	}
 	return false
+}
+
+// unescape undoes what the kernel does to blanks and backslashes in the options of a
+// mount.
+func unescape(s string) string {
+	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

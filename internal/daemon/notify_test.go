@@ -98,7 +98,7 @@ const activatedChild = "JOBLET_TEST_ACTIVATED"
 func TestActivatedChild(t *testing.T) {
 	runDir := os.Getenv(activatedChild)
 	if runDir == "" {
-		t.Skip("TestActivated runs this")
+		t.Skip("requires TestActivated, which runs this")
 	}
 	// systemd knows the process number of its child; exec.Cmd does not, before it runs.
 	t.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestMain makes the test binary a writer or a source of lines as well, for
@@ -89,10 +91,9 @@ func newLog(t testing.TB, opt Options) (*Writer, string) {
 // gone with its descriptor.
 func mountFS(t testing.TB, fstype, size string) (dirfd int, dir string) {
 	t.Helper()
+	testenv.RequireRoot(t)
 	fs, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
-	if err != nil {
-		t.Skipf("fsopen %s: %v (not root?)", fstype, err)
-	}
+	testenv.Require(t, err == nil, "a kernel with fsopen and %s: %v", fstype, err)
 	defer unix.Close(fs)
 	if size != "" {
 		check(t, unix.FsconfigSetString(fs, "size", size))
@@ -338,9 +339,7 @@ func TestSources(t *testing.T) {
 	t.Run("terminal", func(t *testing.T) {
 		w, dir := newLog(t, Options{})
 		master, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err != nil {
-			t.Skip(err)
-		}
+		testenv.Require(t, err == nil, "pseudo-terminals: %v", err)
 		defer unix.Close(master)
 		check(t, unix.IoctlSetPointerInt(master, unix.TIOCSPTLCK, 0))
 		n, err := unix.IoctlGetInt(master, unix.TIOCGPTN)

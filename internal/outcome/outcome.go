@@ -5,6 +5,7 @@ package outcome
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"syscall"
@@ -127,4 +128,39 @@ func Retry(job *joblet.Job) {
 	job.Reason = fmt.Sprintf("attempt %d of %d %s", job.Attempt, job.Spec.Retries+1, how)
 	job.State, job.Scheduled = joblet.Scheduled, job.Ended.Add(delay)
 	job.Exit, job.PID, job.Ended = nil, 0, time.Time{}
+}
+
+const (
+	// CanceledReason is why a job ended that was canceled on request.
+	CanceledReason = "it was canceled before it ran"
+	stoppedReason  = "it was stopped before its next attempt"
+)
+
+// Cancel ends a job that waits, for this reason: it is CANCELED, or STOPPED if it has run
+// and waited for another attempt.
+func Cancel(job *joblet.Job, reason string) {
+	job.State = joblet.Canceled
+	if job.Attempt > 0 {
+		job.State = joblet.Stopped
+		if reason == CanceledReason {
+			reason = stoppedReason
+		}
+		if n := len(job.Past); n > 0 {
+			job.Exit = job.Past[n-1].Exit
+		}
+	}
+	job.Reason = reason
+}
+
+// WithCleanup adds the errors of undoing a failed operation to its own, whose kind it
+// keeps.
+func WithCleanup(err error, cleanup ...error) error {
+	undo := errors.Join(cleanup...)
+	switch {
+	case undo == nil:
+		return err
+	case err == nil:
+		return undo
+	}
+	return joblet.Errorf(joblet.KindOf(err), "%w; cleanup also failed: %w", err, undo)
 }

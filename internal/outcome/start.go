@@ -1,6 +1,7 @@
 package outcome
 
 import (
+	"errors"
 	"fmt"
 	"syscall"
 
@@ -61,4 +62,28 @@ func StartError(spec joblet.Spec, f native.Failure) error {
 		return joblet.Errorf(joblet.ResourceExhausted, "start the job: %s", f.Text)
 	}
 	return fmt.Errorf(StartTheJob+"%s", f.Text)
+}
+
+// OfCommand reports whether a process could not be started because of its command.
+func OfCommand(f native.Failure) bool {
+	return f.IsExec || f.OutOfMemory || f.Step == native.StepWorkDir
+}
+
+// ExecError gives the failed start of a further process in a job its kind and words for
+// the user. spec is that of the process. ended reports whether the job has ended.
+func ExecError(job joblet.Job, spec joblet.Spec, err error, ended func() bool) error {
+	se, ok := errors.AsType[*native.StartError](err)
+	switch {
+	case ok && se.Failure.Errno == syscall.EAGAIN:
+		return joblet.Errorf(joblet.ResourceExhausted, "job %s has as many processes as it may have", joblet.ShortID(job.ID))
+	case ok && se.Failure.Step == native.StepJoin && se.Failure.Errno != 0,
+		!errors.Is(err, native.ErrPaused) && !(ok && OfCommand(se.Failure)) && ended():
+		return joblet.Errorf(joblet.FailedPrecondition, "job %s has ended", joblet.ShortID(job.ID))
+	case !ok:
+		return err
+	}
+	if err = StartError(spec, se.Failure); joblet.KindOf(err) == joblet.Internal {
+		err = fmt.Errorf("cannot run %s in job %s: %s", spec.Command, joblet.ShortID(job.ID), se.Failure.Text)
+	}
+	return err
 }

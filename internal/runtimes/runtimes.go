@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
@@ -517,21 +518,13 @@ func removeTree(path string) error {
 // mountsBelow returns the mount points at or below path, in the order in which
 // they were mounted.
 func mountsBelow(path string) ([]string, error) {
-	data, err := os.ReadFile("/proc/self/mountinfo")
+	table, err := mountinfo.GetMounts(mountinfo.PrefixFilter(path))
 	if err != nil {
 		return nil, err
 	}
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	var mounts []string
-	for line := range strings.Lines(string(data)) {
-		// proc_pid_mountinfo(5): id, parent, device, root, mount point, …
-		f := strings.Fields(line)
-		if len(f) < 5 {
-			continue
-		}
-		if m := unescape.Replace(f[4]); m == path || strings.HasPrefix(m, path+"/") {
-			mounts = append(mounts, m)
-		}
+	for _, info := range table {
+		mounts = append(mounts, info.Mountpoint)
 	}
 	return mounts, nil
 }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -127,3 +128,14 @@ func (s *Sealer) Open(id string, sealed []byte) (map[string]string, error) {
 
 // KeyName is the file with the key of the jobs' secrets.
 const KeyName = "secrets.key"
+
+// Masked reports whether the values of secrets are what the database shows of them:
+// then the secrets themselves are lost.
+func Masked(secrets map[string]string) bool {
+	for value := range maps.Values(secrets) {
+		if value != joblet.Mask {
+			return false
+		}
+	}
+	return len(secrets) > 0
+}

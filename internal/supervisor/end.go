@@ -3,19 +3,54 @@ package supervisor
 import (
 	"errors"
 	"io/fs"
+	"syscall"
+	"time"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/jobdir"
 	"github.com/joblet/joblet/internal/outcome"
+	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/secrets"
 	"github.com/joblet/joblet/internal/shim/protocol"
 	"github.com/joblet/joblet/internal/store"
 	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
+// release is native.Release of the job's latest box, unless that is the box of the
+// job of which this one is a copy.
+func (x *executor) release(j *entry) error {
+	x.table.mu.Lock()
+	box, leases, apart := j.rec.Box, outcome.LeasesOf(j.rec), j.elsewhere
+	j.elsewhere = "" // its next box is ours
+	x.table.mu.Unlock()
+	if apart != "" && x.where.Copied {
+		return nil
+	}
+	return x.engine.Release(box, leases)
+}
+
+// releaseEvery is how often the release of a box is tried again that a process
+// does not leave: one that waits in the kernel for a disk, say.
+const releaseEvery = 10 * time.Second
+
+// releaseLater reports whether it could before the daemon stops.
+func (x *executor) releaseLater(rec store.Record) bool {
+	for {
+		select {
+		case <-x.ctx.Done():
+			return false // the next daemon does it
+		case <-time.After(releaseEvery):
+		}
+		if x.engine.Release(rec.Box, outcome.LeasesOf(rec)) == nil {
+			return true
+		}
+	}
+}
+
 // ending is the end of a run on its way through endSteps.
 type ending struct {
-	l       *live
+	j       *entry
 	rec     store.Record     // the job's: as it was when the run ended, then as concluded
 	sampled *sampling.Run    // of the run; nil: it ended while no daemon ran
 	record  *protocol.Record // as the shim wrote it to the job's directory; nil: there is none to be used
@@ -28,7 +63,7 @@ type ending struct {
 // done: then the rest is left to the next daemon, which goes through all steps again.
 type endStep struct {
 	name string
-	do   func(*Supervisor, *ending) bool
+	do   func(*executor, *ending) bool
 }
 
 // endSteps bring a run that is over to rest: what became of it in memory, where all
@@ -36,20 +71,20 @@ type endStep struct {
 // had on the host released, then its record in the database. Each step may run twice,
 // by one daemon after the other.
 var endSteps = []endStep{
-	{"read the exit record", (*Supervisor).readEnd},
-	{"conclude the run", (*Supervisor).concludeEnd},
-	{"count the run", (*Supervisor).countRun},
-	{"release the box", (*Supervisor).releaseEnd},
-	{"record the end", (*Supervisor).recordEnd},
-	{"let the job go on", (*Supervisor).leaveRun},
+	{"read the exit record", (*executor).readEnd},
+	{"conclude the run", (*executor).concludeEnd},
+	{"count the run", (*executor).countRun},
+	{"release the box", (*executor).releaseEnd},
+	{"record the end", (*executor).recordEnd},
+	{"let the job go on", (*executor).leaveRun},
 }
 
 // settle takes a run that is over through endSteps.
-func (s *Supervisor) settle(l *live) {
-	e := &ending{l: l}
+func (x *executor) settle(j *entry) {
+	e := &ending{j: j}
 	for _, step := range endSteps {
-		if !step.do(s, e) {
-			s.cfg.Log.Debug("the end of a run is left to the next daemon", "job", l.item.ID, "step", step.name)
+		if !step.do(x, e) {
+			x.log.Debug("the end of a run is left to the next daemon", "job", j.item.ID, "step", step.name)
 			return
 		}
 	}
@@ -57,80 +92,80 @@ func (s *Supervisor) settle(l *live) {
 
 // readEnd reads how the run ended. The shim writes the exit record before it tells
 // the daemon: the file is the only source, for this daemon and the next.
-func (s *Supervisor) readEnd(e *ending) bool {
-	s.mu.Lock()
-	e.rec, e.sampled = e.l.rec, e.l.sampled
-	s.mu.Unlock()
+func (x *executor) readEnd(e *ending) bool {
+	x.table.mu.Lock()
+	e.rec, e.sampled = e.j.rec, e.j.sampled
+	x.table.mu.Unlock()
 	var err error
-	e.record, err = jobdir.ReadExit(s.records.Dir(e.rec.ID), e.rec.Attempt)
+	e.record, err = jobdir.ReadExit(x.records.Dir(e.rec.ID), e.rec.Attempt)
 	if errors.Is(err, jobdir.ErrDamaged) {
 		e.damage = err
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.cfg.Log.Error("read an exit record", "job", e.rec.ID, "error", err)
+		x.log.Error("read an exit record", "job", e.rec.ID, "error", err)
 	}
 	return true
 }
 
 // concludeEnd says what became of the run, and whether the job is tried again.
-func (s *Supervisor) concludeEnd(e *ending) bool {
-	l, dir := e.l, s.records.Dir(e.rec.ID)
-	seen := s.sampler.End(e.rec.ID, e.sampled)
+func (x *executor) concludeEnd(e *ending) bool {
+	j, dir := e.j, x.records.Dir(e.rec.ID)
+	seen := x.sampler.End(e.rec.ID, e.sampled)
 	diskBytes := jobdir.Size(dir)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	rec := l.rec // whether it was asked to stop counts up to this moment
+	x.table.mu.Lock()
+	defer x.table.mu.Unlock()
+	rec := j.rec // whether it was asked to stop counts up to this moment
 	asked := rec.State == joblet.Stopping
 	outcome.Conclude(&rec.Job, e.record, dir)
 	switch {
 	case e.damage != nil:
 		rec.Reason = outcome.DamagedReason(e.damage)
-	case e.record == nil && l.apart != "":
-		rec.Reason = l.apart
+	case e.record == nil && j.elsewhere != "":
+		rec.Reason = j.elsewhere
 	}
 	rec.Usage = rec.Usage.Max(seen)
 	e.run = rec.Job
 	// Whatever it was that ended it. Without the secrets that it had it would be another
 	// job. The run of the job of which this one is a copy goes on.
-	e.again = outcome.Retries(rec.Job) && !asked && !(len(rec.Spec.SecretEnv) > 0 && masked(rec.Spec.SecretEnv)) &&
-		!(e.run.State == joblet.Lost && l.apart != "" && s.where.Copied)
+	e.again = outcome.Retries(rec.Job) && !asked && !secrets.Masked(rec.Spec.SecretEnv) &&
+		!(e.run.State == joblet.Lost && j.elsewhere != "" && x.where.Copied)
 	if e.again {
 		outcome.Retry(&rec.Job)
 	} else {
 		rec.Sealed, rec.DiskBytes = nil, diskBytes
-		s.quota.End(rec.Owner, rec.ID, diskBytes)
+		x.quota.End(rec.Owner, rec.ID, diskBytes)
 	}
-	e.rec = s.becomeLocked(l, rec.State, func(r *store.Record) {
+	e.rec = x.table.becomeLocked(j, rec.State, func(r *store.Record) {
 		*r = rec
-		l.proc, l.sampled = nil, nil
-		l.onDisk = e.record != nil && !e.again
-		l.endRun()
+		j.proc, j.sampled = nil, nil
+		j.onDisk = e.record != nil && !e.again
+		j.endRun()
 	})
 	return true
 }
 
 // countRun tells the metrics of the run.
-func (s *Supervisor) countRun(e *ending) bool {
-	s.sampler.Count(e.run, e.sampled, e.again)
+func (x *executor) countRun(e *ending) bool {
+	x.sampler.Count(e.run, e.sampled, e.again)
 	fault.Point("end.concluded")
 	return true
 }
 
 // releaseEnd kills and removes what the run had on the host.
-func (s *Supervisor) releaseEnd(e *ending) bool {
+func (x *executor) releaseEnd(e *ending) bool {
 	lost := e.again && e.run.State == joblet.Lost
 	if lost {
-		s.guard.KillShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
+		x.guard.KillShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
 	}
-	if err := s.release(e.l); err != nil {
-		s.cfg.Log.Error("release an ended job", "job", e.rec.ID, "error", err)
+	if err := x.release(e.j); err != nil {
+		x.log.Error("release an ended job", "job", e.rec.ID, "error", err)
 		if lost {
 			// Nothing of an attempt whose end nobody saw may run beside the next.
-			if !s.releaseLater(e.rec) {
+			if !x.releaseLater(e.rec) {
 				return false
 			}
 		} else {
-			s.background(func() { s.releaseLater(e.rec) })
+			x.table.background(func() { x.releaseLater(e.rec) })
 		}
 	}
 	fault.Point("end.released")
@@ -139,16 +174,16 @@ func (s *Supervisor) releaseEnd(e *ending) bool {
 
 // recordEnd makes the end durable. Of a job that is tried again the launch of its next
 // attempt sees to that; another job may have the room at once.
-func (s *Supervisor) recordEnd(e *ending) bool {
-	save := func() error { return s.save(e.l, true) }
+func (x *executor) recordEnd(e *ending) bool {
+	save := func() error { return x.table.save(e.j, true) }
 	if e.again {
-		s.persist(e.l, save)
+		x.table.persist(e.j, save)
 		fault.Point("retry.recorded")
-		s.freePlace(e.l)
+		x.table.freeSlot(e.j)
 		return true
 	}
-	s.freePlace(e.l)
-	if !s.persist(e.l, save) {
+	x.table.freeSlot(e.j)
+	if !x.table.persist(e.j, save) {
 		return false
 	}
 	fault.Point("end.recorded")
@@ -156,12 +191,45 @@ func (s *Supervisor) recordEnd(e *ending) bool {
 }
 
 // leaveRun lets the job wait for its next attempt, or ends it.
-func (s *Supervisor) leaveRun(e *ending) bool {
+func (x *executor) leaveRun(e *ending) bool {
 	if e.again {
-		s.enqueue(e.l)
+		x.waitlist.enqueue(e.j)
 		return true
 	}
-	s.records.Tidy(e.rec.ID)
-	s.finish(e.l, e.rec)
+	x.records.Tidy(e.rec.ID)
+	x.waitlist.finish(e.j, e.rec)
 	return true
+}
+
+// stopping asks the job's shim to end the run, and notes that before: an end
+// that comes in between is one on request. A job that has ended already keeps
+// the state that it has. Should the shim not do it, or not be there to be asked
+// (proc is nil then), the run's guard does.
+func (x *executor) sendStop(j *entry, proc *native.Process, opt joblet.StopOptions) error {
+	x.table.mu.Lock()
+	if j.proc != proc || !j.rec.State.Alive() {
+		defer x.table.mu.Unlock()
+		return joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %s", joblet.ShortID(j.rec.ID), j.rec.State)
+	}
+	if j.rec.State.MayBecome(joblet.Stopping) {
+		x.table.becomeLocked(j, joblet.Stopping, nil)
+	}
+	j.setStop(opt)
+	box := j.rec.Box
+	x.table.mu.Unlock()
+	// Recorded before, so that a daemon that comes next knows how an end that
+	// comes now is to be called, and asks again if the shim was not asked.
+	if err := x.table.save(j, false); err != nil && x.ctx.Err() == nil {
+		x.log.Warn("record that a job is to end", "job", x.table.snapshot(j).job.ID, "error", err)
+	}
+	fault.Point("stop.recorded")
+	if proc == nil {
+		x.engine.Wake(box) // once it is adopted, it is asked
+		return nil
+	}
+	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)
+	if errors.Is(err, native.ErrSilent) || err != nil && joblet.KindOf(err) == joblet.FailedPrecondition {
+		return nil // the guard ends it; or it ended just now, and is STOPPED
+	}
+	return err
 }

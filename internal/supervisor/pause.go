@@ -18,7 +18,7 @@ func (s *Supervisor) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
 
 // Pause freezes a running job: none of its processes goes on until Resume.
 func (s *Supervisor) Pause(ctx context.Context, id string) (joblet.Job, error) {
-	l, v, err := s.standing(ctx, id, false)
+	j, v, err := s.steady(ctx, id, false)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -31,18 +31,18 @@ func (s *Supervisor) Pause(ctx context.Context, id string) (joblet.Job, error) {
 	if err := v.proc.Pause(ctx); err != nil {
 		return joblet.Job{}, failed(v, err)
 	}
-	if !s.turn(l, v.proc, joblet.Running, joblet.Paused) { // it ended, or is asked to
+	if !s.table.compareAndSetState(j, v.proc, joblet.Running, joblet.Paused) { // it ended, or is asked to
 		if err := v.proc.Resume(); err != nil {
 			s.cfg.Log.Debug("a job ended as it was paused", "job", v.job.ID, "error", err)
 		}
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s ended as it was paused", joblet.ShortID(v.job.ID))
 	}
-	return s.turned(l)
+	return s.table.saveState(j)
 }
 
 // Resume lets a paused job go on.
 func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) {
-	l, v, err := s.standing(ctx, id, false)
+	j, v, err := s.steady(ctx, id, false)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -52,12 +52,12 @@ func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) 
 	if err := v.proc.Resume(); err != nil {
 		return joblet.Job{}, failed(v, err)
 	}
-	s.turn(l, v.proc, joblet.Paused, joblet.Running)
-	return s.turned(l)
+	s.table.compareAndSetState(j, v.proc, joblet.Paused, joblet.Running)
+	return s.table.saveState(j)
 }
 
 // failed says why a run's cgroup could not be changed: in most cases it is gone.
-func failed(v view, err error) error {
+func failed(v snapshot, err error) error {
 	if errors.Is(err, native.ErrSilent) {
 		return err
 	}
@@ -69,33 +69,13 @@ func failed(v view, err error) error {
 	}
 }
 
-// turn changes the state of a run if it still is what the caller thinks.
-func (s *Supervisor) turn(l *live, proc *native.Process, from, to joblet.State) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if l.proc != proc || l.rec.State != from {
-		return false
-	}
-	s.becomeLocked(l, to, nil)
-	return true
-}
-
-// turned records what has become of a live job; the truth is its cgroup, which
-// recovery looks at.
-func (s *Supervisor) turned(l *live) (joblet.Job, error) {
-	if err := s.save(l, false); err != nil {
-		return joblet.Job{}, err
-	}
-	return s.look(l).job, nil
-}
-
 // Update changes those limits of a job that has not ended which l sets. All are
 // changed or none.
 func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (joblet.Job, error) {
 	if l.IsZero() {
 		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "no limit to change was given")
 	}
-	live, v, err := s.standing(ctx, id, false)
+	j, v, err := s.steady(ctx, id, false)
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -109,7 +89,7 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 		return joblet.Job{}, err
 	}
 	defer unlock()
-	old := s.look(live).job.Spec.Limits
+	old := s.table.snapshot(j).job.Spec.Limits
 	granted, err := s.planner.Grant(l.Or(old))
 	if err != nil {
 		return joblet.Job{}, err
@@ -123,35 +103,20 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 			return joblet.Job{}, failed(v, err)
 		}
 	}
-	s.mu.Lock()
-	if live.proc != v.proc || live.starting && v.proc == nil || live.rec.State.Final() {
-		s.mu.Unlock()
+	s.table.mu.Lock()
+	if j.proc != v.proc || j.starting && v.proc == nil || j.rec.State.Final() {
+		s.table.mu.Unlock()
 		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s began or ended to run as its limits were changed: try again", short)
 	}
-	live.rec.Spec.Limits = granted
-	live.item.Needs[queue.Memory] = granted.MemoryBytes
-	if live.sampled != nil {
-		live.sampled.SetMemoryLimit(granted.MemoryBytes)
+	j.rec.Spec.Limits = granted
+	j.item.Needs[queue.Memory] = granted.MemoryBytes
+	if j.sampled != nil {
+		j.sampled.SetMemoryLimit(granted.MemoryBytes)
 	}
-	s.changed(live)
-	s.mu.Unlock()
-	if err := s.save(live, true); err != nil {
+	s.table.changed(j)
+	s.table.mu.Unlock()
+	if err := s.table.save(j, true); err != nil {
 		return joblet.Job{}, err
 	}
-	return s.look(live).job, nil
-}
-
-// pausedAs brings the state of an adopted job in line with its cgroup: the former
-// daemon may have died between the two.
-func (s *Supervisor) pausedAs(l *live, proc *native.Process) {
-	paused, err := proc.Paused()
-	if err != nil {
-		s.cfg.Log.Debug("see whether a job is paused", "job", l.rec.ID, "error", err)
-		return
-	}
-	if paused {
-		s.turn(l, proc, joblet.Running, joblet.Paused)
-	} else {
-		s.turn(l, proc, joblet.Paused, joblet.Running)
-	}
+	return s.table.snapshot(j).job, nil
 }

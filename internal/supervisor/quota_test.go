@@ -158,7 +158,7 @@ func TestQuota(t *testing.T) {
 	defer func() { closing(t, s) }()
 	_, err = s.Submit(t.Context(), spec("true"), alice, nil)
 	full(err)
-	if _, err := s.Submit(t.Context(), spec("true"), rootOwner, nil); err != nil {
+	if _, err := s.Submit(t.Context(), spec("true"), "uid:0", nil); err != nil {
 		t.Errorf("root: %v", err)
 	}
 

@@ -5,9 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
+	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -18,108 +17,121 @@ import (
 	"github.com/joblet/joblet/internal/outcome"
 	"github.com/joblet/joblet/internal/sandbox"
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/secrets"
+	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
 	"github.com/joblet/joblet/internal/supervisor/records"
-	"github.com/joblet/joblet/internal/supervisor/sampling"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 )
+
+// recovery takes over from a former daemon. It is needed only until the daemon serves.
+type recovery struct {
+	ctx     context.Context
+	log     *slog.Logger
+	runDir  string
+	where   statedir.Whereabouts
+	records *records.Records
+	engine  *native.Engine
+	quota   *staging.Quota
+
+	table    *table
+	waitlist *waitlist
+	executor *executor
+}
 
 // recover takes over from a former daemon, however that ended: it adopts the
 // jobs that run, concludes those that ended meanwhile, lets those wait that
 // waited, and removes what belongs to no job.
-func (s *Supervisor) recover(ctx context.Context) error {
-	unrecorded, err := s.records.Unrecorded(ctx)
+func (rv *recovery) recover(ctx context.Context) error {
+	unrecorded, err := rv.records.Unrecorded(ctx)
 	if err != nil {
 		return err
 	}
-	boxes, foreign, err := s.engine.Boxes()
+	boxes, foreign, err := rv.engine.Boxes()
 	if err != nil {
 		return err
 	}
-	unfinished, running, err := s.unfinished(ctx, unrecorded, boxes)
+	unfinished, running, err := rv.records.RecoverUnfinished(ctx, unrecorded, records.Found{
+		Boxes: boxes, JobDir: rv.engine.JobDir, RunDirs: rv.where.Now.RunDirs,
+	})
 	if err != nil {
 		return err
 	}
-	if err := s.records.CheckKey(unfinished); err != nil {
+	if err := rv.records.CheckKey(unfinished); err != nil {
 		return err
 	}
 	if foreign > 0 {
-		s.cfg.Log.Warn("boxes of another state directory are left alone", "boxes", foreign, "run", s.cfg.RunDir)
+		rv.log.Warn("sandboxes of another state directory are left alone", "sandboxes", foreign, "run", rv.runDir)
 	}
-	if s.where.Elsewhere != "" && len(unfinished) > 0 {
-		s.cfg.Log.Warn("no recorded job is taken for a running one", "because", s.where.Elsewhere)
+	if rv.where.Elsewhere != "" && len(unfinished) > 0 {
+		rv.log.Warn("the recorded jobs are not adopted", "because", rv.where.Elsewhere)
 	}
-	held := map[string]sandbox.Leases{} // by box
-	var all []*live
+	all, held, err := rv.load(ctx, unfinished, running)
+	if err != nil {
+		return err
+	}
+	if err := rv.engine.Sweep(ctx, held); err != nil { // the warm pool, and jobs that were never accepted
+		rv.log.Error("cannot release all sandboxes of a former daemon", "error", err)
+	}
+	waiting, over, err := rv.recoverJobs(all)
+	if err != nil {
+		return err
+	}
+	rv.settleAll(over)
+	for _, j := range waiting {
+		switch {
+		case j.rec.Spec.Stdin == joblet.StdinStream:
+			rv.waitlist.cancelWaiting(j, "its standard input was a stream, which was lost with the daemon")
+		case len(j.rec.Sealed) > 0 && secrets.Masked(j.rec.Spec.SecretEnv):
+			rv.waitlist.cancelWaiting(j, j.rec.Reason)
+		default:
+			rv.waitlist.enqueue(j)
+		}
+		fault.Point("recover.waits")
+	}
+	inDoubt := rv.records.InDoubt()
+	if err := rv.records.Vouch(ctx); err != nil {
+		rv.log.Warn("cannot mark the job records as complete; the next daemon compares them with the jobs' directories again", "error", err)
+	}
+	rv.table.work.Go(func() {
+		rv.records.Sweep(rv.ctx, unrecorded, inDoubt, func(id string) bool { return rv.table.find(id) != nil })
+	})
+	return nil
+}
+
+// load puts the unfinished jobs into the table, and returns them with the leases that
+// they hold, by box. running has the boxes of jobs that were found running, by job.
+func (rv *recovery) load(ctx context.Context, unfinished []store.Record, running map[string]string) (all []*entry, held map[string]sandbox.Leases, err error) {
+	held = map[string]sandbox.Leases{}
 	for _, rec := range unfinished {
 		if rec.Box == "" && rec.State.Alive() { // recorded by a version whose boxes had the jobs' ids
 			rec.Box, rec.Attempt = rec.ID, max(rec.Attempt, 1)
 		}
-		l := newLive(rec)
-		if err := s.records.CatchUp(ctx, &l.rec, running[rec.ID]); err != nil {
-			return err
+		if err := rv.records.CatchUp(ctx, &rec, running[rec.ID]); err != nil {
+			return nil, nil, err
 		}
-		if rec = l.rec; rec.State.Final() {
+		if rec.State.Final() {
 			continue
 		}
 		held[rec.Box] = nil
 		if rec.State.Alive() { // its processes may be there, found or not
 			held[rec.Box] = outcome.LeasesOf(rec)
 		}
-		if err := s.records.Unseal(&l.rec); err != nil {
-			s.cfg.Log.Error("a job's secrets are lost", "job", rec.ID, "error", err)
-			l.rec.Reason = err.Error()
+		if err := rv.records.Unseal(&rec); err != nil {
+			rv.log.Error("the secrets of a job are lost", "job", rec.ID, "error", err)
+			rec.Reason = err.Error()
 		}
-		l.size = specSize(l.rec.Spec)
-		s.use(rec.Spec.Runtime, 1)
-		if err := s.admit(l); err != nil {
-			return err
+		j := newEntry(rec)
+		rv.executor.planner.UseRuntime(rec.Spec.Runtime, 1)
+		if err := rv.table.admit(j); err != nil {
+			return nil, nil, err
 		}
-		all = append(all, l)
-	}
-	if err := s.engine.Sweep(ctx, held); err != nil { // spares, and jobs that nobody was promised
-		s.cfg.Log.Error("release what a former daemon left", "error", err)
-	}
-	waiting, over, err := s.recoverJobs(all)
-	if err != nil {
-		return err
-	}
-	s.settleAll(over)
-	for _, l := range waiting {
-		switch {
-		case l.rec.Spec.Stdin == joblet.StdinStream:
-			s.lostInput(l)
-		case len(l.rec.Sealed) > 0 && masked(l.rec.Spec.SecretEnv):
-			s.cancelWaiting(l, l.rec.Reason)
-		default:
-			s.enqueue(l)
+		if rv.quota != nil {
+			rv.quota.Restore(rec.Owner, rec.ID, jobdir.InputSize(rv.records.Dir(rec.ID)))
 		}
-		fault.Point("recover.waits")
+		all = append(all, j)
 	}
-	inDoubt := s.records.InDoubt()
-	if err := s.records.Vouch(ctx); err != nil {
-		s.cfg.Log.Warn("note that the job records are complete again; the next daemon looks through the jobs' directories, too", "error", err)
-	}
-	s.work.Go(func() {
-		s.records.Sweep(s.ctx, unrecorded, inDoubt, func(id string) bool { return s.find(id) != nil })
-	})
-	return nil
-}
-
-// unfinished returns the records of jobs that have not ended, with those that the
-// database had lost, and the boxes of jobs that were found running without one.
-func (s *Supervisor) unfinished(ctx context.Context, lost, boxes []string) (found []store.Record, running map[string]string, err error) {
-	if found, err = s.records.Unfinished(ctx); err != nil {
-		return nil, nil, err
-	}
-	unknown := slices.DeleteFunc(slices.Clone(boxes), func(box string) bool {
-		return slices.ContainsFunc(found, func(r store.Record) bool { return r.Box == box || r.Box == "" && r.ID == box })
-	})
-	known := records.Found{Boxes: unknown, JobDir: s.engine.JobDir, RunDirs: s.where.Now.RunDirs}
-	if running, err = s.records.Reclaim(ctx, lost, known); err != nil {
-		return nil, nil, err
-	}
-	found, err = s.records.Unfinished(ctx)
-	return found, running, err
+	return all, held, nil
 }
 
 const (
@@ -131,40 +143,36 @@ const (
 	recoverTime = 3 * time.Second
 )
 
-// inParallel calls fn for all items, for some of them at once.
+// inParallel calls fn for all items, for recoverWorkers of them at once.
 func inParallel[T any](items []T, fn func(T)) {
-	next := make(chan T)
+	slots := make(chan struct{}, recoverWorkers)
 	var workers sync.WaitGroup
-	for range min(recoverWorkers, len(items)) {
+	for _, item := range items {
+		slots <- struct{}{}
 		workers.Go(func() {
-			for item := range next {
-				fn(item)
-			}
+			defer func() { <-slots }()
+			fn(item)
 		})
 	}
-	for _, item := range items {
-		next <- item
-	}
-	close(next)
 	workers.Wait()
 }
 
 // recoverJobs is recoverJob for all, and returns those that wait and those that
 // are over.
-func (s *Supervisor) recoverJobs(all []*live) (waiting, over []*live, err error) {
+func (rv *recovery) recoverJobs(all []*entry) (waiting, over []*entry, err error) {
 	by := time.Now().Add(recoverTime)
 	var mu sync.Mutex // protects the results
-	inParallel(all, func(l *live) {
-		is, jobErr := s.recoverJob(l, by)
+	inParallel(all, func(j *entry) {
+		is, jobErr := rv.recoverJob(j, by)
 		mu.Lock()
 		defer mu.Unlock()
 		switch {
 		case jobErr != nil:
 			err = errors.Join(err, jobErr)
 		case is == recoveredWaits:
-			waiting = append(waiting, l)
+			waiting = append(waiting, j)
 		case is == recoveredOver:
-			over = append(over, l)
+			over = append(over, j)
 		}
 	})
 	return waiting, over, err
@@ -172,12 +180,12 @@ func (s *Supervisor) recoverJobs(all []*live) (waiting, over []*live, err error)
 
 // settleAll settles jobs that are over, and returns when that is done or has taken
 // too long, as on a full disk: then it goes on.
-func (s *Supervisor) settleAll(over []*live) {
+func (rv *recovery) settleAll(over []*entry) {
 	done := make(chan struct{})
-	s.background(func() {
+	rv.table.background(func() {
 		defer close(done)
-		inParallel(over, func(l *live) {
-			s.settle(l)
+		inParallel(over, func(j *entry) {
+			rv.executor.settle(j)
 			fault.Point("recover.concluded")
 		})
 	})
@@ -199,116 +207,63 @@ const (
 
 // recoverJob finds out what became of a job while no daemon ran. It waits for its
 // shim until by at most.
-func (s *Supervisor) recoverJob(l *live, by time.Time) (recovered, error) {
-	rec := l.rec
+func (rv *recovery) recoverJob(j *entry, by time.Time) (recovered, error) {
+	rec := j.rec
 	if !rec.State.Alive() {
 		return recoveredWaits, nil
 	}
-	s.mu.Lock()
-	s.queue.Occupy(&l.item)
-	l.apart = s.where.Elsewhere
-	s.mu.Unlock()
-	proc, err := s.adopt(rec.Box, by)
+	rv.table.mu.Lock()
+	rv.table.queue.Occupy(&j.item)
+	j.elsewhere = rv.where.Elsewhere
+	rv.table.mu.Unlock()
+	proc, err := rv.adopt(rec.Box, by)
 	if err == nil {
-		s.adopted(l, proc)
+		rv.executor.adopted(j, proc)
 		fault.Point("recover.adopted")
-		s.background(func() { s.watch(l) })
+		rv.table.background(func() { rv.executor.watch(j) })
 		return recoveredRuns, nil
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		s.mu.Lock()
-		l.silent = true
+		rv.table.mu.Lock()
+		j.silent = true
 		if rec.State == joblet.Stopping { // the shim may not have been asked
-			l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
+			j.setStop(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
 		}
-		s.mu.Unlock()
-		s.background(func() { s.adoptLater(l) })
+		rv.table.mu.Unlock()
+		rv.table.background(func() { rv.executor.adoptLater(j) })
 		return recoveredRuns, nil
 	}
-	dir := s.records.Dir(rec.ID)
+	dir := rv.records.Dir(rec.ID)
 	if _, readErr := jobdir.ReadExit(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, jobdir.ErrDamaged) {
 		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
 	}
 	if rec.State == joblet.Initializing && !jobdir.Begun(dir, rec.Attempt) {
-		s.cfg.Log.Info("a job's start was cut short before it ran", "job", rec.ID)
-		if err := s.release(l); err != nil {
-			s.cfg.Log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
+		rv.log.Info("a job's start was cut short before it ran", "job", rec.ID)
+		if err := rv.executor.release(j); err != nil {
+			rv.log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
 		}
-		s.mu.Lock()
-		s.queue.Release(&l.item)
-		s.mu.Unlock()
-		s.become(l, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase, r.Leases = "", 0, nil })
-		if err := s.save(l, true); err != nil { // on a full disk, say; it is recorded again before it runs
-			s.cfg.Log.Error("record that a job waits", "job", rec.ID, "error", err)
+		rv.table.mu.Lock()
+		rv.table.queue.Release(&j.item)
+		rv.table.mu.Unlock()
+		rv.table.become(j, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase, r.Leases = "", 0, nil })
+		if err := rv.table.save(j, true); err != nil { // on a full disk, say; it is recorded again before it runs
+			rv.log.Error("record that a job waits", "job", rec.ID, "error", err)
 		}
 		fault.Point("recover.requeued")
 		return recoveredWaits, nil
 	}
-	s.cfg.Log.Info("job ended while no daemon ran", "job", rec.ID, "shim", err)
+	rv.log.Info("job ended while no daemon ran", "job", rec.ID, "shim", err)
 	if rec.State == joblet.Initializing { // it was seen to start by nobody
-		s.become(l, joblet.Running, nil)
+		rv.table.become(j, joblet.Running, nil)
 	}
 	fault.Point("recover.over")
 	return recoveredOver, nil
 }
 
 // adopt is native.Adopt for a job that may run here and be ours.
-func (s *Supervisor) adopt(box string, by time.Time) (*native.Process, error) {
-	if s.where.Elsewhere != "" {
-		return nil, errors.New(s.where.Elsewhere)
+func (rv *recovery) adopt(box string, by time.Time) (*native.Process, error) {
+	if rv.where.Elsewhere != "" {
+		return nil, errors.New(rv.where.Elsewhere)
 	}
-	return s.engine.Adopt(box, by)
-}
-
-// release is native.Release of the job's latest box, unless that is the box of the
-// job of which this one is a copy.
-func (s *Supervisor) release(l *live) error {
-	s.mu.Lock()
-	box, leases, apart := l.rec.Box, outcome.LeasesOf(l.rec), l.apart
-	l.apart = "" // its next box is ours
-	s.mu.Unlock()
-	if apart != "" && s.where.Copied {
-		return nil
-	}
-	return s.engine.Release(box, leases)
-}
-
-// adopted notes that a former daemon's job runs.
-func (s *Supervisor) adopted(l *live, proc *native.Process) {
-	s.mu.Lock()
-	begins := l.rec.State == joblet.Initializing
-	l.silent = false
-	s.mu.Unlock()
-	s.cfg.Log.Info("job runs on", "job", l.rec.ID, "pid", proc.PID)
-	if begins {
-		s.running(l, proc)
-		return
-	}
-	s.mu.Lock()
-	l.proc = proc
-	l.rec.PID, l.rec.Started = proc.PID, proc.Started
-	l.sampled = s.sampler.Start(l.rec.Job, proc, sampling.Unknown)
-	s.changed(l)
-	stopping := l.rec.State == joblet.Stopping
-	if stopping && l.stop == nil {
-		l.demand(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
-	}
-	stop := l.stop
-	s.mu.Unlock()
-	s.pausedAs(l, proc)
-	if stopping { // the shim may not have been asked
-		if err := proc.Stop(syscall.Signal(stop.opt.Signal), stop.opt.Grace); err != nil {
-			s.cfg.Log.Debug("a job ended as it was asked to again", "job", l.rec.ID, "error", err)
-		}
-	}
-}
-
-// masked reports whether a job's secrets are what the database shows of them.
-func masked(secrets map[string]string) bool {
-	for value := range maps.Values(secrets) {
-		if value != joblet.Mask {
-			return false
-		}
-	}
-	return true
+	return rv.engine.Adopt(box, by)
 }

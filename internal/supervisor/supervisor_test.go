@@ -82,9 +82,9 @@ func TestTransitions(t *testing.T) {
 	const lives, users, steps = 4, 4, 25
 	for life := range lives {
 		s := open(t, dir, func(c *Config) { c.MaxConcurrent = 3 })
-		s.mu.Lock()
-		s.onChange = tr.note
-		s.mu.Unlock()
+		s.table.mu.Lock()
+		s.table.onChange = tr.note
+		s.table.mu.Unlock()
 		var wg sync.WaitGroup
 		for user := range users {
 			wg.Go(func() {
@@ -162,12 +162,12 @@ func TestTransitions(t *testing.T) {
 		left := ""
 		if !eventually(func() bool {
 			jobs := s.Active()
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			ready, timed, blocked := s.queue.Counts()
-			busy := int(s.queue.Used(queue.Slots))
-			left = fmt.Sprintf("%d jobs, %d places, %d ready, %d timed, %d blocked, %d runtimes", jobs, busy, ready, timed, blocked, len(s.using))
-			return jobs+busy+ready+timed+blocked+len(s.using) == 0
+			s.table.mu.Lock()
+			defer s.table.mu.Unlock()
+			ready, timed, blocked := s.table.queue.Counts()
+			busy := int(s.table.queue.Used(queue.Slots))
+			left = fmt.Sprintf("%d jobs, %d places, %d ready, %d timed, %d blocked, %d runtimes", jobs, busy, ready, timed, blocked, s.planner.UsedRuntimes())
+			return jobs+busy+ready+timed+blocked+s.planner.UsedRuntimes() == 0
 		}) {
 			t.Errorf("left after all have ended: %s", left)
 		}
@@ -257,12 +257,12 @@ func TestStopWins(t *testing.T) {
 	if job.State != joblet.TimedOut || job.Attempt != before.Attempt {
 		t.Errorf("%v after attempt %d of which %d was asked to end", job.State, job.Attempt, before.Attempt)
 	}
-	l := newLive(store.Record{Job: joblet.Job{ID: joblet.NewID(), State: joblet.Pending}})
-	l.starting = true
-	s.enqueue(l)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if l.item.Waits() {
+	j := newEntry(store.Record{Job: joblet.Job{ID: joblet.NewID(), State: joblet.Pending}})
+	j.starting = true
+	s.waitlist.enqueue(j)
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	if j.item.Waits() {
 		t.Error("a job that is being ended waits in the queue")
 	}
 }
@@ -277,14 +277,14 @@ func TestStopWithin(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Between waiting and running, nothing can ask it to end.
-	l := s.find(job.ID)
-	setStarting(s, l, true)
+	j := s.table.find(job.ID)
+	setStarting(s, j, true)
 	for range 3 {
 		if job, err := s.StopWithin(t.Context(), job.ID, joblet.StopOptions{}, 0); err != nil || job.State.Final() {
 			t.Errorf("got %v, %v", job.State, err)
 		}
 	}
-	setStarting(s, l, false)
+	setStarting(s, j, false)
 	if job, err := s.Wait(t.Context(), job.ID); err != nil || job.State != joblet.Canceled {
 		t.Errorf("got %v, %v", job.State, err)
 	}
@@ -294,11 +294,11 @@ func TestStopWithin(t *testing.T) {
 }
 
 // setStarting has a waiting job look as if it were about to run, or not.
-func setStarting(s *Supervisor, l *live, starting bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	l.starting = starting
-	s.changed(l)
+func setStarting(s *Supervisor, j *entry, starting bool) {
+	s.table.mu.Lock()
+	defer s.table.mu.Unlock()
+	j.starting = starting
+	s.table.changed(j)
 }
 
 // TestEndStays: between the moment when a job's end is in the database and that when
@@ -312,7 +312,7 @@ func TestEndStays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := s.find(job.ID)
+		j := s.table.find(job.ID)
 		canceled := make(chan error, 1)
 		go func() {
 			_, err := s.Cancel(t.Context(), job.ID)
@@ -320,22 +320,22 @@ func TestEndStays(t *testing.T) {
 		}()
 		inTime, over := false, false
 		for !inTime && !over {
-			s.mu.Lock() // whoever cancels it needs this too, before and after
+			s.table.mu.Lock() // whoever cancels it needs this too, before and after
 			rec, err := s.records.Get(t.Context(), job.ID)
 			if err != nil {
 				t.Fatal(err)
 			}
-			over = l.rec.State.Final()
+			over = j.rec.State.Final()
 			inTime = !over && rec.State == joblet.Canceled
 			for n := 0; inTime && n < 50; n++ {
-				if l.saving.TryLock() {
-					l.saving.Unlock()
+				if j.saving.TryLock() {
+					j.saving.Unlock()
 					t.Error("its record may be written while it still waits")
 					break
 				}
 				time.Sleep(time.Millisecond)
 			}
-			s.mu.Unlock()
+			s.table.mu.Unlock()
 		}
 		if err := <-canceled; err != nil {
 			t.Fatal(err)
@@ -384,7 +384,7 @@ func TestHeldSpecs(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := open(t, dir, nil)
-	s.maxHeld = 2 << 20
+	s.table.specs.Max = 2 << 20
 	spec := joblet.Spec{
 		Command: "true", Args: []string{strings.Repeat("a", 100_000)}, Schedule: "+1h",
 		Env: map[string]string{"V": strings.Repeat("x", 100_000)}, SecretEnv: map[string]string{"S": strings.Repeat("s", 100_000)},
@@ -405,7 +405,7 @@ func TestHeldSpecs(t *testing.T) {
 		return job
 	}
 	var jobs []joblet.Job
-	for range s.maxHeld / 300_500 {
+	for range s.table.specs.Max / 300_500 {
 		jobs = append(jobs, must("cert:alice"))
 	}
 	full("cert:alice")
@@ -416,12 +416,12 @@ func TestHeldSpecs(t *testing.T) {
 	}
 	must("cert:bob")
 	for range len(jobs) + 1 {
-		must(rootOwner)
+		must("uid:0")
 	}
 	closing(t, s)
 	s = open(t, dir, nil)
 	defer closing(t, s)
-	s.maxHeld = 2 << 20
+	s.table.specs.Max = 2 << 20
 	full("cert:alice")
 	if _, err := s.Cancel(t.Context(), jobs[0].ID); err != nil {
 		t.Fatal(err)
@@ -456,15 +456,15 @@ func TestStartNotUndone(t *testing.T) {
 			db := filepath.Join(s.cfg.StateDir, "joblet.db")
 			script(t, db, fmt.Sprintf(full, "delete")+fmt.Sprintf(full, "update"))
 			id := ""
-			s.mu.Lock()
-			s.onChange = func(job string, _, to joblet.State) {
+			s.table.mu.Lock()
+			s.table.onChange = func(job string, _, to joblet.State) {
 				if id = job; to == joblet.Initializing && !test.begins {
 					if err := os.WriteFile(s.records.Dir(job), nil, 0o600); err != nil { // where its directory should go
 						t.Error(err)
 					}
 				}
 			}
-			s.mu.Unlock()
+			s.table.mu.Unlock()
 			if _, err := s.Submit(t.Context(), joblet.Spec{Command: "no-such-command"}, "test", nil); joblet.KindOf(err) != test.want || !strings.Contains(err.Error(), "cleanup also failed: delete the record") {
 				t.Errorf("the submission: %v", err)
 			}

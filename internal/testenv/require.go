@@ -1,6 +1,8 @@
 package testenv
 
 import (
+	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"testing"
@@ -31,6 +33,15 @@ func RequireProgram(t testing.TB, name, debian string) string {
 	return path
 }
 
+// Require skips the test unless ok. The format says what it requires: a kernel feature, a
+// processor, a file system.
+func Require(t testing.TB, ok bool, format string, args ...any) {
+	t.Helper()
+	if !ok {
+		lacks(t, fmt.Sprintf(format, args...))
+	}
+}
+
 func lacks(t testing.TB, what string) {
 	t.Helper()
 	if All() {
@@ -39,16 +50,27 @@ func lacks(t testing.TB, what string) {
 	t.Skipf("requires %s", what)
 }
 
-// SkipAll is for a TestMain whose tests all need root. It reports whether to leave
-// them out, and the status to exit with then.
-func SkipAll() (status int, skip bool) {
-	switch {
-	case os.Geteuid() == 0:
+// SkipSuite is for the TestMain of a suite that takes minutes and needs root, a part of
+// scripts/test. It reports whether to skip all tests, and the status to exit with then.
+// A plain go test ./... skips the suite; scripts/test, which sets JOBLET_TEST_BIN, and
+// go test with -run do not.
+func SkipSuite(part string) (status int, skip bool) {
+	if !flag.Parsed() {
+		flag.Parse()
+	}
+	what := ""
+	switch run := flag.Lookup("test.run"); {
+	case os.Geteuid() != 0:
+		what = "root"
+	case os.Getenv("JOBLET_TEST_BIN") == "" && run.Value.String() == "" && !All():
+		what = "scripts/test " + part + ", or -run"
+	default:
 		return 0, false
-	case All():
-		os.Stderr.WriteString("requires root, and CI=true or JOBLET_TEST_ALL is set\n")
+	}
+	if All() {
+		fmt.Fprintf(os.Stderr, "requires %s, and CI=true or JOBLET_TEST_ALL is set\n", what)
 		return 1, true
 	}
-	os.Stderr.WriteString("all tests skipped: requires root\n")
+	fmt.Fprintf(os.Stderr, "all tests skipped: requires %s\n", what)
 	return 0, true
 }

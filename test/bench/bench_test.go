@@ -204,7 +204,7 @@ func TestParseOptions(t *testing.T) {
 // TestOneRun runs the cheapest contender through the whole program, as root.
 func TestOneRun(t *testing.T) {
 	if testing.Short() {
-		t.Skip("starts programs")
+		t.Skip("requires time: it starts programs, and -short is given")
 	}
 	testenv.RequireRoot(t)
 	o, err := parseOptions(strings.Fields("-n 2 -idle-n 1 -idle 1ms -warmup 1 -duration 5ms -jobs 2 -peers fork+exec"))

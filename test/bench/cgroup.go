@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +9,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/moby/sys/mountinfo"
 )
 
 // cgroupMount is a place where a cgroup hierarchy is mounted.
@@ -28,22 +29,13 @@ func hostCgroupMounts() ([]cgroupMount, error) {
 }
 
 // cgroupMounts reads a mountinfo file, proc_pid_mountinfo(5).
-func cgroupMounts(mountinfo io.Reader) ([]cgroupMount, error) {
-	var mounts []cgroupMount
-	lines := bufio.NewScanner(mountinfo)
-	for lines.Scan() {
-		// 31 24 0:27 / /sys/fs/cgroup/pids rw,relatime shared:9 - cgroup cgroup rw,pids
-		before, after, ok := strings.Cut(lines.Text(), " - ")
-		head, tail := strings.Fields(before), strings.Fields(after)
-		if !ok || len(head) < 6 || len(tail) < 2 {
-			return nil, fmt.Errorf("mountinfo: malformed line %.200q", lines.Text())
-		}
-		if tail[0] == "cgroup" || tail[0] == "cgroup2" {
-			mounts = append(mounts, cgroupMount{path: head[4], v2: tail[0] == "cgroup2"})
-		}
+func cgroupMounts(table io.Reader) (mounts []cgroupMount, err error) {
+	all, err := mountinfo.GetMountsFromReader(table, mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, fmt.Errorf("cannot read the mount table: %w", err)
 	}
-	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read mountinfo: %w", err)
+	for _, info := range all {
+		mounts = append(mounts, cgroupMount{path: info.Mountpoint, v2: info.FSType == "cgroup2"})
 	}
 	return mounts, nil
 }

@@ -35,7 +35,7 @@ func TestClosedPipe(t *testing.T) {
 func TestWarnOfKey(t *testing.T) {
 	t.Parallel()
 	if IsWindows {
-		t.Skip("has no such bits")
+		t.Skip("requires permission bits")
 	}
 	const inside = "-----BEGIN PRIVATE KEY-----"
 	for _, tt := range []struct {

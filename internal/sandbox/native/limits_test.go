@@ -17,7 +17,7 @@ func TestCoreLimit(t *testing.T) {
 	t.Parallel()
 	var have unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_CORE, &have); err != nil || have.Max < noCore && !mayRaise() {
-		t.Skipf("needs a hard limit on core dumps of 1: %d, %v", have.Max, err)
+		t.Skipf("requires a hard limit on core dumps of at least 1: it is %d, %v", have.Max, err)
 	}
 	const all = joblet.Unlimited
 	for _, test := range []struct {

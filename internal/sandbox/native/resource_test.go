@@ -234,7 +234,7 @@ func TestPlan(t *testing.T) {
 	defer box.Discard()
 	if err != nil {
 		if errno, ok := errors.AsType[syscall.Errno](err); ok && errno == unix.EINVAL && strings.Contains(err.Error(), "map the ids") {
-			t.Skipf("the file system of %s has no idmapped mounts", src)
+			t.Skipf("requires a file system with idmapped mounts at %s", src)
 		}
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cgroup"
@@ -33,23 +34,31 @@ type Planner struct {
 	JobsDir    string
 	LogShrinks bool // on a full disk a job's log gives up its older half
 
-	mu                sync.Mutex // protects what follows
-	defaults, ceiling joblet.Limits
+	mu       sync.Mutex // protects what follows
+	settings Settings
+	using    map[string]int // runtime → jobs that use it, or are about to
 }
 
-// SetLimits sets the limits of jobs that ask for none, and the most that a job may ask
-// for.
-func (p *Planner) SetLimits(defaults, ceiling joblet.Limits) {
+// Settings are what can change while jobs run. Jobs keep what they were granted.
+type Settings struct {
+	Defaults     joblet.Limits // of jobs that do not say otherwise
+	Ceiling      joblet.Limits // what a job may ask for at most
+	Mirrors      []string      // where runtimes may be built from (runtimes.ValidMirror)
+	BuildTimeout time.Duration // how long the build of a runtime may take
+}
+
+// Configure changes the settings.
+func (p *Planner) Configure(settings Settings) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.defaults, p.ceiling = defaults, ceiling
+	p.settings = settings
 }
 
 // Grant returns the limits of a job that asks for l: with the daemon's defaults, and not
 // above its ceiling. It is an error if this host cannot enforce them.
 func (p *Planner) Grant(l joblet.Limits) (joblet.Limits, error) {
 	p.mu.Lock()
-	defaults, ceiling := p.defaults, p.ceiling
+	defaults, ceiling := p.settings.Defaults, p.settings.Ceiling
 	p.mu.Unlock()
 	l = l.Or(defaults).Capped(ceiling)
 	if err := l.Within(ceiling); err != nil {

@@ -56,11 +56,11 @@ type Found struct {
 	RunDirs []string                                 // where the sockets of shims may be
 }
 
-// Reclaim records jobs without a record again from their directories, before anything
+// reclaimAll records jobs without a record again from their directories, before anything
 // else is done. Waiting jobs are among them only if the records are in doubt; otherwise
 // their acceptance was never confirmed. It returns the boxes of the jobs that run, by
 // job, as their shims say.
-func (r *Records) Reclaim(ctx context.Context, unrecorded []string, found Found) (running map[string]string, err error) {
+func (r *Records) reclaimAll(ctx context.Context, unrecorded []string, found Found) (running map[string]string, err error) {
 	running = map[string]string{}
 	for _, box := range found.Boxes {
 		dir, err := found.JobDir(box)
@@ -85,6 +85,22 @@ func (r *Records) Reclaim(ctx context.Context, unrecorded []string, found Found)
 		r.log.Warn("jobs without a record were recorded again from their directories", "jobs", reclaimed)
 	}
 	return running, nil
+}
+
+// RecoverUnfinished returns the records of jobs that have not ended, with those that the
+// database had lost, and the boxes of jobs that run without a record, by job.
+func (r *Records) RecoverUnfinished(ctx context.Context, unrecorded []string, found Found) (recs []store.Record, running map[string]string, err error) {
+	if recs, err = r.Unfinished(ctx); err != nil {
+		return nil, nil, err
+	}
+	found.Boxes = slices.DeleteFunc(slices.Clone(found.Boxes), func(box string) bool {
+		return slices.ContainsFunc(recs, func(rec store.Record) bool { return rec.Box == box || rec.Box == "" && rec.ID == box })
+	})
+	if running, err = r.reclaimAll(ctx, unrecorded, found); err != nil {
+		return nil, nil, err
+	}
+	recs, err = r.Unfinished(ctx)
+	return recs, running, err
 }
 
 // reclaim makes the record of a job again from its directory; box, if not empty,

@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -235,7 +236,7 @@ func (r *Records) Delete(ctx context.Context, id string, deleted func(store.Reco
 	}
 	if err != nil {
 		if back := os.Rename(deleting, dir); back != nil && !errors.Is(back, fs.ErrNotExist) {
-			err = joblet.Errorf(joblet.KindOf(err), "%w; cleanup also failed: %w", err, back)
+			err = outcome.WithCleanup(err, back)
 		}
 		return err
 	}
@@ -248,4 +249,54 @@ func (r *Records) Delete(ctx context.Context, id string, deleted func(store.Reco
 	}
 	fault.Point("delete.done")
 	return nil
+}
+
+// A listing reads so many jobs, or so many bytes of them, at a time.
+const (
+	listBatch = 500
+	listBytes = 4 << 20
+)
+
+// Each calls fn with the jobs that pass the filter, newest first, until fn fails. It
+// holds only some of them at a time, however large they are. current returns a job of
+// the database as it is now: the database may be a moment behind, so that a filter by
+// state reads all jobs that have not ended according to it. ready, if not nil, says
+// before each batch how many bytes to read, or waits.
+func (r *Records) Each(ctx context.Context, f joblet.Filter, ready func() (size int, err error), current func(joblet.Job) joblet.Job, fn func(joblet.Job) error) error {
+	wanted, left := f.States, f.Limit
+	if len(wanted) > 0 {
+		f.States = slices.DeleteFunc(joblet.States(), func(st joblet.State) bool { return st.Final() && !slices.Contains(wanted, st) })
+	}
+	for from := int64(0); ; {
+		f.Limit = listBatch
+		if left > 0 && len(wanted) == 0 {
+			f.Limit = min(left, listBatch)
+		}
+		size := listBytes
+		if ready != nil {
+			var err error
+			if size, err = ready(); err != nil {
+				return err
+			}
+		}
+		jobs, next, err := r.ListFrom(ctx, f, from, size)
+		if err != nil {
+			return err
+		}
+		for _, job := range jobs {
+			if job = current(job); len(wanted) > 0 && !slices.Contains(wanted, job.State) {
+				continue
+			}
+			if err := fn(job); err != nil {
+				return err
+			}
+			if left--; left == 0 {
+				return nil
+			}
+		}
+		if next == 0 {
+			return nil
+		}
+		from = next
+	}
 }

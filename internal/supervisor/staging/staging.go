@@ -18,6 +18,7 @@ import (
 	"github.com/joblet/joblet/internal/archive"
 	"github.com/joblet/joblet/internal/fault"
 	"github.com/joblet/joblet/internal/jobdir"
+	"github.com/joblet/joblet/internal/outcome"
 )
 
 // MaxStdin is how many bytes standard input as a file may have, as
@@ -56,9 +57,7 @@ func (a *Area) Link(from joblet.Job, owner string, spec joblet.Spec) (_ *Upload,
 	u.tops, u.stdin = spec.Uploads, spec.Stdin == joblet.StdinFile
 	defer func() {
 		if err != nil {
-			if discardErr := u.Discard(); discardErr != nil {
-				err = joblet.Errorf(joblet.KindOf(err), "%w; cleanup also failed: %w", err, discardErr)
-			}
+			err = outcome.WithCleanup(err, u.Discard())
 		}
 	}()
 	var names []string

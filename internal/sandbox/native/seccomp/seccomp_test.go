@@ -520,7 +520,7 @@ with socket.create_connection(server.getsockname()), tempfile.TemporaryFile() as
 		t.Run(tt.argv[0], func(t *testing.T) {
 			t.Parallel()
 			if _, err := exec.LookPath(tt.argv[0]); err != nil {
-				t.Skipf("needs %s", tt.argv[0])
+				t.Skipf("requires %s", tt.argv[0])
 			}
 			out, err := seccompHelper(t, tt.argv...).CombinedOutput()
 			if err != nil || string(out) != tt.want {
@@ -535,7 +535,7 @@ with socket.create_connection(server.getsockname()), tempfile.TemporaryFile() as
 // would make exec fail with ETXTBSY.
 func TestSeccompForeignTable(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
-		t.Skip("needs amd64")
+		t.Skip("requires amd64")
 	}
 	code := []byte{
 		0xb8, 20, 0, 0, 0, 0xcd, 0x80, // mov eax, 20; int 0x80
