@@ -11,7 +11,7 @@ import (
 type Job struct {
 	ID      string // UUID in its canonical form
 	Spec    Spec
-	Owner   string // who submitted it: "uid:0", or a certificate's name
+	Owner   string // the submitting user, "uid:0", or the name of a certificate
 	State   State
 	Created time.Time // accepted
 	Started time.Time // the command ran from then on, in the latest attempt; zero before
@@ -108,7 +108,7 @@ func (e Exit) Status() int {
 // The exit statuses that rnx gives for a job beside the job's own
 // (docker-run(1) and timeout(1) use the same).
 const (
-	StatusTimeout       = 124 // the job's time was up
+	StatusTimeout       = 124 // the job timed out
 	StatusFailure       = 125 // Joblet failed, not the job
 	StatusNotExecutable = 126
 	StatusNotFound      = 127
@@ -117,7 +117,7 @@ const (
 // NewID returns a random (version 4) UUID.
 func NewID() string {
 	var b [16]byte
-	// Ids are no secrets. (crypto/rand would come into the shim with this.)
+	// Ids need not be secret. (crypto/rand would come into the shim with this.)
 	binary.LittleEndian.PutUint64(b[:], rand.Uint64())
 	binary.LittleEndian.PutUint64(b[8:], rand.Uint64())
 	b[6] = b[6]&0x0f | 0x40

@@ -76,8 +76,8 @@ func CapabilityNames() (names []string) {
 	return names
 }
 
-// Capabilities returns the set of the job's capabilities, by their numbers, in a
-// valid Security. What is named goes before "all".
+// Capabilities returns the set of the job's capabilities, by their numbers, in a valid
+// Security. Named capabilities take precedence over "all".
 func (s Security) Capabilities() (set uint64) {
 	for _, c := range capabilities {
 		has := c.given && s.Profile != ProfileStrict || c.name == "setfcap" && s.Profile == ProfileNested
@@ -130,11 +130,11 @@ func (s Security) Validate() error {
 	}
 	for what, list := range map[string][]string{"--cap-add": s.CapAdd, "--cap-drop": s.CapDrop} {
 		if len(list) > len(capabilities)+1 {
-			return Errorf(InvalidArgument, "%s: %d names: there are only %d", what, len(list), len(capabilities)+1)
+			return Errorf(InvalidArgument, "%s: %d names: at most %d are possible", what, len(list), len(capabilities)+1)
 		}
 		for _, c := range list {
 			if name := capabilityName(c); name != "all" && !slices.Contains(CapabilityNames(), name) {
-				return Errorf(InvalidArgument, "%s %.40q: a job can have all, or %s", what, c, strings.Join(CapabilityNames(), ", "))
+				return Errorf(InvalidArgument, "%s %.40q: must be all, or one of %s", what, c, strings.Join(CapabilityNames(), ", "))
 			}
 		}
 	}
@@ -146,7 +146,7 @@ func (s Security) Validate() error {
 	uid, _ := s.IDs()
 	switch {
 	case s.Profile == ProfileStrict && len(s.CapAdd) > 0:
-		return Errorf(InvalidArgument, "--cap-add: the profile strict has no capabilities")
+		return Errorf(InvalidArgument, "--cap-add: the profile strict allows no capabilities")
 	case uid != 0 && len(s.CapAdd) > 0:
 		return Errorf(InvalidArgument, "--cap-add: only user 0 has capabilities, not user %d", uid)
 	}
@@ -156,7 +156,7 @@ func (s Security) Validate() error {
 		}
 		for _, c := range list {
 			if !validCall(c) {
-				return Errorf(InvalidArgument, "system call %.40q: no such name", c)
+				return Errorf(InvalidArgument, "system call %.40q: names have lower-case letters, digits and _ only", c)
 			}
 			if what == "allowed" && slices.Contains(s.DenyCalls, c) {
 				return Errorf(InvalidArgument, "system call %s is both allowed and denied", c)
@@ -205,18 +205,18 @@ func ParseProfile(text string) (s Security, err error) {
 		case words[0] == "deny" && len(words) > 1:
 			s.DenyCalls = append(s.DenyCalls, words[1:]...)
 		default:
-			return s, Errorf(InvalidArgument, "line %d: %.60q: want profile NAME (once), allow CALL… or deny CALL…", i+1, line)
+			return s, Errorf(InvalidArgument, "line %d: %.60q: must be profile NAME (once), allow CALL… or deny CALL…", i+1, line)
 		}
 	}
 	if s.IsZero() {
-		return s, Errorf(InvalidArgument, "says nothing: want lines of profile NAME, allow CALL…, deny CALL…")
+		return s, Errorf(InvalidArgument, "is empty: must have lines of profile NAME, allow CALL… or deny CALL…")
 	}
 	return s, s.Validate()
 }
 
-// AdminCalls are the system calls that only who has the role admin may allow a job:
-// io_uring has operations of its own, such as IORING_OP_SOCKET, that no filter of
-// system calls sees. With it a job gets sockets of all families, to the hypervisor, say.
+// AdminCalls are the system calls that only the role admin may allow a job: io_uring
+// has operations of its own, such as IORING_OP_SOCKET, that no filter of system calls
+// sees. With it a job gets sockets of all families, to the hypervisor, say.
 func AdminCalls() []string {
 	return []string{"io_uring_enter", "io_uring_register", "io_uring_setup"}
 }

@@ -85,7 +85,7 @@ type Spec struct {
 	IdempotencyKey string `json:"idempotency_key,omitempty"`
 
 	Stdin   Stdin    `json:"stdin,omitempty"`
-	Uploads []string `json:"uploads,omitempty"` // what came along to be put into /work: the first parts of the paths
+	Uploads []string `json:"uploads,omitempty"` // the first path elements of the files uploaded to /work
 
 	// Warnings say what the daemon made of limits that its host cannot give.
 	Warnings []string `json:"warnings,omitempty"`
@@ -119,7 +119,7 @@ type Stdin string
 // Kinds of standard input.
 const (
 	StdinNone   Stdin = ""       // it is empty
-	StdinStream Stdin = "stream" // a pipe that whoever runs the job feeds while it runs
+	StdinStream Stdin = "stream" // a pipe that the client feeds while the job runs
 	StdinFile   Stdin = "file"   // sent along as a whole, before the job is accepted
 )
 
@@ -211,7 +211,7 @@ func (s Spec) Validate() error {
 		}
 	}
 	if size > MaxArgEnvSize {
-		return Errorf(InvalidArgument, "arguments and environment take %d bytes, %d of overhead for each string included: at most %d are possible; pass large data in a file", size, StringCost, MaxArgEnvSize)
+		return Errorf(InvalidArgument, "arguments and environment take %d bytes (including %d per string): at most %d are possible; pass large data in a file", size, StringCost, MaxArgEnvSize)
 	}
 	if s.Name != "" {
 		if err := ValidName("job name", s.Name); err != nil {
@@ -254,7 +254,7 @@ func (s Spec) validateLife() error {
 		return Errorf(InvalidArgument, "overlap %.20q: must be %s or %s", s.Overlap, OverlapSkip, OverlapQueue)
 	}
 	if s.Overlap != "" && !s.Repeats() {
-		return Errorf(InvalidArgument, "overlap %s: only a job that repeats (a schedule of five cron fields) can overlap with itself", s.Overlap)
+		return Errorf(InvalidArgument, "overlap %s: requires a repeating job (a schedule of five cron fields)", s.Overlap)
 	}
 	if s.Retries < 0 || s.Retries > MaxRetries {
 		return Errorf(InvalidArgument, "retries %d: must be between 0 and %d", s.Retries, MaxRetries)
@@ -263,18 +263,18 @@ func (s Spec) validateLife() error {
 		return Errorf(InvalidArgument, "retry delay %v: must be between 0 and %s", s.RetryDelay, ReadableDuration(MaxRetryDelay))
 	}
 	if len(s.RetryOn) > 255 {
-		return Errorf(InvalidArgument, "retry on %d statuses: there are only 255", len(s.RetryOn))
+		return Errorf(InvalidArgument, "retry on %d exit statuses: at most 255 are possible", len(s.RetryOn))
 	}
 	for _, status := range s.RetryOn {
 		if status < 1 || status > 255 {
-			return Errorf(InvalidArgument, "retry on status %d: must be between 1 and 255", status)
+			return Errorf(InvalidArgument, "retry on exit status %d: must be between 1 and 255", status)
 		}
 	}
 	if len(s.DependsOn) > MaxDependsOn {
 		return Errorf(InvalidArgument, "depends on %d jobs: at most %d are possible", len(s.DependsOn), MaxDependsOn)
 	}
 	if s.Repeats() && len(s.DependsOn) > 0 {
-		return Errorf(InvalidArgument, "a job that repeats cannot depend on others")
+		return Errorf(InvalidArgument, "a repeating job cannot depend on other jobs")
 	}
 	if s.Priority < -MaxPriority || s.Priority > MaxPriority {
 		return Errorf(InvalidArgument, "priority %d: must be between %d and %d", s.Priority, -MaxPriority, MaxPriority)
@@ -286,7 +286,7 @@ func (s Spec) validateLife() error {
 	case StdinNone, StdinFile:
 	case StdinStream:
 		if s.Retries > 0 || s.Schedule != "" || s.IdempotencyKey != "" {
-			return Errorf(InvalidArgument, "standard input as a stream: a job that runs later or again needs it as a file")
+			return Errorf(InvalidArgument, "cannot stream standard input to a job that runs later or repeatedly: pass it as a file")
 		}
 	default:
 		return Errorf(InvalidArgument, "standard input %.20q: must be %s or %s", s.Stdin, StdinStream, StdinFile)
@@ -296,11 +296,11 @@ func (s Spec) validateLife() error {
 			return err
 		}
 		if s.Stdin != StdinNone {
-			return Errorf(InvalidArgument, "a job with a terminal has that as its standard input, and no other")
+			return Errorf(InvalidArgument, "a job with a terminal cannot have another standard input")
 		}
 	}
 	if s.LogMax != 0 && (s.LogMax < MinLogMax || s.LogMax > MaxLogMax) {
-		return Errorf(InvalidArgument, "log limit of %d bytes: must be between %d and %d", s.LogMax, MinLogMax, int64(MaxLogMax))
+		return Errorf(InvalidArgument, "log limit %s: must be between %s and %s", FormatSize(s.LogMax), FormatSize(MinLogMax), FormatSize(MaxLogMax))
 	}
 	return nil
 }
@@ -328,14 +328,14 @@ func validText(what, s string) error {
 		return Errorf(InvalidArgument, "%s: %d bytes long: at most %d are possible", what, len(s), MaxLabelLen)
 	}
 	if !utf8.ValidString(s) || strings.ContainsFunc(s, unicode.IsControl) {
-		return Errorf(InvalidArgument, "%s: %.50q holds control characters or is not UTF-8", what, s)
+		return Errorf(InvalidArgument, "%s: %.50q contains control characters or is not UTF-8", what, s)
 	}
 	return nil
 }
 
 func validString(s string) error {
 	if i := strings.IndexByte(s, 0); i >= 0 {
-		return Errorf(InvalidArgument, "holds a NUL byte at offset %d", i)
+		return Errorf(InvalidArgument, "contains a NUL byte at offset %d", i)
 	}
 	if len(s) > MaxStringLen {
 		return Errorf(InvalidArgument, "%d bytes long: at most %d are possible; pass large data in a file", len(s), MaxStringLen)
@@ -353,9 +353,9 @@ func ValidEnvName(name string) error {
 	case name == "":
 		return Errorf(InvalidArgument, "environment variable without a name")
 	case strings.ContainsAny(name, "=\x00"):
-		return Errorf(InvalidArgument, "environment variable name %.100q: must not hold = or a NUL byte", name)
+		return Errorf(InvalidArgument, "environment variable name %.100q: must not contain = or a NUL byte", name)
 	case strings.HasPrefix(name, envPrefix):
-		return Errorf(InvalidArgument, "environment variable name %.100q: names that begin with %s are Joblet's own; choose another", name, envPrefix)
+		return Errorf(InvalidArgument, "environment variable name %.100q: names that begin with %s are reserved; choose another", name, envPrefix)
 	}
 	return nil
 }
@@ -390,7 +390,7 @@ func SplitRuntime(ref string) (name, version string, err error) {
 	}
 	switch {
 	case isLanguage && versioned:
-		err = Errorf(InvalidArgument, "runtime %.130q: give NAME, NAME@VERSION or LANGUAGE:VERSION", ref)
+		err = Errorf(InvalidArgument, "runtime %.130q: must be NAME, NAME@VERSION or LANGUAGE:VERSION", ref)
 	case isLanguage:
 		err = validVersion(of)
 	case versioned:
@@ -412,11 +412,11 @@ func ValidPath(what, p string) error {
 	case len(p) > MaxPathLen:
 		return Errorf(InvalidArgument, "%s is %d bytes long: at most %d are possible", what, len(p), MaxPathLen)
 	case strings.IndexByte(p, 0) >= 0:
-		return Errorf(InvalidArgument, "%s %q holds a NUL byte", what, p)
+		return Errorf(InvalidArgument, "%s %q contains a NUL byte", what, p)
 	case !path.IsAbs(p):
 		return Errorf(InvalidArgument, "%s %q: must be an absolute path in the job, such as %s", what, p, DefaultWorkDir)
 	case slices.Contains(strings.Split(p, "/"), ".."):
-		return Errorf(InvalidArgument, "%s %q: must not hold \"..\"", what, p)
+		return Errorf(InvalidArgument, "%s %q: must not contain \"..\"", what, p)
 	}
 	return nil
 }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// State is where a job is in its life. The zero value is no state.
+// State is where a job is in its life. The zero value is not a valid state.
 type State uint8
 
 // The states of a job. PENDING, SCHEDULED and INITIALIZING come before the
@@ -22,7 +22,7 @@ const (
 	Failed                        // ended with another status, by a signal, or could not be run (Reason)
 	Stopped                       // ended because a user asked for it
 	Canceled                      // never ran because a user asked for it
-	TimedOut                      // ended because its time was up
+	TimedOut                      // timed out
 	Lost                          // its shim is gone and left no exit record
 )
 
@@ -64,7 +64,7 @@ func (s *State) UnmarshalText(text []byte) error {
 func ParseState(name string) (State, error) {
 	i := slices.Index(stateNames[:], strings.ToUpper(name))
 	if i <= 0 {
-		return 0, Errorf(InvalidArgument, "unknown state %q (one of %s)", name, strings.Join(stateNames[1:], ", "))
+		return 0, Errorf(InvalidArgument, "unknown state %q: must be one of %s", name, strings.Join(stateNames[1:], ", "))
 	}
 	return State(i), nil
 }
@@ -75,9 +75,9 @@ func (s State) Final() bool { return s >= Completed && s <= Lost }
 // Alive reports whether processes of a job in this state may exist.
 func (s State) Alive() bool { return s >= Initializing && s <= Stopping }
 
-// transitions lists, for each state, the states that may follow it
-// (docs/JOBS.md tells what each means). A run that is retried leads back to
-// SCHEDULED; a start that a crash of the daemon cut short, back to PENDING.
+// transitions lists, for each state, the states that may follow it (docs/JOBS.md tells
+// what each means). A run that is retried leads back to SCHEDULED; a start that a crash
+// of the daemon interrupted leads back to PENDING.
 var transitions = map[State][]State{
 	0:            {Pending, Scheduled, Initializing},
 	Pending:      {Initializing, Canceled, Failed, Stopped},

@@ -9,7 +9,7 @@ type WindowSize struct {
 	Columns int `json:"columns"`
 }
 
-// DefaultWindow is the size of a terminal that nobody looks at yet.
+// DefaultWindow is the size of a terminal without an attached client.
 var DefaultWindow = WindowSize{Rows: 24, Columns: 80}
 
 // Validate reports whether a terminal can have this size.

@@ -64,7 +64,7 @@ type Process struct {
 	UID     int // in the job
 	State   string
 	Name    string
-	Command string // its arguments, cut where they are long
+	Command string // its arguments, truncated if long
 	Threads int
 	Started time.Time
 

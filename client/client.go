@@ -111,7 +111,7 @@ func (c *Client) open(ctx context.Context, creds credentials.TransportCredential
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 	}, opts...)...)
 	if err != nil {
-		return nil, fmt.Errorf("connect to the daemon: %w", err)
+		return nil, fmt.Errorf("cannot connect to the daemon: %w", err)
 	}
 	if err := c.connect(ctx); err != nil {
 		_ = c.conn.Close() // nothing is under way on it
@@ -134,10 +134,10 @@ func (c *Client) connect(ctx context.Context) error {
 			c.conn.Connect()
 		case connectivity.TransientFailure:
 			return cmp.Or(c.dialer.failure(),
-				joblet.Errorf(joblet.Unavailable, "connect to the daemon: what listens on %s does not answer as one", c.dialer.address))
+				joblet.Errorf(joblet.Unavailable, "cannot connect to the daemon: the server at %s does not speak gRPC", c.dialer.address))
 		}
 		if !c.conn.WaitForStateChange(ctx, state) {
-			return joblet.Errorf(joblet.Unavailable, "connect to the daemon: %s: %w", c.dialer.address, ctx.Err())
+			return joblet.Errorf(joblet.Unavailable, "cannot connect to the daemon at %s: %w", c.dialer.address, ctx.Err())
 		}
 	}
 }
@@ -147,7 +147,7 @@ func SocketPath(host string) (string, error) {
 	scheme, rest, ok := strings.Cut(host, "://")
 	switch {
 	case !ok:
-		return "", joblet.Errorf(joblet.InvalidArgument, "host %q: must look like %s", host, DefaultHost)
+		return "", joblet.Errorf(joblet.InvalidArgument, "host %q: must have the form %s", host, DefaultHost)
 	case scheme != "unix":
 		return "", joblet.Errorf(joblet.InvalidArgument, "host %q: must be a unix socket, such as %s", host, DefaultHost)
 	}
@@ -173,7 +173,7 @@ func (d *dialer) dial(ctx context.Context, _ string) (net.Conn, error) {
 	if errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
 		kind = joblet.PermissionDenied
 	}
-	err = joblet.Errorf(kind, "connect to the daemon: %w", err)
+	err = joblet.Errorf(kind, "cannot connect to the daemon: %w", err)
 	d.last.Store(&err)
 	return nil, err
 }
@@ -259,7 +259,7 @@ func sendable(request proto.Message) error {
 		return joblet.Errorf(joblet.InvalidArgument, "the request is %d bytes long: at most %d are possible", n, maxMessage)
 	}
 	if _, err := proto.Marshal(request); err != nil { // a text that is not UTF-8
-		return joblet.Errorf(joblet.InvalidArgument, "request: %w", err)
+		return joblet.Errorf(joblet.InvalidArgument, "cannot encode the request: %w", err)
 	}
 	return nil
 }
@@ -388,7 +388,7 @@ func events(stream interface{ Recv() (*api.JobEvent, error) }, err error, yield 
 		}
 	}
 	if errors.Is(err, io.EOF) {
-		err = joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the job's end")
+		err = joblet.Errorf(joblet.Unavailable, "the daemon closed the stream before the job ended")
 	}
 	yield(nil, err)
 }

@@ -271,8 +271,8 @@ func TestLeave(t *testing.T) {
 	}
 }
 
-// TestDaemonGoes: a call that is cut, one to a daemon that is gone, and one to
-// its successor.
+// TestDaemonGoes: a call that is interrupted, one to a stopped daemon, and one to its
+// successor.
 func TestDaemonGoes(t *testing.T) {
 	t.Parallel()
 	c, p := serve(t)

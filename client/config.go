@@ -49,8 +49,8 @@ type Config struct {
 	Fallback string `yaml:"default_node,omitempty"`
 }
 
-// Node is a daemon, and who we are to it. CA, Cert and Key are PEM, or the path
-// of a file that holds it, relative to the configuration's.
+// Node is a daemon and the client's identity there. CA, Cert and Key are PEM, or the
+// path of a file that holds it, relative to the configuration's.
 type Node struct {
 	Address    string `yaml:"address"` // "HOST:PORT", "HOST", or "unix:///PATH"
 	NodeID     string `yaml:"nodeId,omitempty"`
@@ -167,12 +167,12 @@ func ParseConfig(text []byte) (Config, error) {
 	}
 	if len(defaults) > 1 {
 		slices.Sort(defaults)
-		return c, joblet.Errorf(joblet.InvalidArgument, "isDefault: true is set for the nodes %s: leave it with one of them", strings.Join(defaults, ", "))
+		return c, joblet.Errorf(joblet.InvalidArgument, "the nodes %s all have isDefault: true: keep it for one of them", strings.Join(defaults, ", "))
 	}
 	return c, nil
 }
 
-// knownKeys reports the first key in a configuration that nobody knows.
+// knownKeys reports the first unknown key in a configuration.
 func knownKeys(doc *yaml.Node) error {
 	if len(doc.Content) == 0 {
 		return nil
@@ -203,7 +203,7 @@ func oneOf(mapping *yaml.Node, of string, ours, others []string) error {
 		}
 		advice := spelling.Meant(key.Value, slices.Values(ours))
 		if advice == "" {
-			advice = fmt.Sprintf("; remove it: the keys there are %s", strings.Join(ours, ", "))
+			advice = fmt.Sprintf("; remove it: the valid keys are %s", strings.Join(ours, ", "))
 		}
 		return joblet.Errorf(joblet.InvalidArgument, "line %d: unknown key %.100q%s%s", key.Line, key.Value, of, advice)
 	}
@@ -226,7 +226,7 @@ func pairs(n *yaml.Node) iter.Seq2[*yaml.Node, *yaml.Node] {
 
 func validNode(name string) error {
 	if name == "" || len(name) > 100 || strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-		return joblet.Errorf(joblet.InvalidArgument, "node %.100q: must be called by 1 to 100 bytes without blanks", name)
+		return joblet.Errorf(joblet.InvalidArgument, "node %.100q: the name must have 1 to 100 bytes and no spaces", name)
 	}
 	return nil
 }
@@ -260,12 +260,12 @@ func (c Config) Node(name string) (Node, error) {
 	names := strings.Join(c.Names(), ", ")
 	if name == "" {
 		if name = c.Default(); name == "" {
-			return Node{}, joblet.Errorf(joblet.NotFound, "no node of %s is the default (it has: %s): name one with --node, or mark one with isDefault: true", c.Path, names)
+			return Node{}, joblet.Errorf(joblet.NotFound, "the configuration %s has no default node (nodes: %s): name a node with --node, or mark one with isDefault: true", c.Path, names)
 		}
 	}
 	n, ok := c.Nodes[name]
 	if !ok {
-		return n, joblet.Errorf(joblet.NotFound, "no node %q in %s (it has: %s): name one with --node", name, c.Path, names)
+		return n, joblet.Errorf(joblet.NotFound, "unknown node %q: %s has the nodes %s", name, c.Path, names)
 	}
 	return n, nil
 }
@@ -300,7 +300,7 @@ func (n Node) TLS() (*tls.Config, error) {
 	}
 	conf := &tls.Config{MinVersion: tls.VersionTLS13, ServerName: n.ServerName, RootCAs: x509.NewCertPool()}
 	if !conf.RootCAs.AppendCertsFromPEM(ca) {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "node at %s: ca holds no certificate", n.Address)
+		return nil, joblet.Errorf(joblet.InvalidArgument, "node at %s: ca contains no certificate", n.Address)
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
@@ -364,7 +364,7 @@ func (n Node) Embed(dir string) (Node, error) {
 			return n, err
 		}
 		if !inline(string(text)) {
-			return n, joblet.Errorf(joblet.InvalidArgument, "node at %s: %s: %.200s holds no PEM", n.Address, f.key, *f.value)
+			return n, joblet.Errorf(joblet.InvalidArgument, "node at %s: %s: %.200s contains no PEM", n.Address, f.key, *f.value)
 		}
 		*f.value = string(text)
 	}
@@ -416,7 +416,7 @@ func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
 	}
 	all := child(doc.Content[0], "nodes")
 	if all == nil {
-		return joblet.Errorf(joblet.InvalidArgument, "%s: it is not a configuration of rnx", path)
+		return joblet.Errorf(joblet.InvalidArgument, "%s is not a configuration of rnx", path)
 	}
 	isDefault := ""
 	for key, value := range pairs(all) {
@@ -443,7 +443,7 @@ func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
 			return joblet.Errorf(joblet.InvalidArgument, "%s: nodes: must be a mapping", path)
 		}
 		if len(all.Content) == known && !replace {
-			return joblet.Errorf(joblet.AlreadyExists, "%s has a node %q already: give the new one another name with --node, or replace it with --force", path, name)
+			return joblet.Errorf(joblet.AlreadyExists, "%s already has a node %q: give the new node another name with --node, or replace it with --force", path, name)
 		}
 		*n = value
 	}
@@ -456,8 +456,8 @@ func AddNodes(path string, nodes map[string]Node, replace bool) (err error) {
 	return replaceFile(path, b.Bytes())
 }
 
-// child returns the value of a key, a new mapping if there is none, or nil if
-// parent is no mapping.
+// child returns the value of a key, a new mapping if there is none, or nil if parent is
+// not a mapping.
 func child(parent *yaml.Node, key string) *yaml.Node {
 	if parent.Kind == yaml.ScalarNode && parent.Tag == "!!null" {
 		*parent = yaml.Node{Kind: yaml.MappingNode}

@@ -9,19 +9,19 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// TestConfigKeys: a key that nobody knows is an error, one of another program that
-// reads the same file is not.
+// TestConfigKeys: an unknown key is an error, and a key of another program that reads
+// the same file is not.
 func TestConfigKeys(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"nodez: {default: {address: a}}":                                                         `line 1: unknown key "nodez"; did you mean "nodes"?`,
 		"nodes:\n  lab:\n    address: a\n    serverNme: b":                                       `line 4: unknown key "serverNme" of node "lab"; did you mean "serverName"?`,
 		"nodes: {lab: &a {address: a}, two: {<<: *a, adress: b}}":                                `unknown key "adress" of node "two"; did you mean "address"?`,
-		"nodes: {lab: {address: a}}\nwhatever: 1":                                                `line 2: unknown key "whatever"; remove it: the keys there are nodes, version, default_node`,
-		"nodes: {lab: {address: a, colour: red}}":                                                `line 1: unknown key "colour" of node "lab"; remove it: the keys there are address, ca, cert, key, serverName, nodeId, isDefault`,
+		"nodes: {lab: {address: a}}\nwhatever: 1":                                                `line 2: unknown key "whatever"; remove it: the valid keys are nodes, version, default_node`,
+		"nodes: {lab: {address: a, colour: red}}":                                                `line 1: unknown key "colour" of node "lab"; remove it: the valid keys are address, ca, cert, key, serverName, nodeId, isDefault`,
 		"nodes: {lab: {address: a, persistAdress: b}}":                                           `unknown key "persistAdress" of node "lab"`,
 		"nodes: {lab: {address: a, isDefault: perhaps}}":                                         "line 1: cannot unmarshal",
-		"nodes: {b: &b {address: a, isDefault: true}, a: *b, c: {address: a, isDefault: false}}": `isDefault: true is set for the nodes "a", "b": leave it with one of them`,
+		"nodes: {b: &b {address: a, isDefault: true}, a: *b, c: {address: a, isDefault: false}}": `the nodes "a", "b" all have isDefault: true: keep it for one of them`,
 		"[nodes]": "cannot unmarshal",
 	} {
 		if _, err := ParseConfig([]byte(text)); joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), want) {
@@ -70,7 +70,7 @@ func TestDefaultNode(t *testing.T) {
 			continue
 		}
 		n, err := c.Node("")
-		if n.Address != want || want == "" && (joblet.KindOf(err) != joblet.NotFound || !strings.Contains(err.Error(), "(it has: a, b): name one with --node, or mark one with isDefault: true")) {
+		if n.Address != want || want == "" && (joblet.KindOf(err) != joblet.NotFound || !strings.Contains(err.Error(), "has no default node (nodes: a, b): name a node with --node, or mark one with isDefault: true")) {
 			t.Errorf("%q: got %q, %v, want %q", text, n.Address, err, want)
 		}
 		if n, err := c.Node("a"); err != nil || n.Address != "x" {
@@ -113,7 +113,7 @@ func TestEmbed(t *testing.T) {
 		t.Errorf("got %+v, %v", n, err)
 	}
 	for want, n := range map[string]Node{
-		"node at a: ca: none.pem holds no PEM": {Address: "a", CA: "none.pem", Cert: pem, Key: pem},
+		"node at a: ca: none.pem contains no PEM": {Address: "a", CA: "none.pem", Cert: pem, Key: pem},
 		"has no key":                           {Address: "a", CA: pem, Cert: pem},
 		"no such file":                         {Address: "a", CA: "gone.pem", Cert: pem, Key: pem},
 	} {

@@ -18,11 +18,11 @@ func trustedFile(f *os.File) error {
 	sys, ok := st.Sys().(*syscall.Stat_t)
 	switch {
 	case !st.Mode().IsRegular():
-		return joblet.Errorf(joblet.InvalidArgument, "%s: it is not a file", f.Name())
+		return joblet.Errorf(joblet.InvalidArgument, "%s is not a regular file", f.Name())
 	case ok && sys.Uid != 0 && int(sys.Uid) != os.Geteuid():
-		return joblet.Errorf(joblet.PermissionDenied, "%s belongs to another user (uid %d), who could send your jobs elsewhere: rnx does not read it", f.Name(), sys.Uid)
+		return joblet.Errorf(joblet.PermissionDenied, "cannot use %s: it belongs to another user (uid %d), who could redirect your jobs: run chown", f.Name(), sys.Uid)
 	case st.Mode().Perm()&0o022 != 0:
-		return joblet.Errorf(joblet.PermissionDenied, "%s: others may write it, and send your jobs elsewhere: chmod go-w", f.Name())
+		return joblet.Errorf(joblet.PermissionDenied, "cannot use %s: other users may write it and redirect your jobs: run chmod go-w", f.Name())
 	}
 	return nil
 }

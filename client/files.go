@@ -31,12 +31,12 @@ type Input struct {
 	Stdin io.Reader
 }
 
-// Submit is RunAttached for a job with input, and can be ranged over once: the
-// input is sent while the events come. With detach the only event is the one
-// that says that the job was accepted: Waiting or Started, or Ended if it was
-// quick. When the input cannot be read, the call is cut and that is the error: a
-// job whose files, or standard input of the kind "file", were not complete is
-// never accepted. Standard input as a stream ends with the call.
+// Submit is RunAttached for a job with input, and can be ranged over once: the input is
+// sent while the events come. With detach the only event is the one that says that the
+// job was accepted: Waiting or Started, or Ended if it was quick. When the input cannot
+// be read, the call is canceled and that is the error: a job whose files, or standard
+// input of the kind "file", were not complete is never accepted. Standard input as a
+// stream ends with the call.
 func (c *Client) Submit(ctx context.Context, spec joblet.Spec, in Input, detach bool) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		if spec.Stdin == joblet.StdinNone {
@@ -68,7 +68,7 @@ func sendStdin(stream inputStream, stdin io.Reader) error {
 				break
 			}
 			if err != nil {
-				return fmt.Errorf("the job's standard input: %w", err)
+				return fmt.Errorf("cannot read the job's standard input: %w", err)
 			}
 		}
 	}
@@ -92,7 +92,7 @@ func sendFiles(stream inputStream, files func(io.Writer) error) (sent bool, err 
 	case w.ended:
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("the job's files: %w", err)
+		return false, fmt.Errorf("cannot read the job's files: %w", err)
 	}
 	return stream.Send(&api.JobInput{Input: &api.JobInput_FilesEnd{FilesEnd: true}}) == nil, nil
 }
@@ -107,7 +107,7 @@ func (w *archiveWriter) Write(p []byte) (n int, err error) {
 	for piece := range slices.Chunk(p, inputPiece) {
 		if err := w.stream.Send(&api.JobInput{Input: &api.JobInput_Files{Files: piece}}); err != nil {
 			w.ended = true
-			return n, errors.New("the call that the files are for has ended")
+			return n, errors.New("the call has ended")
 		}
 		n += len(piece)
 	}

@@ -336,8 +336,8 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// TestSubmitBackpressure: a job that does not read holds its sender up, and
-// nobody else on the connection.
+// TestSubmitBackpressure: a job that does not read blocks its own input, and no other
+// call on the connection.
 func TestSubmitBackpressure(t *testing.T) {
 	t.Parallel()
 	c, p := serve(t)
@@ -378,7 +378,7 @@ func TestSubmitEarlyEnd(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("calls", func(t *testing.T) {
 		c, p := serve(t)
-		silent, typed := io.Pipe() // a terminal at which nobody types
+		silent, typed := io.Pipe() // a terminal without input
 		n := 0
 		for event, err := range c.Submit(t.Context(), joblet.Spec{Command: "true", Stdin: joblet.StdinStream}, Input{Stdin: silent}, false) {
 			if n++; err != nil {

@@ -138,8 +138,8 @@ type SystemStatus struct {
 	HostMetrics
 }
 
-// SystemStatus returns how the daemon and its host do. When nobody has asked
-// shortly before, that takes a fifth of a second, over which usage is measured.
+// SystemStatus returns the state of the daemon and its host. Unless it was called
+// shortly before, it takes a fifth of a second, over which usage is measured.
 func (c *Client) SystemStatus(ctx context.Context) (SystemStatus, error) {
 	p, err := c.monitoring.GetSystemStatus(ctx, &api.EmptyRequest{})
 	if err != nil {
@@ -178,7 +178,7 @@ func (c *Client) SystemMetrics(ctx context.Context, interval time.Duration, type
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			err = joblet.Errorf(joblet.Unavailable, "the daemon ended the stream of metrics")
+			err = joblet.Errorf(joblet.Unavailable, "the daemon closed the stream of metrics")
 		}
 		yield(HostMetrics{}, err)
 	}

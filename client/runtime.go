@@ -49,7 +49,7 @@ func (c *Client) Runtime(ctx context.Context, name string) (Runtime, error) {
 		return Runtime{}, err
 	}
 	if !out.GetFound() {
-		return Runtime{}, joblet.Errorf(joblet.NotFound, "no runtime %q", name)
+		return Runtime{}, joblet.Errorf(joblet.NotFound, "runtime %q is not installed", name)
 	}
 	return runtimeFromProto(out.GetRuntime()), nil
 }
@@ -94,7 +94,7 @@ func (c *Client) BuildRuntime(ctx context.Context, recipe string, force bool, pr
 	for {
 		p, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return Runtime{}, joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the build's end")
+			return Runtime{}, joblet.Errorf(joblet.Unavailable, "the daemon closed the stream before the build ended")
 		}
 		if err != nil {
 			return Runtime{}, err
@@ -111,7 +111,7 @@ func (c *Client) BuildRuntime(ctx context.Context, recipe string, force bool, pr
 			step = BuildProgress{Message: p.Log.GetMessage()}
 		case *api.BuildRuntimeProgress_Result:
 			if !p.Result.GetSuccess() {
-				return Runtime{}, fmt.Errorf("build runtime: %s", p.Result.GetMessage())
+				return Runtime{}, fmt.Errorf("cannot build the runtime: %s", p.Result.GetMessage())
 			}
 			return Runtime{
 				Name: p.Result.GetRuntimeName(), Version: p.Result.GetRuntimeVersion(), SizeBytes: p.Result.GetSizeBytes(),
@@ -157,7 +157,7 @@ type Version struct {
 	Go        string `json:"go"`
 	Platform  string `json:"platform"`
 
-	Caller string `json:"caller,omitempty"` // who we are to the daemon
+	Caller string `json:"caller,omitempty"` // the client's name at the daemon
 	Role   string `json:"role,omitempty"`
 	Jobs   int64  `json:"active_jobs,omitempty"` // that have not ended
 }

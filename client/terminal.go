@@ -98,7 +98,7 @@ func (s *Session) feed(sub submission) {
 	}
 	if err != nil {
 		s.broken <- err
-		s.cancel() // to end this side would look like the input's end
+		s.cancel() // closing this side would mean the end of the input
 	}
 }
 
@@ -196,12 +196,12 @@ func (c *Client) Exec(ctx context.Context, ref string, spec joblet.ExecSpec) (*E
 		}
 		first, err := stream.Recv()
 		if err == nil && first.GetStarted() == nil {
-			err = joblet.Errorf(joblet.Internal, "the daemon did not say whether the command runs")
+			err = joblet.Errorf(joblet.Internal, "the daemon did not report whether the command runs")
 		}
 		if err != nil {
 			return err
 		}
-		header, err := stream.Header() // it is here: it goes before the first message
+		header, err := stream.Header() // it has arrived: headers precede the first message
 		x.answers = len(header.Get(wire.ExecAnswers)) > 0
 		return err
 	}()
@@ -219,7 +219,7 @@ func (x *Exec) Wait(output func(Stream, []byte) error) (joblet.Exit, error) {
 		m, err := x.stream.Recv()
 		switch {
 		case errors.Is(err, io.EOF):
-			return joblet.Exit{}, joblet.Errorf(joblet.Unavailable, "the daemon ended the stream before the process's end")
+			return joblet.Exit{}, joblet.Errorf(joblet.Unavailable, "the daemon closed the stream before the process ended")
 		case err != nil:
 			return joblet.Exit{}, err
 		}
@@ -304,7 +304,7 @@ func (x *Exec) signal(signal int) (passed chan struct{}, err error) {
 		x.sent = append(x.sent, passed)
 		x.mu.Unlock()
 	} else {
-		close(passed) // nobody will tell
+		close(passed) // there will be no further signal
 	}
 	return passed, x.stream.Send(&api.ExecInput{Input: &api.ExecInput_Signal{Signal: int32(signal)}})
 }

@@ -43,10 +43,10 @@ const (
 	keepaliveTimeout = 10 * time.Second
 )
 
-// DialTLS connects to the daemon at address, "HOST:PORT" or "HOST", over TLS 1.3.
-// conf has the client's certificate, by which the daemon knows who calls, and the
-// authorities that the client trusts. Without a ServerName in it the daemon must
-// have the certificate of a joblet, whatever the name of its host.
+// DialTLS connects to the daemon at address, "HOST:PORT" or "HOST", over TLS 1.3. conf
+// has the client's certificate, which identifies the caller, and the authorities that
+// the client trusts. Without a ServerName in it the daemon must have the certificate of
+// a joblet, whatever the name of its host.
 //
 // Calls that change nothing are made again, a few times, when the connection
 // breaks.
@@ -62,10 +62,10 @@ func DialTLS(ctx context.Context, address string, conf *tls.Config) (*Client, er
 	if len(conf.Certificates) > 0 && conf.GetClientCertificate == nil {
 		own := conf.Certificates[0]
 		if leaf := own.Leaf; leaf != nil && time.Now().After(leaf.NotAfter) {
-			return nil, joblet.Errorf(joblet.PermissionDenied, "the certificate of %q expired on %s: ask for another (joblet pki rotate)",
+			return nil, joblet.Errorf(joblet.PermissionDenied, "the certificate of %q expired on %s: get a new one (joblet pki rotate)",
 				leaf.Subject.CommonName, leaf.NotAfter.Format(time.RFC3339))
 		}
-		// Also to a daemon that does not know who signed it, which then says so.
+		// Also to a daemon that does not trust its issuer, which then reports that.
 		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }
 	}
 	c := &Client{remote: true, dialer: dialer{network: "tcp", address: address}}
@@ -99,7 +99,7 @@ func (h *handshaker) ClientHandshake(ctx context.Context, _ string, raw net.Conn
 	conn := tls.Client(raw, h.conf)
 	err := conn.HandshakeContext(ctx)
 	if err == nil && conn.ConnectionState().NegotiatedProtocol != "h2" {
-		err = joblet.Errorf(joblet.FailedPrecondition, "connect to %s: what listens there does not speak gRPC", h.dialer.address)
+		err = joblet.Errorf(joblet.FailedPrecondition, "cannot connect to %s: the server does not speak gRPC", h.dialer.address)
 	}
 	if err != nil {
 		conn.Close()
@@ -163,41 +163,41 @@ func (h *handshaker) explain(err error) error {
 		if e.Cert != nil {
 			by = fmt.Sprintf("%q", e.Cert.Issuer.CommonName)
 		}
-		return joblet.Errorf(joblet.FailedPrecondition, "connect to %s: its certificate is signed by %s, not by the authority (ca) of your configuration: this is another daemon, or it has a new authority, of which you need a new certificate", at, by)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot connect to %s: its certificate is signed by %s, not by the authority (ca) of your configuration: it is another daemon, or its authority was replaced and you need a new certificate", at, by)
 	}
 	if e, ok := errors.AsType[x509.HostnameError](err); ok {
-		return joblet.Errorf(joblet.FailedPrecondition, "connect to %s: its certificate is for %s, not for %q", at, strings.Join(e.Certificate.DNSNames, ", "), e.Host)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot connect to %s: its certificate is for %s, not for %q", at, strings.Join(e.Certificate.DNSNames, ", "), e.Host)
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
 		when := fmt.Sprintf("expired on %s", e.Cert.NotAfter.Format(time.RFC3339))
 		if time.Now().Before(e.Cert.NotBefore) {
-			when = fmt.Sprintf("is valid from %s on: is your clock right?", e.Cert.NotBefore.Format(time.RFC3339))
+			when = fmt.Sprintf("is not valid before %s: check your clock", e.Cert.NotBefore.Format(time.RFC3339))
 		}
-		return joblet.Errorf(joblet.FailedPrecondition, "connect to %s: the daemon's certificate %s", at, when)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot connect to %s: the daemon's certificate %s", at, when)
 	}
 	if errors.As(err, new(tls.RecordHeaderError)) {
-		return joblet.Errorf(joblet.FailedPrecondition, "connect to %s: what listens there does not speak TLS", at)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot connect to %s: the server does not speak TLS", at)
 	}
 	switch alert(err) {
 	case 0:
 	case 42, 44, 46: // bad_certificate, certificate_revoked, certificate_unknown
-		return joblet.Errorf(joblet.PermissionDenied, "connect to %s: the daemon refuses %s, which is probably revoked", at, own)
+		return joblet.Errorf(joblet.PermissionDenied, "cannot connect to %s: the daemon refuses %s, which is probably revoked", at, own)
 	case 45: // certificate_expired
-		return joblet.Errorf(joblet.PermissionDenied, "connect to %s: the daemon refuses %s: it has expired (or a clock is wrong)", at, own)
+		return joblet.Errorf(joblet.PermissionDenied, "cannot connect to %s: the daemon refuses %s: it has expired, or a clock is wrong", at, own)
 	case 48: // unknown_ca
-		return joblet.Errorf(joblet.PermissionDenied, "connect to %s: the daemon refuses %s: it is not signed by the daemon's authority", at, own)
+		return joblet.Errorf(joblet.PermissionDenied, "cannot connect to %s: the daemon refuses %s: it is not signed by the daemon's authority", at, own)
 	case 116: // certificate_required
-		return joblet.Errorf(joblet.PermissionDenied, "connect to %s: the daemon wants a certificate, and there is none: see rnx login", at)
+		return joblet.Errorf(joblet.PermissionDenied, "cannot connect to %s: the daemon requires a certificate: see rnx login", at)
 	default:
-		return joblet.Errorf(joblet.PermissionDenied, "connect to %s: the daemon refuses the connection: %w", at, err)
+		return joblet.Errorf(joblet.PermissionDenied, "cannot connect to %s: the daemon refuses the connection: %w", at, err)
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 		return joblet.Errorf(joblet.Unavailable, "cannot connect to %s: the connection was closed at once: the server is not joblet, or has too many connections", at)
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
-		return joblet.Errorf(joblet.Unavailable, "connect to %s: no answer within %v", at, handshakeTime)
+		return joblet.Errorf(joblet.Unavailable, "cannot connect to %s: no answer within %v", at, handshakeTime)
 	}
-	return joblet.Errorf(joblet.Unavailable, "connect to %s: %w", at, err)
+	return joblet.Errorf(joblet.Unavailable, "cannot connect to %s: %w", at, err)
 }
 
 // ServerHandshake implements credentials.TransportCredentials.

@@ -132,7 +132,7 @@ func (t *tree) add(name string, k kind, mode fs.FileMode, mtime int64) (id int32
 				return 0, false, refuse(name, "%w", err)
 			}
 			if is := t.nodes[id].kind; is > directory {
-				return 0, false, refuse(name, "is below %.200q, which is not a directory in the archive", t.name(id))
+				return 0, false, refuse(name, "its parent %.200q is not a directory in the archive", t.name(id))
 			}
 		}
 		t.dir, t.dirID = dir, id
@@ -149,7 +149,7 @@ func (t *tree) add(name string, k kind, mode fs.FileMode, mtime int64) (id int32
 	case n.kind == directory && k == directory:
 		return id, false, nil
 	}
-	return 0, false, refuse(name, "is in the archive already")
+	return 0, false, refuse(name, "appears twice in the archive")
 }
 
 // child returns the node of elem in a directory, a new one if need be.
@@ -202,7 +202,7 @@ func (t *tree) repeat(name string) error {
 // grow notes a file's content.
 func (t *tree) grow(name string, size int64) error {
 	if size > t.lim.Bytes-t.stats.Bytes {
-		return refuse(name, "%w", &limitError{fmt.Sprintf("too large: all files together may have %d bytes, and this one has %d", t.lim.Bytes, size)})
+		return refuse(name, "%w", &limitError{fmt.Sprintf("too large: at most %d bytes are possible in all, and this file has %d", t.lim.Bytes, size)})
 	}
 	t.stats.Bytes += size
 	return nil
@@ -237,21 +237,21 @@ func cleanName(name string) (string, error) {
 	case name == "":
 		return "", refuse(name, "has no name")
 	case strings.IndexByte(name, 0) >= 0:
-		return "", refuse(name, "holds a NUL byte")
+		return "", refuse(name, "contains a NUL byte")
 	case path.IsAbs(name):
-		return "", refuse(name, "must be a relative name")
+		return "", refuse(name, "must be a relative path")
 	case slices.Contains(strings.Split(name, "/"), ".."):
-		return "", refuse(name, "must not hold \"..\"")
+		return "", refuse(name, "must not contain \"..\"")
 	case len(clean) > maxName:
 		return "", refuse(name, "%d bytes long: at most %d are possible", len(clean), maxName)
 	}
 	for elem := range strings.SplitSeq(clean, "/") {
 		if len(elem) > maxElem {
-			return "", refuse(name, "an element is %d bytes long: at most %d are possible", len(elem), maxElem)
+			return "", refuse(name, "a path element is %d bytes long: at most %d are possible", len(elem), maxElem)
 		}
 	}
 	if !fitsSystem(clean) {
-		return "", refuse(name, "no file can have this name on %s", runtime.GOOS)
+		return "", refuse(name, "this name is not possible on %s", runtime.GOOS)
 	}
 	return clean, nil
 }
@@ -260,13 +260,13 @@ func cleanName(name string) (string, error) {
 func checkLink(name, target string) error {
 	switch {
 	case target == "":
-		return refuse(name, "a link without a target")
+		return refuse(name, "the link has no target")
 	case strings.IndexByte(target, 0) >= 0:
-		return refuse(name, "a link whose target holds a NUL byte")
+		return refuse(name, "the target of the link contains a NUL byte")
 	case len(target) > maxName:
-		return refuse(name, "a link whose target is %d bytes long: at most %d are possible", len(target), maxName)
+		return refuse(name, "the target of the link is %d bytes long: at most %d are possible", len(target), maxName)
 	case !fitsSystem(target):
-		return refuse(name, "a link to %.200q: no file can have this name on %s", target, runtime.GOOS)
+		return refuse(name, "the link's target %.200q: this name is not possible on %s", target, runtime.GOOS)
 	}
 	return nil
 }
@@ -280,7 +280,7 @@ func checkTarget(name, target string) error {
 		return err
 	}
 	if path.IsAbs(target) {
-		return refuse(name, "a link to %.200q: the target must be relative", target)
+		return refuse(name, "the link's target %.200q: must be relative", target)
 	}
 	depth, down := strings.Count(name, "/"), false
 	for elem := range strings.SplitSeq(target, "/") {
@@ -289,9 +289,9 @@ func checkTarget(name, target string) error {
 		case elem != "..":
 			down = true
 		case down:
-			return refuse(name, "a link to %.200q: \"..\" may only stand at the beginning", target)
+			return refuse(name, "the link's target %.200q: \"..\" is allowed only at the beginning", target)
 		case depth == 0:
-			return refuse(name, "a link to %.200q, which leads outside", target)
+			return refuse(name, "the link's target %.200q is outside the archive", target)
 		default:
 			depth--
 		}
@@ -449,7 +449,7 @@ func (s *source) next() (entry, error) {
 		case h.Typeflag == tar.TypeDir:
 			e.kind = directory
 		case strings.HasSuffix(h.Name, "/"):
-			return entry{}, refuse(h.Name, "a slash at the end, and no directory")
+			return entry{}, refuse(h.Name, "the name ends in a slash, but the entry is not a directory")
 		case h.Typeflag == tar.TypeReg:
 			e.kind, e.size = file, h.Size
 			err = s.tree.grow(e.name, e.size)
@@ -495,7 +495,7 @@ func (s *source) next() (entry, error) {
 func (s *source) original(h *tar.Header) (int32, error) {
 	target, err := cleanName(h.Linkname)
 	if err != nil {
-		return 0, refuse(h.Name, "a hard link to %.200q, which no file can have as its name here", h.Linkname)
+		return 0, refuse(h.Name, "the hard link's target %.200q is not a valid name", h.Linkname)
 	}
 	id, ok := s.tree.find(target)
 	switch {
@@ -504,14 +504,14 @@ func (s *source) original(h *tar.Header) (int32, error) {
 	case ok && s.tree.nodes[id].kind == hard:
 		return s.originals[id], nil
 	}
-	return 0, refuse(h.Name, "a hard link to %.200q, which is not an earlier file of the archive", h.Linkname)
+	return 0, refuse(h.Name, "the hard link's target %.200q is not an earlier file of the archive", h.Linkname)
 }
 
-// end makes sure that the archive has not been cut off where an entry ends, and
-// reads to the end of what pads it. pos is where the last entry's content ended.
+// end makes sure that the archive is not truncated at the end of an entry, and reads
+// its padding. pos is where the last entry's content ended.
 func (s *source) end(pos int64) error {
 	const padding = 1 << 20
-	// A block of zeros ends it. An extended header that was cut off has none.
+	// A block of zeros ends it. After a truncated extended header there is none.
 	if s.in.n < (pos+tarBlock-1)/tarBlock*tarBlock+tarBlock || s.in.last != [tarBlock]byte{} {
 		return s.damaged(io.ErrUnexpectedEOF)
 	}
@@ -520,7 +520,7 @@ func (s *source) end(pos int64) error {
 		n, err := s.in.Read(buf)
 		rest -= n
 		if rest < 0 || bytes.Trim(buf[:n], "\x00") != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "archive goes on after its end")
+			return joblet.Errorf(joblet.InvalidArgument, "the archive has data after its end")
 		}
 		if err == io.EOF {
 			return io.EOF
@@ -563,9 +563,9 @@ func (s *source) copy(w io.Writer, r io.Reader, size int64) error {
 func (s *source) damaged(err error) error {
 	switch {
 	case s.in.err != nil:
-		return fmt.Errorf("read archive: %w", s.in.err)
+		return fmt.Errorf("cannot read the archive: %w", s.in.err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return joblet.Errorf(joblet.InvalidArgument, "archive is cut off after %d bytes", s.in.n)
+		return joblet.Errorf(joblet.InvalidArgument, "the archive is truncated after %d bytes", s.in.n)
 	}
-	return joblet.Errorf(joblet.InvalidArgument, "archive is damaged or not a tar archive, at byte %d: %w", s.in.n, err)
+	return joblet.Errorf(joblet.InvalidArgument, "the archive is damaged or not a tar archive, at byte %d: %w", s.in.n, err)
 }

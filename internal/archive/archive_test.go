@@ -446,7 +446,7 @@ func TestRefusals(t *testing.T) {
 		"link: out of dir": {tarOf(t, linkOf("a/b", "../../c")), "outside"},
 		"link: tricks":     {tarOf(t, linkOf("a/b", "c/../..")), "beginning"},
 		"link: slash":      {tarOf(t, linkOf("a/b", ".././/../x")), "outside"},
-		"link to nothing":  {tarOf(t, linkOf("a", "")), "without a target"},
+		"link to nothing":  {tarOf(t, linkOf("a", "")), "has no target"},
 		"link to much":     {tarOf(t, linkOf("a", strings.Repeat("n", 4096))), "4096 bytes"},
 		"below link":       {tarOf(t, dirOf("d"), linkOf("l", "d"), fileOf("l/f", "")), `"l/f"`},
 		"below file":       {tarOf(t, fileOf("f", ""), fileOf("f/g/h", "")), `"f/g/h"`},
@@ -465,7 +465,7 @@ func TestRefusals(t *testing.T) {
 		"hard: implied":    {tarOf(t, fileOf("d/f", "1"), hardOf("g", "d")), "not an earlier file"},
 		"hard: top":        {tarOf(t, hardOf("g", ".")), "not an earlier file"},
 		"hard: as top":     {tarOf(t, fileOf("f", "1"), hardOf(".", "f")), "no name"},
-		"hard: twice":      {tarOf(t, fileOf("f", "1"), fileOf("g", "1"), hardOf("g", "f")), "already"},
+		"hard: twice":      {tarOf(t, fileOf("f", "1"), fileOf("g", "1"), hardOf("g", "f")), "twice"},
 		"hard: below":      {tarOf(t, fileOf("f", "1"), hardOf("g", "f"), fileOf("g/h", "")), `"g/h"`},
 		"hard: too many":   {tarOf(t, append(many[:9:9], hardOf("a", "0"), hardOf("b", "0"))...), "at most 10"},
 		"device":           {tarOf(t, tar.Header{Typeflag: tar.TypeChar, Name: "null", Devmajor: 1, Devminor: 3}), `"null"`},
@@ -475,11 +475,11 @@ func TestRefusals(t *testing.T) {
 		"too many implied": {tarOf(t, fileOf("1/2/3/4/5/6/7/8/9/10/11", "")), "at most 10"},
 		"too many again":   {tarOf(t, slices.Repeat([]tar.Header{dirOf("d")}, 11)...), "at most 10"},
 		"too large":        {tarOf(t, fileOf("a", strings.Repeat("x", 60)), fileOf("b", strings.Repeat("x", 60))), "100 bytes"},
-		"empty":            {nil, "cut off"},
-		"cut header":       {good[:100], "cut off"},
-		"cut at entry":     {good[:512], "cut off"},
-		"cut content":      {good[:1026], "cut off"},
-		"cut before end":   {good[:1536], "cut off"},
+		"empty":            {nil, "is truncated"},
+		"cut header":       {good[:100], "is truncated"},
+		"cut at entry":     {good[:512], "is truncated"},
+		"cut content":      {good[:1026], "is truncated"},
+		"cut before end":   {good[:1536], "is truncated"},
 		"junk":             {junk, "damaged"},
 		"text":             {bytes.Repeat([]byte("hello\n"), 1000), "not a tar"},
 		"more":             {append(slices.Clone(good), good...), "after its end"},
@@ -721,7 +721,7 @@ func FuzzCheck(f *testing.F) {
 		}
 		root := openRoot(t, dir)
 		if _, err := Unpack(root, bytes.NewReader(checked.Bytes()), lim); err != nil {
-			if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), "a link to") {
+			if joblet.KindOf(err) != joblet.InvalidArgument || !strings.Contains(err.Error(), "the link's target") {
 				t.Fatal(err)
 			}
 			if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o700)); err != nil {

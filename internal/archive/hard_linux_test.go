@@ -145,8 +145,8 @@ func TestHardLinks(t *testing.T) {
 	}
 }
 
-// TestHardLinkTaken: who takes the file away before it gets its further name gets
-// nothing of what it leads to.
+// TestHardLinkTaken: an attacker who removes the file before it gets its second name
+// learns nothing of the file behind it.
 func TestHardLinkTaken(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()

@@ -11,8 +11,8 @@ const (
 	seekHole = 4
 )
 
-// dataOf returns the pieces of a file's first size bytes that hold data; nil when
-// there are no holes, or the file system does not tell.
+// dataOf returns the pieces of a file's first size bytes that hold data; nil when there
+// are no holes, or the file system does not report them.
 func dataOf(f *os.File, size int64) []extent {
 	extents := []extent{}
 	for at := int64(0); at < size; {

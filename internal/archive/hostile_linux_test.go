@@ -96,9 +96,9 @@ func TestPackTreeHostile(t *testing.T) {
 	}
 	// What is left out is named, on each way that the archive goes.
 	left := map[string]string{
-		"fifo": "is a named pipe", "socket": "is a socket", "absolute": `is a link to "/etc/passwd", which may lead outside`,
-		"out": `is a link to "../` + filepath.Base(outside) + `/file", which may lead outside`, "outdir": `is a link to "` + outside + `", which may lead outside`,
-		"tricky": `is a link to "x/../..", which may lead outside`,
+		"fifo": "is a named pipe", "socket": "is a socket", "absolute": `is a link to "/etc/passwd", which may be outside the directory`,
+		"out": `is a link to "../` + filepath.Base(outside) + `/file", which may be outside the directory`, "outdir": `is a link to "` + outside + `", which may be outside the directory`,
+		"tricky": `is a link to "x/../..", which may be outside the directory`,
 	}
 	named := func(way string, stats Stats, err error) {
 		t.Helper()

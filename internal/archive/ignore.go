@@ -62,7 +62,7 @@ func parseIgnore(file string, lines []string) (ignore, error) {
 		case len(text) > maxPattern:
 			return nil, bad("is too long: at most 4096 bytes are possible")
 		case len(all) == maxIgnore:
-			return nil, bad("is one too many: at most 1000 are possible")
+			return nil, bad("exceeds the maximum of 1000 patterns")
 		}
 		text, p.dir = strings.CutSuffix(text, "/")
 		if !strings.Contains(text, "/") { // at any depth
@@ -73,12 +73,12 @@ func parseIgnore(file string, lines []string) (ignore, error) {
 			case elem == "" || elem == ".":
 				continue
 			case elem == "..":
-				return nil, bad("must not hold \"..\"")
+				return nil, bad("must not contain \"..\"")
 			case elem == "**" && len(p.elems) > 0 && p.elems[len(p.elems)-1] == elem:
 				continue
 			}
 			if _, err := path.Match(elem, ""); err != nil {
-				return nil, bad("is malformed; put a backslash before a *, ?, [ or \\ that is meant literally")
+				return nil, bad("is not a valid pattern; escape a literal *, ?, [ or \\ with a backslash")
 			}
 			p.elems = append(p.elems, elem)
 		}
@@ -134,7 +134,7 @@ func (ig ignore) match(name string, dir bool) bool {
 }
 
 // match follows all ways through the pattern at once: at[i] says that the elements
-// before i have matched what came so far.
+// before i have matched the path so far.
 func (p ignorePattern) match(name string) bool {
 	end := len(p.elems)
 	at := make([]bool, end+1)

@@ -56,13 +56,13 @@ func TestIgnore(t *testing.T) {
 func TestBadIgnore(t *testing.T) {
 	t.Parallel()
 	for lines, want := range map[string]string{
-		"x\n[":                               "line 2: pattern \"[\": is malformed",
+		"x\n[":                               "line 2: pattern \"[\": is not a valid pattern",
 		"a/../b":                             `".."`,
 		"/":                                  "matches nothing",
 		"!":                                  "matches nothing",
 		strings.Repeat("x", 4097):            "too long",
 		strings.Repeat("x/", 101) + "x":      "at most 100",
-		strings.Repeat("x\n", 1001):          "at most 1000",
+		strings.Repeat("x\n", 1001):          "maximum of 1000",
 		strings.Repeat("#", maxIgnoreFile):   "",
 		strings.Repeat("#", maxIgnoreFile+1): "is longer than",
 	} {

@@ -69,14 +69,14 @@ func parsePattern(text string) ([]string, error) {
 		case elem == "" || elem == ".":
 			continue
 		case elem == "..":
-			return bad("must not hold \"..\"")
+			return bad("must not contain \"..\"")
 		case elem == "**":
 			if len(elems) > 0 && elems[len(elems)-1] == elem {
 				continue
 			}
 		default:
 			if _, err := path.Match(elem, ""); err != nil {
-				return bad("is malformed; put a backslash before a *, ?, [ or \\ that is meant literally")
+				return bad("is not a valid pattern; escape a literal *, ?, [ or \\ with a backslash")
 			}
 		}
 		elems = append(elems, elem)

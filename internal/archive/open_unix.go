@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// nonblock lets open(2) return from a fifo that nobody writes to.
+// nonblock lets open(2) return from a fifo without a writer.
 const nonblock = syscall.O_NONBLOCK
 
 // inodeOf returns what tells a file from others, if it has several names.

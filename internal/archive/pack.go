@@ -166,7 +166,7 @@ func (p *packer) close() (Stats, error) {
 		err = p.tar.Close()
 	}
 	if err != nil {
-		return Stats{}, fmt.Errorf("write archive: %w", err)
+		return Stats{}, fmt.Errorf("cannot write the archive: %w", err)
 	}
 	return p.tree.result(), nil
 }
@@ -289,7 +289,7 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 		}
 		if err := check(name, target); err != nil {
 			if !p.strict {
-				err = fmt.Errorf("is a link to %.200q, which may lead outside", target)
+				err = fmt.Errorf("is a link to %.200q, which may be outside the directory", target)
 			}
 			return p.leave(local, name, err)
 		}
@@ -302,9 +302,9 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 	case !fi.Mode().IsRegular():
 		return p.leave(local, name, fmt.Errorf("is a %s", typeName(fi.Mode())))
 	}
-	// Somebody may put another file here at any time. Only that which was seen
-	// without following a link is read; a few attempts, since programs replace
-	// files by renaming others.
+	// The file may be replaced at any time. Only the file that was seen without
+	// following a link is read; a few attempts, since programs replace files by
+	// renaming others.
 	for range 3 {
 		f, err := root.OpenFile(elem, os.O_RDONLY|nonblock, 0)
 		if err != nil {
@@ -320,7 +320,7 @@ func (p *packer) visit(root *os.Root, elem, name string) error {
 			break
 		}
 	}
-	return p.skip(local, name, errors.New("is being replaced while it is read"))
+	return p.skip(local, name, errors.New("was replaced while it was read"))
 }
 
 func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted bool) error {
@@ -344,14 +344,14 @@ func (p *packer) subdir(root *os.Root, elem, name string, fi fs.FileInfo, wanted
 	defer sub.Close()
 	opened, err := sub.Stat(".")
 	if err != nil || !os.SameFile(fi, opened) {
-		return p.skip(local, name, errors.New("is being replaced while it is read"))
+		return p.skip(local, name, errors.New("was replaced while it was read"))
 	}
 	if p.depth++; p.depth == deepDepth && !p.strict {
 		select {
 		case deepWalks <- struct{}{}:
 			defer func() { <-deepWalks }()
 		default:
-			return joblet.Errorf(joblet.ResourceExhausted, "%d copies of files that lie more than %d directories deep are under way: try again later", maxDeep, deepDepth)
+			return joblet.Errorf(joblet.ResourceExhausted, "%d other copies of trees more than %d directories deep are running: try again later", maxDeep, deepDepth)
 		}
 	}
 	p.above = append(p.above, above{name, h})
@@ -450,13 +450,13 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 		n, err := copyN(p.tar, io.NewSectionReader(f, e.offset, e.length), e.length)
 		if err == io.EOF && p.out.err == nil { // it is shorter now
 			if p.strict {
-				return joblet.Errorf(joblet.FailedPrecondition, "%s: has become shorter while it was read", local)
+				return joblet.Errorf(joblet.FailedPrecondition, "%s: became shorter while it was read", local)
 			}
 			_, err = copyN(p.tar, zeros{}, e.length-n)
 		}
 		switch {
 		case p.out.err != nil:
-			return fmt.Errorf("write archive: %w", p.out.err)
+			return fmt.Errorf("cannot write the archive: %w", p.out.err)
 		case err != nil:
 			return fmt.Errorf("%s: %w", local, cause(err))
 		}
@@ -468,7 +468,7 @@ func (p *packer) file(local string, f *os.File, name string, fi fs.FileInfo) err
 func (p *packer) skip(local, name string, err error) error {
 	switch {
 	case p.out.err != nil:
-		return fmt.Errorf("write archive: %w", p.out.err)
+		return fmt.Errorf("cannot write the archive: %w", p.out.err)
 	case p.strict && errors.Is(err, errLimit):
 		return joblet.Errorf(joblet.InvalidArgument, "%s: %w; leave files out with --exclude or %s", local, cause(err), IgnoreName)
 	case p.strict:

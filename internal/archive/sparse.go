@@ -70,7 +70,7 @@ func readSparse(h *tar.Header) (size int64, extents []extent, err error) {
 	}
 	size, err = strconv.ParseInt(h.PAXRecords[hiddenPrefix+keySize], 10, 64)
 	if err != nil || size < 0 {
-		return 0, nil, errors.New("a file with holes and without a length")
+		return 0, nil, errors.New("the sparse file has no length")
 	}
 	extents = []extent{} // also a file that is one hole
 	var stored, end int64
@@ -83,14 +83,14 @@ func readSparse(h *tar.Header) (size int64, extents []extent, err error) {
 		e.offset, err1 = strconv.ParseInt(offset, 10, 64)
 		e.length, err2 = strconv.ParseInt(length, 10, 64)
 		if err1 != nil || err2 != nil || e.offset < end || e.length < 0 || e.length > math.MaxInt64-e.offset || e.offset+e.length > size || len(extents) == 2*maxExtents {
-			return 0, nil, errors.New("a file whose list of holes makes no sense")
+			return 0, nil, errors.New("the sparse file's list of holes is not valid")
 		}
 		end = e.offset + e.length
 		stored += e.length
 		extents = append(extents, e)
 	}
 	if stored != h.Size {
-		return 0, nil, errors.New("a file whose list of holes makes no sense")
+		return 0, nil, errors.New("the sparse file's list of holes is not valid")
 	}
 	return size, extents, nil
 }
@@ -311,9 +311,9 @@ func (out *showHoles) header() error {
 	return err
 }
 
-// Reader reads the entries of an archive, for who gives them other names. A file
-// with holes has its pieces as its content, and PAXRecords that say where they
-// belong: an entry with them and this content is understood by Unpack.
+// Reader reads the entries of an archive, for callers that rename them. A file with
+// holes has its pieces as its content, and PAXRecords that say where they belong: an
+// entry with them and this content is understood by Unpack.
 type Reader struct{ *tar.Reader }
 
 // NewReader returns a Reader of r.

@@ -17,12 +17,13 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// Check copies an archive that somebody sent for a job, entry by entry: what arrives
-// in w holds only directories, regular files, symbolic and hard links, with clean relative
-// names. Symbolic links may lead anywhere. It reads r to its end. Anything else is an error of
-// kind InvalidArgument that names the entry: absolute names, "..", names below a link
-// or a file, a file that comes twice, hard links to anything but a file before them,
-// devices, more than lim, and an archive that has been cut off. Errors of r and w are returned as they are, wrapped.
+// Check copies a received archive of a job's files, entry by entry: what arrives in w
+// holds only directories, regular files, symbolic and hard links, with clean relative
+// names. Symbolic links may lead anywhere. It reads r to its end. Anything else is an
+// error of kind InvalidArgument that names the entry: absolute names, "..", names below
+// a link or a file, a file that comes twice, hard links to anything but a file before
+// them, devices, more than lim, and an archive that has been cut off. Errors of r and w
+// are returned as they are, wrapped.
 func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
 	return copyEntries(w, newSource(r, lim, checkLink), nil, nil)
 }
@@ -35,7 +36,7 @@ func Check(w io.Writer, r io.Reader, lim Limits) (Stats, error) {
 func Select(w io.Writer, r io.ReaderAt, match func(name string) bool) (Stats, error) {
 	stats, err := copyEntries(w, ourSource(io.NewSectionReader(r, 0, math.MaxInt64), unbounded), match, r)
 	if e, ok := errors.AsType[*joblet.Error](err); ok && e.Kind == joblet.InvalidArgument {
-		err = joblet.Errorf(joblet.Internal, "stored archive: %w", err) // not the caller's doing
+		err = joblet.Errorf(joblet.Internal, "cannot read the stored archive: %w", err) // not the caller's doing
 	}
 	return stats, err
 }
@@ -95,7 +96,7 @@ func copyEntries(w io.Writer, s *source, match func(string) bool, stored io.Read
 		if err := s.tree.markAbove(e.id, func(name string, n node) error {
 			return out.WriteHeader(newHeader(name, directory, n.mode, n.mtime))
 		}); err != nil {
-			return Stats{}, fmt.Errorf("write archive: %w", err)
+			return Stats{}, fmt.Errorf("cannot write the archive: %w", err)
 		}
 		s.tree.nodes[e.id].done = true
 		h := newHeader(e.name, e.kind, e.mode, e.mtime)
@@ -104,19 +105,19 @@ func copyEntries(w io.Writer, s *source, match func(string) bool, stored io.Read
 			h.PAXRecords = sparseRecords(e.length, e.extents)
 		}
 		if err := out.WriteHeader(h); err != nil {
-			return Stats{}, fmt.Errorf("write archive: %w", err)
+			return Stats{}, fmt.Errorf("cannot write the archive: %w", err)
 		}
 		if err := s.copy(out, content, e.size); err != nil {
-			return Stats{}, fmt.Errorf("copy %.200q: %w", e.name, err)
+			return Stats{}, fmt.Errorf("cannot copy %.200q: %w", e.name, err)
 		}
 		stats.Bytes += e.size
 	}
 	stats.Skipped, stats.LeftOut = chosen(s.skipped, s.leftOut, match)
 	if err := writeLeftOut(out, stats.Skipped, stats.LeftOut); err != nil {
-		return Stats{}, fmt.Errorf("write archive: %w", err)
+		return Stats{}, fmt.Errorf("cannot write the archive: %w", err)
 	}
 	if err := out.Close(); err != nil {
-		return Stats{}, fmt.Errorf("write archive: %w", err)
+		return Stats{}, fmt.Errorf("cannot write the archive: %w", err)
 	}
 	for _, n := range s.tree.nodes[1:] {
 		if !n.done {
@@ -271,7 +272,7 @@ func (u *unpacker) leave() {
 
 // failed says of which entry something failed.
 func (u *unpacker) failed(id int32, err error) error {
-	return fmt.Errorf("unpack %.200q: %w", u.tree.name(id), cause(err))
+	return fmt.Errorf("cannot unpack %.200q: %w", u.tree.name(id), cause(err))
 }
 
 const hasModes = runtime.GOOS != "windows"
@@ -307,7 +308,7 @@ func (u *unpacker) entry(e entry) error {
 	}
 	if err != nil && e.kind == link && !hasModes {
 		u.tree.stats.Skipped++
-		u.tree.stats.note(e.name, errors.New("is a link, which this system does not allow"))
+		u.tree.stats.note(e.name, errors.New("is a link, which this system does not support"))
 		return nil
 	}
 	if err != nil {
@@ -320,7 +321,7 @@ func (u *unpacker) entry(e entry) error {
 func (u *unpacker) clear(dir *os.Root, elem string, e entry) error {
 	fi, err := dir.Lstat(elem)
 	if err == nil && fi.IsDir() {
-		return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a directory of that name already", e.name)
+		return joblet.Errorf(joblet.AlreadyExists, "cannot unpack %q: a directory of that name exists", e.name)
 	}
 	if err == nil {
 		err = dir.Remove(elem)
@@ -344,7 +345,7 @@ func (u *unpacker) createFile(dir *os.Root, elem string, e entry) error {
 		err = closeErr
 	}
 	if err != nil {
-		_ = dir.Remove(elem) // half of a file helps nobody
+		_ = dir.Remove(elem) // half a file is useless
 		return err
 	}
 	setTime(dir, elem, e.mtime)
@@ -374,7 +375,7 @@ func (u *unpacker) createLink(dir *os.Root, n node, e entry) error {
 		if err != nil || fi.Mode().IsRegular() {
 			return err
 		}
-		return errors.Join(fmt.Errorf("%.200q was replaced meanwhile", e.target), dir.Remove(n.elem))
+		return errors.Join(fmt.Errorf("%.200q was replaced while it was linked", e.target), dir.Remove(n.elem))
 	}
 	before, statErr := from.Lstat(target)
 	if statErr != nil || !before.Mode().IsRegular() { // another one has taken it away
@@ -447,7 +448,7 @@ func (u *unpacker) makeDir(id int32) error {
 	if errors.Is(err, fs.ErrExist) {
 		var fi fs.FileInfo
 		if fi, err = dir.Lstat(n.elem); err == nil && !fi.IsDir() {
-			return joblet.Errorf(joblet.AlreadyExists, "unpack %q: there is a file or link of that name already, where a directory must be", u.tree.name(id))
+			return joblet.Errorf(joblet.AlreadyExists, "cannot unpack %q: a file or link of that name exists where a directory is needed", u.tree.name(id))
 		}
 	}
 	if err != nil {

@@ -161,7 +161,7 @@ func readHeader(f *os.File) (stride uint32, count int, err error) {
 	}
 	stride = binary.LittleEndian.Uint32(h[12:])
 	if !bytes.Equal(h[:8], magic[:]) || binary.LittleEndian.Uint32(h[8:]) != version || stride == 0 || stride > 1<<30 {
-		return 0, 0, errors.New("not a history of this version")
+		return 0, 0, errors.New("it is not a history of this version")
 	}
 	info, err := f.Stat()
 	if err != nil {
@@ -180,7 +180,7 @@ func Read(dir string) ([]joblet.Sample, error) {
 	defer f.Close()
 	_, count, err := readHeader(f)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("cannot read %s: %w", f.Name(), err)
 	}
 	data := make([]byte, count*recordSize)
 	if _, err := f.ReadAt(data, headerSize); err != nil && err != io.EOF {

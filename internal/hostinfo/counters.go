@@ -212,7 +212,7 @@ func (r *Reader) readIO() ([]blockdevice.Diskstats, error) {
 	for _, d := range all {
 		// sysfs has "!" for the "/" in the names of some drivers.
 		name := strings.ReplaceAll(d.DeviceName, "/", "!")
-		// Only what a driver has found is somebody's device.
+		// Only a device with a driver counts.
 		_, err := os.Lstat(filepath.Join(r.sys, "block", name, "device"))
 		if err == nil {
 			disks = append(disks, d)

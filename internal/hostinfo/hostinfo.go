@@ -49,9 +49,9 @@ const (
 	// fresh is how long a reading is as good as a new one. It is less than window.
 	fresh = 150 * time.Millisecond
 
-	// rest is how many times as long as a reading had a processor there is no new
-	// one of the same part, so that a host with very many processes spends at most a
-	// tenth of one processor on it, whoever asks and how often.
+	// rest is how many times as long as a reading had a processor there is no new one
+	// of the same part, so that a host with very many processes spends at most a tenth
+	// of one processor on it, at any rate of calls.
 	rest = 10
 )
 
@@ -81,10 +81,10 @@ func newReader(proc, sys, etc string, links func() ([]link, error)) (*Reader, er
 	r := &Reader{proc: proc, sys: sys, etc: etc, links: links}
 	var err error
 	if r.procfs, err = procfs.NewFS(proc); err != nil {
-		return nil, fmt.Errorf("measure the host: %w", err)
+		return nil, fmt.Errorf("cannot measure the host: %w", err)
 	}
 	if r.block, err = blockdevice.NewFS(proc, sys); err != nil {
-		return nil, fmt.Errorf("measure the host: %w", err)
+		return nil, fmt.Errorf("cannot measure the host: %w", err)
 	}
 	r.identity = sync.OnceValue(r.readIdentity)
 	r.commands.proc = proc
@@ -107,7 +107,7 @@ type part[T any] struct {
 // get returns the latest reading when it is recent enough, or a new one; nil
 // where the kernel does not have what it reads.
 func (p *part[T]) get(read func() (T, error)) (*reading[T], error) {
-	asked := time.Now() // who waits for a reading that takes long need not have a later one
+	asked := time.Now() // a caller that waits for a slow reading does not need a later one
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.last != nil && asked.Sub(p.last.at) < max(fresh, rest*p.last.took) {
@@ -124,7 +124,7 @@ func (p *part[T]) get(read func() (T, error)) (*reading[T], error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("measure the host: %w", err)
+		return nil, fmt.Errorf("cannot measure the host: %w", err)
 	}
 	p.last = &reading[T]{start, threadTime() - before, value}
 	return p.last, nil
@@ -172,7 +172,7 @@ func (r *Reader) Sampler(parts Parts, longest time.Duration) *Sampler {
 	return &Sampler{reader: r, parts: parts, longest: longest}
 }
 
-// measured is what came out of the latest two readings of a part.
+// measured holds the latest two readings of a part.
 type measured[T, R any] struct {
 	last   *reading[T]
 	result R
@@ -267,7 +267,7 @@ func (s *Sampler) take(parts Parts) (out Sample, err error) {
 	return out, nil
 }
 
-// percent is part of whole from 0 to 100; 0 when there is no whole.
+// percent is part of whole from 0 to 100; 0 when whole is 0.
 func percent(part, whole float64) float64 {
 	if whole <= 0 {
 		return 0

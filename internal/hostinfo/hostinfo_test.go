@@ -288,7 +288,7 @@ func TestReadings(t *testing.T) {
 			t.Errorf("%v old, took %v: reading %d, want %d", tt.age, tt.took, got, tt.want)
 		}
 	}
-	waits := func() (int, error) { time.Sleep(fresh); return 0, nil } // for others, who have the processors
+	waits := func() (int, error) { time.Sleep(fresh); return 0, nil } // for other processes that use the processors
 	if r, err := new(part[int]).get(waits); err != nil || r.took > fresh/2 {
 		t.Errorf("a reading that had to wait: %+v, %v", r, err)
 	}

@@ -86,7 +86,7 @@ func nodeID(machine string) string {
 func (r *Reader) machine(now time.Time) (*Machine, error) {
 	name, err := os.Hostname()
 	if err != nil {
-		return nil, fmt.Errorf("read host name: %w", err)
+		return nil, fmt.Errorf("cannot read the host name: %w", err)
 	}
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
@@ -146,15 +146,15 @@ type link struct {
 func links() ([]link, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
-		return nil, fmt.Errorf("list network interfaces: %w", err)
+		return nil, fmt.Errorf("cannot list the network interfaces: %w", err)
 	}
 	table, err := syscall.NetlinkRIB(syscall.RTM_GETADDR, syscall.AF_UNSPEC)
 	if err != nil {
-		return nil, fmt.Errorf("list network addresses: %w", os.NewSyscallError("netlink", err))
+		return nil, fmt.Errorf("cannot list the network addresses: %w", os.NewSyscallError("netlink", err))
 	}
 	addresses, err := parseAddresses(table)
 	if err != nil {
-		return nil, fmt.Errorf("list network addresses: %w", err)
+		return nil, fmt.Errorf("cannot list the network addresses: %w", err)
 	}
 	slices.SortFunc(interfaces, func(a, b net.Interface) int { return cmp.Compare(a.Index, b.Index) })
 	out := make([]link, len(interfaces))

@@ -36,9 +36,9 @@ type Observed struct {
 	start uint64
 }
 
-// observeTime bounds how long a look at many processes takes, without their
-// commands. Most take less than 0.1 ms each; but one with the most supplementary groups
-// that there can be takes milliseconds.
+// observeTime bounds the time to read many processes, without their commands. Most take
+// less than 0.1 ms each, but one with the maximum of supplementary groups takes
+// milliseconds.
 const observeTime = 2 * time.Second
 
 // Observe looks at the processes with these numbers, in their order, without
@@ -47,7 +47,7 @@ const observeTime = 2 * time.Second
 func (o *Observer) Observe(pids []int, keep func(*Observed) bool) (all []Observed, omitted int, err error) {
 	up, err := uptime()
 	if err != nil {
-		return nil, 0, fmt.Errorf("look at processes: %w", err)
+		return nil, 0, fmt.Errorf("cannot read the processes: %w", err)
 	}
 	boot := time.Now().Add(-up)
 	buf := make([]byte, 4<<10)
@@ -63,7 +63,7 @@ func (o *Observer) Observe(pids []int, keep func(*Observed) bool) (all []Observe
 			continue // it has ended
 		}
 		if err != nil {
-			return nil, 0, fmt.Errorf("look at process %d: %w", pid, err)
+			return nil, 0, fmt.Errorf("cannot read process %d: %w", pid, err)
 		}
 		if !keep(&p) {
 			continue
@@ -108,7 +108,8 @@ func (o *Observer) Children(parents []int) (all []int) {
 }
 
 func (o *Observer) look(pid int, buf []byte) (out Observed, err error) {
-	// What is opened in there stays this process's, whoever gets its number.
+	// Files opened in the directory stay those of this process, even if its number is
+	// reused.
 	dir, err := unix.Open(o.commands.proc+"/"+strconv.Itoa(pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return out, err
@@ -120,7 +121,7 @@ func (o *Observer) look(pid int, buf []byte) (out Observed, err error) {
 	}
 	p, ok := parseStat(buf[:n])
 	if !ok {
-		return out, fmt.Errorf("unexpected stat %.200q", buf[:n])
+		return out, fmt.Errorf("unexpected format of stat: %.200q", buf[:n])
 	}
 	out = Observed{
 		PID: p.pid, PPID: p.ppid, Name: p.name, State: string(rune(p.state)), Threads: p.threads,
@@ -129,8 +130,9 @@ func (o *Observer) look(pid int, buf []byte) (out Observed, err error) {
 	return out, readIdentity(dir, buf, &out)
 }
 
-// readIdentity reads who a process is from its status file (proc_pid_status(5)).
-// Ahead of what is wanted stand its supplementary groups, up to 65,536 of them.
+// readIdentity reads the identity of a process from its status file
+// (proc_pid_status(5)). The wanted fields follow its supplementary groups, up to 65,536
+// of them.
 func readIdentity(dir int, buf []byte, out *Observed) error {
 	fd, err := unix.Openat(dir, "status", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -143,7 +145,7 @@ func readIdentity(dir int, buf []byte, out *Observed) error {
 	for {
 		n, err := f.Read(buf[rest:])
 		if n == 0 {
-			return cmp.Or(err, errors.New("nothing to read"))
+			return cmp.Or(err, errors.New("the file is empty"))
 		}
 		lines := buf[:rest+n]
 		for {
@@ -162,7 +164,7 @@ func readIdentity(dir int, buf []byte, out *Observed) error {
 				for f := range bytes.FieldsSeq(value) {
 					pid, ok := decimal[int](f)
 					if !ok {
-						return fmt.Errorf("unexpected NSpid %.200q", value)
+						return fmt.Errorf("unexpected format of NSpid: %.200q", value)
 					}
 					out.Numbers = append(out.Numbers, pid)
 				}

@@ -53,7 +53,7 @@ const (
 	commandsTime = 2 * time.Second
 
 	maxReading = 8  // processes whose arguments are read at once for one sample
-	maxLate    = 64 // that hang; with so many nobody's arguments are read
+	maxLate    = 64 // that hang; with more of them, no arguments are read
 
 	tick = 100 // of the clock in which the kernel tells processes' times, each second
 )
@@ -312,7 +312,7 @@ func (c *commands) fill(lists ...[]Process) {
 func (c *commands) of(all []processID) map[int]string {
 	texts := make(map[int]string, len(all))
 	todo := c.fresh(all)
-	done := make(chan int, len(todo)) // room for those that nobody waits for any more
+	done := make(chan int, len(todo)) // room for abandoned readings
 	reading := map[int]*command{}
 	busy := 0 // of those the ones that are not late yet
 	take := func(pid int) {
@@ -393,8 +393,8 @@ func (c *commands) fresh(all []processID) []processID {
 
 // readCommand returns "" for a process that has no arguments or has ended.
 func readCommand(proc string, id processID) string {
-	// What is opened in a process's directory stays that process's, whoever gets
-	// its number.
+	// Files opened in a process's directory stay those of that process, even if its
+	// number is reused.
 	dir, err := os.Open(filepath.Join(proc, strconv.Itoa(id.pid)))
 	if err != nil {
 		return ""

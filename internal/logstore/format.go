@@ -39,11 +39,11 @@ const (
 const magic = "JOBLTLOG"
 
 // ErrVersion says that an index was written by a newer Joblet.
-var ErrVersion = errors.New("log index has an unknown version")
+var ErrVersion = errors.New("the log index has an unknown version")
 
 // errDamaged says that a header is not one. It does not leave the package: a
 // Reader does without the header.
-var errDamaged = errors.New("log index header is damaged")
+var errDamaged = errors.New("the header of the log index is damaged")
 
 type header struct {
 	flags uint32
@@ -169,9 +169,9 @@ func pread(fd int, p []byte, off int64) (int, error) {
 	}
 }
 
-// preadCached reads what can be read without waiting for a disk: all, or a first
-// part. So Go's scheduler need not know, which would wake threads of an idle
-// daemon for each line that somebody follows (package rawio).
+// preadCached reads what is available without waiting for a disk: all of it, or a first
+// part. The Go scheduler need not be told of such a read, which would wake threads of
+// an idle daemon for each followed line (package rawio).
 func preadCached(fd int, p []byte, off int64) (n int, all bool) {
 	for n < len(p) {
 		iov := unix.Iovec{Base: &p[n]}

@@ -23,7 +23,7 @@ package logstore
 
 import "time"
 
-// Stream says where bytes came from.
+// Stream is the origin of bytes of output.
 type Stream uint8
 
 // The two streams of a job.

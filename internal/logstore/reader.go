@@ -28,7 +28,7 @@ const (
 
 // errOvertaken says that what r was to read next has been removed by the
 // limit: r.off is before r.hdr.start now.
-var errOvertaken = errors.New("overtaken by the log's limit")
+var errOvertaken = errors.New("the log has dropped the data at this offset (log-max)")
 
 // Reader reads a log from a position of its own. It sees what is published at
 // the time of each call, and it may be used by one goroutine at a time.
@@ -120,8 +120,8 @@ func (r *Reader) Close() error {
 }
 
 // Gate makes Next call gate before it takes in a piece, which is no longer than gate
-// says. gate may wait; it calls yield first, so that a Reader that waits for whoever
-// takes its output holds no memory for it.
+// says. gate may wait; it calls yield first, so that a Reader holds no buffer while it
+// waits for its consumer.
 func (r *Reader) Gate(gate func(yield func()) (size int, err error)) { r.gate = gate }
 
 var buffers = sync.Pool{New: func() any { return new([maxChunk]byte) }}
@@ -153,9 +153,9 @@ func (r *Reader) wants(s Stream) bool {
 // lines before t.
 func (r *Reader) Until(t time.Time) { r.until, r.untilNs, r.done = t, nanos(t), false }
 
-// Done reports whether r has read all from before the moment that Until gave:
-// after it Next returns io.EOF for ever. It stays false while that moment is to
-// come and there is no output from after it.
+// Done reports whether r has read everything up to the time given to Until, after which
+// Next always returns io.EOF. It is false while that time is in the future and no later
+// output exists.
 func (r *Reader) Done() bool { return r.done }
 
 // DoneAt returns when Next will find that r is Done if no output comes; ok is
@@ -178,9 +178,9 @@ func nanos(t time.Time) int64 {
 	return t.UnixNano()
 }
 
-// WriterGone tells r that nobody writes the log any more. From then on what no
-// record speaks of by now is part of the output too: bytes behind the last
-// record, or all of them when the index is damaged, as Stdout.
+// WriterGone tells r that the log has no writer any more. From then on, bytes without a
+// record are part of the output too: bytes behind the last record, or all of them when
+// the index is damaged, as Stdout.
 func (r *Reader) WriterGone() {
 	r.gone, r.left = true, math.MaxInt64
 	if st, err := r.stat(); err == nil {
@@ -214,7 +214,7 @@ func (r *Reader) Next() (Chunk, error) {
 		if r.done {
 			return Chunk{}, io.EOF
 		}
-		// Asked before the log is: what is published later came too late.
+		// Read before the log: what is published later is too late.
 		late := false
 		if at, ok := r.DoneAt(); ok {
 			late = !time.Now().Before(at)
@@ -255,8 +255,7 @@ func (r *Reader) Next() (Chunk, error) {
 	}
 }
 
-// piece returns where the bytes from r.off on came from, as far as one Chunk
-// goes.
+// piece returns the origin of the bytes from r.off on, as far as one Chunk goes.
 func (r *Reader) piece() (record, error) {
 	for {
 		if r.ended {
@@ -364,7 +363,7 @@ func (r *Reader) fill() error {
 		}
 		for i := range n {
 			rec, ok := decodeRecord(r.raw[i*recordSize : (i+1)*recordSize])
-			// An end behind the end of the log: a crash has cut the log.
+			// An end behind the end of the log: a crash has truncated the log.
 			cut := rec.kind == kindEnd && rec.offset > size
 			ok = ok && fits(&rec, size)
 			r.damaged = r.damaged || cut || !ok
@@ -406,7 +405,7 @@ func (r *Reader) data(p record) ([]byte, error) {
 			return nil, &opError{"read log", err}
 		}
 		if n == 0 {
-			return nil, &opError{"read log", io.ErrUnexpectedEOF} // it was cut meanwhile
+			return nil, &opError{"read log", io.ErrUnexpectedEOF} // it was truncated meanwhile
 		}
 		r.win, r.winOff = r.buf[:n], r.off
 		if _, err := r.reload(); err != nil {

@@ -26,10 +26,10 @@ const (
 // and the file system cannot give back the beginning of a file
 // (FALLOC_FL_PUNCH_HOLE). Nothing is created or changed; the caller decides
 // whether to do without.
-var ErrNoHoles = errors.New("file system cannot punch holes: a log's size cannot be limited")
+var ErrNoHoles = errors.New("cannot limit the size of a log: the file system does not support punching holes")
 
 // ErrEnded is what a Writer returns for output after End.
-var ErrEnded = errors.New("log has ended")
+var ErrEnded = errors.New("the log has ended")
 
 // Options of a Writer.
 type Options struct {

@@ -56,13 +56,13 @@ func (f *files) replace(name string, text []byte) (err error) {
 	dir := filepath.Dir(name)
 	t, err := os.CreateTemp(dir, "."+filepath.Base(name)+"-*") // 0600
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return fmt.Errorf("cannot write %s: %w", name, err)
 	}
 	defer func() {
 		if err != nil {
 			_ = t.Close()
 			_ = os.Remove(t.Name())
-			err = fmt.Errorf("write %s: %w", name, err)
+			err = fmt.Errorf("cannot write %s: %w", name, err)
 		}
 	}()
 	if _, err := t.Write(text); err != nil {
@@ -127,7 +127,7 @@ func readFile(name string) ([]byte, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err == nil && len(text) > maxFile {
-		err = fmt.Errorf("read %s: longer than %d bytes", name, maxFile)
+		err = fmt.Errorf("cannot read %s: longer than %d bytes", name, maxFile)
 	}
 	return text, err
 }

@@ -18,30 +18,30 @@ import (
 func (d Dir) Import(ca, cert, key []byte) (_ Certificate, err error) {
 	roots, err := parseCertificates(ca)
 	if err != nil {
-		return Certificate{}, fmt.Errorf("the authority's certificate: %w", err)
+		return Certificate{}, fmt.Errorf("cannot use the authority's certificate: %w", err)
 	}
 	pool := x509.NewCertPool()
 	for _, c := range roots {
 		if !c.IsCA {
-			return Certificate{}, fmt.Errorf("the authority's certificate: %.80q may not sign others", c.Subject.CommonName)
+			return Certificate{}, fmt.Errorf("the authority's certificate: %.80q is not an authority: it may not sign certificates", c.Subject.CommonName)
 		}
 		pool.AddCert(c)
 	}
 	own, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return Certificate{}, fmt.Errorf("the server's certificate and key: %w", err)
+		return Certificate{}, fmt.Errorf("cannot use the server's certificate and key: %w", err)
 	}
 	between := x509.NewCertPool()
 	for _, der := range own.Certificate[1:] {
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
-			return Certificate{}, fmt.Errorf("the server's certificate: %w", err)
+			return Certificate{}, fmt.Errorf("cannot use the server's certificate: %w", err)
 		}
 		between.AddCert(c)
 	}
 	chains, err := own.Leaf.Verify(x509.VerifyOptions{DNSName: ServerName, Roots: pool, Intermediates: between})
 	if err != nil {
-		return Certificate{}, fmt.Errorf("the server's certificate: %w", err)
+		return Certificate{}, fmt.Errorf("cannot use the server's certificate: %w", err)
 	}
 	by := chains[0][min(1, len(chains[0])-1)]
 

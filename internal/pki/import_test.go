@@ -54,7 +54,7 @@ func TestImport(t *testing.T) {
 		ca, cert, key []byte
 		want          string
 	}{
-		{nil, cert, key, "the authority's certificate: no certificate"},
+		{nil, cert, key, "the authority's certificate: it contains no certificate"},
 		{cert, cert, key, "may not sign"},
 		{ca, nil, key, "the server's certificate and key"},
 		{ca, cert, nil, "the server's certificate and key"},

@@ -111,8 +111,8 @@ func (c Certificate) State(now time.Time) string {
 	return "valid"
 }
 
-// signedBy reports whether one of these authorities, the newest first, has signed
-// the certificate. An older index does not say who has: then it was the newest one
+// signedBy reports whether one of these authorities, the newest first, has signed the
+// certificate. An older index does not name the signer: then it is the newest authority
 // of that time.
 func (c Certificate) signedBy(all ...*x509.Certificate) bool {
 	return slices.ContainsFunc(all, func(a *x509.Certificate) bool {
@@ -127,7 +127,7 @@ type Bundle struct {
 }
 
 // ErrExists says that there is a certificate, or a directory of them, already.
-var ErrExists = errors.New("exists already")
+var ErrExists = errors.New("already exists")
 
 // ErrNotFound says that there is none.
 var ErrNotFound = errors.New("not found")
@@ -160,7 +160,7 @@ func validate(name, role string, valid time.Duration) error {
 
 func validTime(valid time.Duration) error {
 	if valid < time.Hour || valid > MaxValid {
-		return fmt.Errorf("valid for %v: must be between an hour and %d days", valid, MaxValid/(24*time.Hour))
+		return fmt.Errorf("validity %v: must be between an hour and %d days", valid, MaxValid/(24*time.Hour))
 	}
 	return nil
 }
@@ -187,7 +187,7 @@ func (d Dir) Init(names []string, client string, valid time.Duration) (_ Bundle,
 	}
 	for _, name := range taken {
 		if _, err := os.Lstat(name); err == nil {
-			return Bundle{}, fmt.Errorf("%s %w: see joblet pki rotate", name, ErrExists)
+			return Bundle{}, fmt.Errorf("%s %w: replace it with joblet pki rotate", name, ErrExists)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return Bundle{}, err
 		}
@@ -212,7 +212,7 @@ func (d Dir) Init(names []string, client string, valid time.Duration) (_ Bundle,
 		}
 	}()
 	if err := os.MkdirAll(d.ca(), 0o700); err != nil {
-		return Bundle{}, fmt.Errorf("make the authority's directory: %w", err)
+		return Bundle{}, fmt.Errorf("cannot create the authority's directory: %w", err)
 	}
 	for _, dir := range []string{d.Path, d.ca()} { // they may be new
 		if err := syncDir(filepath.Dir(dir)); err != nil {
@@ -266,11 +266,11 @@ func (d Dir) issue(name, role string, valid time.Duration, instead bool) (Bundle
 			}
 			c.Revoked = now.UTC().Truncate(time.Second)
 		case c.State(now) == "valid":
-			return Bundle{}, fmt.Errorf("a certificate for %s %w, until %s: rotate or revoke it", name, ErrExists, c.NotAfter.Format(time.DateOnly))
+			return Bundle{}, fmt.Errorf("a certificate for %s %w and is valid until %s: rotate or revoke it", name, ErrExists, c.NotAfter.Format(time.DateOnly))
 		}
 	}
 	if instead && role == "" {
-		return Bundle{}, fmt.Errorf("certificate for %.80q: %w", name, ErrNotFound)
+		return Bundle{}, fmt.Errorf("certificate for %.80q %w", name, ErrNotFound)
 	}
 	if err := validate(name, role, valid); err != nil {
 		return Bundle{}, err
@@ -298,7 +298,7 @@ func forget(index []Certificate, now time.Time) []Certificate {
 func (d Dir) List() ([]Certificate, error) {
 	trusted, err := d.trusted()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("certificates in %s: %w: make them with joblet pki init", d.Path, ErrNotFound)
+		return nil, fmt.Errorf("certificates in %s %w: create them with joblet pki init", d.Path, ErrNotFound)
 	} else if err != nil {
 		return nil, err
 	}
@@ -317,7 +317,7 @@ func (d Dir) trusted() ([]*x509.Certificate, error) {
 	}
 	all, err := parseCertificates(text)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", d.file(caName), err)
+		return nil, fmt.Errorf("cannot read %s: %w", d.file(caName), err)
 	}
 	return all, nil
 }
@@ -329,7 +329,7 @@ func readIndex(name string) ([]Certificate, error) {
 	}
 	var index []Certificate
 	if err := json.Unmarshal(text, &index); err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("cannot read %s: %w", name, err)
 	}
 	return index, nil
 }
@@ -360,7 +360,7 @@ func (d Dir) Revoke(name string) ([]Certificate, error) {
 		}
 	}
 	if !known {
-		return nil, fmt.Errorf("client certificate %.80q: %w", name, ErrNotFound)
+		return nil, fmt.Errorf("client certificate %.80q %w", name, ErrNotFound)
 	}
 	return revoked, d.files().write(file{d.file(indexName), mustJSON(index)})
 }
@@ -389,7 +389,7 @@ func (d Dir) newServer(a *authority, names []string, valid time.Duration) (Certi
 	}
 	chain, err := parseCertificates(old)
 	if err != nil {
-		return Certificate{}, fmt.Errorf("read %s: %w", d.file(serverName), err)
+		return Certificate{}, fmt.Errorf("cannot read %s: %w", d.file(serverName), err)
 	}
 	if len(names) == 0 {
 		names = chain[0].DNSNames
@@ -406,7 +406,7 @@ func (d Dir) newServer(a *authority, names []string, valid time.Duration) (Certi
 		return Certificate{}, err
 	}
 	text := slices.Concat(server.cert, a.cross)
-	for _, c := range chain[1:] { // they vouch for a, if its key was made before it came with a.cross
+	for _, c := range chain[1:] { // their issuer's cross-certificate, for keys made before a was trusted
 		if a.cross == nil && bytes.Equal(c.RawSubject, a.x509.RawSubject) {
 			text = append(text, encode("CERTIFICATE", c.Raw)...)
 		}
@@ -416,7 +416,7 @@ func (d Dir) newServer(a *authority, names []string, valid time.Duration) (Certi
 		return Certificate{}, err
 	}
 	c := describe(server.x509, a, true)
-	index = slices.DeleteFunc(index, func(old Certificate) bool { return old.Server }) // nobody shows it any more
+	index = slices.DeleteFunc(index, func(old Certificate) bool { return old.Server }) // it is not presented any more
 	return c, d.files().write(
 		file{d.file(indexName), mustJSON(append(forget(index, time.Now()), c))},
 		file{d.file(serverName), append(text, server.key...)},
@@ -458,7 +458,7 @@ func (d Dir) RotateCA(valid time.Duration) (Certificate, error) {
 			return Certificate{}, err
 		}
 		if len(trusted) > 1 {
-			return Certificate{}, fmt.Errorf("there are %d authorities: retire the old one first", len(trusted))
+			return Certificate{}, fmt.Errorf("there are %d authorities: retire the old ones first with joblet pki rotate --retire-ca", len(trusted))
 		}
 		if a, err = old.successor(); err != nil {
 			return Certificate{}, err
@@ -487,7 +487,7 @@ func (d Dir) begun(newest *x509.Certificate) (*authority, error) {
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case !a.x509.Equal(newest): // nobody came to trust it
+	case !a.x509.Equal(newest): // it was never trusted
 		return nil, nil
 	}
 	return a, nil
@@ -500,9 +500,9 @@ func (d Dir) isNewest(a *authority, trusted []*x509.Certificate) error {
 		return nil
 	}
 	if next, err := d.begun(trusted[0]); err != nil || next != nil {
-		return errors.Join(errors.New("the authority's rotation has not ended: joblet pki rotate --ca completes it"), err)
+		return errors.Join(errors.New("the rotation of the authority is incomplete: repeat joblet pki rotate --ca"), err)
 	}
-	return fmt.Errorf("%s is not the key of the newest authority, %s: use that one (--ca-dir); if it is lost, take that certificate, the first, out of %s",
+	return fmt.Errorf("%s is not the key of the newest authority, %s: name the directory of its key with --ca-dir; if that key is lost, remove the first certificate from %s",
 		d.key(), trusted[0].Subject.CommonName, d.file(caName))
 }
 
@@ -512,8 +512,8 @@ type Retired struct {
 	Cut         []Certificate // of clients, which were valid
 }
 
-// ErrLastAdmin says that no admin would be left.
-var ErrLastAdmin = errors.New("no admin would be left")
+// ErrLastAdmin reports that no client with the role admin would be left.
+var ErrLastAdmin = errors.New("no client with the role admin would be left")
 
 // RetireCA ends the trust in all authorities but the newest. Certificates that
 // those signed count no more, and clients that know no other do not know the
@@ -532,7 +532,7 @@ func (d Dir) RetireCA(force bool) (r Retired, err error) {
 	if err != nil {
 		return r, err
 	}
-	if err := d.isNewest(a, trusted); err != nil { // nobody could sign any more
+	if err := d.isNewest(a, trusted); err != nil { // the signing key would be lost
 		return r, err
 	}
 	index, err := d.List()
@@ -561,7 +561,7 @@ func (d Dir) RetireCA(force bool) (r Retired, err error) {
 // lock keeps others from changing the directory at the same time.
 func (d Dir) lock() (unlock func(), err error) {
 	if err := os.MkdirAll(d.Path, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of certificates: %w", err)
+		return nil, fmt.Errorf("cannot create the directory of certificates: %w", err)
 	}
 	f, err := os.OpenFile(d.file(lockName), os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -569,7 +569,7 @@ func (d Dir) lock() (unlock func(), err error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("cannot lock %s: %w", f.Name(), err)
 	}
 	return func() { _ = f.Close() }, nil
 }
@@ -603,13 +603,13 @@ func (d Dir) authority() (*authority, error) {
 		}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("the authority's key (--ca-dir says where it is): %w", err)
+		return nil, fmt.Errorf("cannot read the authority's key: %w (if it is elsewhere, name its directory with --ca-dir)", err)
 	}
 	if time.Now().After(a.x509.NotAfter) {
-		return nil, fmt.Errorf("the authority expired on %s: make another with joblet pki init and --dir", a.x509.NotAfter.Format(time.DateOnly))
+		return nil, fmt.Errorf("the authority expired on %s: create a new one with joblet pki init --dir", a.x509.NotAfter.Format(time.DateOnly))
 	}
 	if !slices.ContainsFunc(trusted, a.x509.Equal) {
-		return nil, fmt.Errorf("%s is the key of another authority than the daemon trusts (%s)", d.key(), d.file(caName))
+		return nil, fmt.Errorf("%s is not the key of an authority that the daemon trusts (%s)", d.key(), d.file(caName))
 	}
 	return a, nil
 }
@@ -622,11 +622,11 @@ func readAuthority(name string) (*authority, error) {
 	}
 	all, err := tls.X509KeyPair(text, text)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("cannot read %s: %w", name, err)
 	}
 	signer, ok := all.PrivateKey.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("read %s: a %T cannot sign", name, all.PrivateKey)
+		return nil, fmt.Errorf("cannot use the key in %s: a %T cannot sign", name, all.PrivateKey)
 	}
 	a := &authority{pair: pair{x509: all.Leaf, signer: signer}}
 	for _, der := range all.Certificate[1:] {
@@ -651,7 +651,7 @@ func (a *authority) successor() (*authority, error) {
 	template.MaxPathLen, template.MaxPathLenZero = 0, true
 	cross, err := x509.CreateCertificate(rand.Reader, &template, a.x509, next.x509.PublicKey, a.signer)
 	if err != nil {
-		return nil, fmt.Errorf("sign the new authority: %w", err)
+		return nil, fmt.Errorf("cannot sign the new authority: %w", err)
 	}
 	next.cross = encode("CERTIFICATE", cross)
 	return next, nil
@@ -694,7 +694,7 @@ func serverTemplate(names []string, valid time.Duration) (*x509.Certificate, err
 		return nil, err
 	}
 	if len(names) > maxNames {
-		return nil, fmt.Errorf("%d names of the server: at most %d are possible", len(names), maxNames)
+		return nil, fmt.Errorf("%d server names: at most %d are possible", len(names), maxNames)
 	}
 	t := &x509.Certificate{
 		Subject:     pkix.Name{CommonName: ServerName, Organization: []string{"joblet"}},
@@ -714,7 +714,7 @@ func serverTemplate(names []string, valid time.Duration) (*x509.Certificate, err
 			continue
 		}
 		if len(name) > 253 || !validHost.MatchString(name) {
-			return nil, fmt.Errorf("name %.80q of the server: must be a host name or an address", name)
+			return nil, fmt.Errorf("server name %.80q: must be a host name or an address", name)
 		}
 		if !slices.Contains(t.DNSNames, name) {
 			t.DNSNames = append(t.DNSNames, name)
@@ -742,7 +742,7 @@ func (a *authority) sign(template *x509.Certificate) (*pair, error) {
 func sign(template *x509.Certificate, a *authority) (*pair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("make a key: %w", err)
+		return nil, fmt.Errorf("cannot generate a key: %w", err)
 	}
 	template.SerialNumber = serial()
 	parent, signer := template, crypto.Signer(key)
@@ -751,7 +751,7 @@ func sign(template *x509.Certificate, a *authority) (*pair, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
 	if err != nil {
-		return nil, fmt.Errorf("make a certificate: %w", err)
+		return nil, fmt.Errorf("cannot create a certificate: %w", err)
 	}
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
@@ -764,7 +764,7 @@ func sign(template *x509.Certificate, a *authority) (*pair, error) {
 	return &pair{c, key, encode("CERTIFICATE", der), encode("PRIVATE KEY", pkcs8)}, nil
 }
 
-// serial returns a number that nobody guesses and that is 16 bytes long.
+// serial returns a random number of 16 bytes.
 func serial() *big.Int {
 	b := make([]byte, 16)
 	_, _ = rand.Read(b) // never fails
@@ -806,7 +806,7 @@ func parseCertificates(text []byte) ([]*x509.Certificate, error) {
 		all = append(all, c)
 	}
 	if len(all) == 0 {
-		return nil, errors.New("no certificate in it")
+		return nil, errors.New("it contains no certificate")
 	}
 	return all, nil
 }

@@ -212,7 +212,7 @@ func TestIssueRevokeRotate(t *testing.T) {
 	}
 }
 
-// TestStrangers: nobody gets in whom the authority does not know.
+// TestStrangers: clients without a certificate of the authority are refused.
 func TestStrangers(t *testing.T) {
 	t.Parallel()
 	d, admin := newDir(t)
@@ -337,7 +337,7 @@ func TestRotateCA(t *testing.T) {
 	}
 	wait()
 	mustNotShake(t, s, old, "unknown authority")
-	if err := s.Check(c(t, old.Cert)); err == nil || !strings.Contains(err.Error(), "not trusted") {
+	if err := s.Check(c(t, old.Cert)); err == nil || !strings.Contains(err.Error(), "untrusted authority") {
 		t.Errorf("a connection that is there: %v", err)
 	}
 	mustShake(t, s, onlyNew)
@@ -362,7 +362,7 @@ func states(t *testing.T, d Dir) (all []string) {
 	return all
 }
 
-// TestIndexWithoutIssuer: an older index does not say who has signed.
+// TestIndexWithoutIssuer: an older index does not name the signer.
 func TestIndexWithoutIssuer(t *testing.T) {
 	t.Parallel()
 	d, _ := newDir(t)
@@ -563,7 +563,7 @@ func TestBadFiles(t *testing.T) {
 		t.Errorf("nothing there: %v", err)
 	}
 	other, _ := newDir(t)
-	if _, err := (Dir{Path: d.Path, CA: other.CA}).RotateServer(nil, time.Hour); err == nil || !strings.Contains(err.Error(), "another authority") {
+	if _, err := (Dir{Path: d.Path, CA: other.CA}).RotateServer(nil, time.Hour); err == nil || !strings.Contains(err.Error(), "not the key of an authority") {
 		t.Errorf("another's key: %v", err)
 	}
 }

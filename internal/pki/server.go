@@ -50,7 +50,7 @@ func Open(path string, log *slog.Logger) (*Server, error) {
 	s := &Server{dir: Dir{Path: path}, log: log}
 	stamps, err := s.look()
 	if err != nil {
-		return nil, fmt.Errorf("certificates: %w: make them with joblet pki init", err)
+		return nil, fmt.Errorf("cannot read the certificates: %w: create them with joblet pki init", err)
 	}
 	if s.now, err = s.read(); err != nil {
 		return nil, err
@@ -78,7 +78,7 @@ func (s *Server) read() (*trust, error) {
 	}
 	roots, err := parseCertificates(text)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", s.dir.file(caName), err)
+		return nil, fmt.Errorf("cannot read %s: %w", s.dir.file(caName), err)
 	}
 	for _, c := range roots {
 		t.roots.AddCert(c)
@@ -87,7 +87,7 @@ func (s *Server) read() (*trust, error) {
 		return nil, err
 	}
 	if t.pair, err = tls.X509KeyPair(text, text); err != nil {
-		return nil, fmt.Errorf("read %s: %w", s.dir.file(serverName), err)
+		return nil, fmt.Errorf("cannot read %s: %w", s.dir.file(serverName), err)
 	}
 	index, err := readIndex(s.dir.file(indexName))
 	if err != nil {
@@ -119,11 +119,11 @@ func (s *Server) current() *trust {
 		t, err = s.read()
 	}
 	if err != nil {
-		s.log.Error("read the certificates again; those from before still count", "error", err)
+		s.log.Error("cannot reload the certificates; the previous ones stay in use", "error", err)
 		return s.now
 	}
 	s.now, s.stamps = t, stamps
-	s.log.Info("certificates read again", "revoked", len(t.revoked))
+	s.log.Info("certificates reloaded", "revoked", len(t.revoked))
 	return t
 }
 
@@ -168,7 +168,7 @@ func (s *Server) Check(c *x509.Certificate) error {
 	}
 	_, err := c.Verify(x509.VerifyOptions{Roots: t.roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	if errors.As(err, new(x509.UnknownAuthorityError)) {
-		return fmt.Errorf("the certificate of %.80q is signed by an authority that is not trusted", c.Subject.CommonName)
+		return fmt.Errorf("the certificate of %.80q is signed by an untrusted authority", c.Subject.CommonName)
 	}
 	if err == nil {
 		t.good.Store(sum, nil)

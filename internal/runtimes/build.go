@@ -95,8 +95,8 @@ const (
 	omitVersion = "9999:1"
 )
 
-// dpkg and apt options. A build that is cut short leaves nothing, so dpkg need
-// not sync each file. Documentation goes, licences stay.
+// dpkg and apt options. An interrupted build leaves nothing, so dpkg need not sync each
+// file. Documentation is removed, licences stay.
 var bootstrapOptions = []string{
 	"--verbose", "--mode=root", "--variant=essential", "--format=directory",
 	"--hook-dir=" + mergedUsrHook,
@@ -133,7 +133,7 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 		opt.Timeout = DefaultBuildTimeout
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, opt.Timeout,
-		joblet.Errorf(joblet.ResourceExhausted, "it took longer than %s (build-timeout in the daemon's configuration)", joblet.ReadableDuration(opt.Timeout)))
+		joblet.Errorf(joblet.ResourceExhausted, "timed out after %s (see build-timeout in the daemon's configuration)", joblet.ReadableDuration(opt.Timeout)))
 	defer cancel()
 	ctx, abort := context.WithCancelCause(ctx)
 	defer abort(nil)
@@ -146,7 +146,7 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 			if errors.Is(err, unix.ENOSPC) {
 				kind = joblet.ResourceExhausted
 			}
-			err = joblet.Errorf(kind, "build runtime %s: %w", recipe.Name, err)
+			err = joblet.Errorf(kind, "cannot build runtime %s: %w", recipe.Name, err)
 		}
 	}()
 	start := time.Now()
@@ -177,7 +177,7 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 	}()
 	base, giveBack, ok := s.ids.take()
 	if !ok {
-		return Runtime{}, joblet.Errorf(joblet.ResourceExhausted, "%d runtimes are being built already: wait for one of them", maxBuilds)
+		return Runtime{}, joblet.Errorf(joblet.ResourceExhausted, "%d other builds are running: try again when one has ended", maxBuilds)
 	}
 	defer giveBack()
 
@@ -192,10 +192,10 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 	p.at(PhaseFinish, 96, "finish the tree")
 	rootfs := filepath.Join(dir, rootFSName)
 	if err := os.Rename(filepath.Join(dir, boxName, rootFSName), rootfs); err != nil {
-		return Runtime{}, fmt.Errorf("finish the tree: %w", err)
+		return Runtime{}, fmt.Errorf("cannot finish the tree: %w", err)
 	}
 	if err := finishTree(rootfs, base, recipe); err != nil {
-		return Runtime{}, fmt.Errorf("finish the tree: %w", err)
+		return Runtime{}, fmt.Errorf("cannot finish the tree: %w", err)
 	}
 	rt := Runtime{
 		Format: format, Name: recipe.Name, Version: recipe.Version, Description: recipe.Description,
@@ -234,7 +234,7 @@ func (s *Store) Build(ctx context.Context, recipe Recipe, opt BuildOptions) (_ R
 	published = true
 	if old != "" {
 		if err := removeTree(old); err != nil {
-			return Runtime{}, fmt.Errorf("remove the old tree: %w", err)
+			return Runtime{}, fmt.Errorf("cannot remove the old tree: %w", err)
 		}
 	}
 	p.at(PhaseFinish, 100, "done")
@@ -253,7 +253,7 @@ func watchDisk(ctx context.Context, dir *os.File, abort context.CancelCauseFunc)
 			if err := unix.Fstatfs(int(dir.Fd()), &st); err == nil {
 				size, free := st.Blocks*uint64(st.Bsize), st.Bavail*uint64(st.Bsize)
 				if free < min(size/20, diskReserve) {
-					abort(joblet.Errorf(joblet.ResourceExhausted, "%d MiB are left on the disk of the runtimes, which is the least that a build leaves", free>>20))
+					abort(joblet.Errorf(joblet.ResourceExhausted, "only %d MiB are free on the disk of the runtimes, the minimum that a build leaves: free space there", free>>20))
 					return
 				}
 			}
@@ -273,10 +273,10 @@ const diskReserve = 512 << 20
 func checkHost(ctx context.Context, recipe Recipe) (mmdebstrap, version, arch string, err error) {
 	arch = debianArch(runtime.GOARCH)
 	if len(recipe.Architectures) > 0 && !slices.Contains(recipe.Architectures, arch) {
-		return "", "", "", joblet.Errorf(joblet.FailedPrecondition, "the recipe is for %s, this host is %s", strings.Join(recipe.Architectures, ", "), arch)
+		return "", "", "", joblet.Errorf(joblet.FailedPrecondition, "the recipe supports %s, and this host is %s", strings.Join(recipe.Architectures, ", "), arch)
 	}
 	if os.Geteuid() != 0 {
-		return "", "", "", joblet.Errorf(joblet.FailedPrecondition, "only root can install packages into a tree")
+		return "", "", "", joblet.Errorf(joblet.FailedPrecondition, "only root can build runtimes")
 	}
 	if mmdebstrap, err = exec.LookPath("mmdebstrap"); err != nil {
 		return "", "", "", joblet.Errorf(joblet.FailedPrecondition, "mmdebstrap is not installed: %s", howToInstall)
@@ -288,7 +288,7 @@ func checkHost(ctx context.Context, recipe Recipe) (mmdebstrap, version, arch st
 	}
 	out, err := exec.CommandContext(ctx, mmdebstrap, "--version").Output()
 	if err != nil {
-		return "", "", "", fmt.Errorf("run mmdebstrap --version: %w", err)
+		return "", "", "", fmt.Errorf("cannot run mmdebstrap --version: %w", err)
 	}
 	version, _, _ = strings.Cut(string(out), "\n")
 	return mmdebstrap, version[:min(len(version), 100)], arch, nil
@@ -315,12 +315,12 @@ func replaceable(final, name string, opt BuildOptions) error {
 	case err != nil:
 		return err
 	case !opt.Force:
-		return joblet.Errorf(joblet.AlreadyExists, "it is installed: --force replaces it")
+		return joblet.Errorf(joblet.AlreadyExists, "it is already installed: replace it with --force")
 	}
 	if mounts, err := mountsBelow(final); err != nil {
 		return err
 	} else if len(mounts) > 0 {
-		return joblet.Errorf(joblet.FailedPrecondition, "%s is a mount point", mounts[0])
+		return joblet.Errorf(joblet.FailedPrecondition, "%s is a mount point: unmount it first", mounts[0])
 	}
 	return refuseInUse(name, opt.InUse)
 }
@@ -339,7 +339,7 @@ func (s *Store) publish(dir, final, name string, opt BuildOptions) (old string, 
 		// it is not an abandoned one.
 		lock, err := lockDir(final)
 		if err != nil {
-			return "", fmt.Errorf("replace the old tree: %w", err)
+			return "", fmt.Errorf("cannot replace the old tree: %w", err)
 		}
 		defer func() { _ = lock.Close() }()
 		if err := unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE); err != nil {
@@ -353,7 +353,7 @@ func (s *Store) publish(dir, final, name string, opt BuildOptions) (old string, 
 		return "", &os.LinkError{Op: "rename", Old: dir, New: final, Err: err}
 	}
 	s.forget(name)
-	if d, err := os.Open(s.dir); err == nil { // the name too shall survive a power cut
+	if d, err := os.Open(s.dir); err == nil { // the name, too, must survive a power failure
 		_ = d.Sync()
 		_ = d.Close()
 	}
@@ -365,7 +365,7 @@ func (s *Store) publish(dir, final, name string, opt BuildOptions) (old string, 
 func (s *Store) writeMeta(dir string, rt Runtime) error {
 	data, err := yaml.Marshal(rt)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", metaFile, err)
+		return fmt.Errorf("cannot encode %s: %w", metaFile, err)
 	}
 	if len(data) > maxMetaSize {
 		return fmt.Errorf("%s would be %d bytes long: at most %d are possible", metaFile, len(data), maxMetaSize)
@@ -441,7 +441,7 @@ func bootstrap(ctx context.Context, mmdebstrap, dir string, base uint32, recipe 
 	if opt.Contain != nil {
 		release, containErr := opt.Contain(sb.cmd.Process.Pid)
 		if containErr != nil {
-			return fmt.Errorf("limit the build: %w", containErr)
+			return fmt.Errorf("cannot limit the build: %w", containErr)
 		}
 		defer func() { err = errors.Join(err, release()) }()
 		defer sb.kill()
@@ -480,9 +480,9 @@ func bootstrap(ctx context.Context, mmdebstrap, dir string, base uint32, recipe 
 			return ctx.Err()
 		}
 		if failure.noSpace {
-			return joblet.Errorf(joblet.ResourceExhausted, "mmdebstrap: no space left on device")
+			return joblet.Errorf(joblet.ResourceExhausted, "mmdebstrap failed: no space left on device")
 		}
-		return joblet.Errorf(joblet.FailedPrecondition, "mmdebstrap: %w%s", err, failure.text())
+		return joblet.Errorf(joblet.FailedPrecondition, "mmdebstrap failed: %w%s", err, failure.text())
 	}
 	return nil
 }

@@ -199,7 +199,7 @@ func TestBuildFails(t *testing.T) {
 			}
 			write(t, filepath.Join(precious, "shadow"), "x")
 			_, err := s.Build(t.Context(), parse(t, fakeRecipe), BuildOptions{})
-			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "build runtime fake: ") || joblet.KindOf(err) != tt.kind {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || !strings.HasPrefix(err.Error(), "cannot build runtime fake: ") || joblet.KindOf(err) != tt.kind {
 				t.Errorf("%v: %v", joblet.KindOf(err), err)
 			}
 			if names := left(t, s); len(names) != 0 {
@@ -328,7 +328,7 @@ func TestBuildsOfOneName(t *testing.T) {
 	if _, err := os.ReadFile(started); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Build(t.Context(), r, BuildOptions{}); joblet.KindOf(err) != joblet.FailedPrecondition || !strings.Contains(err.Error(), "under way") {
+	if _, err := s.Build(t.Context(), r, BuildOptions{}); joblet.KindOf(err) != joblet.FailedPrecondition || !strings.Contains(err.Error(), "is running") {
 		t.Errorf("second build: %v", err)
 	}
 	if _, err := Open(s.dir); err != nil { // leaves the live build alone

@@ -87,7 +87,7 @@ func checkMirror(r Recipe, allowed []string) error {
 		}
 	}
 	if !allowedMirror(allowed, u) {
-		return joblet.Errorf(joblet.FailedPrecondition, "the mirror %s is not one that this daemon allows (%s): add it to \"mirror\" in the daemon's configuration",
+		return joblet.Errorf(joblet.FailedPrecondition, "the daemon does not allow the mirror %s, only %s: add it to \"mirror\" in the daemon's configuration",
 			r.Mirror, strings.Join(allowed, ", "))
 	}
 	return nil
@@ -147,7 +147,7 @@ func newFetcher(sources []aptSource, allowed []string, proxy func(*http.Request)
 				return errors.New("too many redirections")
 			}
 			if !allowedMirror(f.allowed, r.URL) {
-				return fmt.Errorf("redirected to %s, which is not a mirror that this daemon allows", r.URL.Host)
+				return fmt.Errorf("redirected to %s, a mirror that the daemon does not allow", r.URL.Host)
 			}
 			return nil
 		},
@@ -203,16 +203,16 @@ func (f *fetcher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, &bounded{resp.Body, &f.left}) // apt sees that it is cut off
+	_, _ = io.Copy(w, &bounded{resp.Body, &f.left}) // apt notices the truncation
 }
 
 // target returns what a request asks of a mirror.
 func (f *fetcher) target(r *http.Request) (*url.URL, error) {
 	switch {
 	case f.sealed.Load():
-		return nil, errors.New("the packages are downloaded: this build has no network any more")
+		return nil, errors.New("all packages are downloaded: this build has no network any more")
 	case r.Method != http.MethodGet && r.Method != http.MethodHead, r.URL.Scheme != "http", r.URL.User != nil, r.URL.RawQuery != "", hasDots(r.URL.Path):
-		return nil, errors.New("only files of mirrors can be read")
+		return nil, errors.New("only GET requests for files of mirrors are allowed")
 	}
 	name := r.URL.Host + r.URL.Path
 	for base, mirror := range f.upstream {

@@ -73,7 +73,7 @@ func TestBuildTimeout(t *testing.T) {
 	fake(t, "sleep 1000 & sleep 1000")
 	s := openStore(t)
 	_, err := s.Build(t.Context(), parse(t, fakeRecipe), BuildOptions{Timeout: time.Second})
-	if joblet.KindOf(err) != joblet.ResourceExhausted || !strings.Contains(err.Error(), "longer than 1s") {
+	if joblet.KindOf(err) != joblet.ResourceExhausted || !strings.Contains(err.Error(), "timed out after 1s") {
 		t.Error(err)
 	}
 	if names := left(t, s); len(names) != 0 {
@@ -141,12 +141,12 @@ func TestFetcher(t *testing.T) {
 		{"GET", mirror.URL + "/debian/file", 200, "content"},
 		{"HEAD", mirror.URL + "/debian/file", 200, ""},
 		{"GET", mirror.URL + "/debian/moved", 200, "content"},
-		{"POST", mirror.URL + "/debian/file", 403, "only files"},
+		{"POST", mirror.URL + "/debian/file", 403, "only GET"},
 		{"GET", mirror.URL + "/other", 403, "not on a mirror"},
-		{"GET", mirror.URL + "/debian/%2e%2e/other", 403, "only files"},
-		{"GET", mirror.URL + "/debian/file?q=1", 403, "only files"},
+		{"GET", mirror.URL + "/debian/%2e%2e/other", 403, "only GET"},
+		{"GET", mirror.URL + "/debian/file?q=1", 403, "only GET"},
 		{"GET", other.URL + "/debian/file", 403, "not on a mirror"},
-		{"GET", mirror.URL + "/debian/elsewhere", 502, "not a mirror that this daemon allows"},
+		{"GET", mirror.URL + "/debian/elsewhere", 502, "a mirror that the daemon does not allow"},
 		{"GET", sealURL, 200, "sealed"},
 		{"GET", mirror.URL + "/debian/file", 403, "no network any more"},
 	} {

@@ -80,7 +80,7 @@ func ParseRecipe(data []byte) (Recipe, error) {
 	}
 	var r Recipe
 	if err := decodeStrict(data, &r); err != nil {
-		return Recipe{}, joblet.Errorf(joblet.InvalidArgument, "recipe: %w", err)
+		return Recipe{}, joblet.Errorf(joblet.InvalidArgument, "invalid recipe: %w", err)
 	}
 	if r.Suite == "" {
 		r.Suite = DefaultSuite
@@ -89,7 +89,7 @@ func ParseRecipe(data []byte) (Recipe, error) {
 		r.Components = []string{"main"}
 	}
 	if err := r.validate(); err != nil {
-		return Recipe{}, joblet.Errorf(joblet.InvalidArgument, "recipe: %w", err)
+		return Recipe{}, joblet.Errorf(joblet.InvalidArgument, "invalid recipe: %w", err)
 	}
 	r.source = slices.Clone(data)
 	return r, nil
@@ -103,7 +103,7 @@ func decodeStrict(data []byte, v any) error {
 	dec.KnownFields(true)
 	if err := dec.Decode(v); err != nil {
 		if errors.Is(err, io.EOF) {
-			return errors.New("is empty")
+			return errors.New("it is empty")
 		}
 		if te, ok := errors.AsType[*yaml.TypeError](err); ok {
 			const shown = 5
@@ -124,7 +124,7 @@ func decodeStrict(data []byte, v any) error {
 		return errors.New(joblet.PrintableStart(err.Error(), maxQuoted))
 	}
 	if err := dec.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return errors.New("holds more than one document")
+		return errors.New("it contains more than one document")
 	}
 	return nil
 }
@@ -143,22 +143,22 @@ func (r *Recipe) validate() error {
 			return fmt.Errorf("%s is %d bytes long: at most %d are possible", t.key, len(t.value), maxTextLen)
 		}
 		if i := strings.IndexFunc(t.value, func(c rune) bool { return c < ' ' && c != '\n' && c != '\t' || c == 0x7f }); i >= 0 {
-			return fmt.Errorf("%s holds a control character at offset %d", t.key, i)
+			return fmt.Errorf("%s contains a control character at offset %d", t.key, i)
 		}
 	}
 	if r.Version != "" && !matches(versionRE, r.Version) {
 		return fmt.Errorf("version %.100q: only letters, digits, '.', '+', '~', '_' and '-' are allowed", r.Version)
 	}
 	if !matches(suiteRE, r.Suite) {
-		return fmt.Errorf("suite %.100q is not the name of a Debian release, such as %s", r.Suite, DefaultSuite)
+		return fmt.Errorf("suite %.100q: must be the name of a Debian release, such as %s", r.Suite, DefaultSuite)
 	}
 	if r.Mirror != "" {
 		if u, err := url.Parse(r.Mirror); err != nil || u.Host == "" || !matches(mirrorRE, r.Mirror) {
-			return fmt.Errorf("mirror %.100q is not an http or https URL", r.Mirror)
+			return fmt.Errorf("mirror %.100q: must be an http or https URL", r.Mirror)
 		}
 	}
 	if len(r.Packages) == 0 {
-		return errors.New("packages: at least one is needed")
+		return errors.New("packages: must name at least one package")
 	}
 	for _, l := range []struct {
 		key    string
@@ -177,7 +177,7 @@ func (r *Recipe) validate() error {
 		}
 		for i, v := range l.values {
 			if !matches(l.re, v) {
-				return fmt.Errorf("%s: entry %d, %.100q, is not possible there", l.key, i+1, v)
+				return fmt.Errorf("%s: entry %d, %.100q, is not valid", l.key, i+1, v)
 			}
 		}
 	}

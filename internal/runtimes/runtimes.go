@@ -105,18 +105,18 @@ type stamp struct {
 func Open(dir string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
-		return nil, fmt.Errorf("open runtimes: %w", err)
+		return nil, fmt.Errorf("cannot open the runtimes: %w", err)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("open runtimes: %w", err)
+		return nil, fmt.Errorf("cannot open the runtimes: %w", err)
 	}
 	if dir, err = filepath.EvalSymlinks(dir); err != nil { // mountinfo knows real paths only
-		return nil, fmt.Errorf("open runtimes: %w", err)
+		return nil, fmt.Errorf("cannot open the runtimes: %w", err)
 	}
 	s := &Store{dir: dir, cache: map[string]cached{}}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("open runtimes: %w", err)
+		return nil, fmt.Errorf("cannot open the runtimes: %w", err)
 	}
 	for _, e := range entries {
 		p := filepath.Join(dir, e.Name())
@@ -127,7 +127,7 @@ func Open(dir string) (*Store, error) {
 			err = removeAbandoned(p)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("clean runtimes: %w", err)
+			return nil, fmt.Errorf("cannot remove leftovers of builds: %w", err)
 		}
 	}
 	return s, nil
@@ -153,7 +153,7 @@ func (s *Store) Get(name string) (Runtime, error) {
 	}
 	if err != nil {
 		return Runtime{}, joblet.Errorf(joblet.FailedPrecondition,
-			"runtime %s is damaged: %w; build it again: rnx runtime build --force recipes/%s.yaml", name, err, name)
+			"runtime %s is damaged: %w; rebuild it: rnx runtime build --force recipes/%s.yaml", name, err, name)
 	}
 	return rt, nil
 }
@@ -176,7 +176,7 @@ func (s *Store) Find(ref string) (Runtime, error) {
 		if rt.Version == "" {
 			has = "no version"
 		}
-		return Runtime{}, joblet.Errorf(joblet.NotFound, "runtime %s is not installed: the %s that is installed has %s", ref, name, has)
+		return Runtime{}, joblet.Errorf(joblet.NotFound, "runtime %s is not installed: the installed %s has %s", ref, name, has)
 	}
 	return rt, err
 }
@@ -217,7 +217,7 @@ func (s *Store) findLanguage(language, version string) (Runtime, error) {
 	case 1:
 		return found, nil
 	}
-	return Runtime{}, joblet.Errorf(joblet.InvalidArgument, "runtime %s:%s: several are installed (%s): name one of them", language, version, strings.Join(names[:min(len(names), maxNamed)], ", "))
+	return Runtime{}, joblet.Errorf(joblet.InvalidArgument, "runtime %s:%s is ambiguous: name one of %s", language, version, strings.Join(names[:min(len(names), maxNamed)], ", "))
 }
 
 // maxNamed is how many runtimes an error names.
@@ -297,17 +297,17 @@ func (s *Store) load(name, meta string) (Runtime, error) {
 	}
 	var rt Runtime
 	if err := decodeStrict(data, &rt); err != nil {
-		return Runtime{}, fmt.Errorf("read %s: %w", meta, err)
+		return Runtime{}, fmt.Errorf("cannot read %s: %w", meta, err)
 	}
 	if rt.Format != format {
-		return Runtime{}, fmt.Errorf("%s has format %d, this program reads %d", meta, rt.Format, format)
+		return Runtime{}, fmt.Errorf("%s has format %d, and this version of joblet reads format %d", meta, rt.Format, format)
 	}
 	if rt.Name != name {
-		return Runtime{}, fmt.Errorf("%s says that it is runtime %.100q", meta, rt.Name)
+		return Runtime{}, fmt.Errorf("%s belongs to runtime %.100q", meta, rt.Name)
 	}
 	env := joblet.Spec{Command: "true", Env: rt.Environment}
 	if err := env.Validate(); err != nil {
-		return Runtime{}, fmt.Errorf("read %s: %w", meta, err)
+		return Runtime{}, fmt.Errorf("cannot read %s: %w", meta, err)
 	}
 	rt.RootFS = rootfs
 	return rt, nil
@@ -320,7 +320,7 @@ func (s *Store) List() ([]Runtime, error) {
 	defer s.mu.RUnlock()
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
-		return nil, fmt.Errorf("list runtimes: %w", err)
+		return nil, fmt.Errorf("cannot list the runtimes: %w", err)
 	}
 	var list []Runtime
 	for _, e := range entries {
@@ -368,13 +368,13 @@ func (s *Store) Remove(name string, inUse func(name string) bool) (freed int64, 
 			return "", err
 		}
 		if mounts, err := mountsBelow(p); err != nil {
-			return "", fmt.Errorf("remove runtime %s: %w", name, err)
+			return "", fmt.Errorf("cannot remove runtime %s: %w", name, err)
 		} else if len(mounts) > 0 {
-			return "", joblet.Errorf(joblet.FailedPrecondition, "remove runtime %s: %s is a mount point", name, mounts[0])
+			return "", joblet.Errorf(joblet.FailedPrecondition, "cannot remove runtime %s: %s is a mount point: unmount it first", name, mounts[0])
 		}
 		trash := s.trashPath()
 		if err := os.Rename(p, trash); err != nil {
-			return "", fmt.Errorf("remove runtime %s: %w", name, err)
+			return "", fmt.Errorf("cannot remove runtime %s: %w", name, err)
 		}
 		s.forget(name)
 		return trash, nil
@@ -384,17 +384,17 @@ func (s *Store) Remove(name string, inUse func(name string) bool) (freed int64, 
 	}
 	freed, _, err = measure(trash)
 	if err != nil {
-		return 0, fmt.Errorf("remove runtime %s: %w", name, err)
+		return 0, fmt.Errorf("cannot remove runtime %s: %w", name, err)
 	}
 	if err := removeTree(trash); err != nil {
-		return 0, fmt.Errorf("remove runtime %s: %w", name, err)
+		return 0, fmt.Errorf("cannot remove runtime %s: %w", name, err)
 	}
 	return freed, nil
 }
 
 func refuseInUse(name string, inUse func(string) bool) error {
 	if inUse != nil && inUse(name) {
-		return joblet.Errorf(joblet.FailedPrecondition, "runtime %s is used by jobs: wait for them or stop them first", name)
+		return joblet.Errorf(joblet.FailedPrecondition, "runtime %s is in use: wait for its jobs to end, or stop them", name)
 	}
 	return nil
 }
@@ -407,12 +407,12 @@ func (s *Store) forget(name string) {
 	s.cacheMu.Unlock()
 }
 
-// claim makes and locks the build directory of name. Whoever holds its flock
-// owns it; the kernel releases the lock when the holder dies.
+// claim creates and locks the build directory of name. The holder of its flock owns it;
+// the kernel releases the lock when that process ends.
 func (s *Store) claim(name string) (dir string, lock *os.File, err error) {
 	dir = filepath.Join(s.dir, buildPrefix+name)
 	for range 10 {
-		// Nobody but root sees what is under construction.
+		// Only root sees an incomplete tree.
 		err := os.Mkdir(dir, 0o700)
 		leftover := errors.Is(err, fs.ErrExist)
 		if err != nil && !leftover {
@@ -421,9 +421,9 @@ func (s *Store) claim(name string) (dir string, lock *os.File, err error) {
 		lock, err := lockDir(dir)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			continue // whoever cleans took it for abandoned
+			continue // a clean-up has removed it as abandoned
 		case errors.Is(err, unix.EWOULDBLOCK):
-			return "", nil, joblet.Errorf(joblet.FailedPrecondition, "another build of it is under way")
+			return "", nil, joblet.Errorf(joblet.FailedPrecondition, "another build of this runtime is running")
 		case err != nil:
 			return "", nil, err
 		}
@@ -439,9 +439,9 @@ func (s *Store) claim(name string) (dir string, lock *os.File, err error) {
 	return "", nil, joblet.Errorf(joblet.Unavailable, "%s keeps changing", dir)
 }
 
-// lockDir takes the flock of the directory that path names at its return. Its
-// error is fs.ErrNotExist when there is none, or no longer the same, and
-// EWOULDBLOCK when somebody else holds the lock.
+// lockDir takes the flock of the directory that path names at its return. Its error is
+// fs.ErrNotExist when there is none, or no longer the same, and EWOULDBLOCK when the
+// lock is held.
 func lockDir(path string) (*os.File, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -507,10 +507,10 @@ func discard(dir string) error {
 func removeTree(path string) error {
 	mounts, err := mountsBelow(path)
 	if err != nil {
-		return fmt.Errorf("remove %s: %w", path, err)
+		return fmt.Errorf("cannot remove %s: %w", path, err)
 	}
 	if len(mounts) > 0 {
-		return joblet.Errorf(joblet.FailedPrecondition, "remove %s: %s is a mount point", path, mounts[0])
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot remove %s: %s is a mount point: unmount it first", path, mounts[0])
 	}
 	return os.RemoveAll(path)
 }

@@ -91,7 +91,7 @@ type sandbox struct {
 func startSandbox(buildDir, toolDir string, base uint32, output *os.File) (_ *sandbox, err error) {
 	program, err := ownProgram()
 	if err != nil {
-		return nil, fmt.Errorf("copy the program: %w", err)
+		return nil, fmt.Errorf("cannot copy the program into the sandbox: %w", err)
 	}
 	defer func() { _ = program.Close() }()
 	config, theirs, err := os.Pipe()
@@ -134,7 +134,7 @@ func startSandbox(buildDir, toolDir string, base uint32, output *os.File) (_ *sa
 		},
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start the sandbox: %w", err)
+		return nil, fmt.Errorf("cannot start the sandbox: %w", err)
 	}
 	return &sandbox{cmd: cmd, config: theirs}, nil
 }
@@ -146,7 +146,7 @@ func (s *sandbox) release(c sandboxConfig) error {
 		_, err = s.config.Write(data)
 	}
 	if err = errors.Join(err, s.config.Close()); err != nil {
-		return fmt.Errorf("release the sandbox: %w", err)
+		return fmt.Errorf("cannot start the sandbox's set-up: %w", err)
 	}
 	return nil
 }
@@ -173,7 +173,7 @@ func (s *sandbox) listen() (net.Listener, error) {
 	}()
 	r := <-done
 	if r.err != nil {
-		return nil, fmt.Errorf("set up the sandbox's network: %w", r.err)
+		return nil, fmt.Errorf("cannot set up the sandbox's network: %w", r.err)
 	}
 	return r.l, nil
 }
@@ -306,7 +306,7 @@ func beSandboxInit() (int, error) {
 		return 0, err
 	}
 	if len(data) == 0 {
-		return 0, errors.New("the daemon has given up")
+		return 0, errors.New("the daemon ended the build")
 	}
 	var c sandboxConfig
 	if err := json.Unmarshal(data, &c); err != nil {
@@ -375,7 +375,7 @@ func becomeProgram() error {
 		return err
 	}
 	if err := dropSandboxPrivileges(sandboxCaps); err != nil {
-		return fmt.Errorf("drop privileges: %w", err)
+		return fmt.Errorf("cannot drop privileges: %w", err)
 	}
 	unix.Umask(0o022)
 	// Nothing else stays open; 0 is /dev/null, 1 and 2 are the log's pipe.

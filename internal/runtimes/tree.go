@@ -104,7 +104,7 @@ func finishTree(dir string, base uint32, r Recipe) error {
 	}
 	for link, target := range r.Links {
 		if err := symlink(root, strings.TrimPrefix(path.Clean(link), "/"), path.Clean(target)); err != nil {
-			return fmt.Errorf("link %s: %w", link, err)
+			return fmt.Errorf("cannot create the link %s: %w", link, err)
 		}
 	}
 	return sanitize(dir, base)
@@ -198,7 +198,7 @@ const maxTreeDepth = 200
 func sanitizeDir(d *os.File, base uint32, depth int) error {
 	defer func() { _ = d.Close() }()
 	if depth > maxTreeDepth {
-		return fmt.Errorf("%.300s: a tree may be %d directories deep", d.Name(), maxTreeDepth)
+		return fmt.Errorf("%.300s: nested more than %d directories deep", d.Name(), maxTreeDepth)
 	}
 	if err := sanitizeFile(d, base); err != nil {
 		return err
@@ -263,7 +263,7 @@ func ownerIn(st unix.Stat_t, base uint32) (uid, gid int, err error) {
 		case id >= base && id-base < sandboxIDs:
 			return int(id - base), nil
 		}
-		return 0, fmt.Errorf("it belongs to %d, which is not an id of the build", id)
+		return 0, fmt.Errorf("its owner %d is not an id of the build", id)
 	}
 	uid, err = inside(st.Uid)
 	if err == nil {
@@ -349,7 +349,7 @@ func installedPackages(dir string) (map[string]string, error) {
 	}
 	end()
 	if err := lines.Err(); err != nil {
-		return nil, fmt.Errorf("read dpkg status: %w", err)
+		return nil, fmt.Errorf("cannot read the status of dpkg: %w", err)
 	}
 	return installed, nil
 }

@@ -42,10 +42,10 @@ type Schedule struct {
 	realTime bool // runs by real time, not by the clock's face
 }
 
-// maxAhead bounds moments: whoever plans further has mistyped.
+// maxAhead bounds times: a later one is a typing error.
 const maxAhead = 100 * 365 * 24 * time.Hour
 
-const accepted = `a moment as "2026-03-01T09:00:00Z", "2026-03-01 09:00", "09:00", "tomorrow 09:00", "monday 09:00", "30min" or "+1h30m", or five cron fields as "*/5 8-18 * * mon-fri", perhaps behind "CRON_TZ=Europe/Berlin"`
+const accepted = `a time such as "2026-03-01T09:00:00Z", "2026-03-01 09:00", "09:00", "tomorrow 09:00", "monday 09:00", "30min" or "+1h30m", or five cron fields such as "*/5 8-18 * * mon-fri", optionally after "CRON_TZ=Europe/Berlin"`
 
 func bad(text, format string, args ...any) error {
 	return joblet.Errorf(joblet.InvalidArgument, "schedule %.60q: %w", text, fmt.Errorf(format, args...))
@@ -85,7 +85,7 @@ func Parse(text string, now time.Time) (Schedule, error) {
 	case len(text) > joblet.MaxSchedule:
 		return Schedule{}, bad(text, "%d bytes long: at most %d are possible", len(text), joblet.MaxSchedule)
 	case len(words) == 0:
-		return Schedule{}, bad(text, "is empty; give %s", accepted)
+		return Schedule{}, bad(text, "is empty: use %s", accepted)
 	case len(words) >= 5 && !isDuration(strings.Join(words, " ")), words[0][0] == '@', strings.HasPrefix(words[0], "CRON_TZ="), strings.HasPrefix(words[0], "TZ="):
 		return parseCron(text, words, now)
 	}
@@ -99,7 +99,7 @@ func Parse(text string, now time.Time) (Schedule, error) {
 		t = down.Add(time.Second)
 	}
 	if ago := now.Sub(t); ago > time.Minute {
-		return Schedule{}, bad(text, "was %v ago; give a moment to come", ago.Round(time.Second))
+		return Schedule{}, bad(text, "is in the past: use a time in the future")
 	}
 	if t.Sub(now) > maxAhead {
 		return Schedule{}, bad(text, "is more than 100 years ahead")
@@ -129,7 +129,7 @@ func parseMoment(text string, words []string, now time.Time) (time.Time, error) 
 	if relative || plainDuration(joined) {
 		d, err := parseDuration(rest)
 		if err != nil {
-			return time.Time{}, bad(text, "%w; give a time from now as \"30min\", \"+1h30m\" or \"+2d\"", err)
+			return time.Time{}, bad(text, "%w; use a time from now such as \"30min\", \"+1h30m\" or \"+2d\"", err)
 		}
 		return now.Add(d), nil
 	}
@@ -207,7 +207,7 @@ const (
 // parseDuration reads numbers with their units: 1h30m, 90 min.
 func parseDuration(s string) (time.Duration, error) {
 	if s = strings.ToLower(strings.TrimSpace(s)); s == "" {
-		return 0, errors.New("no time")
+		return 0, errors.New("the time from now is missing")
 	}
 	var sum time.Duration
 	for s != "" {
@@ -221,9 +221,9 @@ func parseDuration(s string) (time.Duration, error) {
 		unit, ok := unitOf(name)
 		switch {
 		case number == "":
-			return 0, fmt.Errorf("%.20q without a number", cmp.Or(name, s))
+			return 0, fmt.Errorf("%.20q has no number", cmp.Or(name, s))
 		case name == "":
-			return 0, fmt.Errorf("%.20s without a unit", number)
+			return 0, fmt.Errorf("%.20s has no unit", number)
 		case !ok:
 			return 0, fmt.Errorf("%.20q is not a valid unit: use weeks, days, hours, minutes or seconds", name)
 		}
@@ -290,10 +290,10 @@ func parseCron(text string, words []string, now time.Time) (Schedule, error) {
 	case !ok || name == "Local":
 		zone, err = zoneOf(now)
 	case name == "":
-		err = fmt.Errorf("CRON_TZ= without a zone; give one as CRON_TZ=Europe/Berlin")
+		err = fmt.Errorf("the time zone after CRON_TZ= is missing: use for example CRON_TZ=Europe/Berlin")
 	default:
 		if zone, err = loadZone(name); err != nil {
-			err = fmt.Errorf("%w; give one as CRON_TZ=Europe/Berlin or CRON_TZ=CET-1CEST,M3.5.0,M10.5.0/3", err)
+			err = fmt.Errorf("%w; use for example CRON_TZ=Europe/Berlin or CRON_TZ=CET-1CEST,M3.5.0,M10.5.0/3", err)
 		}
 	}
 	if err != nil {
@@ -305,30 +305,39 @@ func parseCron(text string, words []string, now time.Time) (Schedule, error) {
 	if len(words) == 1 && words[0][0] == '@' {
 		fields, ok := nicknames[strings.ToLower(words[0])]
 		if !ok {
-			return Schedule{}, bad(text, "%.20q is none of @hourly, @daily, @weekly, @monthly and @yearly; give an interval as \"*/10 * * * *\"", words[0])
+			return Schedule{}, bad(text, "%.20q must be @hourly, @daily, @weekly, @monthly or @yearly; an interval is five fields, such as \"*/10 * * * *\"", words[0])
 		}
 		words = strings.Fields(fields)
 	}
 	if len(words) != 5 {
-		return Schedule{}, bad(text, "%d fields; cron has five: minute, hour, day of month, month, day of week, as \"*/5 8-18 * * mon-fri\"", len(words))
+		return Schedule{}, bad(text, "has %d cron fields and needs five: minute, hour, day of month, month, day of week, such as \"*/5 8-18 * * mon-fri\"", len(words))
 	}
 	s := Schedule{zone: zone, fields: strings.Join(words, " ")}
 	s.realTime = strings.ContainsAny(words[0][:1]+words[1][:1], "*?")
 	if len(s.String()) > joblet.MaxSchedule {
-		return Schedule{}, bad(text, "too long with its zone, %s: at most %d bytes are possible", zone, joblet.MaxSchedule)
+		return Schedule{}, bad(text, "is too long with its time zone, %s: at most %d bytes are possible", zone, joblet.MaxSchedule)
 	}
 	for _, field := range words {
 		if slices.Contains(strings.Split(field, ","), "") { // the library takes it for no time at all
-			return Schedule{}, bad(text, "%.20q: a comma without a value", field)
+			return Schedule{}, bad(text, "%.20q has a comma without a value", field)
 		}
 	}
 	if s.cron, err = parser.Parse(strings.Join(append(words[:4:4], sundays(words[4])), " ")); err != nil {
-		return Schedule{}, bad(text, "%w; cron fields are as \"*/5 8-18 * * mon-fri\"", err)
+		return Schedule{}, bad(text, "%s; cron fields are such as \"*/5 8-18 * * mon-fri\"", cronMistake(err))
 	}
 	if s.Next(now).IsZero() {
-		return Schedule{}, bad(text, "never comes: no year has such a day")
+		return Schedule{}, bad(text, "never runs: no year has such a day")
 	}
 	return s, nil
+}
+
+// cronMistake returns the error of the library without the names of Go's functions.
+func cronMistake(err error) string {
+	msg, _, _ := strings.Cut(err.Error(), ": strconv.")
+	if value, ok := strings.CutPrefix(msg, "failed to parse int from "); ok {
+		return fmt.Sprintf("%.20q is not a valid value", value)
+	}
+	return msg
 }
 
 // sundays writes 7 as what the library knows, 0.
@@ -466,7 +475,7 @@ func zoneOf(now time.Time) (*time.Location, error) {
 	if alike(zone, time.UTC, now) {
 		return time.UTC, nil
 	}
-	return nil, fmt.Errorf("the time zone here, %s, has no name that other machines know; put one before the fields, as CRON_TZ=Europe/Berlin", cmp.Or(zone.String(), now.Format("-07:00")))
+	return nil, fmt.Errorf("the local time zone, %s, has no name that other machines know; name one before the fields, such as CRON_TZ=Europe/Berlin", cmp.Or(zone.String(), now.Format("-07:00")))
 }
 
 // alike reports whether two zones show the same time, now and in the seasons to

@@ -28,12 +28,12 @@ func loadZone(text string) (*time.Location, error) {
 	case err == nil:
 		return p.location(text), nil
 	case strings.ContainsAny(text, "<>,") || strings.ContainsAny(text, "0123456789") && !strings.Contains(text, "/"):
-		return nil, fmt.Errorf("%.60q is neither the name of a time zone nor a POSIX time zone: %w", text, err)
+		return nil, fmt.Errorf("%.60q is not a time zone, and not a POSIX time zone either: %w", text, err)
 	}
 	if _, err := time.LoadLocation("Europe/Berlin"); err != nil {
-		return nil, fmt.Errorf("cannot look up the time zone %.60q: this machine has none; install tzdata", text)
+		return nil, fmt.Errorf("cannot look up the time zone %.60q: this machine has no time zone data; install tzdata", text)
 	}
-	return nil, fmt.Errorf("no time zone has the name %.60q", text)
+	return nil, fmt.Errorf("unknown time zone %.60q", text)
 }
 
 // Local returns the time zone that TZ names, as its name or as a POSIX string,
@@ -52,13 +52,13 @@ func localZone(env func(string) (string, bool)) (*time.Location, error) {
 	if filepath.IsAbs(name) {
 		zone, err := loadFile(name)
 		if err != nil {
-			return nil, fmt.Errorf("cannot use TZ=%.60s as the time zone: %w; set TZ to a name as Europe/Berlin, or unset it", tz, err)
+			return nil, fmt.Errorf("cannot use TZ=%.60s as the time zone: %w; set TZ to a name such as Europe/Berlin, or unset it", tz, err)
 		}
 		return zone, nil
 	}
 	zone, err := loadZone(name)
 	if err != nil {
-		return nil, fmt.Errorf("cannot use TZ=%.60s as the time zone: %w; set TZ to a name as Europe/Berlin or to a POSIX time zone as CET-1CEST,M3.5.0,M10.5.0/3, or unset it", tz, err)
+		return nil, fmt.Errorf("cannot use TZ=%.60s as the time zone: %w; set TZ to a name such as Europe/Berlin or to a POSIX time zone such as CET-1CEST,M3.5.0,M10.5.0/3, or unset it", tz, err)
 	}
 	return zone, nil
 }
@@ -71,7 +71,7 @@ func loadFile(name string) (*time.Location, error) {
 		}
 	}
 	if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() {
-		return nil, errors.New("it is not a file")
+		return nil, errors.New("it is not a regular file")
 	}
 	f, err := os.Open(name)
 	if err != nil {
@@ -183,9 +183,9 @@ func (p *posixParser) fail(want string) {
 	switch {
 	case p.err != nil:
 	case p.rest == "":
-		p.err = fmt.Errorf("it ends where %s must be", want)
+		p.err = fmt.Errorf("it ends where %s is expected", want)
 	default:
-		p.err = fmt.Errorf("%.40q is where %s must be", p.rest, want)
+		p.err = fmt.Errorf("it has %.40q where %s is expected", p.rest, want)
 	}
 }
 
@@ -213,7 +213,7 @@ func (p *posixParser) name() string {
 		n = len(text)
 	}
 	if n < 3 || n > maxZoneName || quoted && !strings.HasPrefix(text[n:], ">") {
-		p.fail("a name of 3 to 32 letters, or one as <+03>,")
+		p.fail("a name of 3 to 32 letters, or one such as <+03>,")
 		return ""
 	}
 	name := text[:n]

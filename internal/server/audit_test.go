@@ -76,7 +76,7 @@ func TestAuditCalls(t *testing.T) {
 		l.Result != "Unimplemented" || !strings.HasPrefix(l.From, "127.0.0.1:") || l.Time.IsZero() {
 		t.Errorf("got %+v", l)
 	}
-	if l := lines[1]; l.Caller != "cert:eye" || l.Job != "x\"\n" || l.Result != "PermissionDenied" || !strings.Contains(l.Error, "needs developer") {
+	if l := lines[1]; l.Caller != "cert:eye" || l.Job != "x\"\n" || l.Result != "PermissionDenied" || !strings.Contains(l.Error, "requires developer") {
 		t.Errorf("got %+v", l)
 	}
 	if bytes.Contains(text, []byte("hunter2")) {

@@ -77,12 +77,12 @@ func (s *callStream) Context() context.Context { return s.ctx }
 
 // RecvMsg implements grpc.ServerStream.
 func (s *callStream) RecvMsg(m any) error {
-	s.request.Release() // whoever wants the next message has done with the one before
+	s.request.Release() // a handler that wants the next message is done with the previous one
 	err := s.request.Receive(s.ServerStream, m)
 	if err != nil {
 		return received(err)
 	}
-	if err := service.Withdrawn(s.ctx); err != nil { // the handler perhaps waits for a caller who does not read, and takes what he types
+	if err := service.Withdrawn(s.ctx); err != nil { // the handler may be waiting for a client that does not read, with the client's input in memory
 		return err
 	}
 	if !strings.HasPrefix(s.method, ownMethods) {
@@ -104,7 +104,7 @@ func (s *callStream) SendMsg(m any) error {
 		return err
 	}
 	if s.oneRequest {
-		s.request.Release() // who answers has taken what was asked
+		s.request.Release() // a handler that answers has read the request
 	}
 	out, err := s.response.Outgoing(s.ctx, m, true)
 	if err != nil {
@@ -154,7 +154,7 @@ func (s *Server) call(ctx context.Context, method string, about func() service.S
 	return err
 }
 
-// stillGood reports why a caller who was let in would not be any more.
+// stillGood returns the reason to refuse a caller that was accepted before.
 func (s *Server) stillGood(c caller) error {
 	if c.cert == nil {
 		return nil

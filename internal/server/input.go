@@ -25,14 +25,14 @@ func (s *jobService) SubmitJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	}
 	r := first.GetRun()
 	if r == nil {
-		return joblet.Errorf(joblet.InvalidArgument, "the first message must hold the job")
+		return joblet.Errorf(joblet.InvalidArgument, "the first message must contain the job")
 	}
 	sub, err := submission(r)
 	if err != nil {
 		return err
 	}
 	if len(r.GetUploads()) > 0 {
-		return joblet.Errorf(joblet.InvalidArgument, "uploads: SubmitJob takes files as an archive")
+		return joblet.Errorf(joblet.InvalidArgument, "uploads: SubmitJob accepts files as an archive only")
 	}
 	in := &input{recv: call.Recv}
 	sub.Stdin, sub.Keys = in.stdin(), in.keys
@@ -66,7 +66,7 @@ func (in *input) files() io.Reader {
 			return nil, io.EOF
 		}
 		if err == nil || errors.Is(err, io.EOF) {
-			err = joblet.Errorf(joblet.InvalidArgument, "the archive of files has no end")
+			err = joblet.Errorf(joblet.InvalidArgument, "the archive of files is incomplete")
 		}
 		return nil, err
 	}}
@@ -79,7 +79,7 @@ func (in *input) stdin() io.Reader {
 			return m.Stdin, nil
 		}
 		if err == nil {
-			err = joblet.Errorf(joblet.InvalidArgument, "standard input is interrupted by something else")
+			err = joblet.Errorf(joblet.InvalidArgument, "expected more standard input, got another message")
 		}
 		return nil, err
 	}}

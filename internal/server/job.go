@@ -88,7 +88,7 @@ func (s *jobService) submit(ctx context.Context, r *api.RunJobRequest, keep bool
 	if len(r.GetUploads()) > 0 {
 		archive := uploads(r.GetUploads())
 		defer archive.Close()
-		sub.Files, r.Uploads = archive, nil // not to be held as long as somebody follows the job
+		sub.Files, r.Uploads = archive, nil // not to be held while the job is followed
 	}
 	return s.jobs.Submit(ctx, identityOf(ctx), sub)
 }
@@ -360,7 +360,7 @@ func (s *jobService) DeleteAllJobs(ctx context.Context, _ *api.DeleteAllJobsRequ
 	}
 	return &api.DeleteAllJobsResponse{
 		Success: true, DeletedCount: int32(deleted), SkippedCount: int32(skipped),
-		Message: fmt.Sprintf("%d jobs deleted, %d have not ended", deleted, skipped),
+		Message: fmt.Sprintf("%d jobs deleted, %d skipped as they have not ended", deleted, skipped),
 	}, nil
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/joblet/joblet/api"
 )
 
-// TestJobList: the one message of ListJobs has room for all jobs, however large
-// somebody makes his, and those of others are as they are.
+// TestJobList: the one message of ListJobs has room for all jobs: large jobs are
+// shortened, and the others are complete.
 func TestJobList(t *testing.T) {
 	t.Parallel()
 	large := strings.Repeat("x", joblet.MaxStringLen)

@@ -9,8 +9,8 @@ import (
 	"github.com/joblet/joblet/internal/service"
 )
 
-// operations says which operation a method does. One that is not listed does none that
-// the service knows, so that nobody may call it.
+// operations maps methods to operations. A method without an entry maps to an operation
+// that the service does not know, and is therefore refused.
 var operations = map[string]service.Operation{
 	api.JobService_RunJob_FullMethodName:         service.SubmitJob,
 	api.JobService_RunJobAttached_FullMethodName: service.SubmitJob,

@@ -78,9 +78,8 @@ func serverVersion() *api.ServerVersionInfo {
 	}
 }
 
-// StreamSystemMetrics sends how the host does, at once and then after each
-// interval, in which usage and rates are measured. A caller who is slow to read
-// misses some.
+// StreamSystemMetrics sends metrics of the host, at once and then after each interval,
+// over which usage and rates are measured. A slow client misses some.
 func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out grpc.ServerStreamingServer[api.SystemMetricsResponse]) error {
 	interval, parts, err := metricsRequest(r)
 	if err != nil {
@@ -89,7 +88,7 @@ func (s *monitoringService) StreamSystemMetrics(r *api.StreamMetricsRequest, out
 	ctx := out.Context()
 	reply := admission.ResponseOf(ctx)
 	return s.host.Watch(ctx, identityOf(ctx), parts, interval,
-		func() error { return reply.Reserve(ctx, reply.Piece(), nil) }, // one who does not read is not measured for
+		func() error { return reply.Reserve(ctx, reply.Piece(), nil) }, // nothing is measured for a client that does not read
 		func(m hostinfo.Sample) error { return out.Send(metricsToProto(m)) })
 }
 
@@ -102,7 +101,7 @@ func metricsRequest(r *api.StreamMetricsRequest) (interval time.Duration, parts 
 		return 0, 0, joblet.Errorf(joblet.InvalidArgument, "interval of %d seconds: must be between 1 and %d", seconds, maxInterval)
 	}
 	if n := len(r.GetMetricTypes()); n > maxMetricTypes {
-		return 0, 0, joblet.Errorf(joblet.InvalidArgument, "%d metric types: at most %d", n, maxMetricTypes)
+		return 0, 0, joblet.Errorf(joblet.InvalidArgument, "%d metric types: at most %d are possible", n, maxMetricTypes)
 	}
 	for _, name := range r.GetMetricTypes() {
 		part, ok := metricTypes[name]

@@ -19,11 +19,11 @@ import (
 // peerCredentials authenticates callers on a unix socket: the kernel says which
 // process connected (SO_PEERCRED, unix(7)), as it was at connect(2).
 type peerCredentials struct {
-	group     int // whose members may use the daemon beside root; 0: nobody's
+	group     int // whose members, and root, may use the daemon; 0: root only
 	admission *admission.Admission
 }
 
-// peerInfo is who connected.
+// peerInfo identifies the process on the other side of a socket.
 type peerInfo struct {
 	credentials.CommonAuthInfo
 	uid, gid uint32
@@ -39,11 +39,11 @@ func (peerInfo) AuthType() string { return "SO_PEERCRED" }
 func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	c, ok := conn.(*net.UnixConn)
 	if !ok {
-		return nil, nil, fmt.Errorf("authenticate peer: %T is not a unix socket", conn)
+		return nil, nil, fmt.Errorf("cannot authenticate the peer: %T is not a unix socket", conn)
 	}
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
+		return nil, nil, fmt.Errorf("cannot authenticate the peer: %w", err)
 	}
 	var cred *unix.Ucred
 	member := false
@@ -57,7 +57,7 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 		err = optErr
 	}
 	if err != nil {
-		return nil, nil, fmt.Errorf("authenticate peer: %w", err)
+		return nil, nil, fmt.Errorf("cannot authenticate the peer: %w", err)
 	}
 	from, err := p.admission.Local(rawio.Conn(conn), cred.Uid)
 	if err != nil {
@@ -69,8 +69,8 @@ func (p peerCredentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.A
 	}, nil
 }
 
-// isMember reports whether whoever connected had the group when he did: as his own
-// or a supplementary one (SO_PEERGROUPS).
+// isMember reports whether the peer had the group when it connected, as its own or a
+// supplementary group (SO_PEERGROUPS).
 func isMember(fd int, own, group uint32) (bool, error) {
 	if own == group {
 		return true, nil
@@ -86,14 +86,14 @@ func isMember(fd int, own, group uint32) (bool, error) {
 		case errno == unix.ERANGE && int(size) > 4*len(list) && size <= 4*(64<<10): // NGROUPS_MAX
 			list = make([]uint32, size/4)
 		default:
-			return false, fmt.Errorf("ask for the caller's groups: %w", errno)
+			return false, fmt.Errorf("cannot read the caller's groups: %w", errno)
 		}
 	}
 }
 
 // ClientHandshake implements credentials.TransportCredentials.
 func (peerCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("authenticate peer: for servers only")
+	return nil, nil, errors.New("cannot authenticate a peer as a client")
 }
 
 // Info implements credentials.TransportCredentials.
@@ -107,7 +107,7 @@ func (c peerCredentials) Clone() credentials.TransportCredentials { return c }
 // OverrideServerName implements credentials.TransportCredentials.
 func (peerCredentials) OverrideServerName(string) error { return nil }
 
-// callerOf returns who makes the call.
+// callerOf returns the caller.
 func callerOf(ctx context.Context) caller {
 	p, ok := peer.FromContext(ctx)
 	if !ok {

@@ -151,8 +151,8 @@ func methods(s *Server) (all []string) {
 	return all
 }
 
-// TestEveryMethodEveryRole: each method of each service lets those in whom the
-// table says, by certificate, and nobody else.
+// TestEveryMethodEveryRole: each method of each service admits exactly the roles of the
+// table, by certificate.
 func TestEveryMethodEveryRole(t *testing.T) {
 	t.Parallel()
 	r := startRemote(t, Options{})
@@ -176,7 +176,7 @@ func TestEveryMethodEveryRole(t *testing.T) {
 				switch denied := status.Code(err) == codes.PermissionDenied; {
 				case denied != (tt.has < needs):
 					t.Errorf("%s: %v", method, err)
-				case denied && !strings.Contains(err.Error(), fmt.Sprintf("is %v, and this call needs %v", tt.has, needs)):
+				case denied && !strings.Contains(err.Error(), fmt.Sprintf("has the role %v, and this call requires %v", tt.has, needs)):
 					t.Errorf("%s: %v does not say what is needed", method, err)
 				case status.Code(err) == codes.Unavailable || status.Code(err) == codes.DeadlineExceeded:
 					t.Errorf("%s: %v", method, err)
@@ -267,8 +267,7 @@ func (r *remote) forge(t *testing.T, dir *pki.Dir, until time.Time, units ...str
 	return pki.Bundle{CA: r.admin.CA, Cert: encodePEM("CERTIFICATE", der), Key: encodePEM("PRIVATE KEY", pkcs8)}
 }
 
-// TestRevokedInTheMiddle: a client that is revoked while it follows something is
-// cut.
+// TestRevokedInTheMiddle: revoking a certificate closes the client's open streams.
 func TestRevokedInTheMiddle(t *testing.T) {
 	t.Parallel()
 	r := startRemote(t, Options{})
@@ -321,8 +320,8 @@ func TestAbout(t *testing.T) {
 	}
 }
 
-// TestRate: who asks too often is told when to ask again, and others are not
-// concerned.
+// TestRate: a client above its rate learns when to retry, and other clients are not
+// affected.
 func TestRate(t *testing.T) {
 	t.Parallel()
 	r := startRemote(t, Options{Limits: admission.Limits{ClientRate: 5, ClientCalls: 3, MaxConnections: 100}})
@@ -379,8 +378,8 @@ func TestRate(t *testing.T) {
 	}
 }
 
-// TestSilentClients: connections that say nothing are bounded, and end; who means
-// well gets in beside them.
+// TestSilentClients: silent connections are bounded and closed, and other clients still
+// connect.
 func TestSilentClients(t *testing.T) {
 	t.Parallel()
 	r := startRemote(t, Options{Limits: admission.Limits{ClientRate: 100, ClientCalls: 100, MaxConnections: admission.MaxUnidentifiedPerHost + 10}})
@@ -422,8 +421,8 @@ func TestSilentClients(t *testing.T) {
 	}
 }
 
-// TestLockedOut: those who have no certificate keep nobody out, from however many
-// hosts they come.
+// TestLockedOut: clients without a certificate do not exclude others, from any number
+// of hosts.
 func TestLockedOut(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct{ connections, hosts int }{"unknown": {1000, 8}, "all": {100, 4}} {
@@ -546,8 +545,8 @@ func TestNothingLeft(t *testing.T) {
 	}
 }
 
-// TestProcessArguments: the arguments of the host's processes, which may be those of
-// somebody's job, are for those who see all jobs.
+// TestProcessArguments: the arguments of the host's processes, which may belong to a
+// job, are visible only to roles that see all jobs.
 func TestProcessArguments(t *testing.T) {
 	t.Parallel()
 	r := startRemote(t, Options{})
@@ -601,8 +600,8 @@ func (c *slowConn) Write(p []byte) (int, error) {
 	return c.Conn.Write(p)
 }
 
-// TestRequestMemory: what clients send at once is bounded; who has sent most is
-// refused, the others are not, and nothing stays counted.
+// TestRequestMemory: what clients send at once is bounded; the client that has sent
+// most is refused, the others are not, and the count returns to zero.
 func TestRequestMemory(t *testing.T) {
 	t.Parallel()
 	set := admission.DefaultLimits()

@@ -216,7 +216,7 @@ func TestManyConnectionsOfOne(t *testing.T) {
 	_, err := api.NewJobServiceClient(r.dial(t, r.issue(t, "alice", "developer"))).RunJob(t.Context(), &api.RunJobRequest{
 		Command: "true", Uploads: []*api.FileUpload{{Path: "x", Content: make([]byte, 2<<20)}},
 	})
-	if status.Code(err) != codes.Internal { // there are no jobs, and that panics
+	if status.Code(err) != codes.Internal { // there is no supervisor, so the handler panics
 		t.Errorf("the other client: %v", err)
 	}
 	eventually(t, "calls of the one end", func() bool {
@@ -288,7 +288,7 @@ func TestBusyCalls(t *testing.T) {
 		}
 		<-busy
 	}
-	if err := streams[0].SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil { // nobody reads it
+	if err := streams[0].SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil { // it is not read
 		t.Fatal(err)
 	}
 	select {
@@ -313,7 +313,7 @@ func TestBusyCalls(t *testing.T) {
 	}
 	r.nothingCounted(t)
 
-	// One that waits for its client to read is cut, when an older one sends more.
+	// A call that waits for its client to read is refused when an older one sends more.
 	ctx, cancel = context.WithCancel(t.Context())
 	defer cancel()
 	older := open("/joblet.Busy/Type", true)
@@ -328,7 +328,7 @@ func TestBusyCalls(t *testing.T) {
 	if err := flood.RecvMsg(&wrapperspb.BytesValue{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := flood.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil { // nobody reads it
+	if err := flood.SendMsg(&wrapperspb.BytesValue{Value: make([]byte, size)}); err != nil { // it is not read
 		t.Fatal(err)
 	}
 	eventually(t, "both are counted", func() bool { return r.admission.Usage().RequestBytes > 2*size })

@@ -10,7 +10,7 @@ import (
 	"github.com/joblet/joblet/internal/service"
 )
 
-// caller is who makes a call: a process on this host, or a client with a
+// caller identifies the maker of a call: a process on this host, or a client with a
 // certificate.
 type caller struct {
 	known  bool
@@ -70,7 +70,7 @@ func (c caller) identity() service.Caller {
 
 type identityKey struct{}
 
-// identityOf returns who makes the call, as the service knows it.
+// identityOf returns the caller in the service's form.
 func identityOf(ctx context.Context) service.Caller {
 	if c, ok := ctx.Value(identityKey{}).(service.Caller); ok {
 		return c

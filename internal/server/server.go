@@ -44,17 +44,17 @@ const (
 	idleTime         = 30 * time.Minute // without a call, until it is ended
 	keepaliveTime    = time.Minute      // without a word, until it is asked whether it lives
 	keepaliveTimeout = 20 * time.Second // for the answer
-	minPing          = 10 * time.Second // a client that asks more often is cut
+	minPing          = 10 * time.Second // connections of clients that ping more often are closed
 )
 
-// shutdownTime is how long calls under way may take to end when the daemon
-// stops; then they are cut.
+// shutdownTime is how long calls in flight may take to end when the daemon stops,
+// before they are canceled.
 const shutdownTime = 4 * time.Second
 
 // restTime is how long no call has been under way when the daemon is taken to rest.
 const restTime = 2 * time.Second
 
-var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; jobs go on")
+var errStopping = joblet.Errorf(joblet.Unavailable, "the daemon is stopping; jobs keep running")
 
 // Options say what a server is made of beside its jobs.
 type Options struct {
@@ -131,7 +131,7 @@ func (s *Server) Serve(l net.Listener) error {
 // ServeTLS is Serve for clients with certificates.
 func (s *Server) ServeTLS(l net.Listener) error {
 	if s.pki == nil {
-		return errors.New("there are no certificates to serve with")
+		return errors.New("cannot serve remote clients without certificates")
 	}
 	go s.admission.Sweep(s.stopping, s.pki.Check)
 	return s.Serve(s.admission.Listen(l))

@@ -69,8 +69,8 @@ func (s *oneMessage) Context() context.Context { return s.ctx }
 func (s *oneMessage) RecvMsg(m any) error      { return s.message(m) }
 func (s *oneMessage) SendMsg(any) error        { return io.ErrClosedPipe }
 
-// TestEveryMethodDoesItsOperation: each method of ours has the service do the operation
-// that the table says, and lets the service decide who may.
+// TestEveryMethodDoesItsOperation: each method calls the operation of the table, and
+// leaves authorization to the service.
 func TestEveryMethodDoesItsOperation(t *testing.T) {
 	t.Parallel()
 	svc := service.New(nil, slog.New(slog.DiscardHandler), nil)
@@ -88,7 +88,7 @@ func TestEveryMethodDoesItsOperation(t *testing.T) {
 		if err := call(as(eve), fill); joblet.KindOf(err) != joblet.PermissionDenied {
 			t.Errorf("%s past the table of methods, by one without a role: got %v", name, err)
 		}
-		// There are no jobs here, and that panics.
+		// There is no supervisor here, so the operation panics.
 		err := svc.Call(as(root), service.Entry{Caller: root, Operation: operations[name]}, func(ctx context.Context) error { return call(ctx, fill) })
 		if err != nil && strings.Contains(err.Error(), "within a call of") {
 			t.Errorf("%s: %v", name, err)
@@ -224,7 +224,7 @@ func TestUnbuilt(t *testing.T) {
 	c := dial(t, path, 0)
 	for _, method := range methods(s) {
 		if err := ask(t.Context(), c, method); status.Code(err) == codes.Unimplemented {
-			if !strings.Contains(err.Error(), "this version of joblet cannot do that yet") {
+			if !strings.Contains(err.Error(), "not supported by this version of joblet") {
 				t.Errorf("%s: %v", method, err)
 			}
 			have = append(have, strings.Replace(strings.TrimPrefix(method, "/joblet."), "/", ".", 1))

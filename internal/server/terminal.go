@@ -18,7 +18,7 @@ func (s *jobService) AttachJob(call grpc.BidiStreamingServer[api.JobInput, api.J
 	}
 	r := first.GetAttach()
 	if r == nil {
-		return joblet.Errorf(joblet.InvalidArgument, "the first message must say to which job")
+		return joblet.Errorf(joblet.InvalidArgument, "the first message must name the job")
 	}
 	opt, err := wire.AttachFromProto(r)
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *jobService) ExecJob(call grpc.BidiStreamingServer[api.ExecInput, api.Ex
 	}
 	r := first.GetRun()
 	if r == nil {
-		return joblet.Errorf(joblet.InvalidArgument, "the first message must hold the command")
+		return joblet.Errorf(joblet.InvalidArgument, "the first message must contain the command")
 	}
 	exit, err := s.jobs.Exec(ctx, identityOf(ctx), r.GetUuid(), wire.ExecFromProto(r), service.Execution{
 		Started: func(hostPID int) error {

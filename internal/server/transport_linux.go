@@ -20,7 +20,7 @@ type transport struct {
 	pki *pki.Server // nil: unix sockets only
 }
 
-// certInfo is who connected with a certificate.
+// certInfo identifies a client by its certificate.
 type certInfo struct {
 	credentials.TLSInfo
 	cert *x509.Certificate

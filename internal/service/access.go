@@ -11,7 +11,7 @@ import (
 	"github.com/joblet/joblet/internal/pki"
 )
 
-// access is what a call does with a job of somebody.
+// access is what a call does with another owner's job.
 type access uint8
 
 const (
@@ -33,12 +33,12 @@ type Rule struct {
 	may        access
 }
 
-// ParseRule reads "WHO read|control OWNER": names of clients, or "*" for all of
-// them; an owner may be "uid:0" as well. Who may control may read.
+// ParseRule reads "CLIENT read|control OWNER": names of clients, or "*" for all; an
+// owner may be "uid:0" as well. The access control includes read.
 func ParseRule(s string) (Rule, error) {
 	words := strings.Fields(s)
 	if len(words) != 3 {
-		return Rule{}, joblet.Errorf(joblet.InvalidArgument, "rule %.200q: must be WHO read|control OWNER", s)
+		return Rule{}, joblet.Errorf(joblet.InvalidArgument, "rule %.200q: must be CLIENT read|control OWNER", s)
 	}
 	var r Rule
 	switch words[1] {
@@ -123,7 +123,7 @@ func (p *policy) find(ctx context.Context, open *call, ref string) (id string, e
 }
 
 func deniedJob(c Caller, a access, job joblet.Job) error {
-	return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it (the daemon's configuration can allow it)",
+	return joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it; a rule in the daemon's configuration (allow) can permit that",
 		joblet.ShortID(job.ID), job.Owner, c.Name, a)
 }
 
@@ -143,7 +143,7 @@ func (p *policy) checkDependencies(ctx context.Context, c Caller, spec *joblet.S
 			err = deniedJob(c, reads, job)
 		}
 		if err != nil {
-			return joblet.Errorf(joblet.KindOf(err), "depends on %.80s: %w", ref, err)
+			return joblet.Errorf(joblet.KindOf(err), "cannot depend on job %.80s: %w", ref, err)
 		}
 		spec.DependsOn[i] = job.ID
 	}
@@ -207,7 +207,7 @@ func (r *ruledCalls) check(may func(Caller, access, string) bool) (ended []error
 			if may(open.Caller, u.access, u.owner) {
 				continue
 			}
-			err := joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it any more (the daemon's configuration has changed)",
+			err := joblet.Errorf(joblet.PermissionDenied, "job %s belongs to %s: %s may not %s it any more, as the daemon's configuration has changed",
 				joblet.ShortID(u.job), u.owner, open.Caller.Name, u.access)
 			open.end(withdrawnError{err})
 			ended = append(ended, err)
@@ -217,8 +217,8 @@ func (r *ruledCalls) check(may func(Caller, access, string) bool) (ended []error
 	return ended
 }
 
-// shown returns a job that passed a filter as the caller may see it in a list:
-// somebody else's, which he may not read, in outline. A filter by what an outline
+// shown returns a job that passed a filter as the caller may see it in a list: another
+// owner's job, without permission to read it, in outline. A filter by what an outline
 // does not show passes none of these (ok is false): it would tell.
 func (p *policy) shown(c Caller, f joblet.Filter, job joblet.Job) (_ joblet.Job, ok bool) {
 	if p.may(c, reads, job.Owner) {

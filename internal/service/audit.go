@@ -25,9 +25,8 @@ const (
 	maxAuditDetail = 1000 // of all words of a detail
 )
 
-// Audit is the record of who changed what: a line of JSON for each call that
-// changes something, or that was refused. Lines are only ever appended; a full
-// file is set aside.
+// Audit is the audit log: a line of JSON for each call that changes something or is
+// refused. Lines are only appended; a full file is rotated.
 type Audit struct {
 	path string
 	max  int64
@@ -43,8 +42,8 @@ type Audit struct {
 func OpenAudit(path string, max int64, log *slog.Logger) (*Audit, error) {
 	a := &Audit{path: path, max: max, log: log}
 	err := a.open()
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) { // whoever makes room needs a daemon; each line tries again
-		log.Error("write audit log", "error", err)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) { // freeing space may need the daemon; each line tries again
+		log.Error("cannot write the audit log", "error", err)
 		return a, nil
 	}
 	return a, err
@@ -53,7 +52,7 @@ func OpenAudit(path string, max int64, log *slog.Logger) (*Audit, error) {
 func (a *Audit) open() error {
 	f, err := os.OpenFile(a.path, os.O_RDWR|os.O_APPEND|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0o600)
 	if err != nil {
-		return fmt.Errorf("open audit log: %w", err)
+		return fmt.Errorf("cannot open the audit log: %w", err)
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
@@ -67,7 +66,7 @@ func (a *Audit) open() error {
 		_, err = f.ReadAt(last, st.Size()-1)
 	}
 	if err != nil {
-		return errors.Join(fmt.Errorf("open audit log: %w", err), f.Close())
+		return errors.Join(fmt.Errorf("cannot open the audit log: %w", err), f.Close())
 	}
 	a.f, a.size, a.torn = f, st.Size(), last[0] != '\n'
 	return nil
@@ -105,7 +104,7 @@ type auditLine struct {
 func (a *Audit) write(l auditLine) {
 	text, err := json.Marshal(l)
 	if err != nil {
-		a.log.Error("write audit log", "error", err)
+		a.log.Error("cannot write the audit log", "error", err)
 		return
 	}
 	text = append(text, '\n')
@@ -113,17 +112,17 @@ func (a *Audit) write(l auditLine) {
 	defer a.mu.Unlock()
 	if a.f == nil { // it could not be opened again
 		if err := a.open(); err != nil {
-			a.log.Error("write audit log", "error", err, "line", string(text))
+			a.log.Error("cannot write the audit log", "error", err, "line", string(text))
 			return
 		}
 	}
 	if a.size > 0 && a.size+int64(len(text)) > a.max {
 		if err := a.rotate(); err != nil {
-			a.log.Error("set audit log aside", "error", err)
+			a.log.Error("cannot rotate the audit log", "error", err)
 		}
 	}
 	if a.f == nil {
-		a.log.Error("write audit log", "line", string(text))
+		a.log.Error("cannot write the audit log", "line", string(text))
 		return
 	}
 	line := text
@@ -135,7 +134,7 @@ func (a *Audit) write(l auditLine) {
 		a.torn = line[n-1] != '\n'
 	}
 	if a.size += int64(n); err != nil {
-		a.log.Error("write audit log", "error", err, "line", string(text))
+		a.log.Error("cannot write the audit log", "error", err, "line", string(text))
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 )
 
 // errInternal is all that a caller learns of an error without a kind.
-var errInternal = joblet.Errorf(joblet.Internal, "internal error: the daemon's log has the detail")
+var errInternal = joblet.Errorf(joblet.Internal, "internal error: see the daemon's log for details")
 
 // classify returns the error of a call under ctx with its kind, if it has one, and
 // whether it is for the daemon's log as well. A call that ended because the daemon stops,
@@ -29,9 +29,9 @@ func classify(ctx context.Context, err error) (_ error, forLog bool) {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return joblet.Errorf(joblet.ResourceExhausted, "%w", err), true
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):
-		return joblet.Errorf(joblet.ResourceExhausted, "%w: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", err), true
+		return joblet.Errorf(joblet.ResourceExhausted, "%w: the daemon has reached its limit of open files: try again when some jobs have ended, or raise the limit (LimitNOFILE= in its unit)", err), true
 	case noFork(err):
-		return joblet.Errorf(joblet.ResourceExhausted, "%w: this host has no memory or no process left for it: try again when some jobs have ended", err), true
+		return joblet.Errorf(joblet.ResourceExhausted, "%w: the host is out of memory or processes: try again when some jobs have ended", err), true
 	case errors.Is(err, syscall.EROFS):
 		return joblet.Errorf(joblet.FailedPrecondition, "%w", err), true
 	}

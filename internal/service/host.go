@@ -17,9 +17,9 @@ type Host struct {
 	*policy
 	sup *supervisor.Supervisor
 
-	once   sync.Once // nothing is measured for a daemon that nobody asks
+	once   sync.Once // an idle daemon measures nothing
 	reader *hostinfo.Reader
-	status *hostinfo.Sampler // of all who ask for the status
+	status *hostinfo.Sampler // shared by all callers of the status
 	err    error
 }
 
@@ -85,8 +85,8 @@ func (h *Host) Watch(ctx context.Context, c Caller, parts hostinfo.Parts, interv
 	})
 }
 
-// shownHost returns a sample as the caller may see it: not the arguments of processes to
-// one who may not see all jobs, as they may be somebody's.
+// shownHost returns a sample as the caller may see it: without the arguments of
+// processes, which may belong to a job, unless the caller may see all jobs.
 func shownHost(c Caller, m hostinfo.Sample) hostinfo.Sample {
 	if m.Processes == nil || mayAll(c, reads) {
 		return m

@@ -57,7 +57,8 @@ type Submission struct {
 	// fails. Like Stdin, it must fail soon after Submit has returned.
 	Keys func() (Keys, error)
 
-	// Keep says that a job whose command cannot be run is kept, as FAILED, and is no error.
+	// Keep records a job whose command cannot be executed as FAILED instead of
+	// returning an error.
 	Keep bool
 
 	// Follow is where the job's events go, to its end; nil: it is left alone.
@@ -113,9 +114,9 @@ func (s *Jobs) accept(ctx context.Context, c Caller, sub *Submission) (joblet.Jo
 	}
 	switch {
 	case spec.Stdin != joblet.StdinNone && sub.Stdin == nil:
-		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input: only SubmitJob can carry it")
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "cannot pass standard input in this call: use SubmitJob")
 	case spec.Stdin == joblet.StdinStream && sub.Follow == nil:
-		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "standard input as a stream ends with the call: a job that is left alone needs it as a file")
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "cannot stream standard input to a detached job: pass it as a file")
 	}
 	if sub.Files != nil || sub.Stdin != nil { // before anything is taken
 		if err := spec.Validate(); err != nil {
@@ -165,13 +166,13 @@ func (s *Jobs) stage(c Caller, sub *Submission) (_ *staging.Upload, err error) {
 
 func joinDiscard(err error, staged *staging.Upload) error {
 	if undo := staged.Discard(); undo != nil {
-		return joblet.Errorf(joblet.KindOf(err), "%w (and %w)", err, undo)
+		return joblet.Errorf(joblet.KindOf(err), "%w (cleanup also failed: %w)", err, undo)
 	}
 	return err
 }
 
-// feed hands the caller's standard input to the job. A caller that goes away in
-// the middle does not end the job's input: that would look like all of it.
+// feed hands the caller's standard input to the job. A caller that disconnects does not
+// end the job's input, which the job would take for the end of the file.
 func (s *Jobs) feed(ctx context.Context, id string, stdin io.Reader) {
 	w, err := s.sup.OpenStdin(ctx, id)
 	if err != nil {

@@ -60,12 +60,12 @@ type row struct {
 	role   Role   // that the caller needs
 	access access // what is done with the job that the request names
 
-	// commands: it has a job that is there run what the caller says, or run it again. The
-	// process is as far confined as that job is, whoever submitted it.
+	// commands: it has a job that is there run what the caller says, or run it again.
+	// The process is as far confined as that job is, whichever caller submitted it.
 	commands bool
 }
 
-// operations is the table. What has no row is done for nobody.
+// operations is the table. An operation without a row is always refused.
 var operations = map[Operation]row{
 	SubmitJob:     {role: Developer},
 	RerunJob:      {role: Developer, access: controls, commands: true},
@@ -138,7 +138,7 @@ var roleNames = [...]string{"nobody", "reader", "developer", "maintainer", "admi
 // String returns the role's name.
 func (r Role) String() string { return roleNames[r] }
 
-// Caller is who makes a call, as the transport has authenticated it.
+// Caller identifies the maker of a call, as authenticated by the transport.
 type Caller struct {
 	Name        string // "uid:N" of a process on this host, "cert:NAME" of a client with a certificate; what records, rules and logs call it
 	Role        Role
@@ -151,22 +151,22 @@ func authorize(c Caller, op Operation) error {
 	needs, known := op.Needs()
 	switch {
 	case !known:
-		return joblet.Errorf(joblet.PermissionDenied, "operation %q is unknown, and therefore refused", op)
+		return joblet.Errorf(joblet.PermissionDenied, "unknown operation %q refused", op)
 	case c.Role >= needs:
 		return nil
 	case c.Role == Nobody && c.Certificate:
-		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: its certificate has no role (OU) of reader, developer, maintainer or admin", c.Name)
+		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: the certificate has no role (OU): reader, developer, maintainer or admin", c.Name)
 	case c.Role == Nobody:
-		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: only root may, and members of its group", c.Name)
+		return joblet.Errorf(joblet.PermissionDenied, "%s may not use this daemon: only root and members of the daemon's group may (group in its configuration)", c.Name)
 	default:
-		return joblet.Errorf(joblet.PermissionDenied, "%s is %v, and this call needs %v", c.Name, c.Role, needs)
+		return joblet.Errorf(joblet.PermissionDenied, "%s has the role %v, and this call requires %v", c.Name, c.Role, needs)
 	}
 }
 
 // mayHave returns nil when the caller may have a job with this security.
 func mayHave(c Caller, s joblet.Security) error {
 	if call := s.AdminCall(); call != "" && c.Role < Admin {
-		return joblet.Errorf(joblet.PermissionDenied, "system call %s: a job that may make it takes the role admin, as it makes sockets of all families behind the filter's back; %s is %v", call, c.Name, c.Role)
+		return joblet.Errorf(joblet.PermissionDenied, "system call %s requires the role admin, because it bypasses the filter of socket families; %s has the role %v", call, c.Name, c.Role)
 	}
 	return nil
 }

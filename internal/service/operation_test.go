@@ -18,8 +18,8 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// TestOperations: each operation has a row in the table, which says who may, and there
-// is no other row. One that changes a job needs more than a reader.
+// TestOperations: each operation has a row in the table with its role, and there is no
+// other row. One that changes a job needs more than a reader.
 func TestOperations(t *testing.T) {
 	t.Parallel()
 	file, err := parser.ParseFile(token.NewFileSet(), "operation.go", nil, 0)
@@ -107,12 +107,12 @@ func TestAuthorize(t *testing.T) {
 		denied string
 	}{
 		{root, SubmitJob, ""},
-		{root, "unknown", `operation "unknown" is unknown, and therefore refused`},
-		{user, ListJobs, "uid:1000 may not use this daemon: only root may, and members of its group"},
-		{Caller{Name: "unknown"}, ListJobs, "unknown may not use this daemon: only root may, and members of its group"},
+		{root, "unknown", `unknown operation "unknown" refused`},
+		{user, ListJobs, "uid:1000 may not use this daemon: only root and members of the daemon's group may (group in its configuration)"},
+		{Caller{Name: "unknown"}, ListJobs, "unknown may not use this daemon: only root and members of the daemon's group may (group in its configuration)"},
 		{member, SubmitJob, ""},
-		{member, BuildRuntime, "uid:1000 is developer, and this call needs maintainer"},
-		{root, "", `operation "" is unknown, and therefore refused`},
+		{member, BuildRuntime, "uid:1000 has the role developer, and this call requires maintainer"},
+		{root, "", `unknown operation "" refused`},
 	} {
 		err := authorize(tt.caller, tt.op)
 		if tt.denied == "" && err != nil || tt.denied != "" && (joblet.KindOf(err) != joblet.PermissionDenied || err.Error() != tt.denied) {
@@ -133,7 +133,7 @@ func TestMayHave(t *testing.T) {
 		if err := mayHave(root, s); err != nil {
 			t.Errorf("root, %+v: %v", s, err)
 		}
-		if err := mayHave(member, s); joblet.KindOf(err) != joblet.PermissionDenied || !strings.Contains(err.Error(), "takes the role admin") {
+		if err := mayHave(member, s); joblet.KindOf(err) != joblet.PermissionDenied || !strings.Contains(err.Error(), "requires the role admin") {
 			t.Errorf("a member of the group, %+v: %v", s, err)
 		}
 	}
@@ -215,9 +215,9 @@ func TestErrors(t *testing.T) {
 		{t.Context(), errors.New("secret inner part"), "Internal", errInternal.Error(), true},
 		{t.Context(), fmt.Errorf("append: %w", syscall.ENOSPC), "ResourceExhausted", "append: " + syscall.ENOSPC.Error(), true},
 		{t.Context(), fmt.Errorf("cannot build a sandbox: %w", os.NewSyscallError("socketpair", syscall.EMFILE)), "ResourceExhausted",
-			"cannot build a sandbox: socketpair: too many open files: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", true},
+			"cannot build a sandbox: socketpair: too many open files: the daemon has reached its limit of open files: try again when some jobs have ended, or raise the limit (LimitNOFILE= in its unit)", true},
 		{t.Context(), &fs.PathError{Op: "fork/exec", Path: "/proc/self/fd/64", Err: syscall.EAGAIN}, "ResourceExhausted",
-			"fork/exec /proc/self/fd/64: resource temporarily unavailable: this host has no memory or no process left for it: try again when some jobs have ended", true},
+			"fork/exec /proc/self/fd/64: resource temporarily unavailable: the host is out of memory or processes: try again when some jobs have ended", true},
 		{t.Context(), fmt.Errorf("open: %w", syscall.EROFS), "FailedPrecondition", "open: " + syscall.EROFS.Error(), true},
 		{t.Context(), joblet.Errorf(joblet.CommandNotFound, "no such command"), "InvalidArgument", "no such command", false},
 		{t.Context(), joblet.Errorf(joblet.Internal, "broken"), "Internal", "broken", true},

@@ -124,7 +124,7 @@ func (s *Runtimes) Build(ctx context.Context, c Caller, b Build) (built Built, e
 		defer cancel(nil)
 		told := func(err error) {
 			if err != nil {
-				cancel(fmt.Errorf("report progress: %w", err)) // nobody waits for the runtime any more
+				cancel(fmt.Errorf("cannot report progress: %w", err)) // the caller is gone
 			}
 		}
 		opt := runtimes.BuildOptions{Force: b.Force, Progress: func(p runtimes.Progress) { told(b.Progress(p)) }}
@@ -162,7 +162,7 @@ func (s *Runtimes) test(ctx context.Context, c Caller, name string) (t Tested, e
 		return t, err
 	}
 	if len(rt.Test) == 0 {
-		return t, joblet.Errorf(joblet.FailedPrecondition, "runtime %s has no test command in its recipe", rt.Name)
+		return t, joblet.Errorf(joblet.FailedPrecondition, "cannot test runtime %s: its recipe has no test command", rt.Name)
 	}
 	job, err := s.sup.Submit(ctx, joblet.Spec{
 		Command: rt.Test[0], Args: rt.Test[1:], Runtime: rt.Name, Timeout: testTimeout,
@@ -188,9 +188,9 @@ func (s *Runtimes) discard(id string) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if _, err := s.sup.Stop(ctx, id, joblet.StopOptions{}); err != nil && joblet.KindOf(err) != joblet.FailedPrecondition {
-		s.log.Error("end the test of a runtime", "job", id, "error", err)
+		s.log.Error("cannot end the test of a runtime", "job", id, "error", err)
 	}
 	if err := s.sup.Delete(ctx, id); err != nil {
-		s.log.Error("delete the test of a runtime", "job", id, "error", err)
+		s.log.Error("cannot delete the test of a runtime", "job", id, "error", err)
 	}
 }

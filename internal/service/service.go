@@ -25,7 +25,7 @@ type Service struct {
 	*policy
 }
 
-// New returns a service of sup's jobs. Without an audit log there is no audit.
+// New returns a service for the jobs of sup. A nil audit log disables auditing.
 func New(sup *supervisor.Supervisor, log *slog.Logger, audit *Audit) *Service {
 	p := &policy{log: log, sup: sup, audit: audit}
 	p.Configure(nil)
@@ -51,7 +51,7 @@ func (p *policy) Configure(rules []Rule) {
 	}
 }
 
-// Entry is how a call came in.
+// Entry describes a call as the transport received it.
 type Entry struct {
 	Caller    Caller
 	Operation Operation
@@ -59,7 +59,8 @@ type Entry struct {
 	// Name is what the logs call the call; the operation's name if it is empty.
 	Name string
 
-	// Check says why the caller, who was let in, would not be any more; nil: nothing does.
+	// Check returns the reason to refuse a caller that was accepted before; nil: there
+	// is none.
 	Check func() error
 
 	// Subject returns what the request is about, as far as the transport knows: for calls

@@ -50,9 +50,9 @@ func (s *Jobs) attach(ctx context.Context, open *call, id string, opt joblet.Att
 	short := joblet.ShortID(job.ID)
 	switch {
 	case job.Spec.Terminal == (joblet.WindowSize{}):
-		return job, joblet.Errorf(joblet.FailedPrecondition, "job %s has no terminal (see rnx job log -f %[1]s, or rnx job shell %[1]s)", short)
+		return job, joblet.Errorf(joblet.FailedPrecondition, "cannot attach to job %s: it has no terminal; use rnx job log -f %[1]s or rnx job shell %[1]s", short)
 	case job.State.Final() && opt.Tail > 0: // one that is lost in the middle learns from the log how it ended
-		return job, joblet.Errorf(joblet.FailedPrecondition, "job %s has ended: %v (see rnx job log %[1]s)", short, job.State)
+		return job, joblet.Errorf(joblet.FailedPrecondition, "cannot attach to job %s: it has ended (%v); use rnx job log %[1]s", short, job.State)
 	}
 	size, err := s.sup.LogSize(job.ID)
 	if err != nil {
@@ -105,7 +105,7 @@ func (s *Jobs) typing(ctx context.Context, id string, size joblet.WindowSize, re
 	defer board.close()
 	stop := context.AfterFunc(ctx, board.close) // a write waits as long as the job does not read
 	defer stop()
-	// Whoever only has no more to type still looks at it.
+	// A caller whose input has ended still watches the output.
 	context.AfterFunc(ctx, func() {
 		s.windows.leave(id, &board)
 		// Not for a run to come: that gets its size when it starts.
@@ -134,7 +134,7 @@ func (s *Jobs) typing(ctx context.Context, id string, size joblet.WindowSize, re
 // terminal of a job that runs.
 const leaveTime = 10 * time.Second
 
-// fit gives the job's terminal the size that suits all who look at it.
+// fit sets the job's terminal to the smallest size of all attached windows.
 func (s *Jobs) fit(ctx context.Context, id string, redraw bool) {
 	s.windows.fit(ctx, id, func(size joblet.WindowSize) {
 		if size != (joblet.WindowSize{}) || redraw {
@@ -179,8 +179,8 @@ func (w *windows) drop(id string) {
 	}
 }
 
-// set notes the size of one window, and reports whether there is one: zero is
-// none, and whoever has left has none any more.
+// set notes the size of one window, and reports whether there is one: zero is none, and
+// a caller that has left has none any more.
 func (w *windows) set(id string, board *keyboard, size joblet.WindowSize) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -191,8 +191,7 @@ func (w *windows) set(id string, board *keyboard, size joblet.WindowSize) bool {
 	return true
 }
 
-// leave forgets the window of a caller who is gone, for good: what it has sent
-// before may still be on its way.
+// leave removes the window of a caller for good: its earlier messages may still arrive.
 func (w *windows) leave(id string, board *keyboard) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -203,8 +202,8 @@ func (w *windows) leave(id string, board *keyboard) {
 	}
 }
 
-// fit hands the size of the job's terminal to send, zero if nobody looks at it.
-// One at a time, so that the last one to arrive is the latest: send may wait.
+// fit passes the size of the job's terminal to send, zero if there is no window. Calls
+// are serialized, so that the last size to arrive is the latest: send may block.
 func (w *windows) fit(ctx context.Context, id string, send func(joblet.WindowSize)) {
 	w.mu.Lock()
 	j := w.of(id)
@@ -237,7 +236,7 @@ func (w *windows) fit(ctx context.Context, id string, send func(joblet.WindowSiz
 // keyboard is a caller's connection to the terminal of a job's current run.
 type keyboard struct {
 	open func() (*native.Keyboard, error)
-	gone bool // it is no window any more; protected by windows.mu
+	gone bool // the window is removed; protected by windows.mu
 
 	mu     sync.Mutex // protects what follows; not held while a write waits
 	now    *native.Keyboard
@@ -295,7 +294,7 @@ type ExecInput struct {
 // Input, are not called at the same time.
 type Execution struct {
 	Started func(hostPID int) error            // called first
-	Input   func() (ExecInput, error)          // fails when there is no more, and soon after Exec has returned
+	Input   func() (ExecInput, error)          // fails at the end of the input, and soon after Exec has returned
 	Output  func(stream int32, p []byte) error // of the stdout (1) or stderr (2) of the process
 	Passed  func() error                       // a signal was sent to the process
 }
@@ -377,7 +376,7 @@ func execInput(ctx context.Context, x *native.Exec, recv func() (ExecInput, erro
 			}
 		}
 	}()
-	go func() { // who does not read what the process writes can still send
+	go func() { // a caller that does not read the output can still send input
 		for range passed {
 			signaled()
 		}

@@ -9,8 +9,7 @@ import (
 	"github.com/joblet/joblet"
 )
 
-// TestWindows: a terminal is as large as the smallest window of those who are
-// there.
+// TestWindows: a terminal is as large as the smallest attached window.
 func TestWindows(t *testing.T) {
 	t.Parallel()
 	var w windows
@@ -44,8 +43,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// TestWindowsOrder: what arrives last is the latest size, although each may take
-// long; and whoever gives up waiting holds up nobody.
+// TestWindowsOrder: the last size to arrive is the latest, although each call may
+// block, and a caller that gives up waiting does not block others.
 func TestWindowsOrder(t *testing.T) {
 	t.Parallel()
 	var w windows

@@ -45,7 +45,7 @@ func stateList() string {
 // FailedPrecondition, what of them is damaged or contradicts the rest. It
 // takes some seconds for a million records and holds up no other call.
 func (s *Store) Check(ctx context.Context) error {
-	return s.read(ctx, "check job records", func(c *sqlite.Conn) error { return s.checkConn(ctx, c, true) })
+	return s.read(ctx, "cannot check the job records", func(c *sqlite.Conn) error { return s.checkConn(ctx, c, true) })
 }
 
 // checkConn is Check through a connection. Without whole it leaves out what

@@ -275,35 +275,35 @@ func records(c *sqlite.Conn, add func(entry) error, text string, args ...any) er
 		}
 		var err error
 		if r.State, err = joblet.ParseState(row.ColumnText(colState)); err != nil {
-			return fmt.Errorf("record of job %s: unknown state %q", r.ID, row.ColumnText(colState))
+			return fmt.Errorf("cannot read the record of job %s: unknown state %q", r.ID, row.ColumnText(colState))
 		}
 		if err := decode(row, colSpec, &r.Spec); err != nil {
-			return fmt.Errorf("record of job %s: %w", r.ID, err)
+			return fmt.Errorf("cannot read the record of job %s: %w", r.ID, err)
 		}
 		if row.ColumnLen(colLimits) > 0 {
 			r.Spec.Limits = joblet.Limits{}
 			if err := decode(row, colLimits, &r.Spec.Limits); err != nil {
-				return fmt.Errorf("record of job %s: limits: %w", r.ID, err)
+				return fmt.Errorf("cannot read the limits of job %s: %w", r.ID, err)
 			}
 		}
 		if row.ColumnLen(colUsage) > 0 {
 			if err := decode(row, colUsage, &r.Usage); err != nil {
-				return fmt.Errorf("record of job %s: usage: %w", r.ID, err)
+				return fmt.Errorf("cannot read the usage of job %s: %w", r.ID, err)
 			}
 		}
 		if row.ColumnLen(colDenied) > 0 {
 			if err := decode(row, colDenied, &r.Denied); err != nil {
-				return fmt.Errorf("record of job %s: denied calls: %w", r.ID, err)
+				return fmt.Errorf("cannot read the denied calls of job %s: %w", r.ID, err)
 			}
 		}
 		if row.ColumnLen(colLeases) > 0 {
 			if err := decode(row, colLeases, &r.Leases); err != nil {
-				return fmt.Errorf("record of job %s: leases: %w", r.ID, err)
+				return fmt.Errorf("cannot read the leases of job %s: %w", r.ID, err)
 			}
 		}
 		if row.ColumnLen(colPast) > 0 {
 			if err := decode(row, colPast, &r.Past); err != nil {
-				return fmt.Errorf("record of job %s: past attempts: %w", r.ID, err)
+				return fmt.Errorf("cannot read the past attempts of job %s: %w", r.ID, err)
 			}
 			for i := range r.Past {
 				r.Past[i].Started, r.Past[i].Ended = r.Past[i].Started.UTC(), r.Past[i].Ended.UTC()

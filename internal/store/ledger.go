@@ -182,8 +182,8 @@ func (s *Store) Behind() string { return s.behind }
 // did not count changes: Behind does not know what they lack.
 func (s *Store) Fresh() bool { return s.fresh }
 
-// Closed reports whether the one before who vouched for the records has closed
-// them: nothing was cut short.
+// Closed reports whether the previous acknowledged session closed the records, so that
+// nothing was interrupted.
 func (s *Store) Closed() bool { return s.closed }
 
 // Vouch says that what the records lack has been made up for. Until then each

@@ -43,7 +43,7 @@ func migrate(c *sqlite.Conn, from int, steps []string) error {
 		script := fmt.Sprintf("%s\nPRAGMA application_id = %d;\nPRAGMA user_version = %d;",
 			steps[version], applicationID, version+1)
 		if err := sqlitex.ExecuteScript(c, script, nil); err != nil {
-			return fmt.Errorf("migrate schema to version %d: %w", version+1, err)
+			return fmt.Errorf("cannot migrate the schema to version %d: %w", version+1, err)
 		}
 	}
 	return nil

@@ -407,7 +407,7 @@ func TestFromVersionOne(t *testing.T) {
 	}
 }
 
-// What Open cannot afford to look for, Check finds.
+// Check finds what is too expensive for Open.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct{ name, script, want string }{
@@ -468,8 +468,8 @@ func mountTmpfs(t *testing.T, size int) string {
 	return dir
 }
 
-// unlessBusy does something to a file system once nobody uses that: a child of a
-// test that runs at the same time has our open files until it executes its program.
+// unlessBusy does something to a file system once it is unused: a child of a test that
+// runs at the same time has our open files until it executes its program.
 func unlessBusy(do func() error) error {
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		if err := do(); !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {

@@ -26,10 +26,10 @@ func (s *Store) Get(ctx context.Context, id string) (Record, error) {
 	return s.one(ctx, id, recordByID, id)
 }
 
-// Unknown returns those of the ids, which are sorted, of which there is no record.
-// It takes about two seconds for a million records.
+// Unknown returns those of the sorted ids that have no record. It takes about two
+// seconds for a million records.
 func (s *Store) Unknown(ctx context.Context, ids []string) (unknown []string, err error) {
-	err = s.read(ctx, "compare job records", func(c *sqlite.Conn) error {
+	err = s.read(ctx, "cannot compare the job records", func(c *sqlite.Conn) error {
 		c.SetInterrupt(ctx.Done())
 		defer c.SetInterrupt(nil)
 		stmt, err := c.Prepare(allIDs)
@@ -64,7 +64,7 @@ func (s *Store) ByKey(ctx context.Context, owner, key string) (Record, error) {
 // none.
 func (s *Store) one(ctx context.Context, what, text string, args ...any) (Record, error) {
 	var found []Record
-	err := s.read(ctx, "read job records", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot read the job records", func(c *sqlite.Conn) error {
 		if err := records(c, appendTo(&found), text, args...); err != nil {
 			return err
 		}
@@ -85,7 +85,7 @@ const shortIDLen = 8
 // maxCandidates is how many jobs the error for an ambiguous reference lists.
 const maxCandidates = 5
 
-// Resolve returns the one job that ref means when owner says it:
+// Resolve returns the one job that ref names for owner:
 //
 //  1. the job with that id, or whose id starts with ref, if ref is as long as
 //     the short ids that tables show;
@@ -110,7 +110,7 @@ func (s *Store) Resolve(ctx context.Context, ref, owner string) (Record, error) 
 		return Record{}, notFound(ref)
 	}
 	var rec Record
-	err := s.read(ctx, "look up job", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot look up the job", func(c *sqlite.Conn) error {
 		return snapshot(ctx, c, func() (err error) {
 			rec, err = resolve(c, ref, owner)
 			return err
@@ -161,8 +161,8 @@ func resolve(c *sqlite.Conn, ref, owner string) (Record, error) {
 	return Record{}, notFound(ref)
 }
 
-// idForm reports whether ref, of hexadecimal digits and hyphens, is what somebody
-// may have copied of an id: with its hyphens, or with none.
+// idForm reports whether ref, of hexadecimal digits and hyphens, may be part of an id,
+// with its hyphens or without.
 func idForm(ref string) bool {
 	for i, c := range ref {
 		if hyphen := i == 8 || i == 13 || i == 18 || i == 23; hyphen != (c == '-') {
@@ -208,16 +208,16 @@ func newestOfEach(c *sqlite.Conn, name string) (found []Record, err error) {
 	return found, nil
 }
 
-var errNoRef = joblet.Errorf(joblet.InvalidArgument, "no job given: name one by its id, the start of its id, or its name")
+var errNoRef = joblet.Errorf(joblet.InvalidArgument, "no job given: name a job by its id, the start of its id, or its name")
 
 func notFound(ref string) error {
-	return joblet.Errorf(joblet.NotFound, "no job %s: see `rnx job list`", joblet.PrintableStart(ref, 80))
+	return joblet.Errorf(joblet.NotFound, "no job %s: see rnx job list", joblet.PrintableStart(ref, 80))
 }
 
 // severalIDs shows the commands of the owner's jobs, and of others whose they are:
 // not everybody may see what those do.
 func severalIDs(ref, owner string, found []Record) error {
-	return joblet.Errorf(joblet.InvalidArgument, "several jobs' ids start with %s, give more of it: %s", ref, candidates(found, func(r Record) string {
+	return joblet.Errorf(joblet.InvalidArgument, "job %s is ambiguous: use more characters of the id: %s", ref, candidates(found, func(r Record) string {
 		id := joblet.ShortID(r.ID)
 		if len(ref) >= shortIDLen {
 			id = r.ID // the short one would not tell them apart
@@ -231,7 +231,7 @@ func severalIDs(ref, owner string, found []Record) error {
 }
 
 func severalOwners(ref string, found []Record) error {
-	return joblet.Errorf(joblet.InvalidArgument, "several owners have a job %s, and you have none: name it by its id: %s", joblet.PrintableStart(ref, 80), candidates(found, func(r Record) string {
+	return joblet.Errorf(joblet.InvalidArgument, "job %s is ambiguous, as several other owners have one: use its id: %s", joblet.PrintableStart(ref, 80), candidates(found, func(r Record) string {
 		return fmt.Sprintf("%s (%s, %s)", joblet.ShortID(r.ID), r.State, joblet.PrintableStart(r.Owner, 80))
 	}))
 }
@@ -249,15 +249,15 @@ func candidates(found []Record, show func(Record) string) string {
 	return text
 }
 
-// List returns the jobs that f passes, newest first by their time of
-// creation, and of equal times the later recorded first. An f.Before that is
-// no job's id is of kind NotFound.
+// List returns the jobs that f passes, newest first by their time of creation, and of
+// equal times the later recorded first. If f.Before is not the id of a job, the error
+// is of kind NotFound.
 func (s *Store) List(ctx context.Context, f joblet.Filter) ([]joblet.Job, error) {
 	if err := validList(f); err != nil {
 		return nil, err
 	}
 	var found []joblet.Job
-	err := s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot list jobs", func(c *sqlite.Conn) error {
 		return list(ctx, c, f, jobBySeq, appendJob(&found))
 	})
 	return found, err
@@ -265,10 +265,10 @@ func (s *Store) List(ctx context.Context, f joblet.Filter) ([]joblet.Job, error)
 
 func validList(f joblet.Filter) error {
 	if f.Limit < 0 {
-		return joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
+		return joblet.Errorf(joblet.InvalidArgument, "cannot list jobs: limit %d: must not be negative", f.Limit)
 	}
 	if len(f.Labels) > joblet.MaxLabels {
-		return joblet.Errorf(joblet.InvalidArgument, "list jobs: %d labels: a job has at most %d", len(f.Labels), joblet.MaxLabels)
+		return joblet.Errorf(joblet.InvalidArgument, "cannot list jobs: %d labels: at most %d are possible", len(f.Labels), joblet.MaxLabels)
 	}
 	return nil
 }
@@ -284,7 +284,7 @@ func (s *Store) ListFrom(ctx context.Context, f joblet.Filter, from int64, size 
 	if err := validList(f); err != nil {
 		return nil, 0, err
 	}
-	err = s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
+	err = s.read(ctx, "cannot list jobs", func(c *sqlite.Conn) error {
 		err := listFrom(ctx, c, f, from, jobBySeq, func(r entry) error {
 			found = append(found, r.Job)
 			if size -= r.size; size <= 0 || len(found) == f.Limit {
@@ -306,7 +306,7 @@ var unfinished = slices.DeleteFunc(joblet.States(), joblet.State.Final)
 // Unfinished returns the jobs that have not ended, oldest first.
 func (s *Store) Unfinished(ctx context.Context) ([]Record, error) {
 	var found []Record
-	err := s.read(ctx, "list jobs", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot list jobs", func(c *sqlite.Conn) error {
 		return list(ctx, c, joblet.Filter{States: unfinished}, recordBySeq, appendTo(&found))
 	})
 	slices.Reverse(found)
@@ -317,10 +317,10 @@ func (s *Store) Unfinished(ctx context.Context) ([]Record, error) {
 // of their end, oldest first; 0 means no limit.
 func (s *Store) OldestEnded(ctx context.Context, limit int) ([]joblet.Job, error) {
 	if limit < 0 {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "list ended jobs: limit %d is negative", limit)
+		return nil, joblet.Errorf(joblet.InvalidArgument, "cannot list ended jobs: limit %d: must not be negative", limit)
 	}
 	var found []joblet.Job
-	err := s.read(ctx, "list ended jobs", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot list ended jobs", func(c *sqlite.Conn) error {
 		c.SetInterrupt(ctx.Done())
 		defer c.SetInterrupt(nil)
 		return records(c, appendJob(&found), oldestEnded, sqlLimit(limit))
@@ -333,7 +333,7 @@ func (s *Store) OldestEnded(ctx context.Context, limit int) ([]joblet.Job, error
 // million.
 func (s *Store) DiskBytes(ctx context.Context) (int64, error) {
 	var sum int64
-	err := s.read(ctx, "add up job records", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot add up the job records", func(c *sqlite.Conn) error {
 		c.SetInterrupt(ctx.Done())
 		defer c.SetInterrupt(nil)
 		sums, err := column(c, nil, (*sqlite.Stmt).ColumnInt64, diskBytes)
@@ -349,7 +349,7 @@ func (s *Store) DiskBytes(ctx context.Context) (int64, error) {
 // It reads all records.
 func (s *Store) OwnerBytes(ctx context.Context) (map[string]int64, error) {
 	all := map[string]int64{}
-	err := s.read(ctx, "add up job records", func(c *sqlite.Conn) error {
+	err := s.read(ctx, "cannot add up the job records", func(c *sqlite.Conn) error {
 		c.SetInterrupt(ctx.Done())
 		defer c.SetInterrupt(nil)
 		stmt, err := c.Prepare(ownerBytes)
@@ -578,10 +578,10 @@ func merged(c *sqlite.Conn, f joblet.Filter, r seqRange) (all []int64, err error
 	return all, nil
 }
 
-// intersection appends the row numbers in r of the jobs with this owner and
-// state that are in all sources, newest first: each source in turn jumps to
-// the newest job that is not newer than where the others are. That takes no
-// more jumps than the smallest source has entries.
+// intersection appends the row numbers in r of the jobs with this owner and state that
+// are in all sources, newest first: each source jumps to the newest job that is not
+// newer than where the others are. That takes no more jumps than the smallest source
+// has entries.
 func intersection(c *sqlite.Conn, all []int64, from []source, owner string, state joblet.State, r seqRange) ([]int64, error) {
 	cursors := make([]cursor, len(from))
 	for i, src := range from {

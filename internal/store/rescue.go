@@ -57,7 +57,7 @@ func missing(path string) (Condition, error) {
 	var c Condition
 	// Without its database the log is of no use to SQLite, which would remove it.
 	if info, err := os.Lstat(path + "-wal"); err == nil && info.Size() > 0 {
-		c.Damage = damaged(path, errors.New("it is missing or empty, and its write-ahead log is there"))
+		c.Damage = damaged(path, errors.New("the database is missing or empty, but its write-ahead log exists"))
 	}
 	if _, err := os.Lstat(ledgerPath(path)); err == nil {
 		c.Behind = "the database is missing or empty"
@@ -73,12 +73,12 @@ func probe(ctx context.Context, path string) (cond Condition, err error) {
 	s := &Store{path: path}
 	c, err := sqlite.OpenConn(path, sqlite.OpenReadOnly)
 	if err != nil {
-		return cond, s.explain("examine job records", err)
+		return cond, s.explain("cannot examine the job records", err)
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
 	c.SetBusyTimeout(busyTimeout)
 	if err := tune(c); err != nil {
-		return cond, s.explain("examine job records", err)
+		return cond, s.explain("cannot examine the job records", err)
 	}
 	all, err := steps()
 	if err != nil {
@@ -116,7 +116,7 @@ func (s *Store) explainSchema(err error) error {
 	if sqlite.ErrCode(err).ToPrimary() == sqlite.ResultError {
 		return damaged(s.path, err)
 	}
-	return s.explain("examine job records", err)
+	return s.explain("cannot examine the job records", err)
 }
 
 // Rescue opens the records at path whatever has happened to them. Damaged files
@@ -137,18 +137,18 @@ func Rescue(ctx context.Context, path, keep string) (*Store, Condition, error) {
 	switch {
 	case cond.Damage != nil:
 		if cond.Kept, err = setAside(path, keep, os.Rename); err != nil {
-			return nil, cond, fmt.Errorf("keep the damaged job records: %w", err)
+			return nil, cond, fmt.Errorf("cannot keep the damaged job records: %w", err)
 		}
 	case cond.Behind != "" && wal != nil && wal.Size() > 0:
 		if cond.Kept, err = setAside(path, keep, copyFile); err != nil {
-			return nil, cond, fmt.Errorf("keep a copy of job records that lack changes: %w", err)
+			return nil, cond, fmt.Errorf("cannot keep a copy of the incomplete job records: %w", err)
 		}
 	}
 	s, err := Open(ctx, path)
 	if cond.Damage == nil && errors.Is(err, errDamaged) { // what only a connection that writes can see
 		cond.Damage = err
 		if cond.Kept, err = setAside(path, keep, os.Rename); err != nil {
-			return nil, cond, fmt.Errorf("keep the damaged job records: %w", err)
+			return nil, cond, fmt.Errorf("cannot keep the damaged job records: %w", err)
 		}
 		s, err = Open(ctx, path)
 	}
@@ -162,7 +162,7 @@ func Rescue(ctx context.Context, path, keep string) (*Store, Condition, error) {
 		cond.Behind = s.behind
 		cond.Salvaged, err = s.salvage(ctx, filepath.Join(cond.Kept, filepath.Base(path)))
 		if err != nil {
-			return nil, cond, errors.Join(fmt.Errorf("take over records from %s: %w", cond.Kept, err), s.Close())
+			return nil, cond, errors.Join(fmt.Errorf("cannot copy the records from %s: %w", cond.Kept, err), s.Close())
 		}
 	}
 	return s, cond, nil
@@ -222,7 +222,7 @@ func (s *Store) salvage(ctx context.Context, from string) (n int, err error) {
 	}
 	c, err := sqlite.OpenConn(from, sqlite.OpenReadOnly)
 	if err != nil {
-		return 0, nil // it is no database
+		return 0, nil // it is not a database
 	}
 	defer c.Close()
 	if tune(c) != nil {

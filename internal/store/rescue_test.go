@@ -40,9 +40,9 @@ func readFiles(t *testing.T, path string) map[string][]byte {
 	return files
 }
 
-// TestRescue damages records, or takes files of theirs away. What is damaged or
-// lacks changes is said, until somebody vouches for it; what can be read is there;
-// damaged files are kept.
+// TestRescue damages records, or takes files of theirs away. Damage and missing changes
+// are reported until they are acknowledged; readable records survive; damaged files are
+// kept.
 func TestRescue(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "joblet.db")

@@ -88,14 +88,14 @@ var syncData = sync.OnceFunc(func() {
 func Open(ctx context.Context, path string) (*Store, error) {
 	all, err := steps()
 	if err != nil {
-		return nil, fmt.Errorf("read schema: %w", err)
+		return nil, fmt.Errorf("cannot read the schema: %w", err)
 	}
 	return open(ctx, path, all)
 }
 
 func open(ctx context.Context, path string, steps []string) (_ *Store, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("open job records %s: %w", path, err)
+		return nil, fmt.Errorf("cannot open the job records %s: %w", path, err)
 	}
 	syncData()
 	created, err := prepareFile(path)
@@ -152,7 +152,7 @@ func (s *Store) connect(steps []string) (err error) {
 		s.w = writer{}
 	}
 	if s.w.conn, err = sqlite.OpenConn(s.path, sqlite.OpenReadWrite); err != nil {
-		return s.explain("open job records", err)
+		return s.explain("cannot open the job records", err)
 	}
 	s.w.conn.SetBusyTimeout(busyTimeout)
 	version, err := s.inspect(len(steps))
@@ -160,10 +160,10 @@ func (s *Store) connect(steps []string) (err error) {
 		return err
 	}
 	if err := s.setUp(version, steps); err != nil {
-		return s.explain("open job records", err)
+		return s.explain("cannot open the job records", err)
 	}
 	if err := s.openLedger(); err != nil {
-		return s.explain("open job records", err)
+		return s.explain("cannot open the job records", err)
 	}
 	return nil
 }
@@ -172,9 +172,8 @@ func (s *Store) connect(steps []string) (err error) {
 // the file open, such as an administrator's sqlite3.
 const busyTimeout = 5 * time.Second
 
-// prepareFile makes sure, before SQLite sees it, that path is a regular file
-// that can be written and is empty or looks like a database, and that nobody
-// else may read it.
+// prepareFile makes sure, before SQLite opens it, that path is a writable regular file
+// that is empty or looks like a database, and that only the owner can read it.
 func prepareFile(path string) (created bool, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if created = err == nil; errors.Is(err, fs.ErrExist) {
@@ -182,25 +181,25 @@ func prepareFile(path string) (created bool, err error) {
 	}
 	switch {
 	case errors.Is(err, syscall.EROFS):
-		return false, joblet.Errorf(joblet.FailedPrecondition, "open job records: %w: choose a state directory that can be written", err)
+		return false, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job records: %w: choose a state directory that can be written", err)
 	case errors.Is(err, fs.ErrPermission):
-		return false, joblet.Errorf(joblet.FailedPrecondition, "open job records: %w: run as the owner of %s, or make it writable", err, filepath.Dir(path))
+		return false, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job records: %w: run as the owner of %s, or make it writable", err, filepath.Dir(path))
 	case errors.Is(err, fs.ErrNotExist):
-		return false, joblet.Errorf(joblet.FailedPrecondition, "open job records: %w: create %s first", err, filepath.Dir(path))
+		return false, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job records: %w: create %s first", err, filepath.Dir(path))
 	case errors.Is(err, syscall.EISDIR):
-		return false, joblet.Errorf(joblet.FailedPrecondition, "open job records: %w: move the directory away", err)
+		return false, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job records: %w: move the directory away", err)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return false, joblet.Errorf(joblet.ResourceExhausted, "open job records: %w: free space there", err)
+		return false, joblet.Errorf(joblet.ResourceExhausted, "cannot open the job records: %w: free space there", err)
 	case err != nil:
-		return false, fmt.Errorf("open job records: %w", err)
+		return false, fmt.Errorf("cannot open the job records: %w", err)
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
-		return created, fmt.Errorf("open job records: %w", err)
+		return created, fmt.Errorf("cannot open the job records: %w", err)
 	}
 	if !info.Mode().IsRegular() {
-		return created, joblet.Errorf(joblet.FailedPrecondition, "open job records %s: not a regular file: move it away", path)
+		return created, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job records %s: it is not a regular file: move it away", path)
 	}
 	if info.Size() == 0 {
 		return created, nil
@@ -209,7 +208,7 @@ func prepareFile(path string) (created bool, err error) {
 	// the page size at 16, in which 1 means 65536.
 	var header [100]byte
 	if _, err := io.ReadFull(f, header[:]); err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return created, fmt.Errorf("open job records: %w", err)
+		return created, fmt.Errorf("cannot open the job records: %w", err)
 	}
 	pageSize := int64(binary.BigEndian.Uint16(header[16:]))
 	if pageSize == 1 {
@@ -235,17 +234,17 @@ func (s *Store) inspect(newest int) (int, error) {
 	} {
 		var err error
 		if *q.into, err = pragma(s.w.conn, q.query); err != nil {
-			return 0, s.explain("open job records", err)
+			return 0, s.explain("cannot open the job records", err)
 		}
 	}
 	switch {
 	case id == 0 && version == 0 && objects == 0: // empty
 	case id != applicationID || version < 1:
 		return 0, joblet.Errorf(joblet.FailedPrecondition,
-			"open job records %s: it is the database of another program: move it away or choose another state directory", s.path)
+			"cannot open the job records %s: it is the database of another program: move it away or choose another state directory", s.path)
 	case version > int64(newest):
 		return 0, joblet.Errorf(joblet.FailedPrecondition,
-			"open job records %s: its schema version is %d and this program knows up to %d: run the newer joblet that wrote it",
+			"cannot open the job records %s: its schema version is %d and this program knows up to %d: run the newer joblet that wrote it",
 			s.path, version, newest)
 	}
 	return int(version), nil
@@ -266,11 +265,11 @@ func (s *Store) setUp(version int, steps []string) error {
 		return err
 	}
 	if mode != "wal" {
-		return fmt.Errorf("no write-ahead log on this file system (journal mode %s): choose a local one", mode)
+		return fmt.Errorf("this file system does not support a write-ahead log (journal mode %s): use a local file system", mode)
 	}
 	if err := tune(c,
 		"PRAGMA synchronous = FULL",
-		// The writer goroutine checkpoints, when nobody waits for it.
+		// The writer goroutine checkpoints when it is idle.
 		"PRAGMA wal_autocheckpoint = 0",
 		fmt.Sprintf("PRAGMA journal_size_limit = %d", 4*walSize),
 	); err != nil {
@@ -347,7 +346,7 @@ func (s *Store) Close() error {
 			s.closeErr = errors.Join(s.closeErr, err, f.Sync(), f.Close())
 		}
 		if s.closeErr != nil {
-			s.closeErr = fmt.Errorf("close job records %s: %w", s.path, s.closeErr)
+			s.closeErr = fmt.Errorf("cannot close the job records %s: %w", s.path, s.closeErr)
 		}
 		s.reserve.restore() // for the next start, even if it takes what the log had
 		if last != nil {
@@ -376,7 +375,7 @@ func (s *Store) keepLog() *sqlite.Conn {
 	return c
 }
 
-var errClosed = joblet.Errorf(joblet.Unavailable, "the job records are closed")
+var errClosed = joblet.Errorf(joblet.Unavailable, "cannot use the job records: they are closed")
 
 // read lends fn a connection for reading.
 func (s *Store) read(ctx context.Context, what string, fn func(*sqlite.Conn) error) error {
@@ -410,8 +409,8 @@ func (s *Store) read(ctx context.Context, what string, fn func(*sqlite.Conn) err
 			return s.explain(what, err)
 		}
 	}
-	// The token is given back after the connection: who has a token finds one
-	// or may open one.
+	// The token is returned after the connection, so that a token guarantees an idle
+	// connection or the right to open one.
 	defer func() { s.idle <- c }()
 	err := fn(c)
 	if err != nil && ctx.Err() != nil {
@@ -420,8 +419,8 @@ func (s *Store) read(ctx context.Context, what string, fn func(*sqlite.Conn) err
 	return s.explain(what, err)
 }
 
-// explain turns an error of SQLite into one that says what was attempted and,
-// where somebody can act, what to do. Errors with a kind stay as they are.
+// explain turns an error of SQLite into one that names the attempt and, where possible,
+// a remedy. Errors with a kind are returned unchanged.
 func (s *Store) explain(what string, err error) error {
 	if err == nil {
 		return nil
@@ -433,20 +432,20 @@ func (s *Store) explain(what string, err error) error {
 	case s.isFull(err):
 		return joblet.Errorf(joblet.ResourceExhausted, "%s: the disk is full: free space in %s: %w", what, filepath.Dir(s.path), err)
 	case code.ToPrimary() == sqlite.ResultIOErr && readOnly(s.path):
-		return joblet.Errorf(joblet.FailedPrecondition, "%s: the file system of %s is read-only: find out why, and make it writable: %w", what, s.path, err)
+		return joblet.Errorf(joblet.FailedPrecondition, "%s: the file system of %s is read-only: make it writable: %w", what, s.path, err)
 	case code.ToPrimary() == sqlite.ResultCorrupt, code.ToPrimary() == sqlite.ResultNotADB:
 		return damaged(s.path, err)
 	case code.ToPrimary() == sqlite.ResultReadOnly:
-		return joblet.Errorf(joblet.FailedPrecondition, "%s: %s cannot be written: make it writable or choose another state directory: %w", what, s.path, err)
+		return joblet.Errorf(joblet.FailedPrecondition, "%s: %s is read-only: make it writable or choose another state directory: %w", what, s.path, err)
 	case code.ToPrimary() == sqlite.ResultBusy:
-		return joblet.Errorf(joblet.Unavailable, "%s: another program holds %s: %w", what, s.path, err)
+		return joblet.Errorf(joblet.Unavailable, "%s: another program has locked %s: %w", what, s.path, err)
 	}
 	return fmt.Errorf("%s: %s: %w", what, s.path, err)
 }
 
 func damaged(path string, err error) error {
 	return joblet.Errorf(joblet.FailedPrecondition,
-		"the job records in %s are %w (%w): restart the daemon, or run joblet fsck --repair without it, to keep the files aside and rebuild the records",
+		"the job records in %s are %w (%w): restart the daemon, or stop it and run joblet fsck --repair, to set the files aside and rebuild the records",
 		path, errDamaged, err)
 }
 

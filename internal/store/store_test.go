@@ -404,7 +404,7 @@ func TestList(t *testing.T) {
 			job.Ended = job.Created.Add(time.Duration(n%6) * time.Minute / 2)
 			switch n % 13 {
 			case 0:
-				job.Ended = time.Time{} // nobody knows
+				job.Ended = time.Time{} // unknown
 			case 1:
 				job.Ended = job.Created.Add(-time.Minute) // the clock was set
 			}
@@ -463,8 +463,8 @@ func TestList(t *testing.T) {
 		{Labels: labels("a", "c=d"), Name: "train", Parent: jobN(0).ID},
 		{Parent: jobN(0).ID, Name: "eval", Owner: "cert:bob"},
 	}
-	// And such as nobody thinks of, other ones in each run: under the race detector a list
-	// takes fourteen times as long, and nothing here happens at the same time.
+	// Random filters as well, different ones in each run: under the race detector a
+	// list takes fourteen times as long, and nothing here happens at the same time.
 	pick := func(n int) bool { return rand.IntN(n) == 0 }
 	for range 15 {
 		var f joblet.Filter
@@ -810,7 +810,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
-// What a name means depends on who says it.
+// The meaning of a name depends on the caller.
 func TestResolveOwners(t *testing.T) {
 	t.Parallel()
 	s := openTest(t)
@@ -858,7 +858,7 @@ func TestResolveOwners(t *testing.T) {
 		{owner: "uid:0", ref: "alone", want: 7},
 		{owner: "uid:2001", ref: "alone", want: 7},
 		{owner: "", ref: "alone", want: 7},
-		{owner: "uid:0", ref: "nn", kind: joblet.InvalidArgument, err: []string{" nn,", "20000000 (RUNNING, uid:2001), 30000000 (RUNNING, uid:2002)"}},
+		{owner: "uid:0", ref: "nn", kind: joblet.InvalidArgument, err: []string{"job nn is ambiguous", "20000000 (RUNNING, uid:2001), 30000000 (RUNNING, uid:2002)"}},
 		{owner: "", ref: "nn", kind: joblet.InvalidArgument},
 		{owner: "uid:0", ref: "many", kind: joblet.InvalidArgument, err: []string{"a0000000 (RUNNING, cert:user0), ", "cert:user4) and more"}},
 		{owner: "cert:user7", ref: "many", want: 27},

@@ -36,8 +36,8 @@ const (
 	// advance.
 	minFree = 64 * walSize
 
-	// A checkpoint is due after idleFrames pages in the log as soon as nobody
-	// waits, and at once after mustFrames, before the log outgrows walSize.
+	// A checkpoint is due after idleFrames pages in the log as soon as the writer is
+	// idle, and at once after mustFrames, before the log outgrows walSize.
 	idleFrames = 256
 	mustFrames = 768
 	// The same for smallWAL, and how many changes go into one transaction then.
@@ -187,7 +187,7 @@ func (s *Store) InsertUnsynced(ctx context.Context, r Record) error {
 func newInsert(r Record) (*change, error) {
 	ch := &change{kind: insert, rec: r}
 	if !joblet.ValidID(r.ID) {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "record job: %.64q is not a job id", r.ID)
+		return nil, joblet.Errorf(joblet.InvalidArgument, "cannot record the job: %.64q is not a job id", r.ID)
 	}
 	if r.Created.Before(firstTime) || r.Created.After(lastTime) {
 		return nil, joblet.Errorf(joblet.InvalidArgument, "%s: time of creation %v is out of range", ch.what(), r.Created)
@@ -234,7 +234,7 @@ var firstTime, lastTime = time.Unix(0, 1), time.Unix(0, maxSeq-1)
 func (ch *change) encode() error {
 	r := &ch.rec
 	if r.State < joblet.Pending || r.State > joblet.Lost {
-		return joblet.Errorf(joblet.InvalidArgument, "%s: %v is not a state", ch.what(), r.State)
+		return joblet.Errorf(joblet.InvalidArgument, "%s: %v is not a valid state", ch.what(), r.State)
 	}
 	for _, t := range []time.Time{r.Started, r.Ended, r.Scheduled} {
 		if !t.IsZero() && (t.Before(firstTime) || t.After(lastTime)) {
@@ -246,13 +246,13 @@ func (ch *change) encode() error {
 	}
 	for i, a := range r.Past {
 		if a.State < joblet.Pending || a.State > joblet.Lost { // it could not be read back
-			return joblet.Errorf(joblet.InvalidArgument, "%s: attempt %d: %v is not a state", ch.what(), i+1, a.State)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: attempt %d: %v is not a valid state", ch.what(), i+1, a.State)
 		}
 	}
 	if len(r.Past) > 0 {
 		var err error
 		if ch.past, err = toJSON(r.Past); err != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "%s: encode past attempts: %w", ch.what(), err)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: cannot encode the past attempts: %w", ch.what(), err)
 		}
 	}
 	for _, part := range []struct {
@@ -265,7 +265,7 @@ func (ch *change) encode() error {
 		}
 		var err error
 		if *part.text, err = toJSON(part.from); err != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "%s: encode limits, usage, denied calls and leases: %w", ch.what(), err)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: cannot encode limits, usage, denied calls and leases: %w", ch.what(), err)
 		}
 	}
 	return nil
@@ -291,7 +291,7 @@ func (s *Store) do(ctx context.Context, ch *change) error {
 }
 
 func (ch *change) what() string {
-	return [...]string{"record job ", "update the record of job ", "delete the record of job ", "count the changes of the job records "}[ch.kind] + joblet.ShortID(ch.rec.ID)
+	return [...]string{"cannot record job ", "cannot update the record of job ", "cannot delete the record of job ", "cannot count the changes of the job records "}[ch.kind] + joblet.ShortID(ch.rec.ID)
 }
 
 // write is the writer goroutine: changes first, housekeeping when there are
@@ -460,9 +460,9 @@ func (w *writer) execInsert(ch *change) error {
 
 // collision says what of r another job has already.
 func (w *writer) collision(r *Record) error {
-	err := joblet.Errorf(joblet.AlreadyExists, "record job: %s has a job with the idempotency key %s", r.Owner, joblet.PrintableStart(r.Spec.IdempotencyKey, 80))
+	err := joblet.Errorf(joblet.AlreadyExists, "cannot record the job: %s already has a job with the idempotency key %s", r.Owner, joblet.PrintableStart(r.Spec.IdempotencyKey, 80))
 	if lookupErr := query(w.taken, func(*sqlite.Stmt) error {
-		err = joblet.Errorf(joblet.AlreadyExists, "record job: a job with the id %s exists", r.ID)
+		err = joblet.Errorf(joblet.AlreadyExists, "cannot record the job: a job with the id %s already exists", r.ID)
 		return nil
 	}, r.ID); lookupErr != nil {
 		return lookupErr
@@ -550,7 +550,7 @@ func (s *Store) growWAL() (more bool, err error) {
 func encodeSpec(spec joblet.Spec) (string, error) {
 	text, err := toJSON(spec.Redacted())
 	if err != nil {
-		return "", fmt.Errorf("encode spec: %w", err)
+		return "", fmt.Errorf("cannot encode the spec: %w", err)
 	}
 	if len(text) > maxSpecSize {
 		return "", joblet.Errorf(joblet.InvalidArgument, "the job's spec takes %d bytes: at most %d are possible", len(text), maxSpecSize)
@@ -560,10 +560,10 @@ func encodeSpec(spec joblet.Spec) (string, error) {
 	if strings.Contains(text, `\ufffd`) {
 		var back joblet.Spec
 		if err := json.Unmarshal([]byte(text), &back); err != nil {
-			return "", fmt.Errorf("encode spec: %w", err)
+			return "", fmt.Errorf("cannot encode the spec: %w", err)
 		}
 		if again, err := toJSON(back); err != nil || again != text {
-			return "", joblet.Errorf(joblet.InvalidArgument, "the job's spec holds text that is not UTF-8")
+			return "", joblet.Errorf(joblet.InvalidArgument, "the job's spec contains text that is not UTF-8")
 		}
 	}
 	return text, nil
@@ -572,7 +572,7 @@ func encodeSpec(spec joblet.Spec) (string, error) {
 func toJSON(v any) (string, error) {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // "&&" stays "&&" for whoever looks into the file
+	enc.SetEscapeHTML(false) // "&&" stays "&&", which keeps the file readable
 	err := enc.Encode(v)
 	return strings.TrimSuffix(b.String(), "\n"), err
 }

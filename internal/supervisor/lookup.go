@@ -126,7 +126,7 @@ func (l *lookup) Measured(ctx context.Context, id string) (joblet.Job, error) {
 // ids.
 func (l *lookup) EachJob(ctx context.Context, f joblet.Filter, ready func() (size int, err error), fn func(joblet.Job) error) error {
 	if f.Limit < 0 {
-		return joblet.Errorf(joblet.InvalidArgument, "cannot list jobs: limit %d is negative", f.Limit)
+		return joblet.Errorf(joblet.InvalidArgument, "cannot list jobs: limit %d: must not be negative", f.Limit)
 	}
 	if f.Parent != "" {
 		parent, err := l.Job(ctx, f.Parent)

@@ -199,7 +199,7 @@ func (s *submitter) plan(ctx context.Context, rec *store.Record) error {
 		job, err := s.lookup.Find(ctx, ref, rec.Owner)
 		switch {
 		case err != nil:
-			return joblet.Errorf(joblet.KindOf(err), "depends on %.80s: %w", ref, err)
+			return joblet.Errorf(joblet.KindOf(err), "cannot depend on job %.80s: %w", ref, err)
 		case job.Spec.Repeats():
 			return joblet.Errorf(joblet.InvalidArgument, "depends on %s: that job repeats and never completes", joblet.ShortID(job.ID))
 		case job.State.Final() && job.State != joblet.Completed:

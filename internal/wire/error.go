@@ -69,7 +69,7 @@ func kindFromReason(s string) (_ joblet.Kind, known bool) {
 }
 
 // ErrInternal is all that a client learns of an error without a kind.
-var ErrInternal = joblet.Errorf(joblet.Internal, "internal error: the daemon's log has the detail")
+var ErrInternal = joblet.Errorf(joblet.Internal, "internal error: see the daemon's log for details")
 
 // ErrorToStatus returns err as a gRPC status error that carries its kind. An
 // error without a kind is internal: its text is for the daemon's log, which the

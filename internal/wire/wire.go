@@ -19,9 +19,9 @@ import (
 	"github.com/joblet/joblet/api"
 )
 
-// SpecToProto returns the request that asks for s. Secrets are in it; s.Uploads
-// and s.Warnings are not: they say what came along, and what became of it. Only
-// arguments, variables and paths may be other bytes than UTF-8.
+// SpecToProto returns the request that asks for s. It contains the secrets, but not
+// s.Uploads and s.Warnings, which the daemon sets. Only arguments, variables and paths
+// may be other bytes than UTF-8.
 func SpecToProto(s joblet.Spec) (*api.RunJobRequest, error) {
 	for name, value := range s.Labels {
 		if !utf8.ValidString(name) || !utf8.ValidString(value) {
@@ -85,7 +85,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		{"gpu_memory_mb", r.GetGpuMemoryMb() != 0},
 	} {
 		if f.set {
-			return joblet.Spec{}, joblet.Errorf(joblet.Unimplemented, "%s: this version of joblet cannot do that yet", f.name)
+			return joblet.Spec{}, joblet.Errorf(joblet.Unimplemented, "%s: not supported by this version of joblet", f.name)
 		}
 	}
 	timeout, err := timeoutFromProto(r)
@@ -97,7 +97,7 @@ func SpecFromProto(r *api.RunJobRequest) (joblet.Spec, error) {
 		return joblet.Spec{}, err
 	}
 	if n := len(r.GetRetryOn()); n > maxRetryOn {
-		return joblet.Spec{}, joblet.Errorf(joblet.InvalidArgument, "retry_on with %d statuses: there are only %d", n, maxRetryOn)
+		return joblet.Spec{}, joblet.Errorf(joblet.InvalidArgument, "retry_on has %d exit statuses: at most %d are possible", n, maxRetryOn)
 	}
 	return joblet.Spec{
 		Command:   joblet.FromRaw(r.GetCommand(), r.GetCommandBytes()),
@@ -428,7 +428,7 @@ func PruneToProto(f joblet.Filter, dryRun bool) (*api.PruneJobsRequest, error) {
 	rest := f
 	rest.EndedBefore, rest.States, rest.Labels = time.Time{}, nil, nil
 	if !reflect.ValueOf(rest).IsZero() {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "prune: jobs can be chosen by the time of their end, their states and labels only")
+		return nil, joblet.Errorf(joblet.InvalidArgument, "cannot prune by these fields: only the time of the end, states and labels select jobs")
 	}
 	return &api.PruneJobsRequest{
 		EndedBefore: formatTime(f.EndedBefore), States: statesToProto(f.States), Labels: labelsToProto(f.Labels), DryRun: dryRun,
@@ -458,7 +458,7 @@ func statesToProto(states []joblet.State) []string {
 
 func statesFromProto(names []string) ([]joblet.State, error) {
 	if n := len(joblet.States()); len(names) > n {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "%d states: there are only %d", len(names), n)
+		return nil, joblet.Errorf(joblet.InvalidArgument, "%d states: at most %d are possible", len(names), n)
 	}
 	var states []joblet.State
 	for _, name := range names {
@@ -521,8 +521,7 @@ func LogOptionsFromProto(r interface {
 	return o, parseTimes([]timeField{{"since", &o.Since, r.GetSince()}, {"until", &o.Until, r.GetUntil()}})
 }
 
-// toInt32 keeps a number that is out of bounds out of bounds: whoever checks
-// them finds it.
+// toInt32 keeps a number that is out of bounds out of bounds: validation refuses it.
 func toInt32(n int) int32 { return int32(min(max(n, math.MinInt32), math.MaxInt32)) }
 
 func toInt32s(all []int) []int32 {
@@ -606,7 +605,7 @@ func parseTimes(fields []timeField) error {
 		}
 		t, err := time.Parse(time.RFC3339Nano, f.from)
 		if err != nil {
-			return joblet.Errorf(joblet.InvalidArgument, "%s: time %.50q is not RFC 3339", f.name, f.from)
+			return joblet.Errorf(joblet.InvalidArgument, "%s: %.50q is not a valid time: use RFC 3339, such as 2026-03-01T09:00:00Z", f.name, f.from)
 		}
 		*f.to = t
 	}

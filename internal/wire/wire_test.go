@@ -159,7 +159,7 @@ func TestFailure(t *testing.T) {
 }
 
 // TestOldFields: clients before version 2.5 find a job's name and the answer of RunJob
-// where they look for them, and no client finds parts of a second in public times.
+// in the old fields, and no client finds parts of a second in public times.
 func TestOldFields(t *testing.T) {
 	t.Parallel()
 	if s, err := SpecFromProto(&api.RunJobRequest{OldName: "old"}); err != nil || s.Name != "old" {

@@ -138,7 +138,7 @@ func run(ctx context.Context, o options, stdout, progress io.Writer) (err error)
 		_, err = io.WriteString(stdout, r.markdown())
 	}
 	if err != nil {
-		return fmt.Errorf("write the result: %w", err)
+		return fmt.Errorf("cannot write the result: %w", err)
 	}
 	for _, c := range b.contenders {
 		if c.failures > 0 {

@@ -82,7 +82,7 @@ func TestLongNames(t *testing.T) {
 		{"not found", []string{"job", "run", deep}},
 		{"not found", []string{"job", "run", longer}},
 		{"must be an absolute path", []string{"job", "run", "--workdir=" + deep[1:], "true"}},
-		{"must not hold", []string{"job", "run", "--workdir=" + deep + "/..", "true"}},
+		{"must not contain", []string{"job", "run", "--workdir=" + deep + "/..", "true"}},
 		{"no such file", []string{"job", "run", "--upload=" + deep, "true"}},
 		{"name too long", []string{"job", "run", "--upload-dir=" + long, "true"}},
 		{"no such file", []string{"job", "run", "--stdin=" + deep, "true"}},

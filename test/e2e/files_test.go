@@ -133,7 +133,7 @@ func TestFilesRefused(t *testing.T) {
 	for _, test := range []struct{ flag, stderr string }{
 		{"--upload=" + filepath.Join(fifo, "f"), `rnx: .*/f: is a named pipe: .*\n`},
 		{"--upload=/dev/null", `rnx: .*/dev/null: is a device: .*\n`},
-		{"--upload-dir=" + large, `rnx: .*x".*too large: all files together may have 1073741824 bytes.*; leave files out with --exclude or .jobletignore\n`},
+		{"--upload-dir=" + large, `rnx: .*x".*too large: at most 1073741824 bytes are possible in all.*; leave files out with --exclude or .jobletignore\n`},
 		{"--exclude=x", `rnx: --exclude: nothing is uploaded; .*\n`},
 		{"--upload=/no/such", `rnx: --upload: .*no such file.*\n`},
 		{"--upload=/", `rnx: --upload /: it has no name .*\n`},
@@ -435,7 +435,7 @@ func TestFilesDownload(t *testing.T) {
 			t.Errorf("the archive holds %q, want %q", names, want)
 		}
 		d.says(t, 1, ``, `rnx: job \S+: there is no "nope" in /work\n`, "job", "cp", "maker:nope", ".")
-		d.says(t, 1, ``, `rnx: maker:../x: must not hold ".."\n`, "job", "cp", "maker:../x", ".")
+		d.says(t, 1, ``, `rnx: maker:../x: must not contain ".."\n`, "job", "cp", "maker:../x", ".")
 		d.says(t, 1, ``, `rnx: maker:/etc/passwd: only files in /work can be copied\n`, "job", "cp", "maker:/etc/passwd", ".")
 		waits := d.detach(t, "--schedule=+1h", "true")
 		d.says(t, 1, ``, `rnx: job \S+ has not run: it is SCHEDULED\n`, "job", "cp", waits+":x", ".")
@@ -600,7 +600,7 @@ while True:
 		if want := []string{"d/inside>../x", "d>", "good>x", "x>"}; err != nil || r.status != 0 || !slices.Equal(names, want) {
 			t.Errorf("%v; %q, want %q", r, names, want)
 		}
-		d.says(t, 1, ``, `rnx: left out of the copy: evil is a link to "/etc/passwd", which may lead outside\nrnx: nothing was copied: .*\n`, "job", "cp", id+":evil", ".")
+		d.says(t, 1, ``, `rnx: left out of the copy: evil is a link to "/etc/passwd", which may be outside the directory\nrnx: nothing was copied: .*\n`, "job", "cp", id+":evil", ".")
 		if now, _ := os.ReadFile("/etc/passwd"); !bytes.Equal(now, passwd) {
 			t.Fatal("/etc/passwd has changed")
 		}

@@ -70,8 +70,8 @@ func TestGroup(t *testing.T) {
 		{bob, []string{"job", "exec", "hers", "true"}, "belongs to uid:61001"},
 		{bob, []string{"job", "attach", id}, "belongs to uid:61001"},
 		{bob, []string{"job", "kill", id}, "belongs to uid:61001"},
-		{bob, []string{"runtime", "remove", "python-3.11-ml"}, "uid:61002 is developer, and this call needs admin"},
-		{alice, []string{"runtime", "build", "/dev/null"}, "uid:61001 is developer, and this call needs maintainer"},
+		{bob, []string{"runtime", "remove", "python-3.11-ml"}, "uid:61002 has the role developer, and this call requires admin"},
+		{alice, []string{"runtime", "build", "/dev/null"}, "uid:61001 has the role developer, and this call requires maintainer"},
 		{func(args ...string) result { return as(61003, 61003, []uint32{7}, rnx, args...) }, []string{"job", "list"}, "members of the group"},
 	} {
 		if r := test.who(test.args...); !strings.Contains(r.stdout+r.stderr, test.want) {
@@ -186,7 +186,7 @@ func TestGroupNames(t *testing.T) {
 		{"job", "list", "--parent=nn"}, {"job", "list", "--before=nn"}, {"job", "run", "-d", "--depends-on=nn", "true"},
 	} {
 		r := root(args...)
-		if r.status == 0 || !strings.Contains(r.stderr, "several owners have a job nn") ||
+		if r.status == 0 || !strings.Contains(r.stderr, "job nn is ambiguous") ||
 			!strings.Contains(r.stderr, short(hers)+" (RUNNING, uid:61001), "+short(his)+" (RUNNING, uid:61002)") {
 			t.Errorf("root's %q: %v", args, r)
 		}

@@ -214,7 +214,7 @@ func TestLifeSchedule(t *testing.T) {
 		for _, schedule := range []string{"2020-01-01T00:00:00Z", "2020-01-01 09:00", "+-1h", "61 * * * *", "* * * *", "0 0 31 2 *", "soon"} {
 			d.says(t, 125, ``, `rnx: schedule ".*": .+\n`, "job", "run", "--schedule="+schedule, "true")
 		}
-		d.says(t, 125, ``, `rnx: schedule "2020-01-01T00:00:00Z": was .* ago; .*\n`, "job", "run", "--schedule=2020-01-01T00:00:00Z", "true")
+		d.says(t, 125, ``, `rnx: schedule "2020-01-01T00:00:00Z": is in the past: .*\n`, "job", "run", "--schedule=2020-01-01T00:00:00Z", "true")
 		d.says(t, 127, ``, `rnx: nope: .*\n|.*`, "job", "run", "nope")
 		d.says(t, 125, ``, `rnx: .*nope.*\n`, "job", "run", "--schedule=+1h", "--runtime=nope", "true") // told now, not in an hour
 	})
@@ -436,8 +436,8 @@ func TestLifeDependsOn(t *testing.T) {
 			t.Errorf("%+v, want the reason %q", job, want)
 		}
 	}
-	d.says(t, 125, ``, `rnx: depends on nope: no job nope: .*\n`, "job", "run", "--depends-on=nope", "true")
-	d.says(t, 125, ``, `rnx: depends on \S+: that job is FAILED and will not complete\n`, "job", "run", "--depends-on="+fails, "true")
+	d.says(t, 125, ``, `rnx: cannot depend on job nope: no job nope: .*\n`, "job", "run", "--depends-on=nope", "true")
+	d.says(t, 125, ``, `rnx: cannot depend on job \S+: that job is FAILED and will not complete\n`, "job", "run", "--depends-on="+fails, "true")
 	d.says(t, 0, "at once\n", ``, "job", "run", "--depends-on="+a, "echo", "at once")
 	cron := d.detach(t, "--schedule=@yearly", "true")
 	d.says(t, 125, ``, `rnx: depends on \S+: that job repeats and never completes\n`, "job", "run", "--depends-on="+cron, "true")
@@ -1063,7 +1063,7 @@ func TestLifeReferences(t *testing.T) {
 		if len(same) < 2 {
 			continue
 		}
-		r := d.says(t, 1, ``, `rnx: several jobs' ids start with `+digit+`, give more of it: .*\n`, "job", "status", digit)
+		r := d.says(t, 1, ``, `rnx: job `+digit+` is ambiguous: use more characters of the id: .*\n`, "job", "status", digit)
 		for _, id := range same[:min(len(same), 5)] {
 			if len(same) <= 5 && !regexp.MustCompile(`[:,] `+joblet.ShortID(id)+` \((SCHEDULED|FAILED|COMPLETED), .+\)`).MatchString(r.stderr) {
 				t.Errorf("%s is not in %q", joblet.ShortID(id), r.stderr)

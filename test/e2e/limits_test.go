@@ -504,11 +504,11 @@ func TestLimitRefused(t *testing.T) {
 	for _, test := range []struct{ flag, want string }{
 		{"--max-cpu=0", "between 1 and"}, {"--max-cpu=1000000000", "between 1 and"}, {"--max-cpu=-1", "between 1 and"},
 		{"--max-cpu=x", "not a whole number"}, {"--max-cpu=819200", "this host has"},
-		{"--cpu-cores=8000", "no processor 8000"}, {"--cpu-cores=", "give processors"}, {"--cpu-cores=1-0", "give processors"},
+		{"--cpu-cores=8000", "no processor 8000"}, {"--cpu-cores=", "is not a valid list of processors"}, {"--cpu-cores=1-0", "is not a valid list of processors"},
 		{"--cpu-weight=10001", "between 1 and 10000"},
 		{"--max-memory=1K", "between 4M and"}, {"--max-memory=0", "between 4M and"}, {"--max-memory=12X", "not a valid size"},
 		{"--max-pids=0", "between 1 and"}, {"--max-disk=1", "between"}, {"--max-iobps=1", "between"}, {"--max-iops=0", "between"},
-		{"--nofile=64:32", "above the hard one"}, {"--nofile=99999999", "this host allows at most"},
+		{"--nofile=64:32", "must not exceed the hard limit"}, {"--nofile=99999999", "this host allows at most"},
 		{"--rlimit=nice=1", "NAME one of"}, {"--rlimit=core", "NAME one of"},
 	} {
 		if test.flag == "--max-disk=1" {
@@ -520,7 +520,7 @@ func TestLimitRefused(t *testing.T) {
 			t.Errorf("%s: want %q: %v", test.flag, test.want, r)
 		}
 	}
-	if r := d.job(t, "--memory-high=64M", "--max-memory=32M", "true"); r.status != 125 || !strings.Contains(r.stderr, "is above --max-memory") {
+	if r := d.job(t, "--memory-high=64M", "--max-memory=32M", "true"); r.status != 125 || !strings.Contains(r.stderr, "must not exceed --max-memory") {
 		t.Errorf("high above max: %v", r)
 	}
 	if r := d.rnx(t.Context(), "job", "list", "-q"); r.stdout != "" {

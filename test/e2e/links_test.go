@@ -131,8 +131,8 @@ func TestFilesLeftOut(t *testing.T) {
 			t.Errorf("tar: %v %s", err, out)
 		}
 		for file, why := range map[string]string{
-			"pipe": `out/pipe is a named pipe`, "odd\xff": `out/odd\xff is a named pipe`, "abs": `out/abs is a link to "/etc/passwd", which may lead outside`,
-			"l1": `out/l1 is a link to "../../x", which may lead outside`,
+			"pipe": `out/pipe is a named pipe`, "odd\xff": `out/odd\xff is a named pipe`, "abs": `out/abs is a link to "/etc/passwd", which may be outside the directory`,
+			"l1": `out/l1 is a link to "../../x", which may be outside the directory`,
 		} {
 			r := d.in(t, t.TempDir(), "job", "cp", id+":out/"+file, ".")
 			if want := "rnx: left out of the copy: " + why + "\nrnx: nothing was copied: all that matches was left out\n"; r.status != 1 || r.stderr != want {

@@ -169,7 +169,7 @@ for i in range(1, 5):
 func TestLogMax(t *testing.T) {
 	t.Parallel()
 	d := newDaemon(t)
-	d.says(t, 125, ``, `rnx: log limit of 1024 bytes: .*\n`, "job", "run", "--log-max=1K", "true")
+	d.says(t, 125, ``, `rnx: log limit 1K: .*\n`, "job", "run", "--log-max=1K", "true")
 	var all strings.Builder
 	for i := range 300000 {
 		fmt.Fprintln(&all, i+1)

@@ -70,7 +70,7 @@ preferences:
 	if res := r.as(t, "public", "job", "run", "echo", "hello"); res.status != 0 || res.stdout != "hello\n" {
 		t.Errorf("the default node: %v", res)
 	}
-	mustFail(t, r.as(t, "public", "--node=viewer", "job", "run", "true"), "cert:bob is reader, and this call needs developer")
+	mustFail(t, r.as(t, "public", "--node=viewer", "job", "run", "true"), "cert:bob has the role reader, and this call requires developer")
 	mustOK(t, r.as(t, "public", "--node=viewer", "job", "list"), "the viewer's list")
 	for line := range strings.Lines(mustOK(t, r.as(t, "public", "nodes", "--json"), "nodes")) {
 		var n struct {
@@ -86,9 +86,9 @@ preferences:
 	write("default_node: b\nnodes:\n  a:\n    address: %s\n%s  b:\n    address: %[1]s\n%[3]s", r.address, certificates("bob"), certificates("alice"))
 	mustOK(t, r.as(t, "public", "job", "run", "true"), "default_node")
 	write("nodes:\n  a:\n    address: %s\n    isDefault: true\n  b:\n    address: %[1]s\n    isDefault: true\n", r.address)
-	mustFail(t, r.as(t, "public", "job", "list"), `isDefault: true is set for the nodes "a", "b": leave it with one of them`)
+	mustFail(t, r.as(t, "public", "job", "list"), `the nodes "a", "b" all have isDefault: true: keep it for one of them`)
 	write("nodes:\n  a:\n    address: %s\n    colour: red\n", r.address)
-	mustFail(t, r.as(t, "public", "job", "list"), `line 4: unknown key "colour" of node "a"; remove it: the keys there are address, ca, cert, key, serverName, nodeId, isDefault`)
+	mustFail(t, r.as(t, "public", "job", "list"), `line 4: unknown key "colour" of node "a"; remove it: the valid keys are address, ca, cert, key, serverName, nodeId, isDefault`)
 }
 
 // publicAuthority makes certificates as the public installer does: RSA keys, the role
@@ -218,5 +218,5 @@ security:
 	if err := json.Unmarshal([]byte(mustOK(t, r.as(t, "viewer", "job", "status", "--json", "one"), "viewer")), &job); err != nil || job.Owner != "cert:admin-client" || job.Limits.Memory != 96<<20 || job.Limits.CPU != 100 {
 		t.Errorf("%+v, %v", job, err)
 	}
-	mustFail(t, r.as(t, "viewer", "job", "run", "true"), "cert:viewer-client is reader, and this call needs developer")
+	mustFail(t, r.as(t, "viewer", "job", "run", "true"), "cert:viewer-client has the role reader, and this call requires developer")
 }

@@ -314,7 +314,7 @@ func TestPublicRuntime(t *testing.T) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
-	d.says(t, 125, ``, `rnx: runtime python-3.11-ml@2.0.0 is not installed: the python-3.11-ml that is installed has version 1.0.0\n`, "job", "run", "--runtime=python-3.11-ml@2.0.0", "python")
+	d.says(t, 125, ``, `rnx: runtime python-3.11-ml@2.0.0 is not installed: the installed python-3.11-ml has version 1.0.0\n`, "job", "run", "--runtime=python-3.11-ml@2.0.0", "python")
 	if r, err := runtimes.RemoveRuntime(t.Context(), &api.RemoveRuntimeRequest{Runtime: "python-3.11-ml@1.0.0"}); err != nil || !r.GetSuccess() {
 		t.Errorf("remove: %v, %v", r, err)
 	}

@@ -119,8 +119,8 @@ func TestRemoteAttachExec(t *testing.T) {
 	denied := "belongs to cert:alice: cert:bob may not change it"
 	mustFail(t, attach("bob", "stolen\n"), denied)
 	mustFail(t, exec("bob"), denied)
-	mustFail(t, attach("eye", "stolen\n"), "cert:eye is reader, and this call needs developer")
-	mustFail(t, exec("eye"), "cert:eye is reader, and this call needs developer")
+	mustFail(t, attach("eye", "stolen\n"), "cert:eye has the role reader, and this call requires developer")
+	mustFail(t, exec("eye"), "cert:eye has the role reader, and this call requires developer")
 	for _, args := range [][]string{{"job", "shell", "sh"}, {"job", "signal", "sh", "WINCH"}} {
 		mustFail(t, r.as(t, "bob", args...), denied)
 	}

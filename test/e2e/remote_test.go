@@ -85,11 +85,11 @@ func (r *remoteDaemon) configure(t *testing.T, config string) {
 func (r *remoteDaemon) reload(t *testing.T, config string) {
 	t.Helper()
 	r.configure(t, config)
-	before := strings.Count(r.stderr.String(), "configuration read again")
+	before := strings.Count(r.stderr.String(), "configuration reloaded")
 	if err := r.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	if !eventually(20*time.Second, func() bool { return strings.Count(r.stderr.String(), "configuration read again") > before }) {
+	if !eventually(20*time.Second, func() bool { return strings.Count(r.stderr.String(), "configuration reloaded") > before }) {
 		t.Fatalf("not read: %s", r.stderr.String())
 	}
 }
@@ -195,7 +195,7 @@ func TestRemoteLife(t *testing.T) {
 	}
 	mustOK(t, r.as(t, "alice", "job", "stop", id), "stop")
 	mustOK(t, r.as(t, "alice", "job", "delete", id), "delete")
-	mustFail(t, r.as(t, "alice", "runtime", "remove", "x"), "cert:alice is developer, and this call needs admin")
+	mustFail(t, r.as(t, "alice", "runtime", "remove", "x"), "cert:alice has the role developer, and this call requires admin")
 	if out := mustOK(t, r.as(t, "alice", "nodes"), "nodes"); !strings.Contains(out, "default *") || !strings.Contains(out, " ok ") || !strings.Contains(out, "developer") {
 		t.Errorf("nodes: %s", out)
 	}
@@ -253,7 +253,7 @@ func TestRemoteOwners(t *testing.T) {
 	}
 	mustOK(t, r.as(t, "bob", "job", "delete-all"), "delete it again")
 	mustOK(t, r.as(t, "eye", "job", "status", id), "a reader's status")
-	mustFail(t, r.as(t, "eye", "job", "stop", id), "cert:eye is reader, and this call needs developer")
+	mustFail(t, r.as(t, "eye", "job", "stop", id), "cert:eye has the role reader, and this call requires developer")
 	mustFail(t, r.as(t, "eye", "job", "run", "true"), "needs developer")
 
 	mustOK(t, r.as(t, "alice", "job", "run", "true"), "a job that ends")

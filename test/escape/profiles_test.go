@@ -148,18 +148,18 @@ func TestProfilesRefused(t *testing.T) {
 	}{
 		{"", []string{"--security=loose"}, "must be one of default, strict, nested"},
 		{"", []string{"--security=./no/such"}, "no such file"},
-		{"", []string{"--cap-add=sys_admin"}, "a job can have all, or chown"},
+		{"", []string{"--cap-add=sys_admin"}, "must be all, or one of chown"},
 		{"", []string{"--user=root"}, "must be UID or UID:GID"},
 		{"", []string{"--user=70000"}, "numbers from 0 to 65535"},
 		{"", []string{"--user=1", "--cap-add=kill"}, "only user 0 has capabilities"},
 		{"allow bpf", nil, "cannot allow system call bpf: it acts on more than the job"},
 		{"allow mount", nil, "cannot allow system call mount: it acts on more than the job"},
 		{"allow memfd_secret", nil, "cannot allow system call memfd_secret: it acts on more than the job"},
-		{"", []string{"--cap-add=lease"}, "a job can have all, or chown"},
+		{"", []string{"--cap-add=lease"}, "must be all, or one of chown"},
 		{"deny execve", nil, "cannot deny system call execve"},
 		{"deny raed", nil, "unknown system call raed"},
-		{"permit read", nil, "line 1: \"permit read\": want"},
-		{"", []string{"--security=" + profile}, "says nothing"},
+		{"permit read", nil, "line 1: \"permit read\": must be"},
+		{"", []string{"--security=" + profile}, "is empty"},
 	} {
 		if err := os.WriteFile(profile, []byte(test.profile), 0o644); err != nil {
 			t.Fatal(err)

@@ -22,7 +22,7 @@ import (
 const pollInterval = 250 * time.Millisecond
 
 // ErrClosed is what Follow returns when its Watcher was closed meanwhile.
-var ErrClosed = errors.New("log watcher is closed")
+var ErrClosed = errors.New("the watcher of logs is closed")
 
 // Watcher tells followers that their logs have grown. It is one inotify
 // instance, of which a user may have few (fs.inotify.max_user_instances, 128),
@@ -51,7 +51,7 @@ type waiter struct {
 func NewWatcher() (*Watcher, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("watch logs: %w", os.NewSyscallError("inotify_init1", err))
+		return nil, fmt.Errorf("cannot watch logs: %w", os.NewSyscallError("inotify_init1", err))
 	}
 	file := os.NewFile(uintptr(fd), "inotify") // not blocking: reads wait in Go's poller
 	w := &Watcher{
@@ -63,7 +63,7 @@ func NewWatcher() (*Watcher, error) {
 	events, err := rawio.NewFile(file)
 	if err != nil {
 		_ = file.Close()
-		return nil, fmt.Errorf("watch logs: %w", err)
+		return nil, fmt.Errorf("cannot watch logs: %w", err)
 	}
 	go w.run(events)
 	return w, nil
@@ -179,12 +179,12 @@ func (w *Watcher) remove(f *waiter) {
 	}
 }
 
-// Follow hands emit all output of r from its position on, as it comes, and
-// returns nil once the log has ended, once r is Done, or once gone is closed and
-// all that the writer left was read. After r's Resume it may be called again. gone says that nobody writes the log any more; it may
-// be nil. An error of emit ends Follow and is returned as it is; so is the cause
-// of ctx. A Chunk is valid during the call only, and emit may take its time:
-// what comes meanwhile is in the log.
+// Follow hands emit all output of r from its position on, as it comes, and returns nil
+// once the log has ended, once r is Done, or once gone is closed and all that the
+// writer left was read. After r's Resume it may be called again. gone signals that the
+// log has no writer any more; it may be nil. An error of emit ends Follow and is
+// returned as it is; so is the cause of ctx. A Chunk is valid during the call only, and
+// emit may take its time: what comes meanwhile is in the log.
 func (w *Watcher) Follow(ctx context.Context, r *logstore.Reader, gone <-chan struct{}, emit func(logstore.Chunk) error) error {
 	var wake <-chan struct{} // nil: not watched yet, or not to be watched
 	var tick *time.Ticker
@@ -227,7 +227,7 @@ func (w *Watcher) Follow(ctx context.Context, r *logstore.Reader, gone <-chan st
 				defer w.remove(f)
 				wake = f.wake
 			}
-			continue // what came before there was a watch
+			continue // output that was written before the watch existed
 		}
 		select {
 		case <-ctx.Done():

@@ -136,7 +136,7 @@ func waits(t testing.TB, w *Watcher, n int) {
 		if t.Context().Err() != nil {
 			t.Fatal("no follower came to wait")
 		}
-		time.Sleep(time.Millisecond) // there is nothing to be woken by: this is a look from outside
+		time.Sleep(time.Millisecond) // there is nothing to be woken by: the test polls from outside
 	}
 }
 
@@ -266,8 +266,8 @@ func TestCancelAndClose(t *testing.T) {
 	}
 }
 
-// TestWithoutWatch takes the watch away, as the end of a file system does, and
-// has followers look by themselves, as when there is none to be had.
+// TestWithoutWatch takes the watch away, as the end of a file system does, so that
+// followers poll, as on systems without watches.
 func TestWithoutWatch(t *testing.T) {
 	t.Parallel()
 	watcher := newWatcher(t)

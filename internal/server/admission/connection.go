@@ -66,7 +66,7 @@ type Conn struct {
 	waiting []*sending
 	writing time.Time     // since when; zero: it does not
 	unread  int64         // what was read while it writes
-	resume  chan struct{} // closed when more may be read; nil: nobody waits for that
+	resume  chan struct{} // closed when more may be read; nil: no reader waits
 }
 
 func newConn(conn net.Conn, in *requestBudget, out *responseBudget) *Conn {

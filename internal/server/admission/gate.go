@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// Bounds on connections of remote clients, so that those who are not let in, or
-// who say nothing, keep nobody else out.
+// Bounds on connections of remote clients, so that refused and silent connections do
+// not exclude other clients.
 const (
 	MaxUnidentified        = 512 // connections that have not shown a certificate yet
 	MaxUnidentifiedPerHost = 64
@@ -108,11 +108,11 @@ func (g *gate) add(c *RemoteConn) (gone *RemoteConn, why, err error) {
 	defer g.mu.Unlock()
 	switch own := g.unknown[c.host]; {
 	case len(own) >= MaxUnidentifiedPerHost:
-		gone, why = own[0], fmt.Errorf("%d connections from there have not shown a certificate yet", len(own))
+		gone, why = own[0], fmt.Errorf("%d connections of this host have not presented a certificate", len(own))
 	case g.total >= MaxUnidentified:
-		gone, why = g.crowd(), fmt.Errorf("%d connections have not shown a certificate yet, and most of them are from there", g.total)
+		gone, why = g.crowd(), fmt.Errorf("%d connections have not presented a certificate, most of them of this host", g.total)
 	case len(g.conns) >= g.max():
-		why = fmt.Errorf("there are %d connections: see max-connections", len(g.conns))
+		why = fmt.Errorf("the daemon has %d connections, the maximum (max-connections)", len(g.conns))
 		if gone = g.crowd(); gone == nil {
 			return nil, nil, why
 		}
@@ -140,7 +140,8 @@ func (g *gate) crowd() (oldest *RemoteConn) {
 	return oldest
 }
 
-// hostOf returns whose address it is: one who has an IPv6 address has the whole /64.
+// hostOf returns the network that stands for one host: an IPv4 address, or the /64 of
+// an IPv6 address.
 func hostOf(a net.Addr) netip.Prefix {
 	tcp, ok := a.(*net.TCPAddr)
 	if !ok {
@@ -164,10 +165,10 @@ func (g *gate) admit(c *RemoteConn, cert *x509.Certificate) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.clients[name] >= maxPerClient {
-		return fmt.Errorf("%.80q has %d connections", name, g.clients[name])
+		return fmt.Errorf("%.80q has %d connections, the maximum per client", name, g.clients[name])
 	}
 	if _, there := g.conns[c]; !there || name == "" {
-		return fmt.Errorf("certificate without a name, or a connection that is gone")
+		return fmt.Errorf("the certificate has no name, or the connection is closed")
 	}
 	g.known(c)
 	c.client, c.cert = name, cert
@@ -206,7 +207,7 @@ func (g *gate) remove(c *RemoteConn) {
 	}
 }
 
-// refused tells the log, not more often than somebody reads it.
+// refused logs a refusal, at most once every refusalEvery.
 func (g *gate) refused(from net.Addr, err error) {
 	g.mu.Lock()
 	g.untold++
@@ -251,15 +252,15 @@ func (g *gate) sweep(ctx context.Context, check func(*x509.Certificate) error) {
 		g.mu.Unlock()
 		for _, c := range known {
 			if err := check(c.cert); err != nil {
-				g.log.Info("connection cut", "client", c.client, "from", c.RemoteAddr().String(), "error", err)
+				g.log.Info("connection closed: its certificate is not valid any more", "client", c.client, "from", c.RemoteAddr().String(), "error", err)
 				_ = c.Close()
 			}
 		}
 	}
 }
 
-// localUsers counts the connections of users who are not root, so that none of
-// them keeps others out.
+// localUsers counts the connections of users other than root, so that no user excludes
+// others.
 type localUsers struct {
 	mu    sync.Mutex
 	conns map[uint32]int
@@ -269,7 +270,7 @@ func (u *localUsers) enter(conn net.Conn, uid uint32) (net.Conn, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.conns[uid] >= maxPerClient {
-		return nil, fmt.Errorf("uid:%d has %d connections", uid, u.conns[uid])
+		return nil, fmt.Errorf("uid:%d has %d connections, the maximum per user", uid, u.conns[uid])
 	}
 	u.conns[uid]++
 	return &userConn{Conn: conn, leave: sync.OnceFunc(func() {

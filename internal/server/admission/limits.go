@@ -19,7 +19,7 @@ const (
 	// the first message of one that has several.
 	receiveTime = 5 * time.Minute
 
-	// idleLimiter is how long a client's limiter is kept that nobody uses.
+	// idleLimiter is how long an unused limiter of a client is kept.
 	idleLimiter = 10 * time.Minute
 )
 
@@ -68,7 +68,7 @@ func (l *limiter) enter(name string) (*clientLimit, error) {
 	if r := c.bucket.ReserveN(now, 1); r.DelayFrom(now) > 0 {
 		wait := r.DelayFrom(now)
 		r.CancelAt(now)
-		return nil, tooMuch(wait, "%s makes more calls than the daemon allows (client-rate %d a second)", name, set.ClientRate)
+		return nil, tooMuch(wait, "%s exceeds the maximum of %d calls per second (client-rate)", name, set.ClientRate)
 	}
 	c.calls++
 	return c, nil

@@ -20,11 +20,11 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 )
 
-// A message is in memory as a whole before anybody can look at it, and gRPC knows
-// no bound but that of one message. So what clients send, all but this host's root,
-// is counted for each call: what its frames bring until the message that they make is
-// there, and a message that is not small until the call has done with it. When it is
-// too much, calls of the client that has most end.
+// A message is in memory as a whole before it can be inspected, and gRPC bounds single
+// messages only. So what clients send, all but this host's root, is counted for each
+// call: what its frames bring until the message that they make is there, and a message
+// that is not small until the call has done with it. When it is too much, calls of the
+// client that has most end.
 
 const (
 	// smallMessage is one that is not counted any more once it is there.
@@ -46,13 +46,13 @@ const (
 	// ends one.
 	roomShare = 16
 
-	// refuseTime is how long a call that is refused may take to answer that; then
-	// it is cut.
+	// refuseTime is how long a refused call may take to send its status before its
+	// connection is closed.
 	refuseTime = time.Second
 )
 
 // ErrTooMuch is the error of a call that has to end because of what clients send.
-var ErrTooMuch = tooMuch(requestRetry, "clients are sending more than the daemon allows at once (request-memory): send less, or later")
+var ErrTooMuch = tooMuch(requestRetry, "the byte budget for requests is used up (request-memory): send less, or try again later")
 
 // requestRetry is after what time to try again.
 const requestRetry = time.Second
@@ -384,8 +384,8 @@ func fields(d protoreflect.MessageDescriptor, b []byte, depth int) (n int64) {
 	return n
 }
 
-// unpack says that a message is here, as a whole, and what it takes unpacked. If that
-// is too much the call is refused.
+// unpack records that a message is complete, and its decoded size. If that exceeds the
+// budget, the call is refused.
 func (a *Request) unpack(size, weight int64) bool {
 	a.timer.Stop()
 	in := a.requests

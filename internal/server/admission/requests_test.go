@@ -91,7 +91,7 @@ func TestCounts(t *testing.T) {
 	data(5, 1000) // of no call
 	counted(2005 + 3*frameCost + 70<<10 + 8 + 4*frameCost)
 	b.Handled(nil)
-	b.unpack(70<<10, 70<<10) // what came behind it costs as much as before
+	b.unpack(70<<10, 70<<10) // the bytes after it still count
 	counted(2005 + 3*frameCost + 70<<10 + 3 + 4*frameCost)
 	a.unpack(2000, 2000)
 	counted(70<<10 + 3 + 4*frameCost)

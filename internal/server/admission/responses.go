@@ -218,7 +218,7 @@ func (r *responseBudget) lacks(s *sending) place {
 		}
 		switch {
 		case conn.credit-conn.backlog < min(s.wire, maxPiece/2), conn.backlog > 0 && conn.backlog+s.wire > maxBacklog,
-			s.where != connRoom && len(conn.waiting) > 0: // others came first
+			s.where != connRoom && len(conn.waiting) > 0: // others were first
 			return connRoom
 		}
 	}
@@ -231,7 +231,7 @@ func (r *responseBudget) lacks(s *sending) place {
 	case held+cost > share && (held > clientFloor || cost <= share-clientFloor), r.total+cost > limit:
 		return memoryRoom
 	case s.where != memoryRoom && len(conn.client.waiting) > 0, s.where == memoryRoom && conn.client.waiting[0] != s:
-		return memoryRoom // others came first
+		return memoryRoom // others were first
 	}
 	return nowhere
 }
@@ -280,7 +280,7 @@ func gone(ctx context.Context) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	return joblet.Errorf(joblet.Unavailable, "the client is gone")
+	return joblet.Errorf(joblet.Unavailable, "the client has closed the connection")
 }
 
 // grant takes the room for a message. mu is held.
@@ -313,7 +313,7 @@ func (r *responseBudget) freed(conn *Conn, cost int64) {
 	conn.client.held -= cost
 	r.total -= cost
 	r.feed(conn.client)
-	for _, c := range slices.Clone(r.hungry) { // who waits for others
+	for _, c := range slices.Clone(r.hungry) { // a call that waits for others
 		r.feed(c)
 	}
 }
@@ -453,7 +453,7 @@ func (r *responseBudget) relieve() {
 		if len(c.waiting) == 0 || now.Sub(c.waiting[0].since) < pressTime {
 			continue
 		}
-		// It waits for its own share, or for whoever holds most.
+		// It waits for its own share, or for the largest holder.
 		from := []*clientResponses{c}
 		if c.held <= r.limit()/clientShare/2 {
 			from = slices.SortedFunc(maps.Values(r.clients), func(a, b *clientResponses) int { return int(b.held - a.held) })

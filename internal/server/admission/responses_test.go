@@ -76,7 +76,7 @@ func (c *Conn) wroteFrames(frames ...[]byte) {
 }
 
 // TestReplyWindows: a message waits for the windows of its stream and its connection,
-// and goes on when the client grants more, however its frames are cut.
+// and goes on when the client grants more, in frames of any size.
 func TestReplyWindows(t *testing.T) {
 	t.Parallel()
 	r := newResponseBudget(func() int64 { return 64 << 20 })
@@ -131,8 +131,8 @@ func TestReplyWindows(t *testing.T) {
 	}
 }
 
-// TestReplyReset: a call whose client ends it while its message waits is granted nothing,
-// which nobody would give back.
+// TestReplyReset: a call whose client ends it while its message waits is granted
+// nothing, since it would never be returned.
 func TestReplyReset(t *testing.T) {
 	t.Parallel()
 	for _, where := range []place{connRoom, streamRoom, memoryRoom} {
