@@ -76,7 +76,7 @@ func ParseRlimit(s string) (Rlimit, error) {
 		}
 		n, err := strconv.ParseUint(s, 10, 63)
 		if err != nil {
-			return 0, Errorf(InvalidArgument, "%.40q: give a number, SOFT:HARD, or unlimited", s)
+			return 0, Errorf(InvalidArgument, "%.40q is not a valid limit: use a number, SOFT:HARD or unlimited", s)
 		}
 		return n, nil
 	}
@@ -93,7 +93,7 @@ func ParseRlimit(s string) (Rlimit, error) {
 
 func (r Rlimit) validate(what string) error {
 	if r.Soft > r.Hard {
-		return Errorf(InvalidArgument, "%s %v: the soft limit is above the hard one", what, r)
+		return Errorf(InvalidArgument, "%s %v: the soft limit must not exceed the hard limit", what, r)
 	}
 	return nil
 }
@@ -147,15 +147,15 @@ var limitKinds = []limitKind{
 	{"max-cpu", "PERCENT", "CPU time in percent of one processor, such as 150", func(l *Limits) *int64 { return &l.CPUPercent }, 1, MaxCPUPercent, parseNumber, formatNumber},
 	{"cpu-weight", "N", "CPU weight under contention, 1 to 10000 (default 100)", func(l *Limits) *int64 { return &l.CPUWeight }, 1, MaxCPUWeight, parseNumber, formatNumber},
 	{"max-memory", "SIZE", "memory, including page cache and files in the job's root, in MiB or as 512M", func(l *Limits) *int64 { return &l.MemoryBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
-	{"memory-high", "SIZE", "memory above which the kernel throttles and reclaims", func(l *Limits) *int64 { return &l.MemoryHighBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
-	{"max-swap", "SIZE", "swap in addition to memory (default: none if --max-memory is set)", func(l *Limits) *int64 { return &l.SwapBytes }, 4096, MaxMemory, parseMiB, formatMiB},
+	{"memory-high", "SIZE", "memory above which the kernel throttles and reclaims, in MiB or as 512M", func(l *Limits) *int64 { return &l.MemoryHighBytes }, MinMemory, MaxMemory, parseMiB, formatMiB},
+	{"max-swap", "SIZE", "swap in addition to memory, in MiB or as 512M (default: none if --max-memory is set)", func(l *Limits) *int64 { return &l.SwapBytes }, 4096, MaxMemory, parseMiB, formatMiB},
 	{"max-pids", "N", "processes and threads", func(l *Limits) *int64 { return &l.MaxPIDs }, MinPIDs, MaxPIDs, parseNumber, formatNumber},
 	{"max-iobps", "RATE", "bytes per second, for reads and for writes, such as 10M", func(l *Limits) *int64 { return &l.IOBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
-	{"max-read-bps", "RATE", "bytes read per second", func(l *Limits) *int64 { return &l.ReadBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
-	{"max-write-bps", "RATE", "bytes written per second", func(l *Limits) *int64 { return &l.WriteBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
+	{"max-read-bps", "RATE", "bytes read per second, such as 10M", func(l *Limits) *int64 { return &l.ReadBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
+	{"max-write-bps", "RATE", "bytes written per second, such as 10M", func(l *Limits) *int64 { return &l.WriteBps }, MinIOBps, MaxIOBps, ParseSize, FormatSize},
 	{"max-iops", "N", "operations per second, for reads and for writes", func(l *Limits) *int64 { return &l.IOps }, 1, MaxIOps, parseNumber, formatNumber},
-	{"max-disk", "SIZE", "size of the job's root file system with /work, such as 512M; counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, formatMiB},
-	{"shm-size", "SIZE", "size of /dev/shm, such as 256M; counts as memory (default: half of --max-memory, else of the host's memory)", func(l *Limits) *int64 { return &l.ShmBytes }, MinShm, MaxShm, parseMiB, formatMiB},
+	{"max-disk", "SIZE", "size of the job's root file system with /work, in MiB or as 512M; counts as memory", func(l *Limits) *int64 { return &l.DiskBytes }, MinDisk, MaxDisk, parseMiB, formatMiB},
+	{"shm-size", "SIZE", "size of /dev/shm, in MiB or as 256M; counts as memory (default: half of --max-memory, else of the host's memory)", func(l *Limits) *int64 { return &l.ShmBytes }, MinShm, MaxShm, parseMiB, formatMiB},
 }
 
 // LimitDoc says how a limit is called, what its value is and what it does.
@@ -196,7 +196,7 @@ func (l *Limits) Set(name, value string) error {
 		return nil
 	}
 	if !slices.Contains(RlimitNames(), name) {
-		return Errorf(InvalidArgument, "no limit is called %.40q", name)
+		return Errorf(InvalidArgument, "unknown limit %.40q", name)
 	}
 	r, err := ParseRlimit(value)
 	if err != nil {
@@ -248,23 +248,23 @@ func (l Limits) Validate() error {
 		}
 	}
 	if l.SwapBytes != 0 && l.MemoryBytes == 0 {
-		return Errorf(InvalidArgument, "--max-swap: says what may be swapped out beyond --max-memory, which is not given")
+		return Errorf(InvalidArgument, "--max-swap: requires --max-memory")
 	}
 	if l.MemoryHighBytes != 0 && l.MemoryBytes != 0 && l.MemoryHighBytes > l.MemoryBytes {
-		return Errorf(InvalidArgument, "--memory-high %s: is above --max-memory %s", FormatSize(l.MemoryHighBytes), FormatSize(l.MemoryBytes))
+		return Errorf(InvalidArgument, "--memory-high %s: must not exceed --max-memory %s", FormatSize(l.MemoryHighBytes), FormatSize(l.MemoryBytes))
 	}
 	if len(l.Rlimits) > len(RlimitNames()) {
-		return Errorf(InvalidArgument, "%d resource limits: there are only %d", len(l.Rlimits), len(RlimitNames()))
+		return Errorf(InvalidArgument, "%d resource limits: at most %d are possible", len(l.Rlimits), len(RlimitNames()))
 	}
 	for name, r := range l.Rlimits {
 		if !slices.Contains(RlimitNames(), name) {
-			return Errorf(InvalidArgument, "no resource limit is called %.40q (one of %s)", name, strings.Join(RlimitNames(), ", "))
+			return Errorf(InvalidArgument, "unknown resource limit %.40q: must be one of %s", name, strings.Join(RlimitNames(), ", "))
 		}
 		if err := r.validate("--" + name); err != nil {
 			return err
 		}
 		if name == "cpu" && (r.Soft == 0 || r.Hard == 0) {
-			return Errorf(InvalidArgument, "--rlimit cpu=%v: must be at least 1 second: with none the job is killed before its command runs", r)
+			return Errorf(InvalidArgument, "--rlimit cpu=%v: must be at least 1 second: with 0 the kernel kills the job before its command runs", r)
 		}
 	}
 	return nil
@@ -379,13 +379,13 @@ func ParseCPUs(list string) ([]int, error) {
 			last, err = strconv.ParseUint(high, 10, 16)
 		}
 		if err != nil || last < first || last >= MaxCPUs {
-			return nil, Errorf(InvalidArgument, "%.40q: give processors such as 0-1,3", list)
+			return nil, Errorf(InvalidArgument, "%.40q is not a valid list of processors: use numbers and ranges, such as 0-1,3", list)
 		}
 		for cpu := first; cpu <= last; cpu++ {
 			all = append(all, int(cpu))
 		}
 		if len(all) > MaxCPUs {
-			return nil, Errorf(InvalidArgument, "%.40q: more processors than any host has", list)
+			return nil, Errorf(InvalidArgument, "%.40q: names too many processors", list)
 		}
 	}
 	slices.Sort(all)
@@ -425,10 +425,15 @@ func formatNumber(n int64) string { return strconv.FormatInt(n, 10) }
 
 // parseMiB is ParseSize where a bare number counts MiB.
 func parseMiB(s string) (int64, error) {
+	text := s
 	if s != "" && strings.Trim(s, "0123456789") == "" {
-		s += "M"
+		text += "M"
 	}
-	return ParseSize(s)
+	n, err := ParseSize(text)
+	if err != nil {
+		return 0, Errorf(InvalidArgument, "%.40q is not a valid size: use a number of MiB, or a number with K, M, G or T, such as 64M", s)
+	}
+	return n, nil
 }
 
 // formatMiB is FormatSize where a bare number would count MiB.

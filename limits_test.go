@@ -18,8 +18,8 @@ func TestLimitsSet(t *testing.T) {
 		{"max-cpu", "0", Limits{}, "between 1 and"},
 		{"max-cpu", "1e9", Limits{}, "not a whole number"},
 		{"cpu-cores", "0-1,3", Limits{CPUCores: "0-1,3"}, ""},
-		{"cpu-cores", "3-1", Limits{}, "give processors"},
-		{"cpu-cores", "0-99999", Limits{}, "give processors"},
+		{"cpu-cores", "3-1", Limits{}, "is not a valid list of processors"},
+		{"cpu-cores", "0-99999", Limits{}, "is not a valid list of processors"},
 		{"cpu-weight", "10000", Limits{CPUWeight: 10000}, ""},
 		{"max-memory", "512", Limits{MemoryBytes: 512 << 20}, ""}, // MiB
 		{"max-memory", "2G", Limits{MemoryBytes: 2 << 30}, ""},
@@ -40,9 +40,9 @@ func TestLimitsSet(t *testing.T) {
 		{"shm-size", "4095B", Limits{}, "between"},
 		{"nofile", "64", Limits{Rlimits: map[string]Rlimit{"nofile": {64, 64}}}, ""},
 		{"nofile", "64:unlimited", Limits{Rlimits: map[string]Rlimit{"nofile": {64, Unlimited}}}, ""},
-		{"nofile", "64:32", Limits{}, "above the hard one"},
-		{"nofile", "many", Limits{}, "give a number"},
-		{"nice", "1", Limits{}, "no limit is called"},
+		{"nofile", "64:32", Limits{}, "must not exceed the hard limit"},
+		{"nofile", "many", Limits{}, "is not a valid limit"},
+		{"nice", "1", Limits{}, "unknown limit"},
 	} {
 		var got Limits
 		err := got.Set(test.name, test.value)
@@ -83,7 +83,7 @@ func TestLimitsEach(t *testing.T) {
 		t.Error("IsZero")
 	}
 	for _, doc := range LimitDocs() { // each has a name that Set knows
-		if err := new(Limits).Set(doc.Name, "?"); err == nil || strings.Contains(err.Error(), "no limit is called") {
+		if err := new(Limits).Set(doc.Name, "?"); err == nil || strings.Contains(err.Error(), "unknown limit") {
 			t.Errorf("%s: %v", doc.Name, err)
 		}
 	}
@@ -95,13 +95,13 @@ func TestLimitsValidate(t *testing.T) {
 		t.Error(err)
 	}
 	for want, l := range map[string]Limits{
-		"--max-cpu":                   {CPUPercent: -1},
-		"--max-memory":                {MemoryBytes: 1},
-		"is above --max-memory":       {MemoryBytes: 1 << 30, MemoryHighBytes: 1 << 31},
-		"beyond --max-memory":         {SwapBytes: 1 << 30},
-		"--cpu-cores":                 {CPUCores: "x"},
-		"no resource limit is called": {Rlimits: map[string]Rlimit{"x": {}}},
-		"above the hard one":          {Rlimits: map[string]Rlimit{"core": {2, 1}}},
+		"--max-cpu":                      {CPUPercent: -1},
+		"--max-memory":                   {MemoryBytes: 1},
+		"must not exceed --max-memory":   {MemoryBytes: 1 << 30, MemoryHighBytes: 1 << 31},
+		"requires --max-memory":          {SwapBytes: 1 << 30},
+		"--cpu-cores":                    {CPUCores: "x"},
+		"unknown resource limit":         {Rlimits: map[string]Rlimit{"x": {}}},
+		"must not exceed the hard limit": {Rlimits: map[string]Rlimit{"core": {2, 1}}},
 	} {
 		if err := l.Validate(); err == nil || !strings.Contains(err.Error(), want) || KindOf(err) != InvalidArgument {
 			t.Errorf("%+v: got %v, want %s", l, err, want)
@@ -128,7 +128,7 @@ func TestLimitsCeiling(t *testing.T) {
 		{Limits{CPUCores: "2,4"}, false},
 		{Limits{MemoryBytes: 1<<30 + 1}, false},
 		{Limits{IOBps: 1 << 19}, true},
-		{Limits{IOBps: 1 << 21}, true}, // the ceiling's own limit on reading goes before
+		{Limits{IOBps: 1 << 21}, true}, // the ceiling's own limit on reading takes precedence
 		{Limits{ReadBps: 1 << 21}, false},
 		{Limits{MaxPIDs: 1 << 20}, true},
 		{Limits{Rlimits: map[string]Rlimit{"nofile": {64, 4096}}}, false},

@@ -2,6 +2,7 @@ package joblet
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"time"
@@ -62,6 +63,36 @@ func ReadableDuration(d time.Duration) string {
 		}
 	}
 	return text
+}
+
+// ParseDuration reads a duration of zero or more as time.ParseDuration does, and in days
+// and weeks: "90s", "2h30m", "3d", "1w2d".
+func ParseDuration(s string) (time.Duration, error) {
+	bad := Errorf(InvalidArgument, "%.40q is not a valid duration; examples: 90s, 2h30m, 3d", s)
+	rest, total := s, time.Duration(0)
+	for _, unit := range []struct {
+		letter string
+		span   time.Duration
+	}{{"w", 7 * 24 * time.Hour}, {"d", 24 * time.Hour}} {
+		number, after, ok := strings.Cut(rest, unit.letter)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseUint(number, 10, 63)
+		if err != nil || n > uint64(math.MaxInt64/4/unit.span) {
+			return 0, bad
+		}
+		total += time.Duration(n) * unit.span
+		rest = after
+	}
+	if rest != "" || s == "" {
+		d, err := time.ParseDuration(rest)
+		if err != nil || d < 0 || d > math.MaxInt64/4 {
+			return 0, bad
+		}
+		total += d
+	}
+	return total, nil
 }
 
 // ReadableSize shows a number of bytes to people: 1023 B, 1.0 KiB, 12 MiB. It rounds:

@@ -9,7 +9,9 @@ import (
 	"iter"
 	"maps"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -17,14 +19,16 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/spelling"
 )
 
-// The configuration file has a key for each flag of joblet serve, and the
-// environment a variable: log-level, --log-level, JOBLET_LOG_LEVEL. A flag goes
-// before the environment, that before the file.
+// The configuration file has a key for each flag of joblet serve, and the environment a
+// variable: log-level, --log-level, JOBLET_LOG_LEVEL. A flag takes precedence over the
+// environment, and the environment over the file.
 
-// configPath is where the file is, unless somebody says otherwise.
+// configPath is the default path of the file.
 const configPath = "/etc/joblet/joblet-config.yml"
 
 const maxConfigFile = 1 << 20
@@ -47,8 +51,8 @@ func envName(flag string) string {
 	return envPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))
 }
 
-// Variables of the environment, behind their prefix, that are no flags': where the
-// file is, and what a job is told or tests set.
+// Environment variables, without their prefix, that do not belong to flags: the path of
+// the file, and variables of jobs and tests.
 var (
 	configVariables = []string{"CONFIG", "CONFIG_PATH"}
 	otherVariables  = []string{"JOB_ID", "ATTEMPT", "FAULT"}
@@ -56,8 +60,8 @@ var (
 
 const testVariables = "TEST_"
 
-// unknownVariables are those of the environment that look like ours and are not,
-// each with the one that was perhaps meant, or "". Other programs may read them.
+// unknownVariables are environment variables with our prefix that the daemon does not
+// know, each with the nearest known one, or "". Other programs may read them.
 func unknownVariables() iter.Seq2[string, string] {
 	known := slices.Clone(configVariables)
 	o := builtinOptions()
@@ -99,23 +103,20 @@ func (o Options) Load(given map[string]bool) (Options, origins, error) {
 			from[flag.Name] = fromFlag
 		}
 	})
-	err := error(nil)
+	var bad configErrors
 	f.VisitAll(func(flag *pflag.Flag) {
 		value, ok := os.LookupEnv(envName(flag.Name))
-		if !ok || value == "" || err != nil || from[flag.Name] == fromFlag || slices.Contains(notConfigured, flag.Name) {
+		if !ok || value == "" || from[flag.Name] == fromFlag || slices.Contains(notConfigured, flag.Name) {
 			return
 		}
 		from[flag.Name] = origin("environment " + envName(flag.Name))
 		for _, v := range splitList(flag, value) {
-			if err = flag.Value.Set(v); err != nil {
-				err = fmt.Errorf("%s: %w", envName(flag.Name), err)
+			if err := flag.Value.Set(v); err != nil {
+				bad = append(bad, fmt.Errorf("%s: %w", envName(flag.Name), help.ValueError(v, err)))
 				return
 			}
 		}
 	})
-	if err != nil {
-		return o, nil, err
-	}
 	path, must := o.Config, true
 	if path == "" {
 		path = cmp.Or(os.Getenv("JOBLET_CONFIG"), os.Getenv("JOBLET_CONFIG_PATH"))
@@ -124,14 +125,64 @@ func (o Options) Load(given map[string]bool) (Options, origins, error) {
 		path, must = configPath, false
 	}
 	text, err := readConfigFile(path)
-	if errors.Is(err, fs.ErrNotExist) && !must {
-		return o, from, nil
+	switch {
+	case err == nil:
+		bad = append(bad, applyConfig(f, path, text, from)...)
+	case must || !errors.Is(err, fs.ErrNotExist):
+		bad = append(bad, err)
 	}
-	if err == nil {
-		err = applyConfig(f, path, text, from)
+	if len(bad) > 0 {
+		return o, from, bad
 	}
-	return o, from, err
+	return o, from, nil
 }
+
+// configErrors are all errors of a configuration, in the order of the file. As an error
+// they are the first, and the number of the others.
+type configErrors []error
+
+func (e configErrors) Error() string {
+	if len(e) == 1 {
+		return e[0].Error()
+	}
+	return fmt.Sprintf("%v; joblet config check lists %d more errors", e[0], len(e)-1)
+}
+
+func (e configErrors) Unwrap() []error { return e }
+
+// check returns all errors of a configuration that Load has read: its own, and those of
+// options that cannot be used, with the line of the file or the variable that sets them.
+func (o Options) check(from origins, loaded error) error {
+	var all configErrors
+	if loaded != nil && !errors.As(loaded, &all) {
+		return loaded
+	}
+	for _, p := range o.problems() {
+		if from[p.option] == fromDefault || from[p.option] == fromFlag {
+			all = append(all, p.err)
+			continue
+		}
+		at := strings.TrimPrefix(string(from[p.option]), "environment ")
+		all = append(all, fmt.Errorf("%s: %s", at, strings.TrimPrefix(p.err.Error(), "--")))
+	}
+	slices.SortStableFunc(all, func(a, b error) int { return cmp.Compare(lineOf(a), lineOf(b)) })
+	if len(all) > 0 {
+		return all
+	}
+	return nil
+}
+
+// lineOf returns the line of a file at the beginning of an error, 0 if there is none.
+func lineOf(err error) int {
+	m := lineRE.FindStringSubmatch(err.Error())
+	if m == nil {
+		return 0
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+var lineRE = regexp.MustCompile(`^/?[^:]*:(\d+): `)
 
 // splitList returns the values in a variable of the environment: of what can be
 // given again they are divided by semicolons.
@@ -159,82 +210,101 @@ func isList(flag *pflag.Flag) bool {
 func readConfigFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+		return nil, fmt.Errorf("cannot read the configuration: %w", err)
 	}
 	defer f.Close()
 	st, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("configuration: %w", err)
+		return nil, fmt.Errorf("cannot read the configuration: %w", err)
 	}
 	sys, _ := st.Sys().(*syscall.Stat_t)
 	switch {
 	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("configuration %s: it is not a file", path)
+		return nil, fmt.Errorf("cannot read the configuration %s: it is not a regular file", path)
 	case sys.Uid != 0 && int(sys.Uid) != os.Geteuid() || st.Mode().Perm()&0o022 != 0:
-		return nil, fmt.Errorf("configuration %s: others than root may write it (owner %d, mode %v): chown root and chmod go-w", path, sys.Uid, st.Mode().Perm())
+		return nil, fmt.Errorf("cannot use the configuration %s: other users may write it (owner %d, mode %v): run chown root %[1]s and chmod go-w %[1]s", path, sys.Uid, st.Mode().Perm())
 	}
 	text, err := io.ReadAll(io.LimitReader(f, maxConfigFile+1))
 	if err == nil && len(text) > maxConfigFile {
 		err = fmt.Errorf("longer than %d bytes", maxConfigFile)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", path, err)
+		return nil, fmt.Errorf("cannot read the configuration %s: %w", path, err)
 	}
 	return text, nil
 }
 
-// applyConfig sets what the file says and nobody has set before.
-func applyConfig(f *pflag.FlagSet, path string, text []byte, from origins) error {
-	d := yaml.NewDecoder(strings.NewReader(string(text)))
-	var doc yaml.Node
-	if err := d.Decode(&doc); errors.Is(err, io.EOF) {
-		return nil // nothing but comments
-	} else if err != nil {
-		return fmt.Errorf("configuration %s: %w", path, err)
+// applyConfig sets the options of the file that flags and the environment have not set.
+// It returns all errors of the file.
+func applyConfig(f *pflag.FlagSet, path string, text []byte, from origins) configErrors {
+	top, err := configKeys(path, text)
+	if err != nil {
+		return configErrors{err}
 	}
-	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return fmt.Errorf("configuration %s: holds more than one document", path)
-	}
-	top := doc.Content[0]
-	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {
+	if top == nil {
 		return nil
 	}
-	if top.Kind != yaml.MappingNode {
-		return fmt.Errorf("configuration %s:%d: must be lines of KEY: VALUE", path, top.Line)
-	}
+	var bad configErrors
 	seen := map[string]int{}
 	for i := 0; i+1 < len(top.Content); i += 2 {
 		key, value := top.Content[i], top.Content[i+1]
 		at := fmt.Sprintf("%s:%d", path, key.Line)
 		flag := f.Lookup(key.Value)
 		if flag == nil && isPublicSection(key.Value) {
-			return fmt.Errorf("%s: unknown key %q: it looks like a configuration of the public daemon, which joblet config import turns into ours", at, key.Value)
+			return configErrors{fmt.Errorf("%s: unknown key %q: this looks like a configuration of the public daemon; convert it with joblet config import", at, key.Value)}
 		}
 		if flag == nil || slices.Contains(notConfigured, key.Value) {
-			return fmt.Errorf("%s: unknown key %q%s", at, key.Value, nearestKey(f, key.Value))
+			bad = append(bad, fmt.Errorf("%s: unknown key %q%s", at, key.Value, nearestKey(f, key.Value)))
+			continue
 		}
 		if first, again := seen[key.Value]; again {
-			return fmt.Errorf("%s: duplicate key %q, first in line %d", at, key.Value, first)
+			bad = append(bad, fmt.Errorf("%s: duplicate key %q, first in line %d", at, key.Value, first))
+			continue
 		}
 		seen[key.Value] = key.Line
-		values, err := configValues(flag, value)
-		if err != nil {
-			return fmt.Errorf("%s: %s: %w", at, key.Value, err)
+		if err := applyKey(flag, value, origin(at), from); err != nil {
+			bad = append(bad, fmt.Errorf("%s: %s: %w", at, key.Value, err))
 		}
-		if from[key.Value] != fromDefault {
-			continue
-		}
-		from[key.Value] = origin(at)
-		if list, ok := flag.Value.(pflag.SliceValue); ok { // also an empty one, in place of a default
-			if err := list.Replace(values); err != nil {
-				return fmt.Errorf("%s: %s: %w", at, key.Value, err)
-			}
-			continue
-		}
-		for _, v := range values {
-			if err := flag.Value.Set(v); err != nil {
-				return fmt.Errorf("%s: %s: %w", at, key.Value, err)
-			}
+	}
+	return bad
+}
+
+// configKeys returns the mapping in a configuration file, nil if it is empty.
+func configKeys(path string, text []byte) (*yaml.Node, error) {
+	d := yaml.NewDecoder(strings.NewReader(string(text)))
+	var doc yaml.Node
+	if err := d.Decode(&doc); errors.Is(err, io.EOF) {
+		return nil, nil // nothing but comments
+	} else if err != nil {
+		return nil, fmt.Errorf("cannot parse the configuration %s: %s", path, strings.TrimPrefix(err.Error(), "yaml: "))
+	}
+	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("cannot read the configuration %s: it contains more than one document", path)
+	}
+	top := doc.Content[0]
+	if top.Kind == yaml.ScalarNode && top.Tag == "!!null" {
+		return nil, nil
+	}
+	if top.Kind != yaml.MappingNode {
+		return nil, fmt.Errorf("%s:%d: must have lines of KEY: VALUE", path, top.Line)
+	}
+	return top, nil
+}
+
+// applyKey sets a flag to the value of its key, unless a flag or the environment takes
+// precedence.
+func applyKey(flag *pflag.Flag, value *yaml.Node, at origin, from origins) error {
+	values, err := configValues(flag, value)
+	if err != nil || from[flag.Name] != fromDefault {
+		return err
+	}
+	from[flag.Name] = at
+	if list, ok := flag.Value.(pflag.SliceValue); ok { // an empty list, too, replaces the default
+		return list.Replace(values)
+	}
+	for _, v := range values {
+		if err := flag.Value.Set(v); err != nil {
+			return help.ValueError(v, err)
 		}
 	}
 	return nil
@@ -257,7 +327,7 @@ func configValues(flag *pflag.Flag, n *yaml.Node) ([]string, error) {
 		var all []string
 		for _, item := range n.Content {
 			if item.Kind != yaml.ScalarNode {
-				return nil, errors.New("must be a list of words")
+				return nil, errors.New("must be a list of strings")
 			}
 			all = append(all, item.Value)
 		}
@@ -272,15 +342,15 @@ func configValues(flag *pflag.Flag, n *yaml.Node) ([]string, error) {
 			}
 			seen[name.Value] = name.Line
 			if n.Content[i+1].Kind != yaml.ScalarNode {
-				return nil, fmt.Errorf("%s: must be one value", name.Value)
+				return nil, fmt.Errorf("%s: must be a single value", name.Value)
 			}
 			all = append(all, n.Content[i].Value+"="+n.Content[i+1].Value)
 		}
 		return all, nil
 	case limits:
-		return nil, errors.New("must be lines of LIMIT: VALUE")
+		return nil, errors.New("must have lines of LIMIT: VALUE")
 	}
-	return nil, errors.New("must be one value")
+	return nil, errors.New("must be a single value")
 }
 
 // nearestKey returns the key that was perhaps meant.
@@ -313,36 +383,40 @@ or the one that --config or JOBLET_CONFIG names.
 Each key is a flag of "joblet serve" as well, and a variable of the environment:
 log-level, --log-level, JOBLET_LOG_LEVEL. A flag takes precedence over the environment, and
 the environment over the file. On SIGHUP the daemon reads the file again.`,
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args: cobra.ArbitraryArgs, // refused by help.Group
+		RunE: help.Group,
 	}
 	cmd.AddCommand(&cobra.Command{
 		Use:     "default",
 		Short:   "Print a configuration file with all defaults and comments",
 		Example: "  joblet config default > " + configPath,
-		Args:    cobra.NoArgs,
+		Args:    help.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return writeConfig(cmd.OutOrStdout(), builtinOptions(), nil)
 		},
 	}, &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Validate a configuration file",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  help.AtMostOneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			opt := DefaultOptions()
 			if len(args) == 1 {
 				opt.Config = args[0]
 			}
 			for name, nearest := range unknownVariables() {
-				text := fmt.Sprintf("warning: the environment's %.100s is unknown and passed over", name)
+				text := fmt.Sprintf("warning: unknown environment variable %.100s ignored", name)
 				if nearest != "" {
 					text += fmt.Sprintf("; did you mean %s?", nearest)
 				}
 				fmt.Fprintln(cmd.ErrOrStderr(), text)
 			}
-			opt, _, err := opt.Load(nil)
-			if err == nil {
-				err = opt.validate()
+			opt, from, err := opt.Load(nil)
+			err = opt.check(from, err)
+			if all, ok := errors.AsType[configErrors](err); ok && len(all) > 1 {
+				for _, err := range all {
+					fmt.Fprintln(cmd.ErrOrStderr(), joblet.Shorten(err.Error()))
+				}
+				return fmt.Errorf("cannot use the configuration: it has %d errors", len(all))
 			}
 			if err == nil {
 				_, err = fmt.Fprintln(cmd.OutOrStdout(), "ok")
@@ -359,7 +433,7 @@ func newConfigShowCommand() *cobra.Command {
 		Use:   "show",
 		Short: "Print the effective configuration and the source of each value",
 		Long:  "Print the configuration that a daemon started now would have, and where each\nvalue comes from. Takes the flags of joblet serve.",
-		Args:  cobra.NoArgs,
+		Args:  help.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opt, from, err := opt.Load(given(cmd.Flags()))
 			if err == nil {

@@ -19,6 +19,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/pki"
 )
 
@@ -218,7 +219,7 @@ An rnx-config.yml needs no import: rnx reads it unchanged.`,
 		Example: `  joblet config import /opt/joblet/config/joblet-config.yml
   joblet config import --output=` + configPath + ` old-config.yml
   joblet config check ` + configPath,
-		Args: cobra.ExactArgs(1),
+		Args: help.OneArg("file"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := opt.run(cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0]); err != nil {
 				return fmt.Errorf("cannot import %s: %w", args[0], err)
@@ -235,7 +236,7 @@ An rnx-config.yml needs no import: rnx reads it unchanged.`,
 
 func (o importOptions) run(stdin io.Reader, stdout, stderr io.Writer, file string) error {
 	if o.force && o.output == "" {
-		return errors.New("--force is for --output")
+		return errors.New("--force requires --output")
 	}
 	if o.pkiDir != "" && !filepath.IsAbs(o.pkiDir) {
 		return fmt.Errorf("--pki-dir %q: must be an absolute path", o.pkiDir)
@@ -265,7 +266,7 @@ func (o importOptions) run(stdin io.Reader, stdout, stderr io.Writer, file strin
 	}
 	if err := done(); err != nil {
 		if o.pkiDir != "" {
-			err = fmt.Errorf("%w (the certificates are in %s already)", err, o.pkiDir)
+			err = fmt.Errorf("%w (the certificates have been written to %s)", err, o.pkiDir)
 		}
 		return err
 	}
@@ -282,7 +283,7 @@ func readPublicConfig(stdin io.Reader, file string) ([]byte, error) {
 			return nil, err
 		}
 		if !st.Mode().IsRegular() {
-			return nil, errors.New("it is not a regular file; - means stdin")
+			return nil, errors.New("it is not a regular file; use - for stdin")
 		}
 		f, err := os.Open(file)
 		if err != nil {
@@ -311,7 +312,7 @@ func migrate(text []byte, pkiDir string) (*migration, error) {
 		return nil, err
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
-		return nil, errors.New("it holds more than one document")
+		return nil, errors.New("it contains more than one document")
 	}
 	sections, ok := top.(map[string]any)
 	if !ok {
@@ -350,7 +351,7 @@ func migrate(text []byte, pkiDir string) (*migration, error) {
 func recognize(sections map[string]any) error {
 	names := slices.Sorted(maps.Keys(sections))
 	if _, nodes := sections["nodes"]; nodes {
-		return errors.New("it is an rnx-config.yml, which rnx reads as it is")
+		return errors.New("it is an rnx-config.yml, which rnx reads unchanged")
 	}
 	if slices.ContainsFunc(names, isPublicSection) {
 		return nil
@@ -359,7 +360,7 @@ func recognize(sections map[string]any) error {
 	f := pflag.NewFlagSet("serve", pflag.ContinueOnError)
 	o.flags(f)
 	if slices.ContainsFunc(names, func(name string) bool { return f.Lookup(name) != nil }) {
-		return errors.New("it has the format of this daemon already: check it with joblet config check")
+		return errors.New("it already has the format of this daemon: validate it with joblet config check")
 	}
 	return errors.New("it is not a joblet-config.yml: it has none of the sections, such as server, security and joblet")
 }
@@ -367,7 +368,7 @@ func recognize(sections map[string]any) error {
 // flatten notes the values below a section by their paths.
 func (m *migration) flatten(path string, value any, depth int) error {
 	if depth > maxPublicDepth {
-		return fmt.Errorf("%.100s: is nested more than %d deep", path, maxPublicDepth)
+		return fmt.Errorf("%.100s: nested more than %d levels deep", path, maxPublicDepth)
 	}
 	below := map[string]any{}
 	switch v := value.(type) {
@@ -459,7 +460,7 @@ func number(value any) (int64, error) {
 func truth(value any) (bool, error) {
 	b, ok := value.(bool)
 	if !ok {
-		return false, fmt.Errorf("%.40q is neither true nor false", fmt.Sprint(value))
+		return false, fmt.Errorf("%.40q must be true or false", fmt.Sprint(value))
 	}
 	return b, nil
 }
@@ -562,7 +563,7 @@ func (m *migration) logLevel(value any) (string, string, error) {
 		level = "error"
 	}
 	if _, err := (Options{Reloadable: Reloadable{LogLevel: level}}).level(); err != nil {
-		return "", fmt.Sprintf("%.40q is none of debug, info, warn and error", fmt.Sprint(value)), nil
+		return "", fmt.Sprintf("%.40q must be debug, info, warn or error", fmt.Sprint(value)), nil
 	}
 	return "log-level: " + level, "", m.set("log-level", level)
 }
@@ -570,7 +571,7 @@ func (m *migration) logLevel(value any) (string, string, error) {
 func (m *migration) logFormat(value any) (string, string, error) {
 	format := strings.ToLower(fmt.Sprint(value))
 	if format != "text" && format != "json" {
-		return "", fmt.Sprintf("%.40q is neither text nor json", fmt.Sprint(value)), nil
+		return "", fmt.Sprintf("%.40q must be text or json", fmt.Sprint(value)), nil
 	}
 	return "log-format: " + format, "", m.set("log-format", format)
 }
@@ -606,7 +607,7 @@ func (m *migration) text(file string) string {
 		}
 		fmt.Fprintf(&b, "\n# %s\n", wrap("from "+strings.Join(from, ", "), 95))
 		if flag.Name == "listen" && m.pkiDir == "" {
-			b.WriteString("# Needs certificates: make them with joblet pki init.\n")
+			b.WriteString("# Needs certificates: create them with joblet pki init.\n")
 		}
 		fmt.Fprintf(&b, "%s:%s\n", flag.Name, configText(flag))
 	})
@@ -621,7 +622,7 @@ type output struct {
 
 func newOutput(path, text string, replace bool) (_ *output, err error) {
 	if _, err := os.Lstat(path); err == nil && !replace {
-		return nil, fmt.Errorf("%s exists: replace it with --force", path)
+		return nil, fmt.Errorf("%s already exists: replace it with --force", path)
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {

@@ -167,14 +167,14 @@ func TestImportErrors(t *testing.T) {
 		args []string
 		want string
 	}{
-		{"", []string{fifo}, "it is not a regular file; - means stdin"},
+		{"", []string{fifo}, "it is not a regular file; use - for stdin"},
 		{"", []string{dir}, "it is not a regular file"},
 		{"", []string{dir + "/none"}, "no such file"},
 		{"", nil, "it is not a joblet-config.yml"},
 		{"- x", nil, "it is not a joblet-config.yml"},
 		{"{", nil, "yaml"},
-		{"nodes: {default: {address: a}}", nil, "it is an rnx-config.yml, which rnx reads as it is"},
-		{"listen: :50051\nlog-level: warn", nil, "it has the format of this daemon already"},
+		{"nodes: {default: {address: a}}", nil, "it is an rnx-config.yml, which rnx reads unchanged"},
+		{"listen: :50051\nlog-level: warn", nil, "it already has the format of this daemon"},
 		{"services: {web: {image: x}}", nil, "it has none of the sections"},
 		{"server: {port: 1}\n---\nserver: {port: 2}", nil, "more than one document"},
 		{"server: {port: 1, port: 2}", nil, `"port" already defined at line 1`},
@@ -187,10 +187,10 @@ func TestImportErrors(t *testing.T) {
 		{"joblet: {defaultMemoryLimit: 99999999999999}", nil, "joblet.defaultMemoryLimit: "},
 		{"joblet: {defaultIoLimit: 1}", nil, "joblet.defaultIoLimit: "},
 		{"joblet: {maxConcurrentJobs: 99999999999999999999}", nil, "joblet.maxConcurrentJobs: "},
-		{"joblet: {defaultCpuLimit: 400, maxCpuLimit: 200}", nil, "--default is more than --ceiling"},
-		{"security: {audit: {enabled: perhaps}}", nil, `security.audit.enabled: "perhaps" is neither true nor false`},
+		{"joblet: {defaultCpuLimit: 400, maxCpuLimit: 200}", nil, "--default exceeds --ceiling"},
+		{"security: {audit: {enabled: perhaps}}", nil, `security.audit.enabled: "perhaps" must be true or false`},
 		{"security: {audit: {log_file: log}}", nil, `--audit-log "log": must be an absolute path`},
-		{"server: " + strings.Repeat("{a: ", 40) + "1" + strings.Repeat("}", 40), nil, "is nested more than 32 deep"},
+		{"server: " + strings.Repeat("{a: ", 40) + "1" + strings.Repeat("}", 40), nil, "nested more than 32 levels deep"},
 		{many, nil, "it has more than 10000 keys"},
 		{bomb, nil, "excessive aliasing"},
 		{"joblet: &a {b: *a}", nil, "contains itself"},
@@ -198,8 +198,8 @@ func TestImportErrors(t *testing.T) {
 		{"server: {port: 1}", []string{"--pki-dir=pki", "-"}, `--pki-dir "pki": must be an absolute path`},
 		{"server: {port: 1}", []string{"--pki-dir=" + dir + "/pki", "-"}, "--pki-dir: the file has no security.caCert"},
 		{strings.ReplaceAll(security, "serverKey", "key"), []string{"--pki-dir=" + dir + "/pki", "-"}, "--pki-dir: the file has no security.serverKey"},
-		{"security: {caCert: x, serverCert: y, serverKey: z}", []string{"--pki-dir=" + dir + "/pki", "-"}, "the authority's certificate: no certificate in it"},
-		{"server: {port: 1}", []string{"--force", "-"}, "--force is for --output"},
+		{"security: {caCert: x, serverCert: y, serverKey: z}", []string{"--pki-dir=" + dir + "/pki", "-"}, "cannot use the authority's certificate: it contains no certificate"},
+		{"server: {port: 1}", []string{"--force", "-"}, "--force requires --output"},
 		{"server: {port: 1}", []string{"--output=" + dir + "/none/x", "-"}, "no such file"},
 	} {
 		args := tt.args
@@ -257,7 +257,7 @@ func TestPublicKeys(t *testing.T) {
 	}
 }
 
-// TestServePublicConfig: who starts the daemon with a public file is told what to do.
+// TestServePublicConfig: a daemon started with a public file reports the remedy.
 func TestServePublicConfig(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{"version: '3.0'\nserver: {port: 1}", "worker: {}", "joblet:\n  defaultCpuLimit: 1"} {

@@ -93,42 +93,42 @@ func TestBadConfig(t *testing.T) {
 		"ready-fd: 3":                   `unknown key "ready-fd"`,
 		"log_level: warn":               `did you mean "log-level"?`,
 		"log-level: warn\nlog-level: x": `:2: duplicate key "log-level", first in line 1`,
-		"max-concurrent: many":          `:1: max-concurrent: `,
-		"max-concurrent: [1]":           "must be one value",
+		"max-concurrent: many":          `:1: max-concurrent: "many" is not a whole number`,
+		"max-concurrent: [1]":           "must be a single value",
 		"max-concurrent:":               "has no value",
-		"default: max-memory=1G":        "must be lines of LIMIT: VALUE",
-		"default: {max-memory: [1]}":    "max-memory: must be one value",
-		"default: {max-memorie: 1G}":    `no limit is called "max-memorie"; did you mean "max-memory"?`,
+		"default: max-memory=1G":        "must have lines of LIMIT: VALUE",
+		"default: {max-memory: [1]}":    "max-memory: must be a single value",
+		"default: {max-memorie: 1G}":    `unknown limit "max-memorie"; did you mean "max-memory"?`,
 		"ceiling: {nofil: 1}":           `did you mean "nofile"?`,
-		"ceiling: {zzzzzz: 1}":          `no limit is called "zzzzzz"`,
+		"ceiling: {zzzzzz: 1}":          `unknown limit "zzzzzz"`,
 		"default:\n  max-pids: 10\n  max-cpu: 1\n  max-pids: 20": `default: duplicate key "max-pids" in line 4, first in line 2`,
-		"listen: 50051":                   "--listen \"50051\": must be HOST:PORT, such as :50051 or 0.0.0.0:50051",
-		"listen: true":                    "--listen \"true\": must be HOST:PORT",
-		"listen: 50051:50051":             "--listen",
-		"listen: 1.2.3":                   "--listen",
-		"listen: a b":                     "--listen",
+		"listen: 50051":                   "joblet-config.yml:1: listen \"50051\": must be HOST:PORT, such as :50051 or 0.0.0.0:50051",
+		"listen: true":                    "listen \"true\": must be HOST:PORT",
+		"listen: 50051:50051":             ":1: listen",
+		"listen: 1.2.3":                   ":1: listen",
+		"listen: a b":                     ":1: listen",
 		"group: no-such-group":            "groupadd --system no-such-group",
-		"allow: [[x]]":                    "must be a list of words",
+		"allow: [[x]]":                    "must be a list of strings",
 		"- x":                             "KEY: VALUE",
 		"state-dir: /x\n---\nrun-dir: /y": "more than one document",
 		"{":                               "joblet-config.yml",
-		"allow: [alice read]":             `rule "alice read": must be WHO read|control OWNER`,
+		"allow: [alice read]":             `rule "alice read": must be CLIENT read|control OWNER`,
 		"allow: [alice write bob]":        `"write" must be read or control`,
-		"listen: 'x:y:z'":                 "--listen",
-		"listen: ':99999'":                "--listen",
-		"client-rate: 0":                  "--client-rate 0",
-		"audit-log: x":                    "--audit-log",
-		"pki-dir: x":                      "--pki-dir",
-		"mirror: ftp://x/":                "--mirror",
-		"mirror: [deb.debian.org, 'a b']": "--mirror",
-		"mirror: ['http://u:p@x/']":       "--mirror",
-		"mirror: [host/path]":             "--mirror",
-		"build-timeout: 0s":               "--build-timeout",
+		"listen: 'x:y:z'":                 ":1: listen",
+		"listen: ':99999'":                ":1: listen",
+		"client-rate: 0":                  ":1: client-rate 0",
+		"audit-log: x":                    ":1: audit-log",
+		"pki-dir: x":                      ":1: pki-dir",
+		"mirror: ftp://x/":                ":1: mirror",
+		"mirror: [deb.debian.org, 'a b']": ":1: mirror",
+		"mirror: ['http://u:p@x/']":       ":1: mirror",
+		"mirror: [host/path]":             ":1: mirror",
+		"build-timeout: 0s":               ":1: build-timeout",
 		"build-timeout: 10":               "build-timeout: ",
-		"audit-max: 1":                    "--audit-max",
-		"max-per-owner: -1":               "--max-per-owner",
-		"request-memory: 128M":            "--request-memory",
-		"response-memory: 16M":            "--response-memory",
+		"audit-max: 1":                    ":1: audit-max",
+		"max-per-owner: -1":               ":1: max-per-owner",
+		"request-memory: 128M":            ":1: request-memory",
+		"response-memory: 16M":            ":1: response-memory",
 	} {
 		path := writeFile(t, text)
 		if _, err := cli(t, "config", "check", path); err == nil || !strings.Contains(err.Error(), want) {
@@ -142,11 +142,28 @@ func TestBadConfig(t *testing.T) {
 	if err := os.Chmod(path, 0o622); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := cli(t, "config", "check", path); err == nil || !strings.Contains(err.Error(), "others than root may write it") {
+	if _, err := cli(t, "config", "check", path); err == nil || !strings.Contains(err.Error(), "other users may write it") {
 		t.Errorf("writable: %v", err)
 	}
 	if _, err := cli(t, "config", "check", path+".none"); err == nil {
 		t.Error("a file that is not there is right")
+	}
+}
+
+// TestConfigCheckAll: all errors of a file are listed by line.
+func TestConfigCheckAll(t *testing.T) {
+	t.Parallel()
+	path := writeFile(t, "idle-exit: soon\nlog-full: x\nnope: 1\nlisten: a b\nretain-age: 2w\ndefault: {max-cpu: x}\n")
+	out, err := cli(t, "config", "check", path)
+	if err == nil || err.Error() != "cannot use the configuration: it has 5 errors" {
+		t.Errorf("got %v", err)
+	}
+	var lines []string
+	for line := range strings.Lines(strings.ReplaceAll(out, path, "F")) {
+		lines = append(lines, strings.Join(strings.SplitAfter(line, ":")[:2], ""))
+	}
+	if want := []string{"F:1:", "F:2:", "F:3:", "F:4:", "F:6:"}; !slices.Equal(lines, want) {
+		t.Errorf("got %q, want %q:\n%s", lines, want, out)
 	}
 }
 
@@ -235,7 +252,7 @@ func TestConfigShow(t *testing.T) {
 // TestUnknownVariables: a variable that looks like ours is spoken of, and changes
 // nothing.
 func TestUnknownVariables(t *testing.T) {
-	for _, variable := range os.Environ() { // of whoever runs the tests
+	for _, variable := range os.Environ() { // of the user that runs the tests
 		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, envPrefix) {
 			t.Setenv(name, "") // is restored
 			os.Unsetenv(name)
@@ -251,8 +268,8 @@ func TestUnknownVariables(t *testing.T) {
 	t.Setenv("JOBLET_MAX_CONCURENT", "secret")
 	t.Setenv("JOBLET_QQQQ", "secret")
 	out, err := cli(t, "config", "check", path)
-	if want := "warning: the environment's JOBLET_MAX_CONCURENT is unknown and passed over; did you mean JOBLET_MAX_CONCURRENT?\n" +
-		"warning: the environment's JOBLET_QQQQ is unknown and passed over\nok\n"; err != nil || out != want {
+	if want := "warning: unknown environment variable JOBLET_MAX_CONCURENT ignored; did you mean JOBLET_MAX_CONCURRENT?\n" +
+		"warning: unknown environment variable JOBLET_QQQQ ignored\nok\n"; err != nil || out != want {
 		t.Errorf("got %q, %v", out, err)
 	}
 }

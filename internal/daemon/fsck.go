@@ -15,6 +15,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fsck"
+	"github.com/joblet/joblet/internal/help"
 )
 
 // The exit statuses of joblet fsck, which are those of fsck(8).
@@ -49,7 +50,7 @@ are left, 8 if the check is incomplete.`,
 		Example: `  joblet fsck
   joblet fsck --repair --deep`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if err := cobra.NoArgs(cmd, args); err != nil {
+			if err := help.NoArgs(cmd, args); err != nil {
 				opt.fail(cmd.ErrOrStderr(), err)
 				os.Exit(fsckFailed)
 			}
@@ -111,22 +112,22 @@ func (o fsckOptions) check(ctx context.Context, report func(fsck.Problem)) (sum 
 		return sum, err
 	}
 	if os.Geteuid() != 0 {
-		return sum, errors.New("it must run as root, as the daemon does")
+		return sum, errors.New("cannot check: run it as root, as the daemon runs")
 	}
 	if _, err := os.Stat(o.StateDir); err != nil { // before anything is made
-		return sum, fmt.Errorf("open the state directory: %w", err)
+		return sum, fmt.Errorf("cannot open the state directory: %w", err)
 	}
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {
-		return sum, fmt.Errorf("create run directory: %w", err)
+		return sum, fmt.Errorf("cannot create the run directory: %w", err)
 	}
 	lock, err := o.lock(ctx)
 	if err != nil {
-		return sum, fmt.Errorf("it needs that no daemon runs, stop it first: %w", err)
+		return sum, fmt.Errorf("cannot check while a daemon runs: %w", err)
 	}
 	defer lock.Close()
 	stateLock, err := o.lockState(ctx)
 	if err != nil {
-		return sum, fmt.Errorf("it needs that no daemon runs, stop it first: %w", err)
+		return sum, fmt.Errorf("cannot check while a daemon runs: %w", err)
 	}
 	defer stateLock.Close()
 	return fsck.Run(ctx, fsck.Config{StateDir: o.StateDir, RunDir: o.RunDir, Log: slog.New(slog.DiscardHandler)}, o.Fsck, report)
@@ -154,7 +155,7 @@ func (out *fsckOutput) summary(sum fsck.Summary) error {
 		out.line(summaryLine(sum))
 	}
 	if out.err != nil {
-		return fmt.Errorf("write the result: %w", out.err)
+		return fmt.Errorf("cannot write the result: %w", out.err)
 	}
 	return nil
 }

@@ -121,7 +121,7 @@ func TestFsckLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, stderr := fsckRun(t, o, fsckFailed)
-	if out != "" || !strings.Contains(stderr, "no daemon runs, stop it first: another daemon (process ") {
+	if out != "" || !strings.Contains(stderr, "cannot check while a daemon runs: another daemon (process ") {
 		t.Errorf("got %s%s", out, stderr)
 	}
 	if _, err := os.Stat(leftover); err != nil {

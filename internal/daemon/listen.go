@@ -34,7 +34,7 @@ func (o Options) activated() (net.Listener, error) {
 	l, ok := passed[0].(*net.UnixListener)
 	switch {
 	case len(passed) > 1:
-		err = fmt.Errorf("there are %d, and only ListenStream=%s is possible", len(passed), o.socket())
+		err = fmt.Errorf("it passed %d sockets; only ListenStream=%s is possible", len(passed), o.socket())
 	case !ok:
 		err = fmt.Errorf("it is not a listening unix socket: set ListenStream=%s", o.socket())
 	case l.Addr().String() != o.socket():
@@ -66,7 +66,7 @@ func (o Options) remote(ctx context.Context, log *slog.Logger) (r remote, err er
 		return r, fmt.Errorf("--listen: %w", err)
 	}
 	if left := time.Until(r.pki.NotAfter()); left < expiryWarning {
-		log.Warn("the daemon's certificate expires soon: joblet pki rotate --server", "expires", r.pki.NotAfter())
+		log.Warn("the daemon's certificate expires soon: replace it with joblet pki rotate --server", "expires", r.pki.NotAfter())
 	}
 	var tcp net.ListenConfig
 	if r.listener, err = tcp.Listen(ctx, "tcp", address); err != nil {
@@ -84,11 +84,11 @@ const expiryWarning = 30 * 24 * time.Hour
 func listen(path string, group int) (net.Listener, error) {
 	private := path + newSuffix
 	if err := os.Remove(private); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("remove stale socket: %w", err)
+		return nil, fmt.Errorf("cannot remove the stale socket: %w", err)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: private, Net: "unix"})
 	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+		return nil, fmt.Errorf("cannot listen on the socket: %w", err)
 	}
 	l.SetUnlinkOnClose(false)
 	// First the group, then its right to open it.
@@ -101,7 +101,7 @@ func listen(path string, group int) (net.Listener, error) {
 	if err != nil {
 		l.Close()
 		os.Remove(private)
-		return nil, fmt.Errorf("put socket in place: %w", err)
+		return nil, fmt.Errorf("cannot publish the socket: %w", err)
 	}
 	return l, nil
 }

@@ -70,15 +70,15 @@ func ownPIDNS() string {
 	return name
 }
 
-// checkOwn reports whether nobody else can put something into the run directory, or
-// in the place of what is there.
+// checkOwn returns an error if other users can add or replace files in the run
+// directory.
 func checkOwn(dir string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
-		return fmt.Errorf("look at run directory %s: %w", dir, err)
+		return fmt.Errorf("cannot inspect the run directory %s: %w", dir, err)
 	}
 	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o022 != 0 {
-		return fmt.Errorf("run directory %s belongs to uid %d and has mode %04o: others can change what is in it: choose another, or make it root's (chown root %[1]s, chmod go-w %[1]s)", dir, st.Uid, st.Mode&0o7777)
+		return fmt.Errorf("cannot use the run directory %s, of user %d and with mode %04o: other users can change its files: choose another directory, or run chown root %[1]s and chmod go-w %[1]s", dir, st.Uid, st.Mode&0o7777)
 	}
 	return nil
 }
@@ -89,35 +89,35 @@ func (o Options) lock(ctx context.Context) (*os.File, error) {
 	name := filepath.Join(o.RunDir, lockName)
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+		return nil, fmt.Errorf("cannot open the lock of the run directory: %w", err)
 	}
 	err = lockFile(ctx, f, func() bool { return readHolder(f).serves(o.socket()) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		by := readHolder(f)
 		f.Close()
-		return nil, fmt.Errorf("another daemon (%v) uses %s", by, o.RunDir)
+		return nil, fmt.Errorf("another daemon (%v) uses the run directory %s: stop it first, or choose another --run-dir", by, o.RunDir)
 	}
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("lock %s: %w", name, err)
+		return nil, fmt.Errorf("cannot lock %s: %w", name, err)
 	}
 	o.writeHolder(f)
 	return f, nil
 }
 
-// lockState makes this the only process that changes the state directory, for as
-// long as the returned file is open: whatever its run directory, its mount and PID
-// namespaces, and the name by which it reaches the directory. What is locked is
-// the directory itself, so that nobody ends the lock by removing a file.
+// lockState makes this the only process that changes the state directory, for as long
+// as the returned file is open: whatever its run directory, its mount and PID
+// namespaces, and the name by which it reaches the directory. The directory itself is
+// locked, so that removing a file does not end the lock.
 func (o Options) lockState(ctx context.Context) (_ *os.File, err error) {
 	dir, err := os.Open(o.StateDir)
 	if err != nil {
-		return nil, fmt.Errorf("lock the state directory: %w", err)
+		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
 	info, err := os.OpenFile(filepath.Join(o.StateDir, stateLockName), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		dir.Close()
-		return nil, fmt.Errorf("lock the state directory: %w", err)
+		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
 	lock, other := dir, info
 	defer func() {
@@ -140,7 +140,7 @@ func (o Options) lockState(ctx context.Context) (_ *os.File, err error) {
 			h, cmp.Or(h.runDir, "unknown"), o.StateDir)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("lock the state directory: %w", err)
+		return nil, fmt.Errorf("cannot lock the state directory: %w", err)
 	}
 	o.writeHolder(info)
 	return lock, nil
@@ -155,8 +155,8 @@ func lockFile(ctx context.Context, f *os.File, serves func() bool) error {
 	return err
 }
 
-// writeHolder says who has the lock. That it cannot be said, on a full disk, does
-// not end the lock.
+// writeHolder records the holder of the lock. If that fails, on a full disk, the lock
+// still holds.
 func (o Options) writeHolder(f *os.File) {
 	text := fmt.Sprintf("%d\n%s\n%s\n", os.Getpid(), o.RunDir, ownPIDNS())
 	if _, err := f.WriteAt([]byte(text), 0); err == nil {

@@ -41,8 +41,8 @@ func (a metricsAddr) of(l net.Listener) string {
 	return l.Addr().String()
 }
 
-// metricsAddr reads --metrics-addr. Whoever can connect can read, so anything but
-// this host alone needs a word more.
+// metricsAddr reads --metrics-addr. Every client that can connect can read, so an
+// address that other hosts can reach requires --metrics-remote.
 func (o Options) metricsAddr() (metricsAddr, error) {
 	text := o.MetricsAddr
 	bad := func(format string, args ...any) (metricsAddr, error) {
@@ -50,7 +50,7 @@ func (o Options) metricsAddr() (metricsAddr, error) {
 	}
 	if text == "" {
 		if o.MetricsRemote {
-			return metricsAddr{}, errors.New("--metrics-remote: there is no --metrics-addr")
+			return metricsAddr{}, errors.New("--metrics-remote: requires --metrics-addr")
 		}
 		return metricsAddr{}, nil
 	}
@@ -60,9 +60,9 @@ func (o Options) metricsAddr() (metricsAddr, error) {
 		case !filepath.IsAbs(path):
 			return bad("the socket's path must be absolute, such as unix:/run/joblet-metrics.sock")
 		case len(path+newSuffix) > maxSocketPath:
-			return bad("a socket's path has at most %d bytes", maxSocketPath-len(newSuffix))
+			return bad("the path of a socket must be at most %d bytes long", maxSocketPath-len(newSuffix))
 		case filepath.Clean(path) == filepath.Clean(o.socket()):
-			return bad("that is the API's socket")
+			return bad("this is the socket of the API: choose another path")
 		}
 		return metricsAddr{unix: filepath.Clean(path)}, nil
 	}
@@ -78,14 +78,14 @@ func (o Options) metricsAddr() (metricsAddr, error) {
 	}
 	addr, err := netip.ParseAddr(host)
 	if err != nil {
-		return bad("%s is not an IP address of this host, nor localhost", host)
+		return bad("%s must be an IP address of this host, or localhost", host)
 	}
 	full, err := netip.ParseAddrPort(net.JoinHostPort(addr.String(), port))
 	if err != nil {
 		return bad("port %s: must be a number up to 65535", port)
 	}
 	if !addr.Unmap().IsLoopback() && !o.MetricsRemote {
-		return bad("other machines could read the names of jobs there without authentication: use 127.0.0.1, or pass --metrics-remote")
+		return bad("other machines could read the names of jobs without authentication: use 127.0.0.1, or add --metrics-remote")
 	}
 	return metricsAddr{tcp: full}, nil
 }
@@ -114,7 +114,7 @@ func (a metricsAddr) listen() (l net.Listener, cleanup func(), err error) {
 	case err != nil:
 		return nil, nil, fmt.Errorf("--metrics-addr %s: %w", a, err)
 	case info.Mode().Type() != fs.ModeSocket:
-		return nil, nil, fmt.Errorf("--metrics-addr %s: there is a file, which is not a socket: remove it or choose another path", a)
+		return nil, nil, fmt.Errorf("--metrics-addr %s: the file there is not a socket: remove it or choose another path", a)
 	default:
 		if conn, err := net.Dial("unix", a.unix); err == nil {
 			conn.Close()
@@ -135,7 +135,7 @@ func serveMetrics(m *metrics.Metrics, l net.Listener, log *slog.Logger) (stop fu
 	go func() {
 		defer close(done)
 		if err := m.Serve(ctx, l, log); err != nil {
-			log.Error("metrics are not served any more", "error", err)
+			log.Error("cannot serve metrics any more", "error", err)
 		}
 	}()
 	return func() {

@@ -30,16 +30,16 @@ func TestMetricsAddr(t *testing.T) {
 		{"0.0.0.0:9090", false, "--metrics-remote"},
 		{"[::]:9090", false, "--metrics-remote"},
 		{"[::ffff:192.0.2.1]:9090", false, "--metrics-remote"},
-		{"", true, "there is no --metrics-addr"},
+		{"", true, "requires --metrics-addr"},
 		{"9090", false, "must be HOST:PORT"},
 		{"127.0.0.1", false, "must be HOST:PORT"},
 		{"127.0.0.1:70000", false, "port 70000"},
 		{"127.0.0.1:-1", false, "port -1"},
 		{"127.0.0.1:http", false, "port http"},
-		{"example.org:9090", true, "not an IP address"},
+		{"example.org:9090", true, "must be an IP address"},
 		{"unix:m.sock", false, "must be absolute"},
 		{"unix:/" + strings.Repeat("x", 103), false, "at most 103 bytes"},
-		{"unix:/run/joblet/../joblet/joblet.sock", false, "the API's socket"},
+		{"unix:/run/joblet/../joblet/joblet.sock", false, "the socket of the API"},
 	} {
 		o := DefaultOptions()
 		o.RunDir, o.MetricsAddr, o.MetricsRemote = "/run/joblet", tt.addr, tt.remote
@@ -94,7 +94,7 @@ func TestMetricsListen(t *testing.T) {
 	}
 }
 
-// TestMetricsListenRefuses takes nobody's file and nobody's address.
+// TestMetricsListenRefuses: files and addresses of other programs are left alone.
 func TestMetricsListenRefuses(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "precious")
@@ -110,7 +110,7 @@ func TestMetricsListenRefuses(t *testing.T) {
 	if _, _, err := (metricsAddr{unix: "/nonexistent/m.sock"}).listen(); err == nil || !strings.Contains(err.Error(), "/nonexistent/m.sock") {
 		t.Errorf("got %v", err)
 	}
-	o := Options{MetricsAddr: "192.0.2.1:1", MetricsRemote: true} // RFC 5737: nobody's
+	o := Options{MetricsAddr: "192.0.2.1:1", MetricsRemote: true} // RFC 5737: reserved for documentation
 	a, err := o.metricsAddr()
 	if err != nil {
 		t.Fatal(err)

@@ -71,7 +71,7 @@ func keepAlive(ctx context.Context, period time.Duration, works func(context.Con
 		if err == nil {
 			ping()
 		} else {
-			log.Error("the daemon does not ping systemd's watchdog", "error", err)
+			log.Error("cannot ping systemd's watchdog", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -100,7 +100,7 @@ func (r *readiness) tell(err error) {
 	if err != nil {
 		text = err.Error()
 	}
-	// Nobody may be reading any more, and that is not this daemon's concern.
+	// The reader may have closed the pipe, which does not concern this daemon.
 	_, _ = fmt.Fprintln(r.pipe, text)
 	_ = r.pipe.Close()
 	r.pipe = nil

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -30,8 +31,8 @@ const (
 	socketName = "joblet.sock"
 	lockName   = "joblet.lock"
 
-	// stateLockName says who serves the state directory; another name than
-	// lockName, for one directory may be both.
+	// stateLockName is the file that names the daemon of the state directory. It
+	// differs from lockName, as one directory may be both.
 	stateLockName = "daemon.lock"
 
 	// newSuffix is behind a socket's name until it has its place.
@@ -144,11 +145,11 @@ func (o *Options) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.StateDir, "state-dir", o.StateDir, "records, logs and runtimes (default from $JOBLET_STATE_DIR)")
 	f.StringVar(&o.RunDir, "run-dir", o.RunDir, "socket and lock (default from $JOBLET_RUN_DIR)")
 	f.StringVar(&o.Group, "group", o.Group, "group of this host whose members may use the socket as developers, such as joblet; empty: root alone")
-	f.DurationVar(&o.IdleExit, "idle-exit", o.IdleExit, "exit after this time without live jobs and calls; 0: never")
+	f.Var((*duration)(&o.IdleExit), "idle-exit", "exit after this time without live jobs and calls; 0: never")
 	f.IntVar(&o.ReadyFD, "ready-fd", o.ReadyFD, `file descriptor to write "ok" and a newline to when the daemon is ready, or the error`)
 	o.Reloadable.flags(f)
 	f.Var(&o.MaxOwnerSize, "max-owner-size", "disk quota per owner for uploads, inputs, logs and results, such as 50G; beyond it, new jobs are refused; 0: unlimited")
-	f.DurationVar(&o.RetainAge, "retain-age", o.RetainAge, "delete jobs this long after their end, such as 720h; 0: never")
+	f.Var((*duration)(&o.RetainAge), "retain-age", "delete jobs this long after their end, such as 30d; 0: never")
 	f.Var(&o.RetainSize, "retain-size", "delete the oldest ended jobs when all jobs take more disk space than this, such as 20G; 0: never")
 	f.StringVar(&o.LogFull, "log-full", o.LogFull, "on a full disk, block a job that writes output, or drop the older half of its log: wait or shrink")
 	f.StringVar(&o.MetricsAddr, "metrics-addr", o.MetricsAddr, "address for Prometheus /metrics: loopback, such as 127.0.0.1:9090, or unix:PATH, a socket for root; empty disables")
@@ -166,7 +167,7 @@ func (r *Reloadable) flags(f *pflag.FlagSet) {
 	f.Var(limitsFlag{&r.Defaults}, "default", "default limit of jobs, by its flag of \"rnx job run\", such as max-memory=1G (repeatable)")
 	f.Var(limitsFlag{&r.Ceiling}, "ceiling", "upper bound of a limit, also the limit of jobs that set none, such as max-memory=8G (repeatable)")
 	f.StringArrayVar(&r.Mirrors, "mirror", r.Mirrors, "allowed mirror for recipes of runtimes: HOST, HOST:PORT, a URL prefix, or \"host\" for the mirrors of this host's apt (repeatable)")
-	f.DurationVar(&r.BuildTimeout, "build-timeout", r.BuildTimeout, "time limit of a runtime build")
+	f.Var((*duration)(&r.BuildTimeout), "build-timeout", "time limit of a runtime build")
 	f.StringVar(&r.LogLevel, "log-level", r.LogLevel, "debug, info, warn or error")
 	f.StringArrayVar(&r.Allow, "allow", r.Allow, "rule for access to other owners' jobs, such as \"alice read bob\" or \"carol control *\" (repeatable)")
 	f.IntVar(&r.ClientRate, "client-rate", r.ClientRate, "maximum of calls per second per remote client")
@@ -184,81 +185,106 @@ func reloadableNames() (names []string) {
 	return names
 }
 
-// validate reports the first option that can't work, before anything starts.
+// problem is why an option cannot be used.
+type problem struct {
+	option string
+	err    error // begins with "--" and the option
+}
+
+// validate reports the first option that cannot be used, before anything starts.
 func (o Options) validate() error {
-	for name, dir := range map[string]string{"state-dir": o.StateDir, "run-dir": o.RunDir} {
-		if !filepath.IsAbs(dir) {
-			return fmt.Errorf("--%s %q: must be an absolute path", name, dir)
+	if all := o.problems(); len(all) > 0 {
+		return all[0].err
+	}
+	return nil
+}
+
+// problems returns all options that cannot be used.
+func (o Options) problems() (all []problem) {
+	add := func(option string, err error) {
+		if err != nil {
+			all = append(all, problem{option, err})
+		}
+	}
+	bad := func(option, format string, args ...any) {
+		add(option, fmt.Errorf("--"+option+format, args...))
+	}
+	for _, dir := range []struct{ option, path string }{
+		{"state-dir", o.StateDir}, {"run-dir", o.RunDir}, {"pki-dir", o.PKIPath()}, {"audit-log", o.auditLog()},
+	} {
+		if !filepath.IsAbs(dir.path) && (dir.option != "audit-log" || dir.path != auditOff) {
+			bad(dir.option, " %q: must be an absolute path", dir.path)
 		}
 	}
 	if p := o.socket(); len(p) > maxSocketPath {
-		return fmt.Errorf("--run-dir %q: %s would be longer than the %d bytes of a socket's path", o.RunDir, p, maxSocketPath)
+		bad("run-dir", " %q: the path of the socket, %s, exceeds %d bytes: choose a shorter directory", o.RunDir, p, maxSocketPath)
 	}
-	if o.IdleExit < 0 {
-		return fmt.Errorf("--idle-exit %v: must not be negative", o.IdleExit)
+	for _, n := range []struct {
+		option    string
+		value     int
+		low, high int
+	}{
+		{"max-concurrent", o.MaxConcurrent, 0, math.MaxInt}, {"max-per-owner", o.MaxPerOwner, 0, math.MaxInt},
+		{"client-rate", o.ClientRate, 1, 1_000_000}, {"client-calls", o.ClientCalls, 1, 1_000_000}, {"max-connections", o.MaxConnections, 1, 1_000_000},
+	} {
+		switch {
+		case n.value < n.low && n.high == math.MaxInt:
+			bad(n.option, " %d: must not be negative", n.value)
+		case n.value < n.low || n.value > n.high:
+			bad(n.option, " %d: must be between %d and %d", n.value, n.low, n.high)
+		}
 	}
-	if o.MaxConcurrent < 0 {
-		return fmt.Errorf("--max-concurrent %d: must not be negative", o.MaxConcurrent)
-	}
-	if o.RetainAge < 0 {
-		return fmt.Errorf("--retain-age %v: must not be negative", o.RetainAge)
-	}
-	if o.LogFull != logFullWait && o.LogFull != logFullShrink {
-		return fmt.Errorf("--log-full %q: must be %s or %s", o.LogFull, logFullWait, logFullShrink)
-	}
-	if err := o.Defaults.Validate(); err != nil {
-		return fmt.Errorf("--default: %w", err)
-	}
-	if err := o.Ceiling.Validate(); err != nil {
-		return fmt.Errorf("--ceiling: %w", err)
-	}
-	if err := o.Defaults.Capped(o.Ceiling).Within(o.Ceiling); err != nil {
-		return fmt.Errorf("--default is more than --ceiling: %w", err)
-	}
-	if o.MaxPerOwner < 0 {
-		return fmt.Errorf("--max-per-owner %d: must not be negative", o.MaxPerOwner)
-	}
-	for _, m := range o.Mirrors {
-		if err := runtimes.ValidMirror(m); err != nil {
-			return fmt.Errorf("--mirror %w", err)
+	for option, d := range map[string]time.Duration{"idle-exit": o.IdleExit, "retain-age": o.RetainAge} {
+		if d < 0 {
+			bad(option, " %v: must not be negative", d)
 		}
 	}
 	if o.BuildTimeout <= 0 {
-		return fmt.Errorf("--build-timeout %v: must be more than 0", o.BuildTimeout)
+		bad("build-timeout", " %v: must be greater than 0", o.BuildTimeout)
 	}
-	for name, n := range map[string]int{"client-rate": o.ClientRate, "client-calls": o.ClientCalls, "max-connections": o.MaxConnections} {
-		if n < 1 || n > 1_000_000 {
-			return fmt.Errorf("--%s %d: must be between 1 and 1000000", name, n)
+	if o.LogFull != logFullWait && o.LogFull != logFullShrink {
+		bad("log-full", " %q: must be %s or %s", o.LogFull, logFullWait, logFullShrink)
+	}
+	if err := o.Defaults.Validate(); err != nil {
+		bad("default", ": %w", err)
+	}
+	if err := o.Ceiling.Validate(); err != nil {
+		bad("ceiling", ": %w", err)
+	}
+	if err := o.Defaults.Capped(o.Ceiling).Within(o.Ceiling); err != nil {
+		bad("default", " exceeds --ceiling: %w", err)
+	}
+	for _, m := range o.Mirrors {
+		if err := runtimes.ValidMirror(m); err != nil {
+			bad("mirror", " %w", err)
 		}
 	}
-	if o.RequestMemory < minRequestMemory {
-		return fmt.Errorf("--request-memory %s: must be at least 256M, two of the largest messages", o.RequestMemory.String())
-	}
-	if o.ResponseMemory < minResponseMemory {
-		return fmt.Errorf("--response-memory %s: must be at least 64M, four of the longest lists", o.ResponseMemory.String())
-	}
-	if o.AuditMax < 4096 {
-		return fmt.Errorf("--audit-max %s: must be at least 4K", o.AuditMax.String())
-	}
-	for name, path := range map[string]string{"audit-log": o.auditLog(), "pki-dir": o.PKIPath()} {
-		if path != auditOff && !filepath.IsAbs(path) {
-			return fmt.Errorf("--%s %q: must be an absolute path", name, path)
+	for _, size := range []struct {
+		option      string
+		value, low  byteSize
+		explanation string
+	}{
+		{"request-memory", o.RequestMemory, minRequestMemory, "256M, two of the largest messages"},
+		{"response-memory", o.ResponseMemory, minResponseMemory, "64M, four of the longest lists"},
+		{"audit-max", o.AuditMax, 4096, "4K"},
+	} {
+		if size.value < size.low {
+			bad(size.option, " %s: must be at least %s", size.value.String(), size.explanation)
 		}
 	}
-	if _, err := o.listenAddress(); err != nil {
-		return err
-	}
-	if _, err := o.group(); err != nil {
-		return err
-	}
-	if _, err := o.metricsAddr(); err != nil {
-		return err
-	}
-	if _, err := o.rules(); err != nil {
-		return err
-	}
-	_, err := o.logger(io.Discard)
-	return err
+	_, err := o.listenAddress()
+	add("listen", err)
+	_, err = o.group()
+	add("group", err)
+	_, err = o.metricsAddr()
+	add("metrics-addr", err)
+	_, err = o.rules()
+	add("allow", err)
+	_, err = o.level()
+	add("log-level", err)
+	_, err = o.loggerAt(io.Discard, slog.LevelInfo)
+	add("log-format", err)
+	return all
 }
 
 // PKIPath returns the directory of certificates.
@@ -320,7 +346,22 @@ func (r *Reloadable) rules() (rules []service.Rule, err error) {
 	return rules, nil
 }
 
-// limitsFlag is NAME=VALUE, again and again.
+// duration is a flag's value that may be in days and weeks. It is never negative.
+type duration time.Duration
+
+func (d *duration) String() string { return joblet.ReadableDuration(time.Duration(*d)) }
+
+func (d *duration) Type() string { return "duration" }
+
+func (d *duration) Set(s string) error {
+	span, err := joblet.ParseDuration(s)
+	if err == nil {
+		*d = duration(span)
+	}
+	return err
+}
+
+// limitsFlag is a repeatable LIMIT=VALUE.
 type limitsFlag struct{ limits *joblet.Limits }
 
 func (f limitsFlag) String() string { return "" }
@@ -330,10 +371,10 @@ func (f limitsFlag) Type() string { return "LIMIT=VALUE" }
 func (f limitsFlag) Set(s string) error {
 	name, value, ok := strings.Cut(s, "=")
 	if !ok {
-		return fmt.Errorf("%q: give a limit and its value, such as max-memory=1G", s)
+		return fmt.Errorf("%q must be LIMIT=VALUE, such as max-memory=1G", s)
 	}
 	if names := limitNames(); !slices.Contains(names, name) {
-		return fmt.Errorf("no limit is called %.40q%s", name, spelling.Meant(name, slices.Values(names)))
+		return fmt.Errorf("unknown limit %.40q%s", name, spelling.Meant(name, slices.Values(names)))
 	}
 	return f.limits.Set(name, value)
 }
@@ -384,11 +425,11 @@ func (o Options) group() (int, error) {
 	}
 	g, err := user.LookupGroup(o.Group)
 	if err != nil {
-		return 0, fmt.Errorf("--group %q: %w; make it: groupadd --system %s", o.Group, err, o.Group)
+		return 0, fmt.Errorf("--group %q: this host has no such group: create it with groupadd --system %[1]s", o.Group)
 	}
 	gid, err := strconv.Atoi(g.Gid)
 	if err != nil {
-		return 0, fmt.Errorf("--group %q: its number: %w", o.Group, err)
+		return 0, fmt.Errorf("--group %q: cannot read its number: %w", o.Group, err)
 	}
 	return gid, nil
 }

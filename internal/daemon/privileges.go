@@ -45,7 +45,7 @@ func dropPrivileges() error {
 			err = cap.DropBound(c)
 		}
 		if err != nil {
-			return fmt.Errorf("drop %v from the bounding set: %w", c, err)
+			return fmt.Errorf("cannot drop %v from the bounding set: %w", c, err)
 		}
 	}
 	set := cap.GetProc()
@@ -54,10 +54,10 @@ func dropPrivileges() error {
 		err = set.SetProc()
 	}
 	if err != nil {
-		return fmt.Errorf("drop capabilities: %w", err)
+		return fmt.Errorf("cannot drop capabilities: %w", err)
 	}
 	if _, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
+		return fmt.Errorf("cannot set no_new_privs: %w", err)
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/metrics"
 	"github.com/joblet/joblet/internal/server"
 	"github.com/joblet/joblet/internal/service"
@@ -41,7 +42,7 @@ Each flag is also a key of the configuration file and an environment variable
 		Example: `  joblet serve
   joblet serve --listen=:50051
   joblet serve --state-dir=/srv/joblet --run-dir=/run/joblet-test`,
-		Args: cobra.NoArgs,
+		Args: help.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
@@ -158,7 +159,7 @@ func (d *daemon) configure(stderr io.Writer) (err error) {
 	}
 	slog.SetDefault(d.log)
 	for name, nearest := range unknownVariables() {
-		d.log.Warn("a variable of the environment is unknown and passed over", "variable", name, "nearest", nearest)
+		d.log.Warn("unknown environment variable ignored", "variable", name, "nearest", nearest)
 	}
 	return nil
 }
@@ -166,13 +167,13 @@ func (d *daemon) configure(stderr io.Writer) (err error) {
 // prepareProcess gives up what the daemon does not need of root's privileges.
 func (d *daemon) prepareProcess(context.Context) error {
 	if os.Geteuid() != 0 {
-		return errors.New("the daemon must run as root: jobs need namespaces, mounts and cgroups")
+		return errors.New("cannot serve: the daemon must run as root, which namespaces, mounts and cgroups require")
 	}
 	if err := dropPrivileges(); err != nil { // a container may not let us; jobs are walled off all the same
-		d.log.Warn("the daemon keeps privileges that it does not need", "error", err)
+		d.log.Warn("cannot drop privileges", "error", err)
 	}
-	// Jobs, with ids of their own, must be able to read what is made for them:
-	// every file's mode is ours to choose, whatever whoever started us prefers.
+	// Jobs have ids of their own and must be able to read the files made for them, so
+	// the daemon does not inherit its parent's umask.
 	syscall.Umask(0o022)
 	return nil
 }
@@ -180,7 +181,7 @@ func (d *daemon) prepareProcess(context.Context) error {
 // lockRun makes this the only daemon of its run directory.
 func (d *daemon) lockRun(ctx context.Context) error {
 	if err := os.MkdirAll(d.opt.RunDir, 0o755); err != nil {
-		return fmt.Errorf("create run directory: %w", err)
+		return fmt.Errorf("cannot create the run directory: %w", err)
 	}
 	if err := checkOwn(d.opt.RunDir); err != nil {
 		return err
@@ -215,7 +216,7 @@ func (d *daemon) listenMetrics(context.Context) error {
 // lockState makes this the only daemon of its state directory.
 func (d *daemon) lockState(ctx context.Context) error {
 	if err := keepStatePrivate(d.opt.StateDir); err != nil {
-		return fmt.Errorf("state directory: %w", err)
+		return fmt.Errorf("cannot use the state directory: %w", err)
 	}
 	lock, err := d.opt.lockState(ctx)
 	if err != nil {
@@ -231,7 +232,7 @@ func (d *daemon) openSupervisor(ctx context.Context) error {
 	cfg.Metrics = d.counts
 	sup, err := supervisor.Open(ctx, cfg)
 	if err != nil {
-		return fmt.Errorf("open %s: %w", d.opt.StateDir, err)
+		return fmt.Errorf("cannot open %s: %w", d.opt.StateDir, err)
 	}
 	d.sup = sup
 	d.onClose(sup.Close)
@@ -322,7 +323,7 @@ func (d *daemon) run(ctx context.Context, hangup <-chan os.Signal) (err error) {
 	for stop := false; !stop; {
 		select {
 		case err := <-d.served:
-			return fmt.Errorf("serve: %w", err)
+			return fmt.Errorf("cannot serve: %w", err)
 		case <-hangup:
 			d.reload()
 		case <-ctx.Done():
@@ -349,7 +350,7 @@ func (d *daemon) reload() {
 		err = d.apply(next)
 	}
 	if err != nil {
-		d.log.Error("read the configuration again; that from before still holds", "error", err)
+		d.log.Error("cannot reload the configuration; the previous one stays in use", "error", err)
 	}
 }
 
@@ -361,7 +362,7 @@ func (d *daemon) apply(next Options) error {
 	held := d.opt
 	held.Reloadable = next.Reloadable
 	if later := changed(held, next); len(later) > 0 {
-		d.log.Warn("some changes of the configuration hold after a restart", "keys", later)
+		d.log.Warn("some configuration changes require a restart", "keys", later)
 	}
 	rules, err := held.rules()
 	if err != nil {
@@ -375,7 +376,7 @@ func (d *daemon) apply(next Options) error {
 	d.svc.Configure(rules)
 	d.srv.Configure(held.limits())
 	d.sup.Configure(held.supervisor(nil))
-	d.log.Info("configuration read again", "changed", changed(d.opt, held))
+	d.log.Info("configuration reloaded", "changed", changed(d.opt, held))
 	d.opt = held
 	return nil
 }

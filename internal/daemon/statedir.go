@@ -32,7 +32,7 @@ func keepStatePrivate(dir string) error {
 		return err
 	}
 	if sys := fi.Sys().(*syscall.Stat_t); int(sys.Uid) != os.Geteuid() {
-		return fmt.Errorf("%s belongs to user %d: chown root %[1]s", dir, sys.Uid)
+		return fmt.Errorf("%s belongs to user %d: run chown root %[1]s", dir, sys.Uid)
 	}
 	if fi.Mode().Perm()&0o077 == 0 {
 		return nil
@@ -44,7 +44,7 @@ func keepStatePrivate(dir string) error {
 	names = slices.DeleteFunc(names, func(name string) bool { return name == "lost+found" })
 	own := len(names) == 0 || slices.ContainsFunc(names, func(name string) bool { return slices.Contains(stateNames, name) })
 	if !own || fi.Mode()&fs.ModeSticky != 0 {
-		return fmt.Errorf("%s is open to other users (mode %04o) and not the daemon's own: give it a directory of its own, or chmod 0700 %[1]s", dir, fi.Mode().Perm())
+		return fmt.Errorf("%s is open to other users (mode %04o) and contains other files: choose another directory, or run chmod 0700 %[1]s", dir, fi.Mode().Perm())
 	}
 	if err := d.Chmod(0o700); err != nil {
 		if errors.Is(err, unix.EROFS) {

@@ -27,8 +27,8 @@ func TestStateDirectory(t *testing.T) {
 		{"with certificates alone", "pki", 0o711, 0o700, 0, ""},
 		{"a disk of its own", "lost+found", 0o755, 0o700, 0, ""},
 		{"private, with other files", "x", 0o700, 0o700, 0, ""},
-		{"with other files", "x", 0o755, 0o755, 0, "directory of its own"},
-		{"for all", "jobs", 0o1777, 0o1777, 0, "directory of its own"},
+		{"with other files", "x", 0o755, 0o755, 0, "choose another directory"},
+		{"for all", "jobs", 0o1777, 0o1777, 0, "choose another directory"},
 		{"of another user", "jobs", 0o700, 0o700, 61001, "belongs to user 61001"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

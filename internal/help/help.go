@@ -1,4 +1,5 @@
-// Package help writes the help of commands, 80 columns wide.
+// Package help is the form of the command lines of rnx and joblet: help texts, 80 columns
+// wide, and errors of usage.
 package help
 
 import (

@@ -14,7 +14,7 @@ import (
 	"github.com/joblet/joblet/internal/help"
 )
 
-var record = flag.Bool("record", false, "write docs/cli anew")
+var record = flag.Bool("record", false, "write docs/cli and testdata/errors anew")
 
 // TestReference: docs/cli has the --help of every command, so that a change of its
 // wording or layout is reviewed as a change of a document.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/spelling"
 )
 
@@ -212,7 +212,7 @@ func byMeaning(cmd *cobra.Command, word string) *cobra.Command {
 func flagError(cmd *cobra.Command, err error) error {
 	msg := err.Error()
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
-		msg = fmt.Sprintf("--%s: %s", e.GetFlag().Name, valueError(e))
+		msg = fmt.Sprintf("--%s: %v", e.GetFlag().Name, help.ValueError(e.GetValue(), e.Unwrap()))
 	}
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
 		if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 { // the flag belongs to an unknown command
@@ -235,20 +235,6 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
-}
-
-// valueError returns what is wrong with the value of a flag, without words of Go.
-func valueError(e *pflag.InvalidValueError) string {
-	n, ok := errors.AsType[*strconv.NumError](e.Unwrap())
-	switch {
-	case !ok:
-		return e.Unwrap().Error()
-	case n.Func == "ParseBool":
-		return fmt.Sprintf("%.40q: give true or false", e.GetValue())
-	case errors.Is(n, strconv.ErrRange):
-		return fmt.Sprintf("%.40q is out of range", e.GetValue())
-	}
-	return fmt.Sprintf("%.40q is not a whole number", e.GetValue())
 }
 
 // AtOnce is the usual limit of Each.

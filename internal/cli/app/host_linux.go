@@ -32,7 +32,7 @@ func startDaemon(ctx context.Context, host string) (*client.Client, error) {
 		return nil, errNoDaemon(host, `start one as root with "joblet serve", or name another with --host or RNX_HOST`)
 	}
 	if err := os.MkdirAll(runDir(), 0o755); err != nil {
-		return nil, fmt.Errorf("create run directory: %w", err)
+		return nil, fmt.Errorf("cannot create the run directory: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(runDir(), "start.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {

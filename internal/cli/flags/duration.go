@@ -4,9 +4,11 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+
+	"github.com/joblet/joblet"
 )
 
-// DurationVar adds a flag for a duration, which may be in days and weeks (ParseSpan).
+// DurationVar adds a flag for a duration, which may be in days and weeks (joblet.ParseDuration).
 func DurationVar(f *pflag.FlagSet, d *time.Duration, name, short string, value time.Duration, usage string) {
 	*d = value
 	f.VarP((*duration)(d), name, short, usage)
@@ -25,7 +27,7 @@ func (d *duration) String() string {
 func (d *duration) Type() string { return "TIME" }
 
 func (d *duration) Set(s string) error {
-	span, err := ParseSpan(s)
+	span, err := joblet.ParseDuration(s)
 	if err == nil {
 		*d = duration(span)
 	}

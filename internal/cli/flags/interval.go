@@ -13,7 +13,7 @@ func ParseInterval(s string) (time.Duration, error) {
 	if _, err := strconv.ParseFloat(s, 64); err == nil {
 		text += "s"
 	}
-	d, err := ParseSpan(text)
+	d, err := joblet.ParseDuration(text)
 	if err != nil || d < 100*time.Millisecond || d > time.Hour {
 		return 0, joblet.Errorf(joblet.InvalidArgument, "--interval: %.40q: must be from 100ms to 1h", s)
 	}

@@ -3,7 +3,6 @@
 package flags
 
 import (
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,36 +10,6 @@ import (
 
 	"github.com/joblet/joblet"
 )
-
-// ParseSpan reads a duration as Go does, with days and weeks as well: "90s",
-// "2h30m", "3d", "1w2d".
-func ParseSpan(s string) (time.Duration, error) {
-	bad := joblet.Errorf(joblet.InvalidArgument, "%.40q is not a valid duration; examples: 90s, 2h30m, 3d", s)
-	rest, total := s, time.Duration(0)
-	for _, unit := range []struct {
-		letter string
-		span   time.Duration
-	}{{"w", 7 * 24 * time.Hour}, {"d", 24 * time.Hour}} {
-		number, after, ok := strings.Cut(rest, unit.letter)
-		if !ok {
-			continue
-		}
-		n, err := strconv.ParseUint(number, 10, 63)
-		if err != nil || n > uint64(math.MaxInt64/4/unit.span) {
-			return 0, bad
-		}
-		total += time.Duration(n) * unit.span
-		rest = after
-	}
-	if rest != "" || s == "" {
-		d, err := time.ParseDuration(rest)
-		if err != nil || d < 0 || d > math.MaxInt64/4 {
-			return 0, bad
-		}
-		total += d
-	}
-	return total, nil
-}
 
 // parseMoment reads a time: RFC 3339, a date and perhaps a time of day here, or
 // how long ago it was.
@@ -52,7 +21,7 @@ func parseMoment(s string, now time.Time) (time.Time, error) {
 			return t, nil
 		}
 	}
-	d, err := ParseSpan(s)
+	d, err := joblet.ParseDuration(s)
 	if err != nil {
 		return time.Time{}, joblet.Errorf(joblet.InvalidArgument,
 			"%.40q is not a valid time; examples: 2026-01-31, 2026-01-31T15:04, a time with a zone (RFC 3339), or an age such as 2h or 3d", s)

@@ -40,23 +40,6 @@ func TestParseSize(t *testing.T) {
 	}
 }
 
-func TestParseSpan(t *testing.T) {
-	t.Parallel()
-	const day = 24 * time.Hour
-	for s, want := range map[string]time.Duration{
-		"0": 0, "90s": 90 * time.Second, "2h30m": 150 * time.Minute, "3d": 3 * day, "1w2d3h": 9*day + 3*time.Hour, "1d12h": 36 * time.Hour,
-		"": -1, "d": -1, "3": -1, "-1h": -1, "-3d": -1, "1d2w": -1, "1.5d": -1, "1d1d": -1, "9999999w": -1, "1y": -1,
-	} {
-		got, err := ParseSpan(s)
-		if err != nil {
-			got = -1
-		}
-		if got != want {
-			t.Errorf("%q: got %v, %v; want %v", s, got, err, want)
-		}
-	}
-}
-
 func TestParseMoment(t *testing.T) {
 	t.Parallel()
 	zone := time.FixedZone("here", 2*3600)
@@ -182,7 +165,7 @@ func FuzzParse(f *testing.F) {
 		if n, err := joblet.ParseSize(s); err == nil && n < 0 {
 			t.Errorf("size %q: %d", s, n)
 		}
-		if d, err := ParseSpan(s); err == nil && d < 0 {
+		if d, err := joblet.ParseDuration(s); err == nil && d < 0 {
 			t.Errorf("span %q: %d", s, d)
 		}
 		all, err := parseStatuses(s)

@@ -55,7 +55,7 @@ asks first, unless --yes is given.` + app.ExitStatusHelp,
 						Skipped int `json:"skipped_count"`
 					}{deleted, skipped})
 				}
-				return a.Println(fmt.Sprintf("%d jobs deleted, %d have not ended", deleted, skipped))
+				return a.Println(fmt.Sprintf("%d jobs deleted, %d skipped as they have not ended", deleted, skipped))
 			})
 		},
 	}

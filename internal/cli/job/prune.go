@@ -65,7 +65,7 @@ func (o pruneOptions) filter(now time.Time) (f joblet.Filter, err error) {
 	case o.all && o.olderThan != "":
 		return f, joblet.Errorf(joblet.InvalidArgument, "--all and --older-than exclude each other")
 	case o.olderThan != "":
-		age, err := flags.ParseSpan(o.olderThan)
+		age, err := joblet.ParseDuration(o.olderThan)
 		if err != nil {
 			return f, joblet.Errorf(joblet.InvalidArgument, "--older-than: %w", err)
 		}

@@ -12,7 +12,6 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
-	"github.com/joblet/joblet/internal/cli/flags"
 	"github.com/joblet/joblet/internal/cli/term"
 )
 
@@ -139,7 +138,7 @@ func parseInterval(s string) (time.Duration, error) {
 	if _, err := strconv.Atoi(s); err == nil {
 		text += "s"
 	}
-	d, err := flags.ParseSpan(text)
+	d, err := joblet.ParseDuration(text)
 	if err != nil || d < time.Second || d > time.Hour || d%time.Second != 0 {
 		return 0, joblet.Errorf(joblet.InvalidArgument, "--interval: %.40q: must be whole seconds from 1s to 1h", s)
 	}

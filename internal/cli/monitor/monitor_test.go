@@ -182,7 +182,7 @@ func TestMonitorJSON(t *testing.T) {
 	}
 	status, stdout, stderr = rnxAt(t, host, "monitor", "watch", "--json", "-i", "2")
 	lines := strings.Split(strings.TrimSuffix(stdout, "\n"), "\n")
-	if status != 1 || len(lines) != 2 || !reflect.DeepEqual(decode(lines[1]), want) || !strings.Contains(stderr, "the daemon ended the stream of metrics") {
+	if status != 1 || len(lines) != 2 || !reflect.DeepEqual(decode(lines[1]), want) || !strings.Contains(stderr, "the daemon closed the stream of metrics") {
 		t.Errorf("watch: %d, %q, %s", status, stderr, stdout)
 	}
 	if r := <-p.asked; len(r.GetMetricTypes()) != 0 || r.GetIntervalSeconds() != 2 {

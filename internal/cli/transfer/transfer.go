@@ -56,7 +56,7 @@ func ParseSource(from, to string) (Source, error) {
 	case to == "":
 		return Source{}, joblet.Errorf(joblet.InvalidArgument, "DEST is empty; \".\" is the current directory")
 	case slices.Contains(strings.Split(file, "/"), ".."):
-		return Source{}, joblet.Errorf(joblet.InvalidArgument, "%s: must not hold \"..\"", from)
+		return Source{}, joblet.Errorf(joblet.InvalidArgument, "%s: must not contain \"..\"", from)
 	}
 	s := Source{ref: ref, contents: file == "" || file == "." || strings.HasSuffix(file, "/.")}
 	clean := path.Clean("/" + file)

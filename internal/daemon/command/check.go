@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/daemon"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/hostcheck"
 )
 
@@ -41,7 +42,7 @@ Exit status: 0 if everything required is available, otherwise 1. Missing optiona
 features and skipped tests do not count.`,
 		Example: `  joblet check
   joblet check --json | jq '.[] | select(.status != "ok")'`,
-		Args: cobra.NoArgs,
+		Args: help.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, stop := signal.NotifyContext(cmd.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
@@ -59,11 +60,11 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 		return fmt.Errorf("--state-dir %q: must be an absolute path", o.StateDir)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("check: it must run as root, as the daemon does")
+		return errors.New("cannot check the host: run it as root, as the daemon runs")
 	}
 	found, err := hostcheck.Check(ctx, o.StateDir)
 	if err != nil {
-		return fmt.Errorf("check: %w", err)
+		return fmt.Errorf("cannot check the host: %w", err)
 	}
 	if o.JSON {
 		out := json.NewEncoder(stdout)
@@ -73,7 +74,7 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 		err = printFindings(stdout, found)
 	}
 	if err != nil {
-		return fmt.Errorf("write the result: %w", err)
+		return fmt.Errorf("cannot write the result: %w", err)
 	}
 	var missing []string
 	for _, f := range found {

@@ -22,17 +22,19 @@ func New() *cobra.Command {
 	// Not cobra's own: its templates would keep every method in the program, and
 	// 4 MiB more of it in memory.
 	version := cmd.Flags().BoolP("version", "v", false, "version for joblet")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+	cmd.Args = cobra.ArbitraryArgs // refused by help.Group
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		if *version {
 			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())
 			return nil
 		}
-		return cmd.Help()
+		return help.Group(cmd, args)
 	}
+	cmd.SetFlagErrorFunc(help.FlagError)
 	cmd.AddCommand(daemon.NewServeCommand(), daemon.NewFsckCommand(), newCheckCommand(), newPKICommand(), daemon.NewConfigCommand(), &cobra.Command{
 		Use:   "version",
 		Short: "Print version and build information",
-		Args:  cobra.NoArgs,
+		Args:  help.NoArgs,
 		Run: func(cmd *cobra.Command, _ []string) {
 			fmt.Fprintln(cmd.OutOrStdout(), "joblet", joblet.Build())
 		},

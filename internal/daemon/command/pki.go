@@ -17,6 +17,7 @@ import (
 
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/daemon"
+	"github.com/joblet/joblet/internal/help"
 	"github.com/joblet/joblet/internal/pki"
 )
 
@@ -69,8 +70,8 @@ take effect at once, without a restart.`,
   joblet pki issue alice --role=developer --days=90 > alice.yml
   joblet pki list
   joblet pki revoke alice`,
-		Args:              cobra.NoArgs,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Args:              cobra.ArbitraryArgs, // refused by help.Group
+		RunE:              help.Group,
 		PersistentPreRunE: func(*cobra.Command, []string) error { return opt.find() },
 	}
 	f := cmd.PersistentFlags()
@@ -99,7 +100,7 @@ the role admin, and write the bundle of the client: an rnx-config.yml that
 "rnx login" imports.
 
 Only signing needs the key of the authority. --ca-dir keeps it elsewhere.`,
-		Args: cobra.NoArgs,
+		Args: help.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
 				return opt.at().Init(opt.names, opt.admin, valid)
@@ -127,7 +128,7 @@ includes the ones before it:
               an "allow" rule of the daemon's configuration grants
   maintainer  view and end all jobs; create runtimes, networks and volumes
   admin       remove them`,
-		Args: cobra.ExactArgs(1),
+		Args: help.OneArg("client name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) {
 				return opt.at().Issue(args[0], opt.role, valid)
@@ -139,8 +140,8 @@ includes the ones before it:
 	return cmd
 }
 
-// issue makes a certificate and writes its bundle, for which the place must be
-// there first, and nobody else's to read.
+// issue makes a certificate and writes its bundle, whose file must exist first,
+// readable by the owner only.
 func (o *pkiOptions) issue(stdout io.Writer, make func(valid time.Duration) (pki.Bundle, error)) (err error) {
 	valid, err := o.valid()
 	if err != nil {
@@ -176,7 +177,7 @@ func (o *pkiOptions) issue(stdout io.Writer, make func(valid time.Duration) (pki
 		return err
 	}
 	c := b.Certificate
-	if _, err := fmt.Fprintf(out, "# %[1]s, %[2]s until %[3]s. Whoever has this file is %[1]s: import it with \"rnx login FILE\".\n%[4]s",
+	if _, err := fmt.Fprintf(out, "# %[1]s, %[2]s until %[3]s. Keep this file secret: it authenticates %[1]s. Import it with \"rnx login FILE\".\n%[4]s",
 		c.Name, c.Role, c.NotAfter.UTC().Format(time.RFC3339), text); err != nil {
 		return err
 	}
@@ -198,7 +199,7 @@ func private(out io.Writer) error {
 		return err
 	}
 	if err := f.Chmod(0o600); err != nil {
-		return fmt.Errorf("the bundle holds a key, but others may read the file that it goes to: %w", err)
+		return fmt.Errorf("the bundle contains a private key, but other users may read its file: %w", err)
 	}
 	return nil
 }
@@ -223,7 +224,7 @@ func newPKIListCommand(opt *pkiOptions) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List issued certificates",
-		Args:  cobra.NoArgs,
+		Args:  help.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			all, err := opt.at().List()
 			if err != nil {
@@ -268,7 +269,7 @@ func newPKIRevokeCommand(opt *pkiOptions) *cobra.Command {
 		Short: "Revoke certificates",
 		Long: `Revoke the certificates of a client, or the one with a serial number. The daemon
 closes the client's connections within a second. Its jobs continue.`,
-		Args: cobra.ExactArgs(1),
+		Args: help.OneArg("client name"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			revoked, err := opt.at().Revoke(args[0])
 			if err != nil {
@@ -303,10 +304,10 @@ their next certificate. When all have it, end the trust in the old authority wit
 it again.`,
 		Example: `  joblet pki rotate alice --days=90 > alice.yml
   joblet pki rotate --server --name=node1.example.org`,
-		Args: cobra.MaximumNArgs(1),
+		Args: help.AtMostOneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if n := len(args) + count(opt.server, opt.ca, opt.retire); n != 1 {
-				return errors.New("name one thing to rotate: a client, --server, --ca or --retire-ca")
+				return errors.New("cannot rotate: name exactly one of CLIENT, --server, --ca and --retire-ca")
 			}
 			if len(args) == 1 {
 				return opt.issue(cmd.OutOrStdout(), func(valid time.Duration) (pki.Bundle, error) { return opt.at().Rotate(args[0], valid) })
@@ -347,7 +348,7 @@ func (o *pkiOptions) rotate(out io.Writer) error {
 	}
 	c, err := renew()
 	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, pki.ErrNotFound) {
-		err = fmt.Errorf("%w: make certificates with joblet pki init", err)
+		err = fmt.Errorf("%w: create certificates with joblet pki init", err)
 	}
 	if err == nil {
 		_, err = fmt.Fprintf(out, "the daemon's certificate is valid until %s\n", c.NotAfter.UTC().Format(time.RFC3339))
@@ -358,12 +359,12 @@ func (o *pkiOptions) rotate(out io.Writer) error {
 func (o *pkiOptions) retireCA(out io.Writer) error {
 	r, err := o.at().RetireCA(o.force)
 	if errors.Is(err, pki.ErrLastAdmin) {
-		return fmt.Errorf("%w: give one a new certificate first (joblet pki rotate NAME), or add --force. Cut off would be: %s", err, clients(r.Cut))
+		return fmt.Errorf("%w: give an admin a new certificate first (joblet pki rotate NAME), or add --force. These clients would lose access: %s", err, clients(r.Cut))
 	} else if err != nil {
 		return err
 	}
-	if _, err = fmt.Fprintf(out, "%d old authorities are not trusted any more\n", r.Authorities); err == nil && len(r.Cut) > 0 {
-		_, err = fmt.Fprintf(out, "cut off, until joblet pki rotate NAME: %s\n", clients(r.Cut))
+	if _, err = fmt.Fprintf(out, "removed %d old authorities\n", r.Authorities); err == nil && len(r.Cut) > 0 {
+		_, err = fmt.Fprintf(out, "these clients lose access until joblet pki rotate NAME: %s\n", clients(r.Cut))
 	}
 	return err
 }

@@ -45,7 +45,7 @@ func TestPKI(t *testing.T) {
 	fail("joblet pki init", "issue", "alice")
 	admin := filepath.Join(dir, "admin.yml")
 	run("init", "--name=node1.example.org", "--out="+admin, "--address=node1.example.org")
-	fail("exists already", "init")
+	fail("already exists", "init")
 	text, err := os.ReadFile(admin)
 	if err != nil {
 		t.Fatal(err)
@@ -68,7 +68,7 @@ func TestPKI(t *testing.T) {
 	if out := run("issue", "alice", "--role=reader", "--days=2"); !strings.HasPrefix(out, "# alice, reader until ") || !strings.Contains(out, "BEGIN PRIVATE KEY") {
 		t.Errorf("got %s", out)
 	}
-	fail("exists already", "issue", "alice")
+	fail("already exists", "issue", "alice")
 	fail("file exists", "rotate", "alice", "--out="+admin)
 	fail("must be one of", "issue", "bob", "--role=god")
 	for _, days := range []string{"0", "-1", "3651", "213505"} { // the last is a day too much for 64 bits of nanoseconds
@@ -76,18 +76,18 @@ func TestPKI(t *testing.T) {
 	}
 	fail("must be between 1 and 3650", "rotate", "--ca", "--days=213505")
 	fail("address", "issue", "bob", "--address=a b")
-	fail("one thing", "rotate")
-	fail("one thing", "rotate", "alice", "--server")
+	fail("exactly one", "rotate")
+	fail("exactly one", "rotate", "alice", "--server")
 	fail("not found", "rotate", "bob")
 	if text := run("rotate", "alice"); !strings.HasPrefix(text, "# alice, reader until ") {
 		t.Errorf("got %s", text)
 	}
 	run("rotate", "--ca")
 	run("rotate", "--server")
-	fail("no admin would be left", "rotate", "--retire-ca")
+	fail("no client with the role admin would be left", "rotate", "--retire-ca")
 	fail("admin (admin), alice (reader)", "rotate", "--retire-ca")
 	run("rotate", "admin")
-	if out := run("rotate", "--retire-ca"); !strings.HasPrefix(out, "1 old") || !strings.HasSuffix(out, ": alice (reader)\n") {
+	if out := run("rotate", "--retire-ca"); !strings.HasPrefix(out, "removed 1 old") || !strings.HasSuffix(out, ": alice (reader)\n") {
 		t.Errorf("got %s", out)
 	}
 	if out := run("list"); strings.Count(out, "untrusted") != 1 {
