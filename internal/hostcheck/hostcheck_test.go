@@ -13,10 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet/internal/sandbox/native"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestCheck tries this host out, beside an engine, and looks for what is left.
 func TestCheck(t *testing.T) {
+	testenv.RequireRoot(t)
 	t.Setenv("TMPDIR", t.TempDir()) // where nobody else checks
 	e, err := native.Open(native.Config{RunDir: t.TempDir()})
 	if err != nil {

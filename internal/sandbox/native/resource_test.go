@@ -16,6 +16,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/sandbox"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // probe is a resource that notes what is asked of it.
@@ -71,6 +72,7 @@ func startPlan(t *testing.T, e *Engine, dir string, change func(*sandbox.Plan), 
 // TestResource: a resource is claimed with the plan, attached to the built sandbox before
 // the command runs, and released; what it adds to the plan is there.
 func TestResource(t *testing.T) {
+	testenv.RequireRoot(t)
 	r := &probe{}
 	e, err := Open(Config{RunDir: t.TempDir(), Resources: []sandbox.Resource{r}})
 	if err != nil {
@@ -139,6 +141,7 @@ func TestResource(t *testing.T) {
 
 // TestSweep: a later daemon takes over the leases of live sandboxes and ends all others.
 func TestSweep(t *testing.T) {
+	testenv.RequireRoot(t)
 	r := &probe{attach: func(context.Context, sandbox.Attachment) error { return nil }}
 	runDir := t.TempDir()
 	former, err := Open(Config{RunDir: runDir, Resources: []sandbox.Resource{r}})

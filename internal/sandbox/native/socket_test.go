@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestAdoptHostile: whatever listens in the place of a shim, to adopt its job takes
@@ -115,6 +116,7 @@ func talkTo(t *testing.T, f *os.File, talk func(net.Conn)) {
 
 // TestSocketsOfOthers: the directory must be root's alone.
 func TestSocketsOfOthers(t *testing.T) {
+	testenv.RequireRoot(t)
 	for name, change := range map[string]func(string) error{
 		"mode":  func(dir string) error { return os.Chmod(dir, 0o750) },
 		"owner": func(dir string) error { return os.Chown(dir, 65534, 0) },
