@@ -27,6 +27,8 @@ import (
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
 	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/supervisor/staging"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // site is a state directory that a test makes by hand.
@@ -290,7 +292,7 @@ func TestFsckDamage(t *testing.T) {
 			id := s.endedJob(nil)
 			s.write("{}", "jobs", id, "exit.json")
 			return id
-		}, "exit.json says nothing of an end", ProblemLeft, false, nil},
+		}, "exit.json has no end", ProblemLeft, false, nil},
 		{"huge exit record", func(s *site) string {
 			id := s.endedJob(nil)
 			s.check(os.Truncate(s.path("jobs", id, "exit.json"), jobdir.MaxExit+1))
@@ -592,11 +594,12 @@ func TestFsckPages(t *testing.T) {
 
 // TestFsckHealthy checks what real jobs leave, whatever becomes of them.
 func TestFsckHealthy(t *testing.T) {
+	testenv.RequireRoot(t)
 	dir := t.TempDir()
 	s := &site{t: t, cfg: Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}}
 	sup, err := supervisor.Open(t.Context(), supervisor.Config{StateDir: s.cfg.StateDir, RunDir: s.cfg.RunDir})
 	s.check(err)
-	submit := func(spec joblet.Spec, input *supervisor.Staged) joblet.Job {
+	submit := func(spec joblet.Spec, input *staging.Upload) joblet.Job {
 		t.Helper()
 		job, err := sup.Submit(t.Context(), spec, "test", input)
 		s.check(err)
@@ -699,6 +702,7 @@ func TestFsckHealthy(t *testing.T) {
 // TestFsckHost has a box that no job has: its shim lives at first.
 func TestFsckHost(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	s := newSite(t)
 	e, err := native.Open(native.Config{RunDir: s.cfg.RunDir})
 	s.check(err)

@@ -21,11 +21,13 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // open starts a supervisor in dir, which the test closes.
 func open(t testing.TB, dir string, change func(*Config)) *Supervisor {
 	t.Helper()
+	testenv.RequireRoot(t)
 	cfg := Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}
 	if change != nil {
 		change(&cfg)
@@ -480,7 +482,7 @@ func TestStartNotUndone(t *testing.T) {
 				t.Errorf("the next daemon: %v, %v", job, err)
 			}
 			closing(t, s)
-			if text := log.String(); strings.Contains(text, "cut short") {
+			if text := log.String(); strings.Contains(text, "was interrupted") {
 				t.Errorf("it was started again: %s", text)
 			}
 		})
