@@ -54,6 +54,7 @@ func TestImports(t *testing.T) {
 		{"./internal/runtimes", []string{module + "/internal/", "google.golang.org/"}, "leaves do not import each other"},
 		{"./cmd/rnx", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
 		{"./internal/cli", []string{module + "/internal/server", module + "/internal/supervisor", module + "/internal/sandbox", "modernc.org/", prometheus}, "rnx reaches the daemon through client only"},
+		{"./internal/table", append(heavy, module+"/internal/", "golang.org/"), "leaves do not import each other"},
 		{"./internal/cli/term", []string{module + "/internal/cli", module + "/client", module + "/api", "google.golang.org/", "github.com/spf13/"}, "the terminal knows neither commands nor the daemon"},
 		{"./internal/cli/session", []string{module + "/internal/cli/job", "=" + module + "/internal/cli"}, "a command calls a session, and not the other way"},
 	}

@@ -719,7 +719,7 @@ func (f *checker) checkHost() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	boxes, foreign, err := e.Boxes()
+	boxes, foreign, err := e.Sandboxes()
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,7 @@ import (
 	"github.com/joblet/joblet/internal/store"
 	"github.com/joblet/joblet/internal/supervisor"
 	"github.com/joblet/joblet/internal/supervisor/staging"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // site is a state directory that a test makes by hand.
@@ -593,6 +594,7 @@ func TestFsckPages(t *testing.T) {
 
 // TestFsckHealthy checks what real jobs leave, whatever becomes of them.
 func TestFsckHealthy(t *testing.T) {
+	testenv.RequireRoot(t)
 	dir := t.TempDir()
 	s := &site{t: t, cfg: Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}}
 	sup, err := supervisor.Open(t.Context(), supervisor.Config{StateDir: s.cfg.StateDir, RunDir: s.cfg.RunDir})
@@ -700,6 +702,7 @@ func TestFsckHealthy(t *testing.T) {
 // TestFsckHost has a box that no job has: its shim lives at first.
 func TestFsckHost(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	s := newSite(t)
 	e, err := native.Open(native.Config{RunDir: s.cfg.RunDir})
 	s.check(err)

@@ -72,7 +72,7 @@ func (x *executor) adopted(j *entry, proc *native.Process) {
 }
 
 // becomeStarting marks the job's next attempt as about to run in box.
-func (x *executor) becomeStarting(j *entry, box *native.Box) store.Record {
+func (x *executor) becomeStarting(j *entry, box *native.Sandbox) store.Record {
 	return x.table.become(j, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
 		r.Box, r.IDBase, r.Leases = box.ID, box.IDBase, box.Leases
@@ -86,7 +86,7 @@ func (x *executor) becomeStarting(j *entry, box *native.Box) store.Record {
 // start makes the job's record durable while its sandbox gets its command: the two are
 // independent, and a job is accepted when both are done. A crash between them leaves a
 // job whose acceptance was not confirmed, which recovery ends.
-func (x *executor) start(ctx context.Context, j *entry, box *native.Box, run *native.Run, keep bool) (joblet.Job, error) {
+func (x *executor) start(ctx context.Context, j *entry, box *native.Sandbox, run *native.Run, keep bool) (joblet.Job, error) {
 	x.table.mu.Lock()
 	record := j.rec
 	x.table.mu.Unlock()
@@ -128,7 +128,7 @@ func (x *executor) start(ctx context.Context, j *entry, box *native.Box, run *na
 }
 
 // keepUnrunnable ends a job whose command cannot be run.
-func (x *executor) keepUnrunnable(j *entry, box *native.Box, cause error) (joblet.Job, error) {
+func (x *executor) keepUnrunnable(j *entry, box *native.Sandbox, cause error) (joblet.Job, error) {
 	if err := box.Discard(); err != nil {
 		x.log.Error("cannot discard a sandbox", "job", x.table.snapshot(j).job.ID, "error", err)
 	}
@@ -163,8 +163,8 @@ func (x *executor) keepFailed(j *entry, cause error) {
 	})
 }
 
-// runIn runs the job in the box.
-func (x *executor) runIn(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
+// runIn runs the job in the sandbox.
+func (x *executor) runIn(box *native.Sandbox, run *native.Run, rec store.Record) (*native.Process, error) {
 	job := rec.Job
 	if err := x.planner.Prepare(run, job); err != nil {
 		return nil, fmt.Errorf(outcome.StartTheJob+"%w", err)
@@ -172,7 +172,7 @@ func (x *executor) runIn(box *native.Box, run *native.Run, rec store.Record) (*n
 	if err := x.records.WriteFile(rec); err != nil {
 		return nil, err
 	}
-	fault.Point("box.prepared")
+	fault.Point("sandbox.prepared")
 	proc, err := box.Start(run)
 	if se, ok := errors.AsType[*native.StartError](err); ok {
 		if err = outcome.StartError(job.Spec, se.Failure); outcome.OfCommand(se.Failure) {
@@ -276,7 +276,7 @@ type transientError struct{ error }
 
 func (e *transientError) Unwrap() error { return e.error }
 
-func (x *executor) tryLaunch(j *entry) (*native.Box, error) {
+func (x *executor) tryLaunch(j *entry) (*native.Sandbox, error) {
 	x.table.mu.Lock()
 	spec, again := j.rec.Spec, j.rec.State == joblet.Initializing
 	x.table.mu.Unlock()

@@ -12,18 +12,20 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/sandbox/native"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestRecoverSilent: a daemon does not wait for one shim after the other that does
 // not answer before it serves, and its jobs can be ended.
 func TestRecoverSilent(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	s := newSite(t)
 	e, err := native.Open(native.Config{RunDir: s.cfg.RunDir})
 	s.check(err)
 	const n = 16
 	ids := make([]string, n)
-	var boxes []*native.Box
+	var boxes []*native.Sandbox
 	for i := range n {
 		box, err := e.Take(t.Context(), nil)
 		s.check(err)

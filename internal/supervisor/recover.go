@@ -47,7 +47,7 @@ func (rv *recovery) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	boxes, foreign, err := rv.engine.Boxes()
+	boxes, foreign, err := rv.engine.Sandboxes()
 	if err != nil {
 		return err
 	}

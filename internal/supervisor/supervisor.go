@@ -64,9 +64,9 @@ func (c Config) settings() plan.Settings {
 	return plan.Settings{Defaults: c.Defaults, Ceiling: c.Ceiling, Mirrors: c.Mirrors, BuildTimeout: c.BuildTimeout}
 }
 
-// spareBoxes is the size of the warm pool. One sandbox serves runs that follow each
+// warmSandboxes is the size of the warm pool. One sandbox serves runs that follow each
 // other; two bridge the time it takes to build the next.
-const spareBoxes = 2
+const warmSandboxes = 2
 
 // Supervisor owns all jobs of one daemon. Its parts are layers: each uses those before
 // it, and none of those after it.
@@ -132,7 +132,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	if s.engine, err = native.Open(native.Config{
-		RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log,
+		RunDir: cfg.RunDir, Warm: warmSandboxes, Log: cfg.Log,
 		Tag: s.where.Now.Tag, FormerRunDirs: s.where.Now.RunDirs[1:],
 	}); err != nil {
 		return nil, err
@@ -162,7 +162,7 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if cfg.Metrics != nil { // adopted jobs are in the first scrape
 		s.sampler.Sample(true)
 	}
-	s.engine.StartSpares()
+	s.engine.StartPool()
 	s.table.work.Go(s.dispatcher.runQueue)
 	s.table.work.Go(func() { s.retention.Run(s.ctx) })
 	s.table.work.Go(func() { s.sampler.Sampling(s.ctx) })

@@ -21,11 +21,13 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/queue"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // open starts a supervisor in dir, which the test closes.
 func open(t testing.TB, dir string, change func(*Config)) *Supervisor {
 	t.Helper()
+	testenv.RequireRoot(t)
 	cfg := Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}
 	if change != nil {
 		change(&cfg)

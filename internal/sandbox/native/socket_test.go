@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // TestAdoptHostile: whatever listens in the place of a shim, to adopt its job takes
@@ -43,33 +44,9 @@ func TestAdoptHostile(t *testing.T) {
 			}
 			defer e.groups.sockets.remove(id)
 			if test.talk == nil {
-				defer f.Close()
-				for {
-					fd, err := e.groups.sockets.dial(id)
-					if err == unix.EAGAIN {
-						break
-					} else if err != nil {
-						t.Fatal(err)
-					}
-					defer unix.Close(fd)
-				}
+				fillQueue(t, e, id, f)
 			} else {
-				l, err := net.FileListener(f)
-				f.Close()
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer l.Close()
-				go func() {
-					for {
-						c, err := l.Accept()
-						if err != nil {
-							return
-						}
-						defer c.Close()
-						test.talk(c)
-					}
-				}()
+				talkTo(t, f, test.talk)
 			}
 			began := time.Now()
 			_, err = e.Adopt(id, time.Time{})
@@ -101,8 +78,45 @@ func TestAdoptHostile(t *testing.T) {
 	}
 }
 
+// fillQueue connects to a socket that nothing accepts from until its queue is full.
+func fillQueue(t *testing.T, e *Engine, id string, f *os.File) {
+	t.Helper()
+	t.Cleanup(func() { f.Close() })
+	for {
+		fd, err := e.groups.sockets.dial(id)
+		if err == unix.EAGAIN {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+}
+
+// talkTo accepts connections to a socket until the end of the test.
+func talkTo(t *testing.T, f *os.File, talk func(net.Conn)) {
+	t.Helper()
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			talk(c)
+		}
+	}()
+}
+
 // TestSocketsOfOthers: the directory must be root's alone.
 func TestSocketsOfOthers(t *testing.T) {
+	testenv.RequireRoot(t)
 	for name, change := range map[string]func(string) error{
 		"mode":  func(dir string) error { return os.Chmod(dir, 0o750) },
 		"owner": func(dir string) error { return os.Chown(dir, 65534, 0) },
