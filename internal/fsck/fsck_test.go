@@ -27,6 +27,7 @@ import (
 	"github.com/joblet/joblet/internal/statedir"
 	"github.com/joblet/joblet/internal/store"
 	"github.com/joblet/joblet/internal/supervisor"
+	"github.com/joblet/joblet/internal/supervisor/staging"
 	"github.com/joblet/joblet/internal/testenv"
 )
 
@@ -598,7 +599,7 @@ func TestFsckHealthy(t *testing.T) {
 	s := &site{t: t, cfg: Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}}
 	sup, err := supervisor.Open(t.Context(), supervisor.Config{StateDir: s.cfg.StateDir, RunDir: s.cfg.RunDir})
 	s.check(err)
-	submit := func(spec joblet.Spec, input *supervisor.Staged) joblet.Job {
+	submit := func(spec joblet.Spec, input *staging.Upload) joblet.Job {
 		t.Helper()
 		job, err := sup.Submit(t.Context(), spec, "test", input)
 		s.check(err)
