@@ -107,7 +107,7 @@ func Open(name string) (*Hierarchy, error) { return open(name, (*Hierarchy).open
 func open(name string, openV2 func(*Hierarchy, Mount, string) error) (_ *Hierarchy, err error) {
 	mounts, err := HostMounts()
 	if err != nil {
-		return nil, fmt.Errorf("look for cgroup hierarchies: %w", err)
+		return nil, fmt.Errorf("cannot look for cgroup hierarchies: %w", err)
 	}
 	h := &Hierarchy{v1: map[string]string{}}
 	defer func() {
@@ -135,12 +135,12 @@ func open(name string, openV2 func(*Hierarchy, Mount, string) error) (_ *Hierarc
 			}
 			dir := filepath.Join(m.Path, name)
 			if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-				return nil, fmt.Errorf("make the cgroup of controller %s: %w", controller, err)
+				return nil, fmt.Errorf("cannot make the cgroup of controller %s: %w", controller, err)
 			}
 			h.v1[controller] = dir
 		}
 	}
-	if dir := h.v1["cpuset"]; dir != "" { // new cpusets of v1 are empty, and take nobody in
+	if dir := h.v1["cpuset"]; dir != "" { // new cpusets of v1 are empty, and accept no process
 		for _, file := range []string{"cpuset.mems", "cpuset.cpus"} {
 			if err := inherit(dir, file); err != nil {
 				return nil, err
@@ -152,9 +152,9 @@ func open(name string, openV2 func(*Hierarchy, Mount, string) error) (_ *Hierarc
 	}
 	if h.where("pids") == "" && !slices.Contains(h.probe.available, "pids") {
 		if h.parent != "" {
-			return nil, fmt.Errorf("the cgroup %s has not got the controller pids, without which a job could start processes without limit: have it enabled in the cgroups above (systemd: Delegate=yes)", h.parent)
+			return nil, fmt.Errorf("cannot limit the processes of jobs: the cgroup %s lacks the controller pids; enable it in the cgroups above (systemd: Delegate=yes)", h.parent)
 		}
-		return nil, errors.New("no cgroup hierarchy with the controller pids is mounted, without which a job could start processes without limit: mount cgroup2 on /sys/fs/cgroup")
+		return nil, errors.New("cannot limit the processes of jobs: no cgroup hierarchy with the controller pids is mounted; mount cgroup2 on /sys/fs/cgroup")
 	}
 	return h, nil
 }
@@ -171,7 +171,7 @@ func (m Mount) writable() error {
 func inherit(dir, file string) error {
 	value, err := os.ReadFile(filepath.Join(filepath.Dir(dir), file))
 	if err != nil {
-		return fmt.Errorf("set up cpusets: %w", err)
+		return fmt.Errorf("cannot set up cpusets: %w", err)
 	}
 	return write(dir, file, strings.TrimSpace(string(value)))
 }
@@ -185,8 +185,8 @@ func (h *Hierarchy) openV2(m Mount, name string) error {
 		return err
 	}
 	defer unlock()
-	if leaving != nobody {
-		if err := moveDown(parent, leaving == everybody); err != nil {
+	if leaving != noProcess {
+		if err := moveDown(parent, leaving == everyProcess); err != nil {
 			return err
 		}
 	}
@@ -207,11 +207,11 @@ func (h *Hierarchy) openV2(m Mount, name string) error {
 func (h *Hierarchy) makeV2(parent, name string) (available []string, err error) {
 	h.parent, h.v2 = parent, filepath.Join(parent, name)
 	if err := os.Mkdir(h.v2, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("make the cgroup for jobs: %w", err)
+		return nil, fmt.Errorf("cannot make the cgroup for jobs: %w", err)
 	}
 	there, err := readWords(filepath.Join(parent, "cgroup.controllers"))
 	if err != nil {
-		return nil, fmt.Errorf("read the available controllers: %w", err)
+		return nil, fmt.Errorf("cannot read the available controllers: %w", err)
 	}
 	for _, c := range controllers {
 		if slices.Contains(there, c) {
@@ -230,9 +230,9 @@ func readWords(file string) ([]string, error) {
 type leaving int
 
 const (
-	nobody leaving = iota
+	noProcess leaving = iota
 	theDaemon
-	everybody
+	everyProcess
 )
 
 // ownSlice is the systemd slice whose unit the daemon may be, deploy/joblet.service.
@@ -250,7 +250,7 @@ const ownSlice = "joblet.slice"
 //
 // But if jobs of a former daemon are elsewhere, their place is ours.
 func (m Mount) place(name string) (parent string, _ leaving) {
-	parent, who := m.Path, nobody
+	parent, who := m.Path, noProcess
 	if own, err := m.ownCgroup(); err == nil {
 		above, _, inSlice := strings.Cut(own+"/", "/"+ownSlice+"/")
 		switch {
@@ -259,27 +259,27 @@ func (m Mount) place(name string) (parent string, _ leaving) {
 		// The root cgroup of the host has no cgroup.events (cgroup-v2.rst): a top that
 		// has one is a container's part of the hierarchy.
 		case own == "/" && exists(filepath.Join(m.Path, "cgroup.events")):
-			who = everybody
+			who = everyProcess
 		case delegated(filepath.Join(m.Path, own)):
 			parent, who = filepath.Join(m.Path, own), theDaemon
 		}
 	}
 	for _, other := range []string{filepath.Join(m.Path, ownSlice), m.Path} {
-		if other != parent && !hasBoxes(filepath.Join(parent, name)) && hasBoxes(filepath.Join(other, name)) {
-			return other, nobody
+		if other != parent && !hasSandboxes(filepath.Join(parent, name)) && hasSandboxes(filepath.Join(other, name)) {
+			return other, noProcess
 		}
 	}
 	return parent, who
 }
 
-func hasBoxes(dir string) bool {
+func hasSandboxes(dir string) bool {
 	entries, _ := os.ReadDir(dir)
 	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return joblet.ValidID(e.Name()) })
 }
 
 // lockTime bounds the wait for another daemon that sets up the same cgroup, which
 // takes milliseconds. Everybody may open, and so lock, the directory of a cgroup:
-// whoever holds it for longer is not such a daemon, and does not keep us waiting.
+// a process that holds it for longer is not such a daemon, and does not keep us waiting.
 var lockTime = 2 * time.Second
 
 // lock keeps others away that set up, or try out, the same cgroup, until unlock
@@ -309,22 +309,22 @@ const daemonLeaf = "daemon"
 // moveDown moves the daemon out of dir: a cgroup with processes of its own can't
 // have controllers enabled for children ("no internal processes", cgroups(7)).
 // In a container whatever else runs there has to move as well.
-func moveDown(dir string, everybody bool) error {
+func moveDown(dir string, allProcesses bool) error {
 	leaf := filepath.Join(dir, daemonLeaf)
 	if err := os.Mkdir(leaf, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("make the daemon's cgroup: %w", err)
+		return fmt.Errorf("cannot make the daemon's cgroup: %w", err)
 	}
 	if err := write(leaf, "cgroup.procs", "0"); err != nil {
-		return fmt.Errorf("enter the daemon's cgroup: %w", err)
+		return fmt.Errorf("cannot enter the daemon's cgroup: %w", err)
 	}
-	for range 10 { // somebody may fork while the list is read
+	for range 10 { // a process may fork while the list is read
 		pids, err := readPIDs(filepath.Join(dir, "cgroup.procs"))
-		if err != nil || len(pids) == 0 || !everybody {
+		if err != nil || len(pids) == 0 || !allProcesses {
 			return err
 		}
 		for _, pid := range pids {
 			if err := write(leaf, "cgroup.procs", strconv.Itoa(pid)); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("move process %d to the daemon's cgroup: %w", pid, err)
+				return fmt.Errorf("cannot move process %d to the daemon's cgroup: %w", pid, err)
 			}
 		}
 	}
@@ -350,14 +350,14 @@ func (h *Hierarchy) Dirs() []string {
 	return slices.Compact(dirs) // cpu,cpuacct may be one hierarchy
 }
 
-// Boxes returns the ids of all boxes that have a cgroup in any hierarchy: a
+// Sandboxes returns the ids of all sandboxes that have a cgroup in any hierarchy: a
 // daemon may have died when only some were made, or removed.
-func (h *Hierarchy) Boxes() ([]string, error) {
+func (h *Hierarchy) Sandboxes() ([]string, error) {
 	ids := map[string]bool{}
 	for _, dir := range h.Dirs() {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("list the jobs' cgroups: %w", err)
+			return nil, fmt.Errorf("cannot list the jobs' cgroups: %w", err)
 		}
 		for _, entry := range entries {
 			if joblet.ValidID(entry.Name()) {
@@ -401,10 +401,10 @@ func enableControllers(dir string, controllers []string) error {
 	}
 	err := write(dir, "cgroup.subtree_control", "+"+strings.Join(controllers, " +"))
 	if errors.Is(err, unix.EBUSY) {
-		return fmt.Errorf("enable cgroup controllers: %w: there are processes in %s that the daemon could not move into a cgroup below, and as long as they are there, no cgroup below can have controllers", err, dir)
+		return fmt.Errorf("cannot enable cgroup controllers: %w: the daemon cannot move some processes of %s into a cgroup below it, and until they are gone no cgroup below it can have controllers", err, dir)
 	}
 	if err != nil {
-		return fmt.Errorf("enable cgroup controllers: %w", err)
+		return fmt.Errorf("cannot enable cgroup controllers: %w", err)
 	}
 	return nil
 }
@@ -421,7 +421,7 @@ func (m Mount) ownCgroup() (string, error) {
 			return m.seen(p)
 		}
 	}
-	return "", errors.New("not in a v2 cgroup")
+	return "", errors.New("this process is not in a v2 cgroup")
 }
 
 // seen returns where in the mount a cgroup is whose path is one of this process's
@@ -444,7 +444,7 @@ func delegated(dir string) bool {
 	return false
 }
 
-// Dirs says where the cgroups of one job are, to whoever reads them. It crosses
+// Dirs says where the cgroups of one job are, to the code that reads them. It crosses
 // to the job's shim as JSON.
 type Dirs struct {
 	V2          string            `json:"v2,omitempty"` // for the job's processes; empty: the host has no v2 hierarchy
@@ -561,7 +561,7 @@ type Group struct {
 	Shim string // the v2 cgroup of its shim; empty: the host has none
 }
 
-// Group returns the cgroups of the box with this id, which may or may not be
+// Group returns the cgroups of the sandbox with this id, which may or may not be
 // there.
 func (h *Hierarchy) Group(id string) *Group {
 	g := &Group{Dirs: Dirs{Controllers: h.controllers, V1: map[string]string{}}}
@@ -579,7 +579,7 @@ func (h *Hierarchy) Group(id string) *Group {
 }
 
 // Beside returns the hierarchy of another name in the same places. It makes
-// nothing there, and is only for boxes that exist.
+// nothing there, and is only for sandboxes that exist.
 func (h *Hierarchy) Beside(name string) *Hierarchy {
 	other := &Hierarchy{controllers: h.controllers, v1: map[string]string{}, parent: h.parent}
 	if h.v2 != "" {
@@ -624,7 +624,7 @@ func (h *Hierarchy) Create(id string) (*Group, error) {
 		err = g.set("pids", "pids.max", strconv.Itoa(joblet.DefaultMaxPIDs))
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("make the job's cgroup: %w", err), g.Remove(context.Background()))
+		return nil, errors.Join(fmt.Errorf("cannot make the job's cgroup: %w", err), g.Remove(context.Background()))
 	}
 	return g, nil
 }
@@ -731,7 +731,7 @@ func (g *Group) kill(top string) error {
 			return nil
 		}
 	}
-	if err := g.Thaw(); err != nil && !errors.Is(err, fs.ErrNotExist) { // nobody dies frozen in v1
+	if err := g.Thaw(); err != nil && !errors.Is(err, fs.ErrNotExist) { // no process dies frozen in v1
 		return err
 	}
 	// A process may fork while the list is read: until it is empty. PID 1 is in

@@ -212,8 +212,8 @@ func TestGroup(t *testing.T) {
 	if g, err = h.Create(id); err != nil {
 		t.Fatal(err)
 	}
-	if boxes, err := h.Boxes(); err != nil || !slices.Equal(boxes, []string{id}) {
-		t.Errorf("boxes: %v, %v", boxes, err)
+	if sandboxes, err := h.Sandboxes(); err != nil || !slices.Equal(sandboxes, []string{id}) {
+		t.Errorf("sandboxes: %v, %v", sandboxes, err)
 	}
 
 	limits := joblet.Limits{CPUPercent: 50, CPUWeight: 200, CPUCores: "0", MemoryBytes: 64 << 20, MaxPIDs: 10}
@@ -223,31 +223,7 @@ func TestGroup(t *testing.T) {
 	if err := g.Limit(limits, nil); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]map[string]string{
-		"cpu":    {"cpu.max": "50000 100000", "cpu.weight": "200", "cpu.cfs_quota_us": "50000", "cpu.shares": "2048"},
-		"cpuset": {"cpuset.cpus": "0"},
-		"memory": {"memory.max": "67108864", "memory.limit_in_bytes": "67108864"},
-		"pids":   {"pids.max": "10"},
-	}
-	read := func(controller, file string) string {
-		dir, _ := g.where(controller)
-		data, _ := os.ReadFile(filepath.Join(dir, file))
-		return strings.TrimSpace(string(data))
-	}
-	for controller, files := range want {
-		n := 0
-		for file, value := range files {
-			if g.Has(controller, file) {
-				n++
-				if got := read(controller, file); got != value {
-					t.Errorf("%s is %q, want %q", file, got, value)
-				}
-			}
-		}
-		if n == 0 {
-			t.Errorf("nothing is limited by %s", controller)
-		}
-	}
+	checkLimits(t, g)
 
 	cmd := sleeper(t, g)
 	pids, err := g.PIDs()
@@ -265,7 +241,7 @@ func TestGroup(t *testing.T) {
 	if err := g.Update(limits, less, nil); err != nil {
 		t.Error(err)
 	}
-	if got := read("pids", "pids.max"); got != "5" {
+	if got := readFile(g, "pids", "pids.max"); got != "5" {
 		t.Errorf("pids.max is %s after the update, want 5", got)
 	}
 	if err := g.Update(less, joblet.Limits{CPUPercent: 20}, nil); err != nil {
@@ -297,9 +273,41 @@ func TestGroup(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if boxes, err := h.Boxes(); err != nil || len(boxes) != 0 {
-		t.Errorf("boxes: %v, %v", boxes, err)
+	if sandboxes, err := h.Sandboxes(); err != nil || len(sandboxes) != 0 {
+		t.Errorf("sandboxes: %v, %v", sandboxes, err)
 	}
+}
+
+// checkLimits compares the files of a group with the limits of TestGroup.
+func checkLimits(t *testing.T, g *Group) {
+	t.Helper()
+	want := map[string]map[string]string{
+		"cpu":    {"cpu.max": "50000 100000", "cpu.weight": "200", "cpu.cfs_quota_us": "50000", "cpu.shares": "2048"},
+		"cpuset": {"cpuset.cpus": "0"},
+		"memory": {"memory.max": "67108864", "memory.limit_in_bytes": "67108864"},
+		"pids":   {"pids.max": "10"},
+	}
+	for controller, files := range want {
+		n := 0
+		for file, value := range files {
+			if g.Has(controller, file) {
+				n++
+				if got := readFile(g, controller, file); got != value {
+					t.Errorf("%s is %q, want %q", file, got, value)
+				}
+			}
+		}
+		if n == 0 {
+			t.Errorf("nothing is limited by %s", controller)
+		}
+	}
+}
+
+// readFile returns what a file of a group's cgroup says.
+func readFile(g *Group, controller, file string) string {
+	dir, _ := g.where(controller)
+	data, _ := os.ReadFile(filepath.Join(dir, file))
+	return strings.TrimSpace(string(data))
 }
 
 // TestRemoveInUse shows that the cgroups of a job that lives are not removed.
@@ -369,7 +377,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestLockHeld: whoever holds the lock of a cgroup's directory, which any user can
+// TestLockHeld: a process that holds the lock of a cgroup's directory, which any user can
 // open, keeps no daemon from starting.
 func TestLockHeld(t *testing.T) {
 	t.Parallel()

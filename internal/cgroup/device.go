@@ -33,7 +33,7 @@ const maxLayers = 16
 func DeviceOf(path string) (Device, error) {
 	dev, err := deviceOf(path, maxLayers)
 	if err != nil {
-		return Device{}, fmt.Errorf("find the device of %s: %w", path, err)
+		return Device{}, fmt.Errorf("cannot find the device of %s: %w", path, err)
 	}
 	return wholeDisk("/sys/dev/block", dev)
 }
@@ -103,10 +103,10 @@ func wholeDisk(sys string, dev Device) (Device, error) {
 	}
 	text, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "dev"))
 	if err != nil {
-		return Device{}, fmt.Errorf("find the disk of partition %v: %w", dev, err)
+		return Device{}, fmt.Errorf("cannot find the disk of partition %v: %w", dev, err)
 	}
 	if _, err := fmt.Sscanf(string(text), "%d:%d", &dev.Major, &dev.Minor); err != nil {
-		return Device{}, fmt.Errorf("find the disk of partition %v: %w", dev, err)
+		return Device{}, fmt.Errorf("cannot find the disk of partition %v: %w", dev, err)
 	}
 	return dev, nil
 }

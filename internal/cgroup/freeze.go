@@ -15,10 +15,10 @@ import (
 // stand still.
 func (g *Group) Freeze(ctx context.Context) error {
 	if g.V2 == "" && g.V1["freezer"] == "" {
-		return joblet.Errorf(joblet.FailedPrecondition, "pause: this host has neither cgroup v2 nor the controller freezer: mount cgroup2")
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot pause the job: this host has neither cgroup v2 nor the controller freezer; mount cgroup2")
 	}
 	if err := g.freezing(true); err != nil {
-		return fmt.Errorf("pause: %w", err)
+		return fmt.Errorf("cannot pause the job: %w", err)
 	}
 	for {
 		frozen, err := g.Frozen()
@@ -28,9 +28,9 @@ func (g *Group) Freeze(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			if err := g.freezing(false); err != nil {
-				return fmt.Errorf("pause: %w (and it could not be taken back: %w)", ctx.Err(), err)
+				return fmt.Errorf("cannot pause the job: %w (resuming it also failed: %w)", ctx.Err(), err)
 			}
-			return joblet.Errorf(joblet.Unavailable, "pause: a process did not come to a halt in time: %w", ctx.Err())
+			return joblet.Errorf(joblet.Unavailable, "cannot pause the job: a process did not stop in time: %w", ctx.Err())
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

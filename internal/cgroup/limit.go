@@ -171,7 +171,7 @@ func hasSwap() bool {
 func OnlineCPUs() ([]int, error) {
 	data, err := os.ReadFile("/sys/devices/system/cpu/online")
 	if err != nil {
-		return nil, fmt.Errorf("count the processors: %w", err)
+		return nil, fmt.Errorf("cannot count the processors: %w", err)
 	}
 	return joblet.ParseCPUs(strings.TrimSpace(string(data)))
 }
@@ -204,7 +204,7 @@ func (h *Hierarchy) jobCPUs() (cpus []int, list string, err error) {
 		}
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("read the processors that jobs may have: %w", err)
+		return nil, "", fmt.Errorf("cannot read the processors that jobs may have: %w", err)
 	}
 	list = strings.TrimSpace(string(data))
 	if cpus, err = joblet.ParseCPUs(list); err != nil {
@@ -263,7 +263,7 @@ func (h *Hierarchy) Fit(l joblet.Limits) (joblet.Limits, []string, error) {
 func (g *Group) Limit(l joblet.Limits, devices []Device) error {
 	for _, s := range g.settings(l, joblet.Limits{}, devices) {
 		if err := g.set(s.controller, s.file, s.value); err != nil {
-			return fmt.Errorf("set --%s: %w", s.limit, err)
+			return fmt.Errorf("cannot set --%s: %w", s.limit, err)
 		}
 	}
 	return nil
@@ -286,14 +286,14 @@ func (g *Group) Update(old, l joblet.Limits, devices []Device) error {
 		if errors.Is(err, unix.EBUSY) && s.controller == "memory" {
 			err = g.tooLow(l.MemoryBytes)
 		}
-		errs := []error{fmt.Errorf("set --%s: %w", s.limit, err)}
+		errs := []error{fmt.Errorf("cannot set --%s: %w", s.limit, err)}
 		for _, undo := range slices.Backward(g.settings(l, old, devices)[:i]) {
 			value := undo.reset
 			if j := slices.IndexFunc(before, func(b setting) bool { return b.file == undo.file && sameDevice(b, undo) }); j >= 0 {
 				value = before[j].value
 			}
 			if err := g.set(undo.controller, undo.file, value); err != nil {
-				errs = append(errs, fmt.Errorf("take --%s back: %w", undo.limit, err))
+				errs = append(errs, fmt.Errorf("cannot take --%s back: %w", undo.limit, err))
 			}
 		}
 		return errors.Join(errs...)

@@ -131,7 +131,7 @@ func (m *Meter) Total() joblet.Sample {
 	if dir, v2 := d.where("memory"); v2 {
 		s.MemoryPeak = max(s.MemoryPeak, number(m.file(dir, "memory.peak"))) // since 5.19
 	} else if dir != "" {
-		// When both were highest nobody knows: their sum may be more than ever was.
+		// When both were highest is unknown: their sum may be more than ever was.
 		s.MemoryPeak = max(s.MemoryPeak, number(m.file(dir, "memory.max_usage_in_bytes")), number(m.file(dir, "memory.kmem.tcp.max_usage_in_bytes")))
 	}
 	dir, _ := d.where("pids")

@@ -37,7 +37,7 @@ func (h *Hierarchy) probeV2(m Mount, name string) (err error) {
 	}
 	before, err := readWords(filepath.Join(parent, "cgroup.subtree_control"))
 	if err != nil {
-		return fmt.Errorf("read which controllers are enabled: %w", err)
+		return fmt.Errorf("cannot read which controllers are enabled: %w", err)
 	}
 	for _, c := range h.probe.available {
 		if !slices.Contains(before, c) {
@@ -83,7 +83,7 @@ func (h *Hierarchy) Parent() string { return h.parent }
 func (h *Hierarchy) Try(id string) (*Group, error) {
 	g := h.Group(id)
 	if err := g.makeDirs(); err != nil {
-		return nil, errors.Join(fmt.Errorf("make a cgroup to try out: %w", err), g.Remove(context.Background()))
+		return nil, errors.Join(fmt.Errorf("cannot make a cgroup to try out: %w", err), g.Remove(context.Background()))
 	}
 	return g, nil
 }

@@ -39,7 +39,7 @@ func TestShortcuts(t *testing.T) {
 	}
 	for args, want := range map[string]string{
 		"run":       `rnx: no command given; see "rnx job run --help"`,
-		"kill":      `rnx: no job given; see "rnx job kill --help"`,
+		"kill":      `rnx: no job given; "rnx job list" shows the jobs; in a script, "xargs -r rnx job kill" accepts an empty list`,
 		"job logs":  `rnx: unknown command "rnx job logs"; did you mean "rnx job log"?`,
 		"job ps":    `rnx: unknown command "rnx job ps"; did you mean "rnx job list"?`,
 		"status":    `rnx: unknown command "rnx status"; did you mean "rnx job status"?`,

@@ -15,6 +15,7 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
 const (
@@ -97,7 +98,7 @@ func listNodes(ctx context.Context, a *app.App) error {
 	if a.JSON {
 		return nil
 	}
-	return term.WriteTable(a.Out, term.Width(a.Out), rows)
+	return table.Write(a.Out, term.Width(a.Out), rows)
 }
 
 // askNode connects to a node and asks it for its version, twice: the second time

@@ -16,6 +16,7 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
 func newRuntimeCommand(a *app.App) *cobra.Command {
@@ -27,6 +28,7 @@ func newRuntimeCommand(a *app.App) *cobra.Command {
   rnx job run --runtime=python-3.11 python3 --version`,
 		RunE: app.Group,
 	}
+	cmd.SuggestFor = []string{"image", "runtimes"}
 	cmd.AddCommand(newBuildCommand(a), newRuntimeListCommand(a), newInfoCommand(a), newTestCommand(a), newRemoveCommand(a))
 	return cmd
 }
@@ -35,6 +37,7 @@ func newRuntimeListCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "list",
 		Aliases:           []string{"ls"},
+		SuggestFor:        []string{"images"},
 		Short:             "List installed runtimes",
 		Long:              "List the installed runtimes. With --json each line is an object." + app.ExitStatusHelp,
 		Args:              cobra.NoArgs,
@@ -61,10 +64,10 @@ func newRuntimeListCommand(a *app.App) *cobra.Command {
 						text = "not usable: " + rt.Error
 					}
 					rows = append(rows, []string{
-						joblet.Printable(rt.Name), term.Dash(rt.Version, term.MaxNameColumn), joblet.ReadableSize(rt.SizeBytes), localTime(rt.BuiltAt), joblet.Printable(text),
+						joblet.Printable(rt.Name), table.Dash(rt.Version, table.MaxNameColumn), joblet.ReadableSize(rt.SizeBytes), localTime(rt.BuiltAt), joblet.Printable(text),
 					})
 				}
-				return term.WriteTable(a.Out, term.Width(a.Out), rows)
+				return table.Write(a.Out, term.Width(a.Out), rows)
 			})
 		},
 	}
@@ -176,6 +179,7 @@ func newRemoveCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "remove NAME…",
 		Aliases:           []string{"rm"},
+		SuggestFor:        []string{"rmi"},
 		Short:             "Remove unused runtimes",
 		Long:              "Remove runtimes that no job uses." + app.ExitStatusHelp,
 		Args:              app.AtLeastOne("runtime"),
@@ -208,8 +212,9 @@ const maxRecipe = 1 << 20
 func newBuildCommand(a *app.App) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:   "build FILE",
-		Short: "Build a runtime from a recipe",
+		Use:        "build FILE",
+		SuggestFor: []string{"pull", "load", "import"},
+		Short:      "Build a runtime from a recipe",
 		Long: `Build a runtime from a recipe, or from stdin with "-". A failed or interrupted build
 leaves nothing behind.` + app.ExitStatusHelp,
 		Example: `  rnx runtime build recipes/python-3.11-ml.yaml`,
@@ -282,7 +287,7 @@ func (p *progressLine) show(b client.BuildProgress) {
 	switch {
 	case b.Phase == 0:
 	case p.width > 0:
-		fmt.Fprintf(p.w, "\r\x1b[K%s", term.Cut(text, p.width-1))
+		fmt.Fprintf(p.w, "\r\x1b[K%s", table.Cut(text, p.width-1))
 	case b.Phase != p.phase:
 		fmt.Fprintln(p.w, text)
 	}

@@ -162,7 +162,7 @@ func (f *checker) tell(p Problem) {
 
 func (f *checker) run() (err error) {
 	if _, err := os.Stat(f.cfg.StateDir); err != nil {
-		return joblet.Errorf(joblet.FailedPrecondition, "open the state directory: %w", err)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot open the state directory: %w", err)
 	}
 	if f.where, err = statedir.Locate(f.cfg.StateDir, f.cfg.RunDir, f.cfg.Log); err != nil {
 		return err
@@ -182,7 +182,7 @@ func (f *checker) run() (err error) {
 		// The host before the directories: it shows whether one may be in use.
 		if hostErr := f.checkHost(); hostErr != nil {
 			f.keepDirs = "the host could not be checked for the job to which it may belong"
-			err = fmt.Errorf("check what is left on the host: %w", hostErr)
+			err = fmt.Errorf("cannot check the leftovers on the host: %w", hostErr)
 		}
 		err = errors.Join(err, f.checkDirs())
 	}
@@ -253,7 +253,7 @@ func (f *checker) openStore() error {
 		return f.noRecords()
 	}
 	if pid, err := openedBy(path); err != nil {
-		return fmt.Errorf("find out who uses %s: %w", path, err)
+		return fmt.Errorf("cannot determine which process uses %s: %w", path, err)
 	} else if pid != 0 {
 		return joblet.Errorf(joblet.FailedPrecondition, "process %d has %s open: if it is a daemon (with another run directory), stop it first", pid, path)
 	}
@@ -719,7 +719,7 @@ func (f *checker) checkHost() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
-	boxes, foreign, err := e.Boxes()
+	boxes, foreign, err := e.Sandboxes()
 	if err != nil {
 		return err
 	}

@@ -292,7 +292,7 @@ func TestFsckDamage(t *testing.T) {
 			id := s.endedJob(nil)
 			s.write("{}", "jobs", id, "exit.json")
 			return id
-		}, "exit.json says nothing of an end", ProblemLeft, false, nil},
+		}, "exit.json has no end", ProblemLeft, false, nil},
 		{"huge exit record", func(s *site) string {
 			id := s.endedJob(nil)
 			s.check(os.Truncate(s.path("jobs", id, "exit.json"), jobdir.MaxExit+1))

@@ -41,7 +41,7 @@ type Finding struct {
 // FindingState says whether a feature is there.
 type FindingState string
 
-// The states of a feature. Of one that is Untried nobody knows before a daemon
+// The states of a feature. Of one that is Untried it is unknown before a daemon
 // starts.
 const (
 	Present FindingState = "ok"
@@ -151,7 +151,7 @@ func (c *checker) close() error {
 	return errors.Join(append(errs, os.RemoveAll(c.tmp))...)
 }
 
-// spawn starts a shim that does nothing but wait for its box, until the
+// spawn starts a shim that does nothing but wait for its sandbox, until the
 // returned function is called.
 func (c *checker) spawn(sys *syscall.SysProcAttr) (*os.Process, func(), error) {
 	if c.shimErr != nil {
@@ -252,7 +252,7 @@ func (c *checker) features() []feature {
 		feature{"space in " + c.stateDir, false, "jobs wait when their logs cannot be written", "make room, or use joblet serve --retain-size", c.probeSpace},
 		feature{"device of " + c.stateDir, false, "--max-iobps and its like, which are set on a block device", "keep the state directory on a disk of this host", c.probeDevice},
 		feature{"mmdebstrap", false, "no runtimes can be built; those that are there work", "apt-get install mmdebstrap debian-archive-keyring", probeMmdebstrap},
-		feature{"a whole box", true, "no jobs: this was one, running true", "look above for what is missing; if all is there, report this as a bug", c.probeBox},
+		feature{"a whole sandbox", true, "no jobs: this was one, running true", "look above for what is missing; if all is there, report this as a bug", c.probeBox},
 	)
 }
 
@@ -410,7 +410,7 @@ func probeFspick(context.Context) (string, error) {
 	return "", unix.Close(fd)
 }
 
-// tryMount makes a file system that nobody sees, and that goes with its
+// tryMount makes a file system that no process sees, and that goes with its
 // descriptor.
 func tryMount(fstype string, options map[string]string) error {
 	fd, err := unix.Fsopen(fstype, unix.FSOPEN_CLOEXEC)
@@ -451,7 +451,7 @@ func (c *checker) probeIDMap(context.Context) (string, error) {
 	defer end()
 	userns, err := unix.Open("/proc/"+strconv.Itoa(proc.Pid)+"/ns/user", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", fmt.Errorf("open the user namespace: %w", err)
+		return "", fmt.Errorf("cannot open the user namespace: %w", err)
 	}
 	defer unix.Close(userns)
 	fd, err := unix.OpenTree(unix.AT_FDCWD, c.stateDir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -534,7 +534,7 @@ func (c *checker) occupy() (_ *os.Process, end func(), err error) {
 }
 
 // probeKill is the last to use the group's v2 cgroup: once killed, some kernels
-// let nobody in any more.
+// let no process in any more.
 func (c *checker) probeKill(context.Context) (string, error) {
 	if !c.group.Has("", "cgroup.kill") {
 		return "", errors.New("no cgroup.kill")
@@ -549,7 +549,7 @@ func (c *checker) probeKill(context.Context) (string, error) {
 	}
 	state, err := proc.Wait()
 	if err == nil && state.Sys().(syscall.WaitStatus).Signal() != unix.SIGKILL {
-		err = fmt.Errorf("a process in it ended with: %v", state)
+		err = fmt.Errorf("a process in the cgroup ended with: %v", state)
 	}
 	return "", err
 }
@@ -613,7 +613,7 @@ const boxTimeout = time.Minute
 // probeBox runs a job as a daemon would.
 func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 	if c.groupsErr != nil {
-		return "", errors.New("there are no cgroups for it")
+		return "", errors.New("there are no cgroups for the sandbox")
 	}
 	if len(c.groups.Untried()) > 0 {
 		return "missing controllers, see there", errUntried
@@ -625,11 +625,11 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 	}
 	defer func() { err = errors.Join(err, e.Close()) }()
 	view := rootfs.HostPrograms()
-	box, err := e.Take(ctx, nil)
+	sb, err := e.Take(ctx, nil)
 	if err != nil {
 		return "", err
 	}
-	defer func() { err = errors.Join(err, box.Discard()) }()
+	defer func() { err = errors.Join(err, sb.Discard()) }()
 	run, err := native.Compile(sandbox.Plan{
 		Dir: filepath.Join(c.tmp, "job"), Network: sandbox.Network{Hostname: "check"}, Mounts: view.Mounts, Links: view.Links,
 		Command: "true", WorkDir: "/work", Path: "/usr/bin:/bin",
@@ -640,7 +640,7 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 	if err := os.Mkdir(run.Dir, 0o700); err != nil {
 		return "", err
 	}
-	p, err := box.Start(run)
+	p, err := sb.Start(run)
 	if err != nil {
 		return "", err
 	}
@@ -649,7 +649,7 @@ func (c *checker) probeBox(ctx context.Context) (found string, err error) {
 	select {
 	case <-p.Done():
 	case <-ctx.Done():
-		return "", fmt.Errorf("wait for the end of true: %w", ctx.Err())
+		return "", fmt.Errorf("cannot wait for the end of true: %w", ctx.Err())
 	}
 	end, err := jobdir.ReadExit(run.Dir, 1)
 	if err != nil {

@@ -47,7 +47,7 @@ func TestCheck(t *testing.T) {
 	if len(status) != len(found) {
 		t.Error("a feature is there twice")
 	}
-	for _, name := range []string{"user namespace", "tmpfs", "controller pids", "a whole box"} {
+	for _, name := range []string{"user namespace", "tmpfs", "controller pids", "a whole sandbox"} {
 		if status[name] != Present {
 			t.Errorf("%s: %q", name, status[name])
 		}
@@ -107,7 +107,7 @@ func TestCheckNothing(t *testing.T) {
 			}
 		}
 	}
-	if want := 1 + 7 + 1 + 1; missing != want { // memfd, namespaces, cgroups, the box
+	if want := 1 + 7 + 1 + 1; missing != want { // memfd, namespaces, cgroups, the sandbox
 		t.Errorf("%d features are missing, want %d", missing, want)
 	}
 }

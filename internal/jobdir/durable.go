@@ -82,7 +82,7 @@ func ReadSealed(name string, limit int64, v any) error {
 	case !info.Mode().IsRegular():
 		return fmt.Errorf("%w: %s is not a regular file", ErrDamaged, filepath.Base(name))
 	case info.Size() > limit:
-		return fmt.Errorf("%w: %s has %d bytes, which is too much", ErrDamaged, filepath.Base(name), info.Size())
+		return fmt.Errorf("%w: %s has %d bytes, which is too many", ErrDamaged, filepath.Base(name), info.Size())
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit))
 	switch {

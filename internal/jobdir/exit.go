@@ -25,7 +25,7 @@ func ReadExit(dir string, attempt int) (*protocol.Record, error) {
 		return nil, err
 	}
 	if r.Failure == nil && r.EndedNanos <= 0 {
-		return nil, fmt.Errorf("%w: %s says nothing of an end", ErrDamaged, protocol.ExitName(attempt))
+		return nil, fmt.Errorf("%w: %s has no end", ErrDamaged, protocol.ExitName(attempt))
 	}
 	return &r, nil
 }

@@ -96,7 +96,7 @@ func ReadFile(dir string) (f File, err error) {
 		return File{}, err
 	}
 	if id := filepath.Base(dir); f.ID != id || f.Created.IsZero() || f.Spec.Command == "" {
-		return File{}, fmt.Errorf("%w: %s is not of job %s", ErrDamaged, FileName, joblet.ShortID(id))
+		return File{}, fmt.Errorf("%w: %s does not belong to job %s", ErrDamaged, FileName, joblet.ShortID(id))
 	}
 	return f, nil
 }
@@ -145,13 +145,13 @@ func WriteFile(dir string, f File) error {
 	}
 	name := filepath.Join(dir, FileName)
 	if made { // nobody can have read an older one
-		return noRoom("write down the job", writeNew(name, data))
+		return noRoom("write the job's file", writeNew(name, data))
 	}
 	if err := os.Remove(name + ".tmp"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	if err := writeNew(name+".tmp", data); err != nil {
-		return noRoom("write down the job", err)
+		return noRoom("write the job's file", err)
 	}
 	return os.Rename(name+".tmp", name)
 }

@@ -1,5 +1,5 @@
-// Package secrets encrypts what jobs have of secrets, with a key that is a file of the
-// state directory.
+// Package secrets encrypts the secrets of jobs, with a key that is a file of the state
+// directory.
 package secrets
 
 import (
@@ -44,10 +44,10 @@ func (s *Sealer) cipher() (cipher.AEAD, error) {
 		key, err = s.makeKey()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("key of the jobs' secrets: %w", err)
+		return nil, fmt.Errorf("cannot read or make the key of the jobs' secrets: %w", err)
 	}
 	if len(key) != KeySize {
-		return nil, fmt.Errorf("key of the jobs' secrets: %s has %d bytes and not %d", s.Path, len(key), KeySize)
+		return nil, fmt.Errorf("cannot use the key of the jobs' secrets: %s has %d bytes instead of %d", s.Path, len(key), KeySize)
 	}
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -106,12 +106,12 @@ func (s *Sealer) Open(id string, sealed []byte) (map[string]string, error) {
 		return nil, err
 	}
 	if len(sealed) < gcm.NonceSize() {
-		return nil, errors.New("open a job's secrets: too short")
+		return nil, errors.New("cannot open a job's secrets: the record is too short")
 	}
 	n := gcm.NonceSize()
 	plain, err := gcm.Open(nil, sealed[:n], sealed[n:], []byte(id))
 	if err != nil {
-		return nil, fmt.Errorf("open a job's secrets with the key %s: %w", s.Path, err)
+		return nil, fmt.Errorf("cannot open a job's secrets with the key %s: %w", s.Path, err)
 	}
 	var secrets map[string]string
 	var raw [][]byte
@@ -121,7 +121,7 @@ func (s *Sealer) Open(id string, sealed []byte) (map[string]string, error) {
 		err = json.Unmarshal(plain, &secrets)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open a job's secrets: %w", err)
+		return nil, fmt.Errorf("cannot open a job's secrets: %w", err)
 	}
 	return joblet.FromRawEnv(secrets, raw), nil
 }

@@ -214,8 +214,8 @@ func TestErrors(t *testing.T) {
 	}{
 		{t.Context(), errors.New("secret inner part"), "Internal", errInternal.Error(), true},
 		{t.Context(), fmt.Errorf("append: %w", syscall.ENOSPC), "ResourceExhausted", "append: " + syscall.ENOSPC.Error(), true},
-		{t.Context(), fmt.Errorf("build a box: %w", os.NewSyscallError("socketpair", syscall.EMFILE)), "ResourceExhausted",
-			"build a box: socketpair: too many open files: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", true},
+		{t.Context(), fmt.Errorf("cannot build a sandbox: %w", os.NewSyscallError("socketpair", syscall.EMFILE)), "ResourceExhausted",
+			"cannot build a sandbox: socketpair: too many open files: the daemon has as many open files as it may have: try again when some jobs have ended, or raise its limit (LimitNOFILE= in its unit)", true},
 		{t.Context(), &fs.PathError{Op: "fork/exec", Path: "/proc/self/fd/64", Err: syscall.EAGAIN}, "ResourceExhausted",
 			"fork/exec /proc/self/fd/64: resource temporarily unavailable: this host has no memory or no process left for it: try again when some jobs have ended", true},
 		{t.Context(), fmt.Errorf("open: %w", syscall.EROFS), "FailedPrecondition", "open: " + syscall.EROFS.Error(), true},

@@ -135,7 +135,7 @@ func (d *denied) refuse(call *seccompNotif) {
 	if listenerIoctl(d.listener, unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&answer)) != nil {
 		return // ENOENT: a signal has interrupted the call; if it is made again, it comes again
 	}
-	for i := range call.data.Args { // what a pointer leads to is nobody's business, and would make a kind of each
+	for i := range call.data.Args { // what a pointer leads to is private, and would make a kind of each
 		if pointers&(1<<i) != 0 && call.data.Args[i] != 0 {
 			call.data.Args[i] = 1
 		}

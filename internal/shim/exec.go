@@ -31,7 +31,7 @@ func (s *shim) exec(x *protocol.Exec) error {
 	s.record.StartedNanos = now
 	if err := protocol.WriteMessage(daemon, protocol.Event{Started: &protocol.Started{PID: s.process.PID, IDBase: x.IDBase, UnixNanos: now}}); err != nil {
 		s.process.Kill()
-		return nil // nobody waits for it
+		return nil // no daemon waits for it
 	}
 	s.watchExec(daemon)
 	s.reap()
@@ -51,7 +51,7 @@ func (s *shim) handOverTerminal() error {
 }
 
 // watchExec passes signals on until the process has ended. When the daemon is
-// gone, nobody reads what the process says: it is hung up, then killed.
+// gone, its output has no reader: it is hung up, then killed.
 func (s *shim) watchExec(daemon *conn) {
 	pidfd := s.process.PIDFD
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}, {Fd: int32(daemon.fd), Events: unix.POLLIN}}

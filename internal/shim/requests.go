@@ -149,7 +149,7 @@ func (s *shim) accept() {
 		return
 	}
 	if peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED); err != nil || peer.Uid != 0 {
-		unix.Close(fd) // nobody else can reach the socket; to be sure
+		unix.Close(fd) // no other user can reach the socket; to be sure
 		return
 	}
 	// A request that stops half-way must not stop the job's output.

@@ -164,7 +164,7 @@ func (s *shim) sendReady(daemon *conn) error {
 }
 
 // warmUp has encoding/json find out, and the kernel page in, what the job's
-// documents need, while nobody waits: it takes as long as starting the job.
+// documents need, while no caller waits: it takes as long as starting the job.
 func warmUp() {
 	var req protocol.Request
 	_ = json.Unmarshal([]byte(`{"run":{"trees":[{"idmap":true}],"links":[{}],"files":[{}],"args":[""],"filter":"AA==","rlimits":[{}]}}`), &req)
@@ -413,7 +413,7 @@ func (s *shim) finish() {
 			break
 		}
 		if errors.Is(err, unix.ENOENT) {
-			break // the job's directory was removed: nobody waits for a record
+			break // the job's directory was removed: no daemon waits for a record
 		}
 		os.Stderr.WriteString("joblet-shim: " + err.Error() + "\n")
 		if s.hurry {

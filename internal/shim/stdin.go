@@ -81,7 +81,7 @@ func (s *stdin) take(conn int) {
 	if s.conn >= 0 {
 		unix.Close(s.conn)
 	}
-	if s.conn = conn; s.pipe < 0 { // nobody reads any more: the daemon learns it when it writes
+	if s.conn = conn; s.pipe < 0 { // the job reads no more: the daemon learns it when it writes
 		unix.Close(conn)
 		s.conn = -1
 		return
@@ -113,7 +113,7 @@ func (s *stdin) close() {
 }
 
 // pollFd returns what has to happen before feed can do something: bytes that
-// come, or room for them. A pipe that nobody reads any more is an error, which
+// come, or room for them. A pipe that no process reads any more is an error, which
 // poll reports whatever it was asked for.
 func (s *stdin) pollFd() unix.PollFd {
 	switch {

@@ -64,7 +64,7 @@ func Locate(stateDir, runDir string, log *slog.Logger) (Whereabouts, error) {
 	w := Whereabouts{Path: filepath.Join(stateDir, IdentityName)}
 	info, err := os.Stat(stateDir)
 	if err != nil {
-		return w, fmt.Errorf("identify the state directory: %w", err)
+		return w, fmt.Errorf("cannot identify the state directory: %w", err)
 	}
 	w.Now = identity{Machine: hostLine("/etc/machine-id"), Boot: hostLine("/proc/sys/kernel/random/boot_id"), RunDirs: []string{runDir}}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok {
@@ -74,9 +74,9 @@ func Locate(stateDir, runDir string, log *slog.Logger) (Whereabouts, error) {
 	case err == nil:
 	case errors.Is(err, fs.ErrNotExist): // it is new, or of a version that had no such file
 	case errors.Is(err, jobdir.ErrDamaged):
-		log.Warn("cannot tell whether the state directory is a copy: its identity is replaced", "error", err)
+		log.Warn("cannot determine whether the state directory is a copy: its identity is replaced", "error", err)
 	default:
-		return w, fmt.Errorf("identify the state directory: %w", err)
+		return w, fmt.Errorf("cannot identify the state directory: %w", err)
 	}
 	if w.last == nil {
 		w.Now.Tag = newTag()
@@ -152,7 +152,7 @@ func (w *Whereabouts) Record() error {
 		err = jobdir.Overwrite(w.Path, text) // in the room that it has
 	}
 	if err != nil {
-		return fmt.Errorf("record the identity of the state directory: %w", err)
+		return fmt.Errorf("cannot record the identity of the state directory: %w", err)
 	}
 	now := w.Now
 	w.last = &now

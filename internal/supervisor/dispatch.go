@@ -30,7 +30,7 @@ type dispatcher struct {
 	submitter *submitter
 }
 
-// runQueue is the goroutine that starts what waits, when it may.
+// runQueue starts waiting jobs when they may run, until the daemon stops.
 func (d *dispatcher) runQueue() {
 	changes := d.table.events.Subscribe(d.table.events.Last(), events.Filter{Kinds: events.Queued | events.Freed})
 	defer changes.Close()
@@ -40,7 +40,7 @@ func (d *dispatcher) runQueue() {
 	})
 }
 
-// startDue starts what may run now and returns when to look again.
+// startDue starts the jobs that may run now and returns the time until the next.
 func (d *dispatcher) startDue(now time.Time) time.Duration {
 	for {
 		d.table.mu.Lock()
@@ -68,12 +68,12 @@ func (d *dispatcher) startDue(now time.Time) time.Duration {
 	}
 }
 
-// due lets a job whose time has come wait for its turn, or, if it repeats, makes
-// one run of it.
+// due lets a job whose time has come wait for a slot, or, if it repeats, makes one run
+// of it.
 func (d *dispatcher) due(j *entry, now time.Time) {
 	if !d.table.snapshot(j).job.Spec.Repeats() {
 		d.table.mu.Lock()
-		waits := j.rec.State == joblet.Scheduled && !j.starting // it was not canceled just now
+		waits := j.rec.State == joblet.Scheduled && !j.starting // it is not being canceled
 		if waits {
 			// Not recorded: a daemon that comes next finds that its time has come.
 			d.table.becomeLocked(j, joblet.Pending, nil)
@@ -102,9 +102,9 @@ func (d *dispatcher) fire(j *entry, now time.Time) {
 	d.table.mu.Unlock()
 	skip := latest != nil && (parent.Spec.Overlap != joblet.OverlapQueue || waiting)
 	if skip {
-		d.log.Info("a repeated job's run is left out: the one before it has not ended", "job", parent.ID, "due", parent.Scheduled)
+		d.log.Info("skipped a run of a repeating job: its previous run has not ended", "job", parent.ID, "due", parent.Scheduled)
 	} else if err := d.makeRun(parent); err != nil {
-		d.log.Error("a repeated job's run could not be made", "job", parent.ID, "due", parent.Scheduled, "error", err)
+		d.log.Error("cannot make a run of a repeating job", "job", parent.ID, "due", parent.Scheduled, "error", err)
 		if d.ctx.Err() != nil {
 			return // the next daemon does it
 		}
@@ -129,7 +129,7 @@ func (d *dispatcher) fire(j *entry, now time.Time) {
 	d.table.changed(j)
 	d.table.mu.Unlock()
 	if err := d.table.save(j, false); err != nil && d.ctx.Err() == nil {
-		d.log.Error("record a repeated job's next time", "job", parent.ID, "error", err)
+		d.log.Error("cannot record the next time of a repeating job", "job", parent.ID, "error", err)
 	}
 	fault.Point("fire.recorded")
 }

@@ -17,12 +17,12 @@ import (
 	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
-// release is native.Release of the job's latest box, unless that is the box of the
-// job of which this one is a copy.
+// release is native.Release of the job's latest box, unless that belongs to the job of
+// which this one is a copy.
 func (x *executor) release(j *entry) error {
 	x.table.mu.Lock()
 	box, leases, apart := j.rec.Box, outcome.LeasesOf(j.rec), j.elsewhere
-	j.elsewhere = "" // its next box is ours
+	j.elsewhere = "" // this daemon makes its next box
 	x.table.mu.Unlock()
 	if apart != "" && x.where.Copied {
 		return nil
@@ -30,11 +30,11 @@ func (x *executor) release(j *entry) error {
 	return x.engine.Release(box, leases)
 }
 
-// releaseEvery is how often the release of a box is tried again that a process
-// does not leave: one that waits in the kernel for a disk, say.
+// releaseEvery is the pause before the release of a box is tried again, which a process
+// does not leave, because it waits in the kernel for a disk, for example.
 const releaseEvery = 10 * time.Second
 
-// releaseLater reports whether it could before the daemon stops.
+// releaseLater reports whether it succeeded before the daemon stops.
 func (x *executor) releaseLater(rec store.Record) bool {
 	for {
 		select {
@@ -55,7 +55,7 @@ type ending struct {
 	sampled *sampling.Run    // of the run; nil: it ended while no daemon ran
 	record  *protocol.Record // as the shim wrote it to the job's directory; nil: there is none to be used
 	damage  error            // why the record cannot be used; nil: it can, or is missing
-	run     joblet.Job       // what became of the run
+	run     joblet.Job       // the job with the outcome of the run
 	again   bool             // the job is tried again
 }
 
@@ -66,10 +66,10 @@ type endStep struct {
 	do   func(*executor, *ending) bool
 }
 
-// endSteps bring a run that is over to rest: what became of it in memory, where all
-// that wait for it see it at once (the exit record is on disk already), then what it
-// had on the host released, then its record in the database. Each step may run twice,
-// by one daemon after the other.
+// endSteps complete a run that is over: the outcome in memory, where all that wait for it
+// see it at once (the exit record is on disk already), then the release of what the run
+// had on the host, then its record in the database. Each step may run twice, by one
+// daemon after the other.
 var endSteps = []endStep{
 	{"read the exit record", (*executor).readEnd},
 	{"conclude the run", (*executor).concludeEnd},
@@ -102,12 +102,12 @@ func (x *executor) readEnd(e *ending) bool {
 		e.damage = err
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		x.log.Error("read an exit record", "job", e.rec.ID, "error", err)
+		x.log.Error("cannot read an exit record", "job", e.rec.ID, "error", err)
 	}
 	return true
 }
 
-// concludeEnd says what became of the run, and whether the job is tried again.
+// concludeEnd determines the outcome of the run, and whether the job is tried again.
 func (x *executor) concludeEnd(e *ending) bool {
 	j, dir := e.j, x.records.Dir(e.rec.ID)
 	seen := x.sampler.End(e.rec.ID, e.sampled)
@@ -125,8 +125,8 @@ func (x *executor) concludeEnd(e *ending) bool {
 	}
 	rec.Usage = rec.Usage.Max(seen)
 	e.run = rec.Job
-	// Whatever it was that ended it. Without the secrets that it had it would be another
-	// job. The run of the job of which this one is a copy goes on.
+	// Whatever ended it. Without its secrets it would be another job. The run of the job
+	// of which this one is a copy goes on.
 	e.again = outcome.Retries(rec.Job) && !asked && !secrets.Masked(rec.Spec.SecretEnv) &&
 		!(e.run.State == joblet.Lost && j.elsewhere != "" && x.where.Copied)
 	if e.again {
@@ -155,12 +155,12 @@ func (x *executor) countRun(e *ending) bool {
 func (x *executor) releaseEnd(e *ending) bool {
 	lost := e.again && e.run.State == joblet.Lost
 	if lost {
-		x.guard.KillShims(e.rec.ID, e.rec.Box) // what has no cgroup of the box, too
+		x.guard.KillShims(e.rec.ID, e.rec.Box) // those without a cgroup of the box, too
 	}
 	if err := x.release(e.j); err != nil {
-		x.log.Error("release an ended job", "job", e.rec.ID, "error", err)
+		x.log.Error("cannot release the sandbox of an ended job", "job", e.rec.ID, "error", err)
 		if lost {
-			// Nothing of an attempt whose end nobody saw may run beside the next.
+			// Nothing of an attempt whose end was not observed may run beside the next.
 			if !x.releaseLater(e.rec) {
 				return false
 			}
@@ -172,8 +172,8 @@ func (x *executor) releaseEnd(e *ending) bool {
 	return true
 }
 
-// recordEnd makes the end durable. Of a job that is tried again the launch of its next
-// attempt sees to that; another job may have the room at once.
+// recordEnd makes the end durable. If the job is tried again, the launch of its next
+// attempt does that; another job may have the slot at once.
 func (x *executor) recordEnd(e *ending) bool {
 	save := func() error { return x.table.save(e.j, true) }
 	if e.again {
@@ -201,10 +201,9 @@ func (x *executor) leaveRun(e *ending) bool {
 	return true
 }
 
-// stopping asks the job's shim to end the run, and notes that before: an end
-// that comes in between is one on request. A job that has ended already keeps
-// the state that it has. Should the shim not do it, or not be there to be asked
-// (proc is nil then), the run's guard does.
+// sendStop asks the job's shim to end the run, and records that before: an end in between
+// is one on request. A job that has ended already keeps its state. If the shim does not
+// end the run, or does not exist (then proc is nil), the run's guard does.
 func (x *executor) sendStop(j *entry, proc *native.Process, opt joblet.StopOptions) error {
 	x.table.mu.Lock()
 	if j.proc != proc || !j.rec.State.Alive() {
@@ -217,14 +216,14 @@ func (x *executor) sendStop(j *entry, proc *native.Process, opt joblet.StopOptio
 	j.setStop(opt)
 	box := j.rec.Box
 	x.table.mu.Unlock()
-	// Recorded before, so that a daemon that comes next knows how an end that
-	// comes now is to be called, and asks again if the shim was not asked.
+	// Recorded before, so that the next daemon knows the cause of an end that comes now,
+	// and sends the request again.
 	if err := x.table.save(j, false); err != nil && x.ctx.Err() == nil {
-		x.log.Warn("record that a job is to end", "job", x.table.snapshot(j).job.ID, "error", err)
+		x.log.Warn("cannot record that a job is to end", "job", x.table.snapshot(j).job.ID, "error", err)
 	}
 	fault.Point("stop.recorded")
 	if proc == nil {
-		x.engine.Wake(box) // once it is adopted, it is asked
+		x.engine.Wake(box) // once it is adopted, it receives the request
 		return nil
 	}
 	err := proc.Stop(syscall.Signal(opt.Signal), opt.Grace)

@@ -16,9 +16,9 @@ import (
 	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
-// persist makes a live job's record durable, however long that takes: on a full
-// disk, say. Until then the truth is in memory and in the job's directory. It
-// reports whether it could before the daemon stops.
+// persist makes a job's record durable, however long that takes, as on a full disk.
+// Until then the truth is in memory and in the job's directory. It reports whether it
+// succeeded before the daemon stops.
 func (t *table) persist(j *entry, save func() error) bool {
 	for tries := 1; ; tries++ {
 		err := save()
@@ -29,7 +29,7 @@ func (t *table) persist(j *entry, save func() error) bool {
 		if tries == persistTold {
 			t.setSaveError(j, err)
 		}
-		t.log.Error("record what became of a job; it is tried again", "job", t.snapshot(j).job.ID, "error", err)
+		t.log.Error("cannot record the state of a job; the daemon tries again", "job", t.snapshot(j).job.ID, "error", err)
 		select {
 		case <-t.ctx.Done():
 			return false
@@ -39,9 +39,9 @@ func (t *table) persist(j *entry, save func() error) bool {
 }
 
 const (
-	// persistEvery is how often it is tried, at first.
+	// persistEvery is the first pause between two tries.
 	persistEvery = 100 * time.Millisecond
-	// persistTold is after how many tries those who wait for the end are told.
+	// persistTold is after how many tries clients that wait for the end receive the error.
 	persistTold = 4
 )
 
@@ -54,10 +54,10 @@ func (t *table) setSaveError(j *entry, err error) {
 	}
 }
 
-// live is a job that has not ended, or whose end is not in the database yet.
-// Supervisor.mu protects it.
+// entry is a job that has not ended, or whose end is not in the database yet. table.mu
+// protects it.
 type entry struct {
-	saving sync.Mutex // held while the record is written; not under Supervisor.mu
+	saving sync.Mutex // held while the record is written; not under table.mu
 
 	rec             store.Record // its spec has the secrets
 	item            queue.Item[*entry]
@@ -65,21 +65,21 @@ type entry struct {
 	proc            *native.Process
 	sampled         *sampling.Run // of proc
 	over            chan struct{} // closed when the latest run's output is complete
-	seq             uint64        // number of the latest event that a user may have noticed
-	starting        bool          // it has a place and is about to run
-	silent          bool          // it runs under a shim of a former daemon's that does not answer
-	stop            *guard.Stop   // of the latest run; nil: nobody has asked
-	deadlineChanged chan struct{} // stop is new
-	stopPending     bool          // a goroutine waits to have it end
+	seq             uint64        // number of the latest event that users can see
+	starting        bool          // it has a slot and is about to run, or is about to end without a run
+	silent          bool          // the shim of a former daemon that runs it does not answer
+	stop            *guard.Stop   // of the latest run; nil: none was requested
+	deadlineChanged chan struct{} // receives a value when stop is new
+	stopPending     bool          // a goroutine waits until it can be stopped
 	saveErr         error         // why its end cannot be recorded; nil: it can, or was not tried
 	onDisk          bool          // its exit record, or the database, says how it ended
 	settled         bool          // the database has its end
 	withdrawn       bool          // it could not be started, and there is no such job
-	elsewhere       string        // why its latest box was not looked for; empty: it was, or is this daemon's
-	completed       []string      // jobs that it depends on and that had completed before it waited
+	elsewhere       string        // why its latest sandbox is not adopted; empty: it is, or this daemon made it
+	completed       []string      // dependencies that were completed before it waited
 
-	// For the metrics: when it began to wait for a place, zero if it did not, and
-	// when its start began, zero if another daemon did that.
+	// For the metrics: when it began to wait for a slot (zero: it did not), and when its
+	// start began (zero: another daemon started it).
 	queuedAt, startedAt time.Time
 }
 
@@ -92,7 +92,7 @@ func newEntry(rec store.Record) *entry {
 	return j
 }
 
-// endRun says that the latest run's output is complete. Supervisor.mu is held.
+// endRun marks the output of the latest run as complete. table.mu is held.
 func (j *entry) endRun() {
 	select {
 	case <-j.over:
@@ -101,8 +101,8 @@ func (j *entry) endRun() {
 	}
 }
 
-// save writes a live job's record as it is now, durably or not. It is the only
-// way by which a record is updated: nobody writes an older one over it.
+// save writes a job's record as it is now, durably or not. All updates of records pass
+// through it, so that no older version overwrites a newer one.
 func (t *table) save(j *entry, durable bool) error {
 	j.saving.Lock()
 	defer j.saving.Unlock()
@@ -116,8 +116,8 @@ func (t *table) save(j *entry, durable bool) error {
 	return t.records.UpdateUnsynced(ctx, rec)
 }
 
-// saveEnd makes durable what a live job is about to become, and makes it so before
-// anybody can write the record again.
+// saveEnd makes the end of a job durable and then calls become, before the record can be
+// written again.
 func (t *table) saveEnd(j *entry, rec store.Record, become func()) error {
 	j.saving.Lock()
 	defer j.saving.Unlock()
@@ -128,20 +128,19 @@ func (t *table) saveEnd(j *entry, rec store.Record, become func()) error {
 	return err
 }
 
-// view is a live job at one moment.
+// snapshot is an entry at one moment.
 type snapshot struct {
 	job       joblet.Job // secrets masked
 	proc      *native.Process
 	over      <-chan struct{}
-	seq       uint64 // of the latest event that a user may have noticed
+	seq       uint64 // of the latest event that users can see
 	latest    uint64 // of the latest event of all
 	ended     bool   // and no crash takes that back
 	settled   bool
 	withdrawn bool
-	// starting: it neither waits nor runs, but is about to.
-	starting bool
-	silent   bool
-	saveErr  error
+	starting  bool // it neither waits nor runs, but is about to
+	silent    bool
+	saveErr   error
 }
 
 func (t *table) snapshot(j *entry) snapshot {
@@ -152,7 +151,7 @@ func (t *table) snapshot(j *entry) snapshot {
 	return v
 }
 
-// await waits until done says so of a live job, and returns it as it is then.
+// await waits until done accepts a job's snapshot, and returns that.
 func (t *table) await(ctx context.Context, j *entry, done func(snapshot) bool) (snapshot, error) {
 	var changes *events.Subscription
 	for {
@@ -178,14 +177,14 @@ func (t *table) await(ctx context.Context, j *entry, done func(snapshot) bool) (
 	}
 }
 
-// drain takes all events that there are: the caller looks at everything anew, which
-// makes up for a gap as well.
+// drain discards all events: the caller takes a new snapshot, which covers a gap as
+// well.
 func drain(changes *events.Subscription) {
 	for ok := true; ok; _, ok = changes.Next() {
 	}
 }
 
-// demand notes that a run is to end. Supervisor.mu is held.
+// setStop requests that the run ends. table.mu is held.
 func (j *entry) setStop(opt joblet.StopOptions) {
 	j.stop = guard.Request(opt, j.stop)
 	select {
@@ -194,8 +193,8 @@ func (j *entry) setStop(opt joblet.StopOptions) {
 	}
 }
 
-// awaitRun is await for what a run's shim brings about: it ends with
-// native.ErrSilent when that does not answer.
+// awaitRun is await for what depends on a run's shim: it returns native.ErrSilent if the
+// shim does not answer.
 func (t *table) awaitRun(ctx context.Context, j *entry, done func(snapshot) bool) (snapshot, error) {
 	v, err := t.await(ctx, j, func(v snapshot) bool { return v.silent || done(v) })
 	if err != nil || done(v) {

@@ -41,13 +41,13 @@ type executor struct {
 	waitlist *waitlist
 }
 
-// adopted notes that a former daemon's job runs.
+// adopted marks a job of a former daemon as running.
 func (x *executor) adopted(j *entry, proc *native.Process) {
 	x.table.mu.Lock()
 	begins := j.rec.State == joblet.Initializing
 	j.silent = false
 	x.table.mu.Unlock()
-	x.log.Info("job runs on", "job", j.rec.ID, "pid", proc.PID)
+	x.log.Info("adopted a running job", "job", j.rec.ID, "pid", proc.PID)
 	if begins {
 		x.running(j, proc)
 		return
@@ -64,15 +64,15 @@ func (x *executor) adopted(j *entry, proc *native.Process) {
 	stop := j.stop
 	x.table.mu.Unlock()
 	x.pausedAs(j, proc)
-	if stopping { // the shim may not have been asked
+	if stopping { // the shim may not have received the request
 		if err := proc.Stop(syscall.Signal(stop.Options.Signal), stop.Options.Grace); err != nil {
-			x.log.Debug("a job ended as it was asked to again", "job", j.rec.ID, "error", err)
+			x.log.Debug("a job ended while its stop was requested again", "job", j.rec.ID, "error", err)
 		}
 	}
 }
 
-// becomeStarting notes that the job's next attempt is about to run in box.
-func (x *executor) becomeStarting(j *entry, box *native.Box) store.Record {
+// becomeStarting marks the job's next attempt as about to run in box.
+func (x *executor) becomeStarting(j *entry, box *native.Sandbox) store.Record {
 	return x.table.become(j, joblet.Initializing, func(r *store.Record) {
 		r.Attempt++
 		r.Box, r.IDBase, r.Leases = box.ID, box.IDBase, box.Leases
@@ -83,10 +83,10 @@ func (x *executor) becomeStarting(j *entry, box *native.Box) store.Record {
 	})
 }
 
-// start makes the job's record durable while its box gets its command: the two
-// need nothing of each other, and a job is accepted when both are done. A crash
-// between them leaves a job that nobody was promised, which recover ends.
-func (x *executor) start(ctx context.Context, j *entry, box *native.Box, run *native.Run, keep bool) (joblet.Job, error) {
+// start makes the job's record durable while its sandbox gets its command: the two are
+// independent, and a job is accepted when both are done. A crash between them leaves a
+// job whose acceptance was not confirmed, which recovery ends.
+func (x *executor) start(ctx context.Context, j *entry, box *native.Sandbox, run *native.Run, keep bool) (joblet.Job, error) {
 	x.table.mu.Lock()
 	record := j.rec
 	x.table.mu.Unlock()
@@ -128,9 +128,9 @@ func (x *executor) start(ctx context.Context, j *entry, box *native.Box, run *na
 }
 
 // keepUnrunnable ends a job whose command cannot be run.
-func (x *executor) keepUnrunnable(j *entry, box *native.Box, cause error) (joblet.Job, error) {
+func (x *executor) keepUnrunnable(j *entry, box *native.Sandbox, cause error) (joblet.Job, error) {
 	if err := box.Discard(); err != nil {
-		x.log.Error("give up a box", "job", x.table.snapshot(j).job.ID, "error", err)
+		x.log.Error("cannot discard a sandbox", "job", x.table.snapshot(j).job.ID, "error", err)
 	}
 	x.engine.Refill()
 	x.failLaunch(j, cause)
@@ -141,13 +141,12 @@ func (x *executor) keepUnrunnable(j *entry, box *native.Box, cause error) (joble
 	return job, nil
 }
 
-// keepFailed ends a job that could not be started and whose record cannot be
-// deleted, on a full disk say: it stays, as FAILED. Its exit record says so at
-// once, for a record that still says INITIALIZING would have the next daemon start
-// the job.
+// keepFailed ends a job that could not be started and whose record cannot be deleted, as
+// on a full disk: it stays, as FAILED. Its exit record says so at once, because the next
+// daemon would start a job whose record still says INITIALIZING.
 func (x *executor) keepFailed(j *entry, cause error) {
 	if err := x.records.MarkFailed(x.table.snapshot(j).job, cause); err != nil {
-		x.log.Error("write the exit record of a job that could not be started", "job", x.table.snapshot(j).job.ID, "error", err)
+		x.log.Error("cannot write the exit record of a job that could not be started", "job", x.table.snapshot(j).job.ID, "error", err)
 	}
 	end := x.table.become(j, joblet.Failed, func(r *store.Record) {
 		r.Reason, r.Failure, r.Ended, r.Sealed = cause.Error(), joblet.KindOf(cause), time.Now(), nil
@@ -156,7 +155,7 @@ func (x *executor) keepFailed(j *entry, cause error) {
 	})
 	x.table.freeSlot(j)
 	x.table.notStarted(j, end.Failure)
-	x.planner.UseRuntime(end.Spec.Runtime, 1) // as a job that was accepted has, until its end
+	x.planner.UseRuntime(end.Spec.Runtime, 1) // as an accepted job does, until its end
 	x.table.background(func() {
 		if x.table.persist(j, func() error { return x.table.save(j, true) }) {
 			x.waitlist.finish(j, end)
@@ -164,16 +163,16 @@ func (x *executor) keepFailed(j *entry, cause error) {
 	})
 }
 
-// boxed has the box run the job.
-func (x *executor) runIn(box *native.Box, run *native.Run, rec store.Record) (*native.Process, error) {
+// runIn runs the job in the sandbox.
+func (x *executor) runIn(box *native.Sandbox, run *native.Run, rec store.Record) (*native.Process, error) {
 	job := rec.Job
 	if err := x.planner.Prepare(run, job); err != nil {
-		return nil, fmt.Errorf("start the job: %w", err)
+		return nil, fmt.Errorf(outcome.StartTheJob+"%w", err)
 	}
 	if err := x.records.WriteFile(rec); err != nil {
 		return nil, err
 	}
-	fault.Point("box.prepared")
+	fault.Point("sandbox.prepared")
 	proc, err := box.Start(run)
 	if se, ok := errors.AsType[*native.StartError](err); ok {
 		if err = outcome.StartError(job.Spec, se.Failure); outcome.OfCommand(se.Failure) {
@@ -184,10 +183,10 @@ func (x *executor) runIn(box *native.Box, run *native.Run, rec store.Record) (*n
 	return proc, err
 }
 
-// commandError is a failure of what a job was to run.
+// commandError is a failure because of the job's command.
 type commandError struct{ error }
 
-// running notes that the job's command runs.
+// running marks the job's command as running.
 func (x *executor) running(j *entry, proc *native.Process) joblet.Job {
 	started := events.Event{Kind: events.Started, Job: j.item.ID}
 	job := x.table.become(j, joblet.Running, func(r *store.Record) {
@@ -209,8 +208,8 @@ func (x *executor) running(j *entry, proc *native.Process) joblet.Job {
 	return job
 }
 
-// refillDelay is how long a job has the processors to itself before the next box
-// is built; a job that ends sooner is out of the way by then.
+// refillDelay is how long a job has the processors to itself before the warm pool is
+// refilled; a short job has ended by then.
 const refillDelay = 20 * time.Millisecond
 
 // watch waits for the end of a run and settles it.
@@ -220,7 +219,7 @@ func (x *executor) watch(j *entry) {
 	x.table.mu.Unlock()
 	// Not durable: after a crash the job's shim says that it runs.
 	if err := x.table.save(j, false); err != nil && x.ctx.Err() == nil {
-		x.log.Warn("record that a job runs", "job", id, "error", err)
+		x.log.Warn("cannot record that a job runs", "job", id, "error", err)
 	}
 	fault.Point("run.recorded")
 	refill := time.AfterFunc(refillDelay, x.engine.Refill)
@@ -239,8 +238,8 @@ const (
 	launchPause = time.Second
 )
 
-// launch runs a job that has waited and has a place. That its attempt begins is
-// durable before it does, so that after a crash nobody runs it twice.
+// launch runs a job that has waited and has a slot. The beginning of its attempt is
+// durable before it begins, so that it does not run twice after a crash.
 func (x *executor) launch(j *entry) {
 	for try := 1; ; try++ {
 		box, err := x.tryLaunch(j)
@@ -250,7 +249,7 @@ func (x *executor) launch(j *entry) {
 		}
 		if box != nil {
 			if discardErr := box.Discard(); discardErr != nil {
-				x.log.Error("give up a box", "job", j.rec.ID, "error", discardErr)
+				x.log.Error("cannot discard a sandbox", "job", j.rec.ID, "error", discardErr)
 			}
 		}
 		if x.ctx.Err() != nil {
@@ -261,7 +260,7 @@ func (x *executor) launch(j *entry) {
 			x.failLaunch(j, err)
 			return
 		}
-		x.log.Warn("a job could not be started; it is tried again", "job", j.rec.ID, "error", err)
+		x.log.Warn("cannot start a job; the daemon tries again", "job", j.rec.ID, "error", err)
 		select {
 		case <-x.ctx.Done():
 			return
@@ -270,10 +269,10 @@ func (x *executor) launch(j *entry) {
 	}
 }
 
-// transientError is a failure that is the host's, and may pass.
+// transientError is a failure of the host, which may pass.
 type transientError struct{ error }
 
-func (x *executor) tryLaunch(j *entry) (*native.Box, error) {
+func (x *executor) tryLaunch(j *entry) (*native.Sandbox, error) {
 	x.table.mu.Lock()
 	spec, again := j.rec.Spec, j.rec.State == joblet.Initializing
 	x.table.mu.Unlock()
@@ -319,7 +318,7 @@ func (x *executor) failLaunch(j *entry, cause error) {
 func (x *executor) pausedAs(j *entry, proc *native.Process) {
 	paused, err := proc.Paused()
 	if err != nil {
-		x.log.Debug("see whether a job is paused", "job", j.rec.ID, "error", err)
+		x.log.Debug("cannot determine whether a job is paused", "job", j.rec.ID, "error", err)
 		return
 	}
 	if paused {
@@ -348,8 +347,8 @@ func (x *executor) guarded(j *entry) guard.Run {
 	}
 }
 
-// adoptLater adopts a job whose shim is there and does not answer: it packs
-// what the job has left, say, or is stopped.
+// adoptLater adopts a job whose shim exists and does not answer, because it packs the
+// job's results or is stopped, for example.
 func (x *executor) adoptLater(j *entry) {
 	for x.ctx.Err() == nil {
 		proc, err := x.engine.Adopt(j.rec.Box, time.Time{})

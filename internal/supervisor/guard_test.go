@@ -25,7 +25,7 @@ func TestRecoverSilent(t *testing.T) {
 	s.check(err)
 	const n = 16
 	ids := make([]string, n)
-	var boxes []*native.Box
+	var boxes []*native.Sandbox
 	for i := range n {
 		box, err := e.Take(t.Context(), nil)
 		s.check(err)

@@ -15,7 +15,7 @@ import (
 	"github.com/joblet/joblet/internal/supervisor/staging"
 )
 
-// Keyboard returns what types at the terminal of the job with this id, once the
+// Keyboard returns a writer to the terminal of the job with this id, once the
 // job runs.
 func (s *Supervisor) Keyboard(ctx context.Context, id string) (*native.Keyboard, error) {
 	proc, err := s.onceRunning(ctx, id)
@@ -27,7 +27,7 @@ func (s *Supervisor) Keyboard(ctx context.Context, id string) (*native.Keyboard,
 
 // Resize gives the terminal of the job with this id another size, once the job
 // runs; zero leaves the one it has. With redraw the program that has the screen
-// is told in any case.
+// receives SIGWINCH in any case.
 func (s *Supervisor) Resize(ctx context.Context, id string, size joblet.WindowSize, redraw bool) error {
 	proc, err := s.onceRunning(ctx, id)
 	if err != nil {

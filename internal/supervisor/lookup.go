@@ -14,9 +14,9 @@ type lookup struct {
 	records *records.Records
 }
 
-// standing returns a live job at a moment when it either waits or runs, and not
-// in between. It has not ended. To end it, its shim is not needed: then it may
-// be one without a process, and silent.
+// steady returns an unended job once it either waits or runs, and is not in between. A
+// caller that ends the job does not need its shim: then the job may be one whose shim is
+// silent, without a process.
 func (l *lookup) steady(ctx context.Context, id string, ending bool) (*entry, snapshot, error) {
 	job, err := l.Job(ctx, id)
 	if err != nil {
@@ -28,7 +28,7 @@ func (l *lookup) steady(ctx context.Context, id string, ending bool) (*entry, sn
 				v.silent && ending || v.unrecorded() != nil
 		})
 		if err == nil && !v.job.State.Final() {
-			err = v.unrecorded() // somebody else is about to end it
+			err = v.unrecorded() // another goroutine is about to end it
 		}
 		if err != nil || !v.job.State.Final() {
 			return j, v, err
@@ -60,8 +60,8 @@ func (l *lookup) onceRunning(ctx context.Context, id string) (*native.Process, e
 	return v.proc, err
 }
 
-// current returns the job as it is now: the database, where it was read, does
-// not know of the latest changes of live ones.
+// current returns the job as it is now: the database, from which it was read, lacks the
+// latest changes of unended jobs.
 func (l *lookup) current(ctx context.Context, job joblet.Job) joblet.Job {
 	l.table.mu.Lock()
 	j := l.table.jobs[job.ID]
@@ -69,7 +69,7 @@ func (l *lookup) current(ctx context.Context, job joblet.Job) joblet.Job {
 		job = j.rec.Job
 	}
 	l.table.mu.Unlock()
-	if j == nil && !job.State.Final() { // it has come to rest since it was read
+	if j == nil && !job.State.Final() { // it has ended since it was read
 		if rec, err := l.records.Get(ctx, job.ID); err == nil {
 			job = rec.Job
 		}
@@ -78,9 +78,9 @@ func (l *lookup) current(ctx context.Context, job joblet.Job) joblet.Job {
 	return job
 }
 
-// Find returns the job that ref means when owner says it: an id, the start of one,
-// or a name, of which the owner's own go first. All else here wants the whole id,
-// so that nothing is done with the job of somebody who uses the same name.
+// Find returns the job that an owner means by ref: an id, the beginning of one, or a
+// name, where the owner's own jobs take precedence. All other methods need the whole id,
+// so that they cannot affect another owner's job of the same name.
 func (l *lookup) Find(ctx context.Context, ref, owner string) (joblet.Job, error) {
 	if j := l.table.find(ref); j != nil {
 		return l.table.snapshot(j).job, nil
@@ -104,7 +104,7 @@ func (l *lookup) Job(ctx context.Context, id string) (joblet.Job, error) {
 	return l.current(ctx, rec.Job), nil
 }
 
-// Measured is Job with what a running one has taken up to now.
+// Measured is Job with the present resource usage of a running job.
 func (l *lookup) Measured(ctx context.Context, id string) (joblet.Job, error) {
 	job, err := l.Job(ctx, id)
 	if err != nil {
@@ -122,12 +122,11 @@ func (l *lookup) Measured(ctx context.Context, id string) (joblet.Job, error) {
 }
 
 // EachJob calls fn on the jobs that pass the filter, newest first, until it fails.
-// It holds only some of them at a time, however large they are. With a filter by
-// state, those that have not ended as far as the database knows are looked at as
-// well: it may be a moment behind. Parent and Before are ids.
+// It holds only some of them at a time, however large they are. Parent and Before are
+// ids.
 func (l *lookup) EachJob(ctx context.Context, f joblet.Filter, ready func() (size int, err error), fn func(joblet.Job) error) error {
 	if f.Limit < 0 {
-		return joblet.Errorf(joblet.InvalidArgument, "list jobs: limit %d is negative", f.Limit)
+		return joblet.Errorf(joblet.InvalidArgument, "cannot list jobs: limit %d is negative", f.Limit)
 	}
 	if f.Parent != "" {
 		parent, err := l.Job(ctx, f.Parent)

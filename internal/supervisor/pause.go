@@ -26,16 +26,16 @@ func (s *Supervisor) Pause(ctx context.Context, id string) (joblet.Job, error) {
 		return v.job, nil
 	}
 	if v.proc == nil || v.job.State != joblet.Running {
-		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s is %s: only a job that runs can be paused", joblet.ShortID(v.job.ID), v.job.State)
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "cannot pause job %s: it is %s, and only running jobs can be paused", joblet.ShortID(v.job.ID), v.job.State)
 	}
 	if err := v.proc.Pause(ctx); err != nil {
 		return joblet.Job{}, failed(v, err)
 	}
 	if !s.table.compareAndSetState(j, v.proc, joblet.Running, joblet.Paused) { // it ended, or is asked to
 		if err := v.proc.Resume(); err != nil {
-			s.cfg.Log.Debug("a job ended as it was paused", "job", v.job.ID, "error", err)
+			s.cfg.Log.Debug("a job ended while it was being paused", "job", v.job.ID, "error", err)
 		}
-		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s ended as it was paused", joblet.ShortID(v.job.ID))
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "cannot pause job %s: it ended meanwhile", joblet.ShortID(v.job.ID))
 	}
 	return s.table.saveState(j)
 }
@@ -47,7 +47,7 @@ func (s *Supervisor) Resume(ctx context.Context, id string) (joblet.Job, error) 
 		return joblet.Job{}, err
 	}
 	if v.job.State != joblet.Paused || v.proc == nil {
-		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s is %s, not paused", joblet.ShortID(v.job.ID), v.job.State)
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "cannot resume job %s: it is %s, not paused", joblet.ShortID(v.job.ID), v.job.State)
 	}
 	if err := v.proc.Resume(); err != nil {
 		return joblet.Job{}, failed(v, err)
@@ -73,7 +73,7 @@ func failed(v snapshot, err error) error {
 // changed or none.
 func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (joblet.Job, error) {
 	if l.IsZero() {
-		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "no limit to change was given")
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "cannot update the job: no limit was given")
 	}
 	j, v, err := s.steady(ctx, id, false)
 	if err != nil {
@@ -81,7 +81,7 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 	}
 	short := joblet.ShortID(v.job.ID)
 	if v.proc != nil && len(l.Rlimits) > 0 {
-		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s runs: limits of each process can be set at its start only", short)
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "cannot update job %s: it runs, and the limits of each process can be set at its start only", short)
 	}
 	// One update after the other: each begins with what the one before has set.
 	unlock, err := s.keys.Lock(ctx, "limits\x00"+v.job.ID)
@@ -106,7 +106,7 @@ func (s *Supervisor) Update(ctx context.Context, id string, l joblet.Limits) (jo
 	s.table.mu.Lock()
 	if j.proc != v.proc || j.starting && v.proc == nil || j.rec.State.Final() {
 		s.table.mu.Unlock()
-		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "job %s began or ended to run as its limits were changed: try again", short)
+		return joblet.Job{}, joblet.Errorf(joblet.FailedPrecondition, "cannot update job %s: it started or ended meanwhile: try again", short)
 	}
 	j.rec.Spec.Limits = granted
 	j.item.Needs[queue.Memory] = granted.MemoryBytes

@@ -39,15 +39,15 @@ type recovery struct {
 	executor *executor
 }
 
-// recover takes over from a former daemon, however that ended: it adopts the
-// jobs that run, concludes those that ended meanwhile, lets those wait that
-// waited, and removes what belongs to no job.
+// recover takes over from a former daemon, however that ended: it adopts running jobs,
+// concludes jobs that ended meanwhile, enqueues waiting jobs, and removes what belongs to
+// no job.
 func (rv *recovery) recover(ctx context.Context) error {
 	unrecorded, err := rv.records.Unrecorded(ctx)
 	if err != nil {
 		return err
 	}
-	boxes, foreign, err := rv.engine.Boxes()
+	boxes, foreign, err := rv.engine.Sandboxes()
 	if err != nil {
 		return err
 	}
@@ -157,8 +157,8 @@ func inParallel[T any](items []T, fn func(T)) {
 	workers.Wait()
 }
 
-// recoverJobs is recoverJob for all, and returns those that wait and those that
-// are over.
+// recoverJobs is recoverJob for all jobs, and returns those that wait and those that
+// have ended.
 func (rv *recovery) recoverJobs(all []*entry) (waiting, over []*entry, err error) {
 	by := time.Now().Add(recoverTime)
 	var mu sync.Mutex // protects the results
@@ -200,12 +200,12 @@ func (rv *recovery) settleAll(over []*entry) {
 type recovered int
 
 const (
-	recoveredRuns  recovered = iota // its shim has it
+	recoveredRuns  recovered = iota // its shim runs it
 	recoveredWaits                  // it is to run
 	recoveredOver                   // it has ended
 )
 
-// recoverJob finds out what became of a job while no daemon ran. It waits for its
+// recoverJob determines what happened to a job while no daemon ran. It waits for its
 // shim until by at most.
 func (rv *recovery) recoverJob(j *entry, by time.Time) (recovered, error) {
 	rec := j.rec
@@ -226,7 +226,7 @@ func (rv *recovery) recoverJob(j *entry, by time.Time) (recovered, error) {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		rv.table.mu.Lock()
 		j.silent = true
-		if rec.State == joblet.Stopping { // the shim may not have been asked
+		if rec.State == joblet.Stopping { // the shim may not have received the request
 			j.setStop(joblet.StopOptions{Signal: int(syscall.SIGTERM), Grace: joblet.DefaultGrace})
 		}
 		rv.table.mu.Unlock()
@@ -235,32 +235,32 @@ func (rv *recovery) recoverJob(j *entry, by time.Time) (recovered, error) {
 	}
 	dir := rv.records.Dir(rec.ID)
 	if _, readErr := jobdir.ReadExit(dir, rec.Attempt); readErr != nil && !errors.Is(readErr, fs.ErrNotExist) && !errors.Is(readErr, jobdir.ErrDamaged) {
-		return 0, fmt.Errorf("recover job %s: %w", rec.ID, readErr)
+		return 0, fmt.Errorf("cannot recover job %s: %w", rec.ID, readErr)
 	}
 	if rec.State == joblet.Initializing && !jobdir.Begun(dir, rec.Attempt) {
-		rv.log.Info("a job's start was cut short before it ran", "job", rec.ID)
+		rv.log.Info("the start of a job was interrupted before it ran", "job", rec.ID)
 		if err := rv.executor.release(j); err != nil {
-			rv.log.Error("release a box that never ran its job", "job", rec.ID, "error", err)
+			rv.log.Error("cannot release a sandbox that never ran its job", "job", rec.ID, "error", err)
 		}
 		rv.table.mu.Lock()
 		rv.table.queue.Release(&j.item)
 		rv.table.mu.Unlock()
 		rv.table.become(j, joblet.Pending, func(r *store.Record) { r.Attempt--; r.Box, r.IDBase, r.Leases = "", 0, nil })
 		if err := rv.table.save(j, true); err != nil { // on a full disk, say; it is recorded again before it runs
-			rv.log.Error("record that a job waits", "job", rec.ID, "error", err)
+			rv.log.Error("cannot record that a job waits", "job", rec.ID, "error", err)
 		}
 		fault.Point("recover.requeued")
 		return recoveredWaits, nil
 	}
-	rv.log.Info("job ended while no daemon ran", "job", rec.ID, "shim", err)
-	if rec.State == joblet.Initializing { // it was seen to start by nobody
+	rv.log.Info("a job ended while no daemon ran", "job", rec.ID, "shim", err)
+	if rec.State == joblet.Initializing { // no daemon observed its start
 		rv.table.become(j, joblet.Running, nil)
 	}
 	fault.Point("recover.over")
 	return recoveredOver, nil
 }
 
-// adopt is native.Adopt for a job that may run here and be ours.
+// adopt is native.Adopt for a job that may run on this host for this state directory.
 func (rv *recovery) adopt(box string, by time.Time) (*native.Process, error) {
 	if rv.where.Elsewhere != "" {
 		return nil, errors.New(rv.where.Elsewhere)

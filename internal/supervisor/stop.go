@@ -55,7 +55,7 @@ func (s *Supervisor) Stop(ctx context.Context, id string, opt joblet.StopOptions
 	return s.awaitEnd(ctx, id)
 }
 
-// askToEnd has a job end: at once if it waits, otherwise as opt says.
+// requestStop ends a job: at once if it waits, otherwise as opt says.
 func (s *Supervisor) requestStop(ctx context.Context, id string, opt joblet.StopOptions) error {
 	if opt.Signal == 0 {
 		opt.Signal = int(syscall.SIGTERM)
@@ -86,8 +86,8 @@ func (s *Supervisor) requestStop(ctx context.Context, id string, opt joblet.Stop
 	}
 }
 
-// Cancelable is Find for Cancel: a name that a repeating job shares with its runs
-// means the repeating one, as long as that goes on.
+// Cancelable is Find for Cancel: a name that a repeating job shares with its runs means
+// the repeating job until it has ended.
 func (s *Supervisor) Cancelable(ctx context.Context, ref, owner string) (joblet.Job, error) {
 	job, err := s.Find(ctx, ref, owner)
 	if err != nil || job.Parent == "" || ref != job.Spec.Name {
@@ -115,8 +115,8 @@ func (s *Supervisor) Cancel(ctx context.Context, id string) (joblet.Job, error) 
 	}
 }
 
-// Signal sends a signal to the job's PID 1. With defaultAction one that PID 1 is spared
-// ends the job.
+// Signal sends a signal to the job's PID 1. With defaultAction, a signal that PID 1 does
+// not handle ends the job.
 func (s *Supervisor) Signal(ctx context.Context, id string, sig syscall.Signal, defaultAction bool) error {
 	if err := validSignal(int(sig)); err != nil {
 		return err
@@ -135,8 +135,8 @@ func validSignal(sig int) error {
 	return nil
 }
 
-// Rerun submits a job like the one with this id, with its files, at once. What
-// that had of secrets must be given again: ended jobs have none.
+// Rerun submits a job like the one with this id, with its files, at once. Its secrets
+// must be passed again: ended jobs have none.
 func (s *Supervisor) Rerun(ctx context.Context, id, owner string, secrets map[string]string) (joblet.Job, error) {
 	job, err := s.Job(ctx, id)
 	if err != nil {
@@ -178,9 +178,9 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 		}
 	}
 	if other := s.table.dependent(job); other != "" {
-		return joblet.Errorf(joblet.FailedPrecondition, "job %s is what job %s depends on, which has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot delete job %s: job %s depends on it and has not run yet", joblet.ShortID(job.ID), joblet.ShortID(other))
 	}
-	// One of two at once: the other would put back the directory that this one is removing.
+	// One deletion at a time: another would restore the directory that this one removes.
 	unlock, err := s.keys.Lock(ctx, "delete\x00"+job.ID)
 	if err != nil {
 		return err
@@ -194,8 +194,8 @@ func (s *Supervisor) Delete(ctx context.Context, id string) error {
 // removed the job's files.
 const roomTime = 2 * time.Second
 
-// awaitSettled waits until the end of a job that is to be deleted is recorded. When
-// a full disk keeps it from being that, the job's files make room.
+// awaitSettled waits until the end of a job is recorded, before the job is deleted. If a
+// full disk prevents that, the removal of the job's files makes room.
 func (s *Supervisor) awaitSettled(ctx context.Context, j *entry) error {
 	v, err := s.table.await(ctx, j, func(v snapshot) bool { return v.settled || v.saveErr != nil })
 	if err != nil || v.settled {

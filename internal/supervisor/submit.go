@@ -77,7 +77,7 @@ func (s *submitter) submit(ctx context.Context, spec joblet.Spec, owner string, 
 		return joblet.Job{}, err
 	}
 	if strings.HasPrefix(spec.IdempotencyKey, keyPrefix) {
-		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "idempotency key %s: those that begin with %s are the daemon's own", spec.IdempotencyKey, keyPrefix)
+		return joblet.Job{}, joblet.Errorf(joblet.InvalidArgument, "invalid idempotency key %s: keys that begin with %s are reserved for the daemon", spec.IdempotencyKey, keyPrefix)
 	}
 	if spec.WorkDir == "" {
 		spec.WorkDir = joblet.DefaultWorkDir
@@ -112,8 +112,8 @@ func (s *submitter) submit(ctx context.Context, spec joblet.Spec, owner string, 
 	return s.accept(ctx, rec, keep)
 }
 
-// sameJob returns the job that an idempotency key stands for, if it is the one
-// that is asked for again.
+// sameJob returns the job of an idempotency key, if the new request is for the same
+// command.
 func (s *submitter) sameJob(ctx context.Context, known joblet.Job, asked joblet.Spec) (joblet.Job, error) {
 	if known.Spec.CommandLine() != asked.CommandLine() || known.Spec.Runtime != asked.Runtime {
 		return joblet.Job{}, joblet.Errorf(joblet.AlreadyExists, "idempotency key %s belongs to job %s, which is another: %.100s",
@@ -134,7 +134,7 @@ func (s *submitter) accept(ctx context.Context, rec store.Record, keep bool) (_ 
 		}
 		s.table.events.Publish(events.Event{Kind: events.Accepted, Job: rec.ID})
 	}()
-	run, err := s.planner.Run(spec) // also for a job that runs later: better told now
+	run, err := s.planner.Run(spec) // also for a job that runs later, to report errors now
 	if err != nil {
 		return joblet.Job{}, err
 	}
@@ -158,11 +158,11 @@ func (s *submitter) accept(ctx context.Context, rec store.Record, keep bool) (_ 
 	return s.executor.start(context.WithoutCancel(ctx), j, box, run, keep)
 }
 
-// mayStart reports whether the job can run at once, and then makes it a live one
-// with a place, and the caller one that Close waits for. A job with an idempotency
-// key is never started beside being recorded: a crash could leave a run without
-// a record, and asking again would run it twice. Nor is one with secrets that may run
-// again: they are in its record alone.
+// mayStart reports whether the job can run at once. Then the table has it, with a slot,
+// and Close waits for the caller. A job with an idempotency key is never started while it
+// is being recorded: a crash could leave a run without a record, and the same request
+// would run the job twice. The same is true of a job with secrets that may run again: only
+// its record has them.
 func (s *submitter) mayStart(j *entry) bool {
 	s.table.mu.Lock()
 	defer s.table.mu.Unlock()
@@ -177,8 +177,8 @@ func (s *submitter) mayStart(j *entry) bool {
 	return true
 }
 
-// plan finds out when a new job is to run, and puts the names in what it waits
-// for into their final form.
+// plan determines when a new job is to run, and replaces the names of its dependencies
+// by ids.
 func (s *submitter) plan(ctx context.Context, rec *store.Record) error {
 	spec := &rec.Spec
 	if spec.Schedule != "" {

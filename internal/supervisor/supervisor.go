@@ -7,10 +7,10 @@
 // exit records); the job's shim writes it. What is in memory here can be lost
 // at any instant: recover makes it again from those two.
 //
-// Every job that has not ended is a live one. It waits (PENDING, SCHEDULED) or
+// A table has the jobs that have not ended. Such a job waits (PENDING, SCHEDULED) or
 // runs; a run ends in settle, which either brings the job to its end or, to be
 // tried again, back to waiting. Jobs that can run at once do so in the call that
-// submits them (run.go); all others pass through the queue (queue.go).
+// submits them (submit.go); all others pass through the queue (dispatch.go).
 package supervisor
 
 import (
@@ -64,9 +64,9 @@ func (c Config) settings() plan.Settings {
 	return plan.Settings{Defaults: c.Defaults, Ceiling: c.Ceiling, Mirrors: c.Mirrors, BuildTimeout: c.BuildTimeout}
 }
 
-// spareBoxes is how many boxes are kept ready. One serves runs that follow each
+// warmSandboxes is the size of the warm pool. One sandbox serves runs that follow each
 // other; two bridge the time it takes to build the next.
-const spareBoxes = 2
+const warmSandboxes = 2
 
 // Supervisor owns all jobs of one daemon. Its parts are layers: each uses those before
 // it, and none of those after it.
@@ -96,8 +96,8 @@ type Supervisor struct {
 	cancel context.CancelFunc
 }
 
-// Open recovers what a former daemon left and returns a Supervisor ready to
-// take jobs.
+// Open recovers the jobs of a former daemon and returns a Supervisor that is ready to
+// accept jobs.
 func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -132,17 +132,13 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 		return nil, err
 	}
 	if s.engine, err = native.Open(native.Config{
-		RunDir: cfg.RunDir, Spares: spareBoxes, Log: cfg.Log,
+		RunDir: cfg.RunDir, Warm: warmSandboxes, Log: cfg.Log,
 		Tag: s.where.Now.Tag, FormerRunDirs: s.where.Now.RunDirs[1:],
 	}); err != nil {
 		return nil, err
 	}
 	s.planner.Engine, s.planner.Runtimes, s.planner.JobsDir, s.planner.LogShrinks = s.engine, s.runtimes, s.records.JobsDir(), cfg.LogShrinks
 	s.planner.Configure(cfg.settings())
-	s.retention = retention.Retention{
-		Age: cfg.RetainAge, Bytes: cfg.RetainBytes, Records: s.records, Log: cfg.Log,
-		Saved: s.quota.Saved, Each: s.EachJob, Delete: s.Delete,
-	}
 	s.sampler = sampling.New(sampling.Config{StateDir: cfg.StateDir, JobsDir: s.records.JobsDir(), Log: cfg.Log, Metrics: cfg.Metrics, Jobs: s.table.countJobs})
 	if err := s.planner.CountIO(); err != nil {
 		return nil, err
@@ -163,10 +159,10 @@ func Open(ctx context.Context, cfg Config) (_ *Supervisor, err error) {
 	if err := s.where.Record(); err != nil {
 		return nil, err
 	}
-	if cfg.Metrics != nil { // what is adopted is to be seen from the first scrape on
+	if cfg.Metrics != nil { // adopted jobs are in the first scrape
 		s.sampler.Sample(true)
 	}
-	s.engine.StartSpares()
+	s.engine.StartPool()
 	s.table.work.Go(s.dispatcher.runQueue)
 	s.table.work.Go(func() { s.retention.Run(s.ctx) })
 	s.table.work.Go(func() { s.sampler.Sampling(s.ctx) })
@@ -189,6 +185,10 @@ func (s *Supervisor) assemble() {
 	s.dispatcher = &dispatcher{
 		ctx: s.ctx, log: s.cfg.Log, records: s.records, uploads: &s.uploads,
 		table: s.table, waitlist: s.waitlist, executor: s.executor, submitter: s.submitter,
+	}
+	s.retention = retention.Retention{
+		Age: s.cfg.RetainAge, Bytes: s.cfg.RetainBytes, Records: s.records, Log: s.cfg.Log,
+		Saved: s.quota.Saved, Each: s.EachJob, Delete: s.Delete,
 	}
 }
 
@@ -238,8 +238,8 @@ func (s *Supervisor) ActiveOf(owner string) (n int) {
 }
 
 // Configure changes those settings that can be changed while jobs run:
-// MaxConcurrent, MaxPerOwner, Defaults, Ceiling, Mirrors and BuildTimeout. Jobs that there are keep what
-// they got.
+// MaxConcurrent, MaxPerOwner, Defaults, Ceiling, Mirrors and BuildTimeout. Present jobs
+// keep what they were granted.
 func (s *Supervisor) Configure(cfg Config) {
 	s.table.mu.Lock()
 	s.table.maxPerOwner = cfg.MaxPerOwner
@@ -249,11 +249,11 @@ func (s *Supervisor) Configure(cfg Config) {
 	s.table.events.Publish(events.Event{Kind: events.Freed})
 }
 
-// unrecorded says why the end of a job, which has come, cannot be recorded; nil: it
-// can, or has not come.
+// unrecorded returns why the end of a job that has ended cannot be recorded; nil: it
+// can, or the job has not ended.
 func (v snapshot) unrecorded() error {
 	if v.saveErr == nil || !v.starting && !v.job.State.Final() {
 		return nil
 	}
-	return joblet.Errorf(joblet.KindOf(v.saveErr), "job %s has ended, which cannot be recorded yet: %w", joblet.ShortID(v.job.ID), v.saveErr)
+	return joblet.Errorf(joblet.KindOf(v.saveErr), "cannot record the end of job %s yet: %w", joblet.ShortID(v.job.ID), v.saveErr)
 }

@@ -482,7 +482,7 @@ func TestStartNotUndone(t *testing.T) {
 				t.Errorf("the next daemon: %v, %v", job, err)
 			}
 			closing(t, s)
-			if text := log.String(); strings.Contains(text, "cut short") {
+			if text := log.String(); strings.Contains(text, "was interrupted") {
 				t.Errorf("it was started again: %s", text)
 			}
 		})

@@ -50,8 +50,8 @@ func newTable(ctx context.Context, cfg Config) *table {
 	return t
 }
 
-// background runs f beside the caller, unless the daemon is stopping: the next
-// one takes up what f was to look after.
+// background runs f in a goroutine, unless the daemon is stopping: then the next daemon
+// does the work of f.
 func (t *table) background(f func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -60,7 +60,7 @@ func (t *table) background(f func()) {
 	}
 }
 
-// freePlace gives back what a job has taken that does not run any more.
+// freeSlot gives back the slot of a job that has ended its run.
 func (t *table) freeSlot(j *entry) {
 	t.mu.Lock()
 	t.queue.Release(&j.item)
@@ -68,8 +68,8 @@ func (t *table) freeSlot(j *entry) {
 	t.events.Publish(events.Event{Kind: events.Freed, Job: j.item.ID})
 }
 
-// keepAsking reports whether the job lacks a goroutine that waits to have it end. It
-// has one from then on.
+// claimStop reports whether no goroutine waits to stop the job yet. One does from then
+// on.
 func (t *table) claimStop(id string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -81,9 +81,9 @@ func (t *table) claimStop(id string) bool {
 	return true
 }
 
-// dependent returns a job of the same owner that waits and depends on this one, or
-// "". Those of others do not hold it, whoever deletes it: they are canceled when
-// they look for it.
+// dependent returns the id of a job of the same owner that waits and depends on this
+// one, or "". Dependent jobs of other owners do not prevent a deletion: they are canceled
+// when they need the job.
 func (t *table) dependent(job joblet.Job) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,7 +120,7 @@ func (t *table) activeOf(owner string) (n int) {
 
 var errClosing = joblet.Errorf(joblet.Unavailable, "the daemon is stopping")
 
-// admit makes the job a live one.
+// admit adds a job.
 func (t *table) admit(j *entry) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -131,21 +131,21 @@ func (t *table) admit(j *entry) error {
 	return nil
 }
 
-// keep and drop change what is live. Supervisor.mu is held.
+// add and remove change the table. table.mu is held.
 func (t *table) add(j *entry) {
 	t.jobs[j.rec.ID] = j
 	t.specs.Add(j.rec.Owner, j.size)
 }
 
 func (t *table) remove(j *entry) {
-	if t.jobs[j.rec.ID] != j { // it was never kept
+	if t.jobs[j.rec.ID] != j { // it was never added
 		return
 	}
 	delete(t.jobs, j.rec.ID)
 	t.specs.Add(j.rec.Owner, -j.size)
 }
 
-// admitNew is admit for a job that is submitted.
+// admitNew is admit for a new job, for which the limits of its owner count.
 func (t *table) admitNew(j *entry) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -155,26 +155,26 @@ func (t *table) admitNew(j *entry) error {
 	case t.hasMany(j):
 		return joblet.Errorf(joblet.ResourceExhausted, "%s has %d unended jobs, the maximum for one owner (max-per-owner)", j.rec.Owner, t.maxPerOwner)
 	case t.holdsMuch(j):
-		return joblet.Errorf(joblet.ResourceExhausted, "with this one, the arguments and environments of %s's jobs that have not ended would take more than the %d MiB that one owner has: pass large data in files",
+		return joblet.Errorf(joblet.ResourceExhausted, "with this job, the arguments and environments of the unended jobs of %s exceed %d MiB, the maximum for one owner: pass large data in files",
 			j.rec.Owner, t.specs.Max>>20)
 	}
 	t.add(j)
 	return nil
 }
 
-// holdsMuch reports whether the job's owner would hold more than he may. Supervisor.mu
+// holdsMuch reports whether the job exceeds the byte budget of its owner. table.mu
 // is held.
 func (t *table) holdsMuch(j *entry) bool {
 	return j.rec.Parent == "" && !t.specs.Fits(j.rec.Owner, j.size)
 }
 
-// hasMany reports whether the job's owner has as many as he may. Supervisor.mu
+// hasMany reports whether the job's owner has the maximum of jobs. table.mu
 // is held.
 func (t *table) hasMany(j *entry) bool {
 	return t.maxPerOwner > 0 && j.rec.Parent == "" && t.activeOf(j.rec.Owner) >= t.maxPerOwner
 }
 
-// forget takes back admit: the job was never accepted.
+// forget undoes admit: the job was never accepted.
 func (t *table) forget(j *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -183,7 +183,7 @@ func (t *table) forget(j *entry) {
 	t.changed(j)
 }
 
-// changed publishes that something about the job is new. Supervisor.mu is held.
+// changed publishes that a detail of the job has changed. table.mu is held.
 func (t *table) changed(j *entry) {
 	j.seq = t.events.Publish(events.Event{Kind: events.Detail, Job: j.rec.ID})
 }
@@ -211,8 +211,8 @@ func (t *table) notStarted(j *entry, cause joblet.Kind) {
 	t.events.Publish(events.Event{Kind: events.NotStarted, Job: j.item.ID, Failure: cause})
 }
 
-// become gives the job its next state, and change whatever else is new with it.
-// All that happens to a job passes through here.
+// become gives the job its next state, and lets change set what else is new. All changes
+// of state pass through it.
 func (t *table) become(j *entry, next joblet.State, change func(*store.Record)) store.Record {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -222,7 +222,7 @@ func (t *table) become(j *entry, next joblet.State, change func(*store.Record)) 
 func (t *table) becomeLocked(j *entry, next joblet.State, change func(*store.Record)) store.Record {
 	from := j.rec.State
 	if !from.MayBecome(next) {
-		t.log.Error("a job changes its state in a way that it should not", "job", j.rec.ID, "from", from, "to", next)
+		t.log.Error("a job changed its state in an invalid way", "job", j.rec.ID, "from", from, "to", next)
 	}
 	j.rec.State = next
 	if change != nil {
@@ -232,14 +232,14 @@ func (t *table) becomeLocked(j *entry, next joblet.State, change func(*store.Rec
 	return j.rec
 }
 
-// find returns the live job with this id, or nil.
+// find returns the unended job with this id, or nil.
 func (t *table) find(id string) *entry {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.jobs[id]
 }
 
-// turn changes the state of a run if it still is what the caller thinks.
+// compareAndSetState changes the state of a run if it still is from.
 func (t *table) compareAndSetState(j *entry, proc *native.Process, from, to joblet.State) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -250,8 +250,8 @@ func (t *table) compareAndSetState(j *entry, proc *native.Process, from, to jobl
 	return true
 }
 
-// turned records what has become of a live job; the truth is its cgroup, which
-// recovery looks at.
+// saveState records the state of a job, not durably: the truth is its cgroup, which
+// recovery reads.
 func (t *table) saveState(j *entry) (joblet.Job, error) {
 	if err := t.save(j, false); err != nil {
 		return joblet.Job{}, err

@@ -31,13 +31,13 @@ type waitlist struct {
 	table   *table
 }
 
-// finish is the last of a job, once its end is durable: jobs that wait for it go
-// on. Before, one of them could be CANCELED for good for an end that a crash
-// takes back.
+// finish is the last step of a job, once its end is durable: jobs that wait for it go
+// on. Earlier, one of them could be CANCELED because of an end that a crash takes
+// back.
 func (w *waitlist) finish(j *entry, rec store.Record) {
 	w.planner.UseRuntime(rec.Spec.Runtime, -1)
 	w.table.mu.Lock()
-	w.table.remove(j) // who comes from now on to wait for it looks into the database
+	w.table.remove(j) // from now on, its end is in the database only
 	j.settled = true
 	j.seq = w.table.events.Publish(events.Event{Kind: events.Settled, Job: rec.ID, To: rec.State})
 	w.table.mu.Unlock()
@@ -52,8 +52,7 @@ func older(a, b *store.Record) bool {
 	return a.ID < b.ID
 }
 
-// enqueue lets a live job wait for what it has to wait for: its time, other
-// jobs, a place.
+// enqueue lets a job wait for its time, for other jobs, or for a slot.
 func (w *waitlist) enqueue(j *entry) {
 	for {
 		unknown := w.tryEnqueue(j)
@@ -81,13 +80,13 @@ func (w *waitlist) enqueue(j *entry) {
 	}
 }
 
-// tryEnqueue returns the id of a job that l depends on and that is not live, if
-// there is one: then nothing was done.
+// tryEnqueue returns the id of a dependency that is not in the table, if there is one:
+// then it has done nothing.
 func (w *waitlist) tryEnqueue(j *entry) (unknown string) {
 	w.table.mu.Lock()
 	defer w.table.mu.Unlock()
 	rec := &j.rec
-	if j.starting { // somebody ends it just now
+	if j.starting { // it is being ended
 		return ""
 	}
 	switch rec.State {
@@ -131,7 +130,7 @@ func (w *waitlist) tryEnqueue(j *entry) (unknown string) {
 }
 
 // runBefore returns the latest run of the same repeating job that has not ended
-// and is older than l, or nil.
+// and is older than j, or nil.
 func (w *waitlist) runBefore(j *entry) (before *entry) {
 	if j.rec.Parent == "" {
 		return nil
@@ -145,7 +144,7 @@ func (w *waitlist) runBefore(j *entry) (before *entry) {
 	return before
 }
 
-// makeReady lets the job wait for a place. Supervisor.mu is held.
+// makeReady lets the job wait for a slot. table.mu is held.
 func (w *waitlist) makeReady(j *entry) {
 	j.queuedAt = time.Now()
 	j.rec.Reason = ""
@@ -157,7 +156,7 @@ func (w *waitlist) makeReady(j *entry) {
 	w.table.events.Publish(events.Event{Kind: events.Queued, Job: j.rec.ID})
 }
 
-// schedule lets the job wait for its time. Supervisor.mu is held.
+// schedule lets the job wait for its time. table.mu is held.
 func (w *waitlist) schedule(j *entry) {
 	w.table.queue.Schedule(&j.item, j.rec.Scheduled)
 	w.table.events.Publish(events.Event{Kind: events.Queued, Job: j.rec.ID})
@@ -183,7 +182,7 @@ func (w *waitlist) cancelWaiting(j *entry, reason string) bool {
 		w.table.mu.Unlock()
 		return false
 	}
-	j.starting = true // nobody else may end or run it
+	j.starting = true // no other goroutine may end or run it
 	w.table.queue.Remove(&j.item)
 	end := j.rec
 	w.table.mu.Unlock()
@@ -208,8 +207,8 @@ func (w *waitlist) cancelWaiting(j *entry, reason string) bool {
 	return true
 }
 
-// endWithoutRun ends a job that this goroutine has claimed (live.starting). There
-// is no exit record to say so, so its end is durable before anybody sees it.
+// endWithoutRun ends a job that this goroutine has claimed (entry.starting). No exit
+// record says so, so the end is durable before it is visible.
 func (w *waitlist) endWithoutRun(j *entry, end store.Record) {
 	end.Ended, end.Sealed, end.DiskBytes = time.Now(), nil, jobdir.Size(w.records.Dir(end.ID))
 	become := func() {
@@ -225,14 +224,14 @@ func (w *waitlist) endWithoutRun(j *entry, end store.Record) {
 		w.records.Tidy(end.ID)
 		// Not before: it says more than the database only if that has lost it.
 		if err := w.records.WriteFile(end); err != nil {
-			w.log.Warn("write down how a job ended", "job", end.ID, "error", err)
+			w.log.Warn("cannot write the end of a job to its directory", "job", end.ID, "error", err)
 		}
 		w.finish(j, end)
-	} // else the daemon stops, and the next one has the job as it was
+	} // otherwise the daemon stops, and the next one finds the job as it was
 }
 
 // runsOf returns the latest run of a repeating job that has not ended, and
-// whether one waits. Supervisor.mu is held.
+// whether one waits. table.mu is held.
 func (w *waitlist) runsOf(parent string) (latest *entry, waiting bool) {
 	for _, other := range w.table.jobs {
 		if other.rec.Parent == parent && !other.rec.State.Final() {

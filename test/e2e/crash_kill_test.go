@@ -34,12 +34,12 @@ import (
 // leastKills is how many times TestKill has to kill a daemon at a named point.
 const leastKills = 100
 
-// killRounds is how often each killer comes to each point; half of them at a time.
+// killRounds is how often each point has its turn, with one killer or the other.
 // JOBLET_TEST_ROUNDS asks for more. A point that nobody has died at by then gets
 // extraRounds: which of those in recovery is passed depends on what the jobs do.
 var killRounds = func() int {
 	n, _ := strconv.Atoi(os.Getenv("JOBLET_TEST_ROUNDS")) // 0 if there is none
-	return max(n, 2)
+	return max(n, 1)
 }()
 
 const extraRounds = 4
@@ -58,11 +58,11 @@ func TestKill(t *testing.T) {
 	t.Run("kill", func(t *testing.T) {
 		t.Run("all at once", func(t *testing.T) {
 			t.Parallel()
-			newKiller(t, &tally, seed, 1).rounds(t, points, 0)
+			newKiller(t, &tally, seed, 1).rounds(t, points, 0, int(seed%2))
 		})
 		t.Run("two at a time", func(t *testing.T) {
 			t.Parallel()
-			newKiller(t, &tally, seed, 2, "--max-concurrent=2").rounds(t, points, 1)
+			newKiller(t, &tally, seed, 2, "--max-concurrent=2").rounds(t, points, 1, int(seed%2))
 		})
 		t.Run("repeating", func(t *testing.T) {
 			t.Parallel()
@@ -175,7 +175,7 @@ var faultDaemon = sync.OnceValues(func() (string, error) {
 	if err := os.WriteFile(overlay, replace, 0o600); err != nil {
 		return "", err
 	}
-	return program, run("CGO_ENABLED=0", "build", "-tags", "grpcnotrace fault", "-overlay", overlay, "-o", program, "./cmd/joblet")
+	return program, run("CGO_ENABLED=0", "build", "-trimpath", "-tags", "grpcnotrace fault", "-overlay", overlay, "-o", program, "./cmd/joblet")
 })
 
 // killer drives one daemon through many lives that end by force.
@@ -423,7 +423,7 @@ func isKilled(err error) bool {
 // checkWords fails the test for what a daemon must never say.
 func (k *killer) checkWords(t *testing.T) {
 	t.Helper()
-	for _, bad := range []string{"DATA RACE", "panic", "changes its state in a way that it should not"} {
+	for _, bad := range []string{"DATA RACE", "panic", "changed its state in an invalid way"} {
 		if strings.Contains(k.d.stderr.String(), bad) {
 			t.Errorf("a daemon said %q:\n%s", bad, k.d.stderr.String())
 		}
@@ -914,8 +914,8 @@ func (l *life) workload() {
 
 // rounds kills daemons, several in a round if possible: one at a point in the
 // middle of a workload, others while they recover from that and go on. part is
-// which half of the rounds is done.
-func (k *killer) rounds(t *testing.T, points []string, part int) {
+// which half of the points is done in a round, beginning with an odd or an even one.
+func (k *killer) rounds(t *testing.T, points []string, part, odd int) {
 	var recovery, others []string
 	for _, p := range points {
 		switch word, _, _ := strings.Cut(p, "."); word {
@@ -933,10 +933,11 @@ func (k *killer) rounds(t *testing.T, points []string, part int) {
 				continue
 			}
 			// Few jobs start at once where there is room for two only.
-			if atOnce := strings.HasPrefix(point, "start."); atOnce && part == 1 || !atOnce && (round+i)%2 != part {
+			if atOnce := strings.HasPrefix(point, "start."); atOnce && part == 1 || !atOnce && (round+i+odd)%2 != part {
 				continue
 			}
-			later := []string{cmp.Or(leftFor(point), recovery[(i/2)%len(recovery)]), recovery[(round+i)%len(recovery)], others[k.n(len(others))]}
+			later := []string{cmp.Or(leftFor(point), recovery[(i/2)%len(recovery)]), recovery[(round+i)%len(recovery)]}
+			later = append(later, recovery[k.n(len(recovery))], recovery[k.n(len(recovery))], others[k.n(len(others))])
 			k.round(t, point, k.n(4), later)
 			if t.Failed() {
 				t.FailNow()
@@ -968,7 +969,7 @@ func leftFor(point string) string {
 		"end.concluded":   "recover.concluded",
 		"end.released":    "recover.over",
 		"queue.inserted":  "recover.waits",
-		"box.begun":       "recover.released",
+		"sandbox.begun":   "recover.released",
 	}[point]
 }
 

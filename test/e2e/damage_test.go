@@ -528,7 +528,7 @@ func TestExitRecordDamaged(t *testing.T) {
 		{"empty", func([]byte) []byte { return nil }, "exit.json is incomplete"},
 		{"cut short", func(b []byte) []byte { return b[:len(b)/2] }, "exit.json is incomplete"},
 		{"another status", func(b []byte) []byte { return bytes.Replace(b, []byte(`"code":3`), []byte(`"code":0`), 1) }, "the checksum of exit.json is wrong"},
-		{"huge", func(b []byte) []byte { return append(b, make([]byte, 1<<20)...) }, "which is too much"},
+		{"huge", func(b []byte) []byte { return append(b, make([]byte, 1<<20)...) }, "which is too many"},
 	} {
 		id := strings.TrimSpace(d.must(t, "-d", "--retry=2", "sh", "-c", "touch wait; echo out; while [ -e wait ]; do sleep 0.05; done; exit 3"))
 		if !d.wrote(t, id, "out\n") {

@@ -445,7 +445,7 @@ func TestLifeDependsOn(t *testing.T) {
 	// What a job waits for cannot be deleted, ended or not.
 	blocker := d.detach(t, "sleep", "60")
 	waits := d.detach(t, "--depends-on="+a+","+blocker, "true")
-	d.says(t, 1, ``, `rnx: job `+short(a)+` is what job `+short(waits)+` depends on, which has not run yet\n`, "job", "delete", a)
+	d.says(t, 1, ``, `rnx: cannot delete job `+short(a)+`: job `+short(waits)+` depends on it and has not run yet\n`, "job", "delete", a)
 	// Nor after a restart, and prune leaves it as well.
 	d.kill(t)
 	d.restart(t)
@@ -665,8 +665,8 @@ func TestLifeQueue(t *testing.T) {
 		kind       joblet.Kind
 	}{
 		{notFound, "no-such-command: command not found in the host's programs (no --runtime was given)", 127, joblet.CommandNotFound},
-		{notExecutable, "/etc/passwd: permission denied: it is a directory or not marked executable", 126, joblet.NotExecutable},
-		{badDir, "workdir /usr/nope: ", 125, joblet.InvalidArgument},
+		{notExecutable, "cannot execute /etc/passwd: permission denied: it is a directory or not marked executable", 126, joblet.NotExecutable},
+		{badDir, "cannot use working directory /usr/nope: ", 125, joblet.InvalidArgument},
 	} {
 		d.says(t, test.status, fmt.Sprintf("%d\n", test.status), ``, "job", "wait", test.id)
 		job := d.ends(t, test.id, joblet.Failed)

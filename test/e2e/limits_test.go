@@ -240,7 +240,7 @@ func TestLimitSockets(t *testing.T) {
 	d := newDaemon(t)
 	for _, kind := range []string{"tcp", "udp"} {
 		t.Run(kind, func(t *testing.T) {
-			job, out := d.hostile(t, "--max-memory=32M", "--timeout="+(min(slow, 3)*10*time.Second).String(), "python3", "-c", fillSockets, "2.5", kind) // a sample is taken meanwhile
+			job, out := d.hostile(t, "--max-memory=32M", "--timeout="+(min(slow, 6)*10*time.Second).String(), "python3", "-c", fillSockets, "2.5", kind) // a sample is taken meanwhile
 			// On v2 it may be ended, or have so little left that it reads its program again and again.
 			if job.State != joblet.Completed && job.State != joblet.TimedOut && !job.OutOfMemory {
 				t.Fatalf("%v, %s\n%s", job.State, job.Reason, out)

@@ -171,7 +171,7 @@ func (d *daemon) serve(t *testing.T) {
 		if d.cmd != nil {
 			d.stop()
 		}
-		for _, bad := range []string{"DATA RACE", "panic", "changes its state in a way that it should not"} {
+		for _, bad := range []string{"DATA RACE", "panic", "changed its state in an invalid way"} {
 			if strings.Contains(d.stderr.String(), bad) {
 				t.Errorf("the daemon said %q", bad)
 			}

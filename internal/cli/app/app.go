@@ -1,8 +1,9 @@
-// Package app is what the commands of rnx share: the global flags, the streams, the
+// Package app has what the commands of rnx share: the global flags, the streams, the
 // connection to the daemon, and the form of errors, notes and exit statuses.
 package app
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,21 +19,28 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/cli/term"
 	"github.com/joblet/joblet/internal/spelling"
 )
 
 // App is what the commands share.
 type App struct {
-	Host   string // --host; empty: not given
-	Node   string // --node
-	config string // --config
-	JSON   bool
-	warned bool // that others may read our key
+	Host     string // --host; empty: not given
+	Node     string // --node
+	config   string // --config
+	JSON     bool   // --json or --format=json
+	Template string // --format, if it is a template; see AllowTemplate
+	NoColor  bool   // --no-color
+	warned   bool   // WarnOfKey has printed its note
 
 	In          io.Reader
 	Out, ErrOut io.Writer
-	terminals   []any // those of these that were terminals at the start; see hungUp
+	terminals   []any // those of the streams that NoteTerminals found to be terminals
 }
+
+// Colors reports whether output to w may have colors: w is a terminal, and neither the
+// user nor the environment objects.
+func (a *App) Colors(w io.Writer) bool { return !a.NoColor && term.Colors(w) }
 
 // ExitError ends rnx with a status. Without an error it ends quietly.
 type ExitError struct {
@@ -49,7 +57,7 @@ func (e *ExitError) Error() string {
 
 func (e *ExitError) Unwrap() error { return e.Err }
 
-// StatusFailed is how rnx ends when it fails; job run has statuses of its own.
+// StatusFailed is the exit status after an error; "job run" has statuses of its own.
 const StatusFailed = 1
 
 // Execute executes a command line and returns the status to exit with.
@@ -78,7 +86,7 @@ func (a *App) Execute(ctx context.Context, root *cobra.Command, args []string) i
 	return status
 }
 
-// Report prints the one line that says why rnx fails.
+// Report prints an error that ends rnx with status.
 func (a *App) Report(status int, err error) {
 	if !a.JSON {
 		fmt.Fprintf(a.ErrOut, "rnx: %s\n", joblet.Printable(joblet.Shorten(err.Error())))
@@ -98,7 +106,7 @@ func (a *App) WriteJSON(v any) error {
 	return e.Encode(v)
 }
 
-// AddGlobalFlags makes root the root of all commands: with the flags that all have.
+// AddGlobalFlags adds to root the flags that all commands have.
 func (a *App) AddGlobalFlags(root *cobra.Command) {
 	root.SetVersionTemplate("rnx {{.Version}}\n")
 	f := root.PersistentFlags()
@@ -106,7 +114,49 @@ func (a *App) AddGlobalFlags(root *cobra.Command) {
 	f.StringVar(&a.Node, "node", "", "node in the configuration, or \"local\" (default $RNX_NODE, then the node with isDefault, or called default)")
 	f.StringVar(&a.config, "config", "", "configuration `FILE` (default $RNX_CONFIG, then rnx-config.yml in ., config, ~/.rnx, /etc/joblet)")
 	f.BoolVar(&a.JSON, "json", false, "print JSON, including errors")
+	f.Var((*formatFlag)(a), "format", "\"json\", the same as --json, or a Go `TEMPLATE` where a command takes one")
+	f.BoolVar(&a.NoColor, "no-color", false, "print no colors (default when $NO_COLOR is set or $TERM is dumb)")
+	_ = root.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"json"}, cobra.ShellCompDirectiveNoFileComp))
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		switch {
+		case a.Template != "" && cmd.Annotations[templateAnnotation] == "":
+			return joblet.Errorf(joblet.InvalidArgument, "--format: %q takes no template, only --format=json", cmd.CommandPath())
+		case a.Template != "" && a.JSON:
+			return joblet.Errorf(joblet.InvalidArgument, "--format and --json exclude each other")
+		}
+		return nil
+	}
 	root.SetFlagErrorFunc(flagError)
+}
+
+// formatFlag is --format.
+type formatFlag App
+
+func (f *formatFlag) String() string { return f.Template }
+
+func (f *formatFlag) Type() string { return "FORMAT" }
+
+func (f *formatFlag) Set(s string) error {
+	switch {
+	case s == "json":
+		f.JSON, f.Template = true, ""
+	case s == "" || strings.Contains(s, "{{"):
+		f.Template = s
+	default:
+		return fmt.Errorf("%.40q is neither json nor a template such as {{.Name}}", s)
+	}
+	return nil
+}
+
+// templateAnnotation marks the commands that print records by a template.
+const templateAnnotation = "template"
+
+// AllowTemplate marks cmd as a command that prints its records by App.Template.
+func AllowTemplate(cmd *cobra.Command) {
+	if cmd.Annotations == nil {
+		cmd.Annotations = map[string]string{}
+	}
+	cmd.Annotations[templateAnnotation] = "yes"
 }
 
 // ExitStatusHelp ends the help of every command but job run.
@@ -119,13 +169,20 @@ func Group(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return cmd.Help()
 	}
-	msg := fmt.Sprintf("unknown command %q", strings.TrimSpace(cmd.CommandPath()+" "+args[0]))
+	return unknownCommand(cmd, args[0])
+}
+
+// unknownCommand is the error for a word that is no command below cmd.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	msg := fmt.Sprintf("unknown command %q", strings.TrimSpace(cmd.CommandPath()+" "+word))
 	if cmd.SuggestionsMinimumDistance <= 0 {
 		cmd.SuggestionsMinimumDistance = 2
 	}
-	if meant := byMeaning(cmd, args[0]); meant != nil {
+	if hint := commandHints[word]; hint != "" {
+		msg += "; " + hint
+	} else if meant := byMeaning(cmd, word); meant != nil {
 		msg += fmt.Sprintf("; did you mean %q?", meant.CommandPath())
-	} else if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+	} else if s := cmd.SuggestionsFor(word); len(s) > 0 {
 		msg += fmt.Sprintf("; did you mean %q?", cmd.CommandPath()+" "+s[0])
 	} else {
 		msg += fmt.Sprintf("; see %q", cmd.CommandPath()+" --help")
@@ -133,8 +190,8 @@ func Group(cmd *cobra.Command, args []string) error {
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
 }
 
-// byMeaning returns the command below cmd, or below one of its groups, that does what
-// word is elsewhere the name for.
+// byMeaning returns the command below cmd, or below one of its groups, for which other
+// programs use the name word; nil: there is none.
 func byMeaning(cmd *cobra.Command, word string) *cobra.Command {
 	for _, sub := range cmd.Commands() {
 		if slices.Contains(sub.SuggestFor, word) {
@@ -151,18 +208,25 @@ func byMeaning(cmd *cobra.Command, word string) *cobra.Command {
 	return nil
 }
 
-// flagError adds the flag that was perhaps meant.
+// flagError is the error for a wrong flag of cmd, with what to use instead.
 func flagError(cmd *cobra.Command, err error) error {
 	msg := err.Error()
 	if e, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
 		msg = fmt.Sprintf("--%s: %s", e.GetFlag().Name, valueError(e))
 	}
 	if e, ok := errors.AsType[*pflag.NotExistError](err); ok {
-		if hint := dockerHints[e.GetSpecifiedName()]; hint != "" && cmd.Name() == "run" {
+		if words := cmd.Flags().Args(); cmd.HasSubCommands() && len(words) > 0 { // the flag belongs to an unknown command
+			return unknownCommand(cmd, words[0])
+		}
+		if hint := flagHint(cmd.Name(), e.GetSpecifiedName()); hint != "" {
 			return joblet.Errorf(joblet.InvalidArgument, "%s; %s", msg, hint)
 		}
 		var flags []string
-		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags = append(flags, f.Name) })
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if !f.Hidden {
+				flags = append(flags, f.Name)
+			}
+		})
 		best := spelling.Nearest(e.GetSpecifiedName(), slices.Values(flags), 3)
 		if best != "" && len(e.GetSpecifiedName()) > 1 {
 			msg += "; did you mean --" + best + "?"
@@ -173,7 +237,7 @@ func flagError(cmd *cobra.Command, err error) error {
 	return joblet.Errorf(joblet.InvalidArgument, "%s", msg)
 }
 
-// valueError says what is wrong with the value of a flag.
+// valueError returns what is wrong with the value of a flag, without words of Go.
 func valueError(e *pflag.InvalidValueError) string {
 	n, ok := errors.AsType[*strconv.NumError](e.Unwrap())
 	switch {
@@ -187,21 +251,11 @@ func valueError(e *pflag.InvalidValueError) string {
 	return fmt.Sprintf("%.40q is not a whole number", e.GetValue())
 }
 
-// dockerHints say what to use for flags of docker run that Joblet does not have.
-var dockerHints = map[string]string{
-	"v":       "files go into a job with --upload or --upload-dir, and come out with --download",
-	"volume":  "files go into a job with --upload or --upload-dir, and come out with --download",
-	"mount":   "files go into a job with --upload or --upload-dir, and come out with --download",
-	"p":       "ports of a job cannot be published",
-	"publish": "ports of a job cannot be published",
-	"rm":      "the record and output of a job stay until \"rnx job delete\" or \"rnx job prune\"",
-}
-
-// AtOnce is how many arguments something is done with at once, where it may be.
+// AtOnce is the usual limit of Each.
 const AtOnce = 16
 
-// Each does something with every argument, with at most limit of them at once. In
-// the order of the arguments it shows what came of it and says what failed, and goes on.
+// Each calls do for every argument, for at most limit of them at once. In the order of
+// the arguments it shows the results and reports the errors.
 func (a *App) Each(args []string, limit int, do func(string) (show func() error, err error)) error {
 	type result struct {
 		show func() error
@@ -243,31 +297,63 @@ func (a *App) Each(args []string, limit int, do func(string) (show func() error,
 	return nil
 }
 
-// AtLeastOne is cobra.MinimumNArgs(1) in a sentence.
+// AtLeastOne refuses a command line without arguments, which are called what.
 func AtLeastOne(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return joblet.Errorf(joblet.InvalidArgument, "no %s given; see %q", what, cmd.CommandPath()+" --help")
+			return noneGiven(cmd, what, true)
 		}
 		return nil
 	}
 }
 
-// ExactlyOne refuses any other number of arguments than one.
+// noneGiven is the error for a command line without what the command is for.
+func noneGiven(cmd *cobra.Command, what string, many bool) error {
+	hint := fmt.Sprintf("see %q", cmd.CommandPath()+" --help")
+	switch {
+	case what == "job" && many: // perhaps $(rnx job list -q …), and the list is empty
+		hint = fmt.Sprintf(`"rnx job list" shows the jobs; in a script, "xargs -r %s" accepts an empty list`, cmd.CommandPath())
+	case what == "job", what == "runtime":
+		hint = fmt.Sprintf(`"rnx %s list" shows them`, what)
+	}
+	return joblet.Errorf(joblet.InvalidArgument, "no %s given; %s", what, hint)
+}
+
+// ExactlyOne refuses any number of arguments but one, which is called what.
 func ExactlyOne(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != 1 {
-			return joblet.Errorf(joblet.InvalidArgument, "%d arguments given: exactly one %s is needed; see %q", len(args), what, cmd.CommandPath()+" --help")
+		switch len(args) {
+		case 0:
+			return noneGiven(cmd, what, false)
+		case 1:
+			return nil
+		default:
+			return joblet.Errorf(joblet.InvalidArgument, "%d arguments given, but the command takes one %s; see %q", len(args), what, cmd.CommandPath()+" --help")
 		}
-		return nil
 	}
 }
 
-// Note tells the user something that is no failure.
+// Note prints a line about something that is not an error, unless the output is JSON.
 func (a *App) Note(format string, args ...any) {
 	if !a.JSON {
 		fmt.Fprintf(a.ErrOut, "rnx: %s\n", joblet.Shorten(fmt.Sprintf(format, args...)))
 	}
+}
+
+// Confirm asks the user on the terminal and reports whether the answer is yes.
+func (a *App) Confirm(question string) (bool, error) {
+	if _, err := fmt.Fprintf(a.ErrOut, "%s [y/N] ", question); err != nil {
+		return false, err
+	}
+	answer, err := bufio.NewReader(a.In).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return false, fmt.Errorf("cannot read the answer: %w", err)
+	}
+	if err == io.EOF {
+		fmt.Fprintln(a.ErrOut)
+	}
+	answer = strings.ToLower(strings.TrimSpace(answer))
+	return answer == "y" || answer == "yes", nil
 }
 
 // Println writes a line to standard output.
@@ -276,7 +362,7 @@ func (a *App) Println(s string) error {
 	return err
 }
 
-// RunStatus returns with which status "job run" ends after err.
+// RunStatus returns the exit status of "job run" after err.
 func RunStatus(err error) int {
 	switch joblet.KindOf(err) {
 	case joblet.CommandNotFound:

@@ -8,13 +8,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/joblet/joblet"
-	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
-// maxCompletions bounds how many jobs a shell offers.
+// maxCompletions is the most jobs that a shell offers.
 const maxCompletions = 200
 
-// CompleteJobs offers the jobs in the given states, all without any.
+// CompleteJobs offers the names and ids of jobs in the given states; none: in all.
 func (a *App) CompleteJobs(states ...joblet.State) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, given []string, prefix string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), time.Second)
@@ -25,31 +25,47 @@ func (a *App) CompleteJobs(states ...joblet.State) cobra.CompletionFunc {
 		}
 		defer c.Close()
 		var offers []string
+		names := map[string]bool{} // those offered: of jobs with the same name the newest has it
 		for j, err := range c.Jobs(ctx, joblet.Filter{States: states, Limit: maxCompletions}) {
 			if err != nil {
 				break
 			}
-			id := joblet.ShortID(j.ID)
-			if len(prefix) > len(id) {
-				id = j.ID
-			}
-			if strings.HasPrefix(id, prefix) {
-				offers = append(offers, id+"\t"+joblet.Printable(term.Cut(j.State.String()+" "+j.Spec.CommandLine(), 60)))
+			if offer := offerJob(j, prefix, names); offer != "" {
+				offers = append(offers, offer)
 			}
 		}
 		return offers, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveKeepOrder
 	}
 }
 
-// States for completions: jobs that can still be ended, those that do not run
-// yet, and those that have ended.
+// offerJob returns the completion for a job, with a description, or "" if prefix begins
+// neither its name nor its id. The name is offered if it can be, and added to names.
+func offerJob(j joblet.Job, prefix string, names map[string]bool) string {
+	id, name := joblet.ShortID(j.ID), j.Spec.Name
+	what := j.Spec.CommandLine()
+	word := id
+	switch {
+	case name != "" && strings.HasPrefix(name, prefix) && !names[name]:
+		names[name] = true
+		word, what = name, id+" "+what
+	case !strings.HasPrefix(j.ID, prefix):
+		return ""
+	case len(prefix) > len(id):
+		word = j.ID
+	case name != "":
+		what = name + " " + what
+	}
+	return word + "\t" + joblet.Printable(table.Cut(j.State.String()+" "+what, 60))
+}
+
+// The states of jobs that have not ended, that wait, and that have ended.
 var (
 	AliveStates   = []joblet.State{joblet.Pending, joblet.Scheduled, joblet.Initializing, joblet.Running, joblet.Paused, joblet.Stopping}
 	WaitingStates = []joblet.State{joblet.Pending, joblet.Scheduled}
 	FinalStates   = []joblet.State{joblet.Completed, joblet.Failed, joblet.Stopped, joblet.Canceled, joblet.TimedOut, joblet.Lost}
 )
 
-// CompleteStates offers the given states, all without any.
+// CompleteStates offers the given states; none: all.
 func CompleteStates(states ...joblet.State) cobra.CompletionFunc {
 	if states == nil {
 		states = joblet.States()

@@ -22,6 +22,7 @@ func NewCommand(a *app.App) *cobra.Command {
   rnx job log -f 3f2a`,
 		RunE: app.Group,
 	}
+	cmd.SuggestFor = []string{"container", "containers", "jobs"}
 	for _, g := range []struct {
 		title    string
 		commands []*cobra.Command
@@ -42,17 +43,17 @@ func NewCommand(a *app.App) *cobra.Command {
 	return cmd
 }
 
-// otherNames are what other programs call the commands.
+// otherNames are the names of the commands in other programs.
 var otherNames = map[string][]string{
-	"run":    {"start", "create", "submit"},
-	"list":   {"ps", "jobs", "queue"},
+	"run":    {"create", "submit"},
+	"list":   {"ps", "queue"},
 	"status": {"show", "info", "describe", "get"},
 	"log":    {"logs", "output", "tail"},
 	"top":    {"stats"},
 	"tree":   {"pstree"},
 	"update": {"set", "limit"},
 	"stop":   {"terminate", "end"},
-	"rerun":  {"restart", "retry"},
+	"rerun":  {"retry"},
 	"shell":  {"sh", "bash", "enter"},
 	"cp":     {"copy", "download"},
 	"delete": {"remove", "del"},
@@ -67,7 +68,7 @@ first, then to that of another owner.` + app.ExitStatusHelp
 // jobAction does something to a job. show prints the result; it may be nil.
 type jobAction func(ctx context.Context, c *client.Client, ref string) (show func() error, err error)
 
-// jobsCommand does one thing to each job named on the command line, to some at once.
+// jobsCommand makes cmd call do for each job named on the command line, for some at once.
 func jobsCommand(a *app.App, cmd *cobra.Command, do jobAction) *cobra.Command {
 	cmd.Args = app.AtLeastOne("job")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -78,16 +79,16 @@ func jobsCommand(a *app.App, cmd *cobra.Command, do jobAction) *cobra.Command {
 	return cmd
 }
 
-// jobID returns the id of the job that ref names.
+// jobID returns the id of the job that ref refers to.
 func jobID(ctx context.Context, c *client.Client, ref string) (string, error) {
 	if joblet.ValidID(ref) {
-		return ref, nil // also of one that is not there any more
+		return ref, nil // without a call, even if the job does not exist
 	}
 	j, err := c.Job(ctx, ref)
 	return j.ID, err
 }
 
-// shown returns what shows a job that a command has changed, unless it failed.
+// shown turns the result of a call that changes a job into what jobsCommand expects.
 func shown(a *app.App) func(joblet.Job, error) (func() error, error) {
 	return func(j joblet.Job, err error) (func() error, error) {
 		if err != nil {
@@ -97,7 +98,7 @@ func shown(a *app.App) func(joblet.Job, error) (func() error, error) {
 	}
 }
 
-// showJob prints a job that a command has changed: its id, or all as JSON.
+// showJob prints the id of a changed job, or all of it as JSON.
 func showJob(a *app.App, j joblet.Job) error {
 	if a.JSON {
 		return a.WriteJSON(jobview.NewJSON(j))

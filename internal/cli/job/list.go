@@ -14,6 +14,7 @@ import (
 	"github.com/joblet/joblet/internal/cli/flags"
 	"github.com/joblet/joblet/internal/cli/jobview"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
 type listOptions struct {
@@ -21,9 +22,8 @@ type listOptions struct {
 	status, labels []string
 	name           string
 	since          string
-	parent, before string // any words for a job
+	parent, before string // ids, prefixes of ids, or names of jobs
 	limit          int
-	format         string
 }
 
 func newListCommand(a *app.App) *cobra.Command {
@@ -34,7 +34,7 @@ func newListCommand(a *app.App) *cobra.Command {
 		Short:   "List jobs, newest first",
 		Long: `List jobs, newest first. EXIT is the status as a shell reports it: 128+N if signal
 N ended the job, 124 if it timed out. STARTED of a SCHEDULED job is its next start.
-Columns that do not fit a terminal are omitted. With --json each line is an object.
+A terminal shows the columns that fit it. With --json each line is an object.
 
 --since takes a time (2026-01-31T15:04, RFC 3339) or an age (90s, 2h30m, 3d). Use
 --limit and --before for pages: pass the last job of one page to get the next.` + formatHelp + app.ExitStatusHelp,
@@ -58,14 +58,16 @@ Columns that do not fit a terminal are omitted. With --json each line is an obje
 	f.IntVarP(&opt.limit, "limit", "n", 0, "at most `N` jobs; 0: all")
 	f.StringVar(&opt.before, "before", "", "only jobs older than `JOB`")
 	f.BoolVarP(&opt.quiet, "quiet", "q", false, "print full ids only")
-	f.StringVar(&opt.format, "format", "", "print each job by a Go `TEMPLATE`")
+	f.BoolP("all", "a", true, "list all jobs, as without it")
+	f.Lookup("all").Hidden = true // docker ps -a
+	app.AllowTemplate(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("status", app.CompleteStates())
 	_ = cmd.RegisterFlagCompletionFunc("parent", a.CompleteJobs())
 	_ = cmd.RegisterFlagCompletionFunc("before", a.CompleteJobs())
 	return cmd
 }
 
-// filter returns what the flags say, but for the jobs that they name.
+// filter returns what the flags select, without --parent and --before.
 func (o listOptions) filter(now time.Time) (f joblet.Filter, err error) {
 	f = joblet.Filter{Name: o.name}
 	if o.limit < 0 {
@@ -86,7 +88,7 @@ func listJobs(ctx context.Context, a *app.App, opt listOptions) error {
 	if err != nil {
 		return err
 	}
-	format, err := parseFormat(opt.format)
+	format, err := parseFormat(a.Template)
 	switch {
 	case err != nil:
 		return err
@@ -138,18 +140,18 @@ func listJobs(ctx context.Context, a *app.App, opt listOptions) error {
 				_, err := fmt.Fprintln(a.ErrOut, "no jobs")
 				return err
 			}
-			if err := writeJobs(a.Out, term.Width(a.Out), jobs, time.Now()); err != nil {
+			if err := writeJobs(a.Out, term.Width(a.Out), a.Colors(a.Out), jobs, time.Now()); err != nil {
 				return err
 			}
 		}
 		if more && interactive {
-			a.Note("there are more: add --before=%s for the next page", joblet.ShortID(last))
+			a.Note("there are more jobs; --before=%s shows the next page", joblet.ShortID(last))
 		}
 		return nil
 	})
 }
 
-func writeJobs(w io.Writer, width int, jobs []joblet.Job, now time.Time) error {
+func writeJobs(w io.Writer, width int, colors bool, jobs []joblet.Job, now time.Time) error {
 	rows := [][]string{{"ID", "NAME", "STATUS", "EXIT", "STARTED", "DURATION", "RUNTIME", "COMMAND"}}
 	for _, j := range jobs {
 		started := term.FormatTime(j.Started)
@@ -157,10 +159,19 @@ func writeJobs(w io.Writer, width int, jobs []joblet.Job, now time.Time) error {
 			started = term.FormatDue(j.Scheduled, now)
 		}
 		rows = append(rows, []string{
-			joblet.ShortID(j.ID), term.Dash(j.Spec.Name, term.MaxNameColumn), j.State.String(), jobview.ExitText(j),
-			started, jobview.Duration(j, now), term.Dash(j.Spec.Runtime, term.MaxNameColumn), joblet.Printable(j.Spec.CommandLine()),
+			joblet.ShortID(j.ID), table.Dash(j.Spec.Name, table.MaxNameColumn), j.State.String(), jobview.ExitText(j),
+			started, jobview.Duration(j, now), table.Dash(j.Spec.Runtime, table.MaxNameColumn), joblet.Printable(j.Spec.CommandLine()),
 		})
 	}
-	const name, exit, start, duration, runtime = 1, 3, 4, 5, 6
-	return term.WriteTable(w, width, rows, runtime, name, duration, start, exit)
+	const name, status, exit, start, duration, runtime = 1, 2, 3, 4, 5, 6
+	t := table.Table{Rows: rows, Width: width, Drop: []int{runtime, name, duration, start, exit}}
+	if colors {
+		t.Paint = func(column int, cell string) string {
+			if column != status {
+				return cell
+			}
+			return jobview.PaintState(cell)
+		}
+	}
+	return t.Write(w)
 }

@@ -17,7 +17,7 @@ func TestTable(t *testing.T) {
 		{ID: "33333333-a", State: joblet.Failed, Spec: joblet.Spec{Command: "\xff"}},
 	}
 	var b strings.Builder
-	if err := writeJobs(&b, 0, jobs, now); err != nil {
+	if err := writeJobs(&b, 0, false, jobs, now); err != nil {
 		t.Fatal(err)
 	}
 	want := `ID        NAME  STATUS   EXIT  STARTED              DURATION  RUNTIME      COMMAND
@@ -29,7 +29,7 @@ func TestTable(t *testing.T) {
 		t.Errorf("got\n%swant\n%s", b.String(), want)
 	}
 	b.Reset()
-	if err := writeJobs(&b, 90, jobs, now); err != nil {
+	if err := writeJobs(&b, 90, false, jobs, now); err != nil {
 		t.Fatal(err)
 	}
 	if first := strings.Split(b.String(), "\n")[1]; !strings.HasSuffix(first, "sh -c 'echo a\\…") || len([]rune(first)) != 90 {
@@ -54,7 +54,7 @@ func TestTableWidths(t *testing.T) {
 		36:  "ID STATUS COMMAND",
 	} {
 		var b strings.Builder
-		if err := writeJobs(&b, width, jobs, now); err != nil {
+		if err := writeJobs(&b, width, false, jobs, now); err != nil {
 			t.Fatal(err)
 		}
 		lines := strings.Split(strings.TrimSuffix(b.String(), "\n"), "\n")

@@ -86,12 +86,16 @@ func (o pruneOptions) filter(now time.Time) (f joblet.Filter, err error) {
 }
 
 func pruneText(deleted int, freed int64, dryRun bool) string {
-	jobs, done := "jobs", "deleted"
-	if deleted == 1 {
-		jobs = "job"
-	}
 	if dryRun {
-		done = "would be deleted"
+		return fmt.Sprintf("%s would be deleted, %s freed", countJobs(deleted), joblet.ReadableSize(freed))
 	}
-	return fmt.Sprintf("%d %s %s, %s freed", deleted, jobs, done, joblet.ReadableSize(freed))
+	return fmt.Sprintf("%s deleted, %s freed", countJobs(deleted), joblet.ReadableSize(freed))
+}
+
+// countJobs returns "1 job", "2 jobs" and so on.
+func countJobs(n int) string {
+	if n == 1 {
+		return "1 job"
+	}
+	return fmt.Sprintf("%d jobs", n)
 }

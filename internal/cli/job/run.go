@@ -43,12 +43,7 @@ type runOptions struct {
 	detachKeys string
 }
 
-func newRunCommand(a *app.App) *cobra.Command {
-	var opt runOptions
-	cmd := &cobra.Command{
-		Use:   "run [flags] COMMAND [ARG…]",
-		Short: "Run a command as a job",
-		Long: `Run a command as PID 1 of a new job and stay attached to it. Its stdout and
+const runHelp = `Run a command as PID 1 of a new job and stay attached to it. Its stdout and
 stderr appear here, byte for byte, while it runs.
 
 If stdin and stdout are a terminal, the job gets a terminal of its own; -t and -T
@@ -81,8 +76,9 @@ job.
 
 Exit status: that of the job; 128+N if signal N ended it, 124 if it timed out,
 125 if Joblet failed, 126 if the command cannot be executed, 127 if it does not
-exist.`,
-		Example: `  rnx job run ps aux
+exist.`
+
+const runExamples = `  rnx job run ps aux
   rnx job run --runtime=python-3.11-ml bash -c "sleep 30 & sleep 40 & ps aux"
   rnx job run -d --name=web -l team=a --timeout=1h python3 -m http.server
   rnx job run --env-file=app.env -e LANG=C --secret-env=TOKEN env
@@ -92,39 +88,34 @@ exist.`,
   rnx job run -it bash
   rnx job run --retry=3 --retry-on=1,100-110 --upload=get.sh sh get.sh
   rnx job run --schedule='0 3 * * *' --upload=backup.sh sh backup.sh
-  rnx job run -d --depends-on=$(rnx job run -d sleep 10) echo done`,
-		Args: app.AtLeastOne("command"),
+  rnx job run -d --depends-on=$(rnx job run -d sleep 10) echo done`
+
+func newRunCommand(a *app.App) *cobra.Command {
+	var opt runOptions
+	cmd := &cobra.Command{
+		Use:     "run [flags] COMMAND [ARG…]",
+		Short:   "Run a command as a job",
+		Long:    runHelp,
+		Example: runExamples,
+		Args:    app.AtLeastOne("command"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			spec, err := opt.makeSpec(args, os.LookupEnv, time.Now())
-			if err != nil {
-				return err
+			err := opt.run(cmd.Context(), a, args)
+			if joblet.KindOf(err) == joblet.CommandNotFound {
+				err = explainMissing(cmd.Context(), a, args, err)
 			}
-			t, err := opt.terminal(a, &spec)
-			if err != nil {
-				return err
-			}
-			in, err := opt.input(spec, a.Stdin, a.Note)
-			if err != nil {
-				return err
-			}
-			if opt.detached() {
-				return runDetached(cmd.Context(), a, spec, in)
-			}
-			var fetch session.FetchFunc
-			if len(opt.download) > 0 {
-				get := &transfer.Download{Patterns: opt.download, Dir: opt.downloadTo}
-				if err := get.Open(); err != nil {
-					return err
-				}
-				defer get.Root.Close()
-				fetch = func(ctx context.Context, c *client.Client, id string) error { return get.Fetch(ctx, a, c, id) }
-			}
-			return session.Run(cmd.Context(), a, spec, in, fetch, t)
+			return err
 		},
+		ValidArgsFunction: app.CompleteFiles,
 	}
 	opt.addFlags(cmd.Flags())
 	addDetachKeys(cmd, &opt.detachKeys)
 	help.Sections(cmd, runSections)
+	completeRunFlags(a, cmd)
+	return cmd
+}
+
+// completeRunFlags registers completions for the values of flags.
+func completeRunFlags(a *app.App, cmd *cobra.Command) {
 	_ = cmd.RegisterFlagCompletionFunc("runtime", a.CompleteRuntimes)
 	_ = cmd.RegisterFlagCompletionFunc("depends-on", a.CompleteJobs(app.AliveStates...))
 	_ = cmd.RegisterFlagCompletionFunc("overlap", cobra.FixedCompletions(
@@ -138,8 +129,35 @@ exist.`,
 	for _, flag := range []string{"upload-dir", "download-to"} {
 		_ = cmd.MarkFlagDirname(flag)
 	}
-	cmd.ValidArgsFunction = app.CompleteFiles // names of files, as for any command
-	return cmd
+}
+
+// run runs the job, and follows it unless it is detached.
+func (o *runOptions) run(ctx context.Context, a *app.App, args []string) error {
+	spec, err := o.makeSpec(args, os.LookupEnv, time.Now())
+	if err != nil {
+		return err
+	}
+	t, err := o.terminal(a, &spec)
+	if err != nil {
+		return err
+	}
+	in, err := o.input(spec, a.Stdin, a.Note)
+	if err != nil {
+		return err
+	}
+	if o.detached() {
+		return runDetached(ctx, a, spec, in)
+	}
+	var fetch session.FetchFunc
+	if len(o.download) > 0 {
+		get := &transfer.Download{Patterns: o.download, Dir: o.downloadTo}
+		if err := get.Open(); err != nil {
+			return err
+		}
+		defer get.Root.Close()
+		fetch = func(ctx context.Context, c *client.Client, id string) error { return get.Fetch(ctx, a, c, id) }
+	}
+	return session.Run(ctx, a, spec, in, fetch, t)
 }
 
 func (o *runOptions) addFlags(f *pflag.FlagSet) {
@@ -185,11 +203,10 @@ func (o *runOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.logMax, "log-max", "", "keep the newest `SIZE` of output, such as 64M (default "+joblet.ReadableSize(joblet.DefaultLogMax)+")")
 }
 
-// detached reports whether rnx leaves the job to itself: it does with one that
-// runs some other time.
+// detached reports whether rnx returns at once; it does not wait for a scheduled job.
 func (o *runOptions) detached() bool { return o.detach || o.schedule != "" }
 
-// makeSpec returns what the command line asks for; lookup is os.LookupEnv.
+// makeSpec returns the job that the command line asks for; lookup is os.LookupEnv.
 func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool), now time.Time) (joblet.Spec, error) {
 	s := o.spec
 	s.Command, s.Args = args[0], args[1:]
@@ -229,8 +246,8 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 		o.stdin = "-"
 	}
 	if o.stdin != "" {
-		// What runs again, or when we are gone, or may be asked for twice, needs
-		// its input as a whole.
+		// A job that may start after rnx is gone, or more than once, needs all of its
+		// input beforehand.
 		s.Stdin = joblet.StdinStream
 		if o.detached() || s.Retries > 0 || s.IdempotencyKey != "" {
 			s.Stdin = joblet.StdinFile
@@ -238,31 +255,31 @@ func (o *runOptions) makeSpec(args []string, lookup func(string) (string, bool),
 	}
 	switch {
 	case s.Retries == 0 && (s.RetryDelay != 0 || s.RetryOn != nil || s.RetryOnLost):
-		return s, joblet.Errorf(joblet.InvalidArgument, "--retry-delay and --retry-on say how to retry: add --retry=N")
+		return s, joblet.Errorf(joblet.InvalidArgument, "--retry-delay and --retry-on need --retry=N")
 	case len(o.download) > 0 && o.detached():
-		return s, joblet.Errorf(joblet.InvalidArgument, `--download: rnx does not wait for the end of this job; fetch its files with "rnx job cp" then`)
+		return s, joblet.Errorf(joblet.InvalidArgument, `--download: rnx does not wait for the end of this job; use "rnx job cp" when it has ended`)
 	case len(o.download) == 0 && o.downloadTo != "":
-		return s, joblet.Errorf(joblet.InvalidArgument, "--download-to: no --download says what to fetch")
+		return s, joblet.Errorf(joblet.InvalidArgument, "--download-to needs --download=PATTERN")
 	}
 	return s, s.Validate()
 }
 
-// terminal decides whether the job has a terminal, and returns ours then.
+// terminal decides whether the job gets a terminal, and returns the user's if it does.
 func (o *runOptions) terminal(a *app.App, spec *joblet.Spec) (*term.Terminal, error) {
 	keys, err := term.ParseKeys(o.detachKeys)
 	if err != nil {
 		return nil, err
 	}
-	// Nobody sits before a job that runs some other time, or reads objects.
+	// A job that runs later or again, and one whose events a program reads, gets none.
 	byDefault := term.IsTerminal(a.In) && term.IsTerminal(a.Out) && o.stdin == "" && !o.detached() && spec.Retries == 0 && !a.JSON
 	wanted, err := o.wanted(byDefault)
 	switch {
 	case err != nil || !wanted:
 		return nil, err
 	case a.JSON && !o.detached():
-		return nil, joblet.Errorf(joblet.InvalidArgument, "--tty and --json: a terminal shows bytes as they are")
+		return nil, joblet.Errorf(joblet.InvalidArgument, "--tty and --json exclude each other: the output of a terminal is not JSON")
 	case o.stdin != "":
-		return nil, joblet.Errorf(joblet.InvalidArgument, "--tty and --stdin: a terminal is the job's standard input; -it passes on what comes from ours")
+		return nil, joblet.Errorf(joblet.InvalidArgument, "--tty and --stdin exclude each other: the terminal is the job's standard input; -it passes on that of rnx")
 	}
 	t := term.New(a.In, a.Out, keys)
 	spec.Terminal = t.Window()
@@ -273,8 +290,8 @@ func (o *runOptions) terminal(a *app.App, spec *joblet.Spec) (*term.Terminal, er
 	return t, spec.Validate()
 }
 
-// input opens what goes along with the job; nil: nothing does. It notes which files
-// cannot go.
+// input opens the files and the standard input that are sent with the job; nil: there are
+// none. It notes the files that are left out.
 func (o *runOptions) input(spec joblet.Spec, stdin func() io.Reader, note func(format string, args ...any)) (*session.Input, error) {
 	var files func(io.Writer) error
 	var input io.Reader
@@ -290,7 +307,7 @@ func (o *runOptions) input(spec joblet.Spec, stdin func() io.Reader, note func(f
 			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload: %w", err)
 		}
 		if filepath.Dir(full) == full {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload %s: it has no name to arrive under; --upload-dir copies what is in it", path)
+			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload %s: it has no name; --upload-dir copies its contents", path)
 		}
 		if other, ok := seen[name]; ok {
 			return nil, joblet.Errorf(joblet.InvalidArgument, "--upload %s and %s: both would arrive as /work/%s", other, path, name)
@@ -309,7 +326,7 @@ func (o *runOptions) input(spec joblet.Spec, stdin func() io.Reader, note func(f
 		sources = append(sources, archive.Source{Path: path})
 	}
 	if sources == nil && len(o.exclude) > 0 {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "--exclude: nothing is uploaded; give --upload or --upload-dir, too")
+		return nil, joblet.Errorf(joblet.InvalidArgument, "--exclude: nothing is uploaded; add --upload or --upload-dir")
 	}
 	if sources != nil {
 		leftOut := 0
@@ -359,8 +376,7 @@ func runDetached(ctx context.Context, a *app.App, spec joblet.Spec, in *session.
 	})
 }
 
-// passTerm adds the kind of our terminal to a job's variables, unless they say
-// one.
+// passTerm adds the TERM of rnx to a job's variables, unless they have one.
 func passTerm(env *map[string]string) {
 	if _, given := (*env)["TERM"]; given {
 		return

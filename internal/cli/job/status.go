@@ -6,7 +6,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/jobview"
@@ -14,18 +13,17 @@ import (
 
 func newStatusCommand(a *app.App) *cobra.Command {
 	first := true
-	var format string
 	cmd := jobsCommand(a, &cobra.Command{
 		Use:     "status JOB…",
 		Aliases: []string{"inspect"},
 		Short:   "Show details of jobs",
-		Long:    "Show all that is known of jobs. With --json each line is an object." + formatHelp + jobRefHelp,
+		Long:    "Show details of jobs. With --json each line is an object." + formatHelp + jobRefHelp,
 		Example: `  rnx job status 3f2a
   rnx job status --format='{{.Status}} {{.ExitCode}}' 3f2a
   rnx job status --json 3f2a | jq .exit_code`,
 		ValidArgsFunction: a.CompleteJobs(),
 	}, func(ctx context.Context, c *client.Client, ref string) (func() error, error) {
-		t, err := parseFormat(format) // known to be good
+		t, err := parseFormat(a.Template) // without an error, after PreRunE
 		if err != nil {
 			return nil, err
 		}
@@ -46,18 +44,13 @@ func newStatusCommand(a *app.App) *cobra.Command {
 				}
 			}
 			first = false
-			return jobview.WriteStatus(a.Out, j, time.Now())
+			return jobview.WriteStatus(a.Out, a.Colors(a.Out), j, time.Now())
 		}, nil
 	})
-	cmd.Flags().StringVar(&format, "format", "", "print each job by a Go `TEMPLATE`")
+	app.AllowTemplate(cmd)
 	cmd.PreRunE = func(*cobra.Command, []string) error {
-		if _, err := parseFormat(format); err != nil {
-			return err
-		}
-		if format != "" && a.JSON {
-			return joblet.Errorf(joblet.InvalidArgument, "--format and --json exclude each other")
-		}
-		return nil
+		_, err := parseFormat(a.Template)
+		return err
 	}
 	return cmd
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"reflect"
+	"regexp"
 	"strings"
 	"text/template"
 
@@ -15,14 +16,24 @@ import (
 	"github.com/joblet/joblet/internal/cli/term"
 )
 
-const formatHelp = `
+// formatHelp describes --format, with the names of all fields.
+var formatHelp = `
 
---format takes a Go template over the data of --json, with Go's spelling of the
-fields: UUID Name Status Command Args Runtime Labels Owner Created Started Ended
-Scheduled ExitCode Signal Reason Parent Attempt Past and so on. Functions: json,
-join, short (of an id), upper, lower.`
+--format takes json, or a Go template over the data of --json. Its fields are
+` + strings.Join(fieldNames(reflect.TypeFor[jobview.JSON]()), ", ") + `.
+Those of Usage are ` + strings.Join(fieldNames(reflect.TypeFor[jobview.UsageJSON]()), ", ") + `.
+Functions: json, join, short (of an id), upper, lower.`
 
-// formatFuncs are what a --format template can call beside Go's own.
+// fieldNames returns the names of a struct's fields.
+func fieldNames(t reflect.Type) []string {
+	var names []string
+	for _, f := range reflect.VisibleFields(t) {
+		names = append(names, f.Name)
+	}
+	return names
+}
+
+// formatFuncs are the functions that a --format template can call besides Go's own.
 var formatFuncs = template.FuncMap{
 	"json": func(v any) (string, error) {
 		var b bytes.Buffer
@@ -47,9 +58,8 @@ var formatFuncs = template.FuncMap{
 	"lower": func(v any) string { return strings.ToLower(fmt.Sprint(v)) },
 }
 
-// parseFormat reads a --format template; nil when none was given. Like that of
-// a wrong function, the error of a wrong field comes now and not with the first
-// job.
+// parseFormat reads a --format template; nil: none was given. A wrong field is an error
+// here, as a wrong function is, and not only with the first job.
 func parseFormat(text string) (*template.Template, error) {
 	if text == "" {
 		return nil, nil
@@ -62,16 +72,27 @@ func parseFormat(text string) (*template.Template, error) {
 		}
 	}
 	if err != nil {
-		return nil, joblet.Errorf(joblet.InvalidArgument, "%s", strings.TrimPrefix(err.Error(), "template: "))
+		return nil, templateError(err)
 	}
 	return t, nil
 }
 
-// writeFormat prints a job as a --format template wants it, on a line.
+// badField is the part of a template's error that names a field which does not exist.
+var badField = regexp.MustCompile(`can't evaluate field (\w+) in type`)
+
+// templateError returns an error of a template without the words of its package.
+func templateError(err error) error {
+	if m := badField.FindStringSubmatch(err.Error()); m != nil {
+		return joblet.Errorf(joblet.InvalidArgument, "--format: there is no field %s; see \"rnx job list --help\"", m[1])
+	}
+	return joblet.Errorf(joblet.InvalidArgument, "%s", strings.TrimPrefix(err.Error(), "template: "))
+}
+
+// writeFormat prints a job by a --format template, and a newline.
 func writeFormat(a *app.App, t *template.Template, j joblet.Job) error {
 	var b strings.Builder
 	if err := t.Execute(&b, jobview.NewJSON(j)); err != nil {
-		return joblet.Errorf(joblet.InvalidArgument, "%s", strings.TrimPrefix(err.Error(), "template: "))
+		return templateError(err)
 	}
 	text := b.String()
 	if term.Width(a.Out) > 0 { // a job's name must not move the cursor; the template may

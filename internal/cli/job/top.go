@@ -18,6 +18,7 @@ import (
 	"github.com/joblet/joblet/internal/cli/flags"
 	"github.com/joblet/joblet/internal/cli/jobview"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
 // onceWindow is over how long what is shown only once is measured: the kernel
@@ -275,11 +276,11 @@ func topPage(l look, sort string, width, height int) string {
 	rows := [][]string{{"PID", "HOST-PID", "UID", "STATE", "THREADS", "CPU%", "MEMORY", "TIME", "COMMAND"}}
 	for _, p := range slices.SortedFunc(slices.Values(l.processes.All), processOrders[sort])[:room] {
 		rows = append(rows, []string{
-			strconv.Itoa(p.PID), strconv.Itoa(p.HostPID), strconv.Itoa(p.UID), term.Dash(p.State, 8), strconv.Itoa(p.Threads),
+			strconv.Itoa(p.PID), strconv.Itoa(p.HostPID), strconv.Itoa(p.UID), table.Dash(p.State, 8), strconv.Itoa(p.Threads),
 			strconv.FormatFloat(p.CPUPercent, 'f', 1, 64), joblet.ReadableSize(p.Memory), term.FormatDuration(p.CPUTime), joblet.Printable(p.Command),
 		})
 	}
-	_ = term.WriteTable(&b, width, rows, 4, 1, 2, 7) // a Builder takes everything
+	_ = table.Write(&b, width, rows, 4, 1, 2, 7) // a Builder takes everything
 	if omitted > 0 {
 		b.WriteString(omittedLine(omitted))
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/app"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
 func newTreeCommand(a *app.App) *cobra.Command {
@@ -156,7 +157,7 @@ func writeTree(w io.Writer, width int, forest []treeNode, lines treeLines, omitt
 	for _, n := range forest {
 		rows = append(rows, []string{n.branch(lines) + joblet.Printable(n.Name) + "(" + strconv.Itoa(n.PID) + ")", strconv.Itoa(n.HostPID), joblet.Printable(n.Command)})
 	}
-	if err := term.WriteTable(w, width, rows); err != nil {
+	if err := table.Write(w, width, rows); err != nil {
 		return err
 	}
 	if omitted > 0 {

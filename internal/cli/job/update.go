@@ -27,6 +27,7 @@ cannot release is refused.` + jobRefHelp,
 	})
 	cmd.Flags().SortFlags = false
 	flags.AddLimits(cmd.Flags(), &limits)
+	flags.AddDockerLimits(cmd.Flags(), &limits)
 	cmd.PreRunE = func(*cobra.Command, []string) error {
 		if limits.IsZero() {
 			return joblet.Errorf(joblet.InvalidArgument, "no limit given: name at least one, such as --max-memory=2G")

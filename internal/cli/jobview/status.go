@@ -15,108 +15,122 @@ import (
 )
 
 // WriteStatus writes the page of "rnx job status".
-func WriteStatus(w io.Writer, j joblet.Job, now time.Time) error {
-	var b strings.Builder
-	line := func(name, value string) {
-		if value != "" {
-			fmt.Fprintf(&b, "%-11s %s\n", name+":", joblet.Printable(value))
+func WriteStatus(w io.Writer, colors bool, j joblet.Job, now time.Time) error {
+	p := statusPage{job: j, now: now, colors: colors}
+	p.spec()
+	p.times()
+	p.usage()
+	for _, env := range []map[string]string{j.Spec.Env, j.Spec.Redacted().SecretEnv} {
+		for _, name := range slices.Sorted(maps.Keys(env)) {
+			p.line("Env", name+"="+env[name])
 		}
 	}
-	number := func(name string, n int) {
-		if n != 0 {
-			line(name, strconv.Itoa(n))
-		}
+	p.line("Next", strings.Join(nextCommands(j), ", "))
+	_, err := io.WriteString(w, p.text.String())
+	return err
+}
+
+// statusPage is the page of a job, under construction.
+type statusPage struct {
+	job    joblet.Job
+	now    time.Time
+	colors bool
+	text   strings.Builder
+}
+
+// line adds a line, unless the value is empty.
+func (p *statusPage) line(name, value string) {
+	if value == "" {
+		return
 	}
-	s := j.Spec
-	line("Job", j.ID)
-	line("Name", s.Name)
-	line("Status", StateWords(j))
-	line("Reason", j.Reason)
-	line("Note", abortNote(j))
-	line("Command", s.CommandLine())
-	line("Runtime", s.Runtime)
-	line("Work dir", s.WorkDir)
-	if s.Timeout > 0 {
-		line("Timeout", s.Timeout.String())
+	value = joblet.Printable(value)
+	if name == "Status" && p.colors {
+		state, rest, _ := strings.Cut(value, " ")
+		value = strings.TrimSuffix(PaintState(state)+" "+rest, " ")
 	}
-	if s.Init {
-		line("Init", "yes")
+	fmt.Fprintf(&p.text, "%-11s %s\n", name+":", value)
+}
+
+// flag adds a line when something is set.
+func (p *statusPage) flag(name, value string, set bool) {
+	if set {
+		p.line(name, value)
 	}
-	line("Limits", limitWords(s.Limits))
+}
+
+// spec adds what the user asked for, and the state.
+func (p *statusPage) spec() {
+	j, s := p.job, p.job.Spec
+	p.line("Job", j.ID)
+	p.line("Name", s.Name)
+	p.line("Status", StateWords(j))
+	p.line("Reason", j.Reason)
+	p.line("Note", abortNote(j))
+	p.line("Command", s.CommandLine())
+	p.line("Runtime", s.Runtime)
+	p.line("Work dir", s.WorkDir)
+	p.flag("Timeout", s.Timeout.String(), s.Timeout > 0)
+	p.flag("Init", "yes", s.Init)
+	p.line("Limits", limitWords(s.Limits))
 	for _, w := range s.Warnings {
-		line("Warning", w)
+		p.line("Warning", w)
 	}
-	line("Security", securityWords(s.Security))
+	p.line("Security", securityWords(s.Security))
 	for _, name := range slices.Sorted(maps.Keys(s.Labels)) {
-		line("Label", name+"="+s.Labels[name])
+		p.line("Label", name+"="+s.Labels[name])
 	}
-	number("Priority", s.Priority)
-	line("Key", s.IdempotencyKey)
-	line("Depends on", strings.Join(s.DependsOn, " "))
-	line("Schedule", scheduleWords(s))
-	line("Parent", j.Parent)
-	line("Retry", retryWords(s))
-	line("Stdin", stdinWords(s.Stdin))
-	if s.Terminal != (joblet.WindowSize{}) {
-		line("Terminal", "yes")
-	}
-	if s.MergeOutput {
-		line("Output", "merged")
-	}
-	line("Uploads", strings.Join(s.Uploads, " "))
-	line("Owner", j.Owner)
-	line("Created", term.FormatTime(j.Created))
+	p.flag("Priority", strconv.Itoa(s.Priority), s.Priority != 0)
+	p.line("Key", s.IdempotencyKey)
+	p.line("Depends on", strings.Join(s.DependsOn, " "))
+	p.line("Schedule", scheduleWords(s))
+	p.line("Parent", j.Parent)
+	p.line("Retry", retryWords(s))
+	p.line("Stdin", stdinWords(s.Stdin))
+	p.flag("Terminal", "yes", s.Terminal != (joblet.WindowSize{}))
+	p.flag("Output", "merged", s.MergeOutput)
+	p.line("Uploads", strings.Join(s.Uploads, " "))
+	p.line("Owner", j.Owner)
+}
+
+// times adds when the job was created and ran, and its attempts if there are several.
+func (p *statusPage) times() {
+	j := p.job
+	p.line("Created", term.FormatTime(j.Created))
 	switch at := term.FormatTime(j.Scheduled); {
 	case j.Scheduled.IsZero():
 	case j.State == joblet.Scheduled:
-		if due := term.FormatDue(j.Scheduled, now); due != at {
+		if due := term.FormatDue(j.Scheduled, p.now); due != at {
 			at += " (" + due + ")"
 		}
-		line("Next run", at)
+		p.line("Next run", at)
 	case len(j.Past) == 0: // of another attempt the time says nothing
-		line("Was due", at)
+		p.line("Was due", at)
 	}
 	if runs := Attempts(j); len(runs) > 1 {
 		for i, run := range runs {
-			line("Attempt", attemptLine(i+1, run, now))
+			p.line("Attempt", attemptLine(i+1, run, p.now))
 		}
 	}
-	if !j.Started.IsZero() {
-		line("Started", term.FormatTime(j.Started))
-	}
-	if !j.Ended.IsZero() {
-		line("Ended", term.FormatTime(j.Ended))
-	}
-	if d := Duration(j, now); d != "-" {
-		line("Duration", d)
-	}
-	if j.PID != 0 && j.State.Alive() {
-		line("Host PID", fmt.Sprint(j.PID))
-	}
-	if j.IDBase != 0 {
-		line("Host ids", fmt.Sprintf("%d to %d", j.IDBase, j.IDBase+65535))
-	}
-	line("CPU", cpuWords(j.Usage))
-	line("Memory", memoryWords(j))
-	line("I/O", ioWords(j.Usage))
-	if j.Usage.PIDsPeak > 0 {
-		line("Processes", fmt.Sprintf("%d at most", j.Usage.PIDsPeak))
-	}
+	p.flag("Started", term.FormatTime(j.Started), !j.Started.IsZero())
+	p.flag("Ended", term.FormatTime(j.Ended), !j.Ended.IsZero())
+	d := Duration(j, p.now)
+	p.flag("Duration", d, d != "-")
+}
+
+// usage adds what the job used, and where the host shows it.
+func (p *statusPage) usage() {
+	j := p.job
+	p.flag("Host PID", strconv.Itoa(j.PID), j.PID != 0 && j.State.Alive())
+	p.flag("Host ids", fmt.Sprintf("%d to %d", j.IDBase, j.IDBase+65535), j.IDBase != 0)
+	p.line("CPU", cpuWords(j.Usage))
+	p.line("Memory", memoryWords(j))
+	p.line("I/O", ioWords(j.Usage))
+	p.flag("Processes", fmt.Sprintf("%d at most", j.Usage.PIDsPeak), j.Usage.PIDsPeak > 0)
 	for _, c := range j.Denied {
-		line("Denied", DeniedWords(c))
+		p.line("Denied", DeniedWords(c))
 	}
-	line("Output", outputWords(j))
-	if j.WorkBytes > 0 {
-		line("Files", joblet.ReadableSize(j.WorkBytes)+" in "+joblet.DefaultWorkDir)
-	}
-	for _, env := range []map[string]string{s.Env, s.Redacted().SecretEnv} {
-		for _, name := range slices.Sorted(maps.Keys(env)) {
-			line("Env", name+"="+env[name])
-		}
-	}
-	line("Next", strings.Join(nextCommands(j), ", "))
-	_, err := io.WriteString(w, b.String())
-	return err
+	p.line("Output", outputWords(j))
+	p.flag("Files", joblet.ReadableSize(j.WorkBytes)+" in "+joblet.DefaultWorkDir, j.WorkBytes > 0)
 }
 
 // abortNote tells of another cause that the signal of a PID 1 may have. The kernel

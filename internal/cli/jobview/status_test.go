@@ -13,7 +13,7 @@ func TestStatusText(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.Local)
 	status := func(j joblet.Job) string {
 		var b strings.Builder
-		if err := WriteStatus(&b, j, now); err != nil {
+		if err := WriteStatus(&b, false, j, now); err != nil {
 			t.Fatal(err)
 		}
 		return b.String()

@@ -109,6 +109,23 @@ func notRun(j joblet.Job) bool {
 	return j.State == joblet.Failed && j.Exit == nil && (j.Failure == joblet.CommandNotFound || j.Failure == joblet.NotExecutable)
 }
 
+// stateColors are the colors of states.
+var stateColors = map[joblet.State]term.Color{
+	joblet.Pending: term.Cyan, joblet.Scheduled: term.Cyan, joblet.Initializing: term.Blue,
+	joblet.Running: term.Yellow, joblet.Paused: term.Yellow, joblet.Stopping: term.Magenta,
+	joblet.Completed: term.Green, joblet.Failed: term.Red, joblet.TimedOut: term.Red, joblet.Lost: term.Red,
+	joblet.Stopped: term.Magenta, joblet.Canceled: term.Magenta,
+}
+
+// PaintState returns the name of a state in its color, and other text as it is.
+func PaintState(name string) string {
+	state, err := joblet.ParseState(name)
+	if err != nil {
+		return name
+	}
+	return stateColors[state].Paint(name)
+}
+
 // StateWords is the state with how the job came to its end.
 func StateWords(j joblet.Job) string {
 	words := exitWords(j.Exit)

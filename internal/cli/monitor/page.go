@@ -9,6 +9,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
 	"github.com/joblet/joblet/internal/cli/term"
+	"github.com/joblet/joblet/internal/table"
 )
 
 // coresInLine is how many cores are shown in one line.
@@ -53,7 +54,7 @@ func (p *metricsText) table(rows [][]string, drop ...int) {
 		return
 	}
 	p.b.WriteByte('\n')
-	_ = term.WriteTable(&p.b, p.width, rows, drop...) // a Builder takes everything
+	_ = table.Write(&p.b, p.width, rows, drop...) // a Builder takes everything
 }
 
 func (p *metricsText) host(compact bool) {
@@ -151,7 +152,7 @@ func (p *metricsText) tables() {
 	rows := [][]string{{"DISK", "TYPE", "SIZE", "USED", "FREE", "USED%", "INODES%", "MOUNTED ON"}}
 	for _, d := range p.m.Disks {
 		rows = append(rows, []string{
-			term.Dash(d.Device, term.MaxNameColumn), term.Dash(d.FileSystem, term.MaxNameColumn), joblet.ReadableSize(d.Total), joblet.ReadableSize(d.Used), joblet.ReadableSize(d.Free),
+			table.Dash(d.Device, table.MaxNameColumn), table.Dash(d.FileSystem, table.MaxNameColumn), joblet.ReadableSize(d.Total), joblet.ReadableSize(d.Used), joblet.ReadableSize(d.Free),
 			term.FormatPercent(d.Usage), term.FormatPercent(d.InodesUsage), joblet.Printable(d.MountPoint),
 		})
 	}
@@ -160,8 +161,8 @@ func (p *metricsText) tables() {
 	rows = [][]string{{"NETWORK", "IN", "OUT", "TOTAL IN", "TOTAL OUT", "ERRORS", "DROPS", "ADDRESSES"}}
 	for _, n := range p.m.Networks {
 		rows = append(rows, []string{
-			term.Dash(n.Interface, term.MaxNameColumn), term.FormatRate(n.ReceiveRate), term.FormatRate(n.TransmitRate), joblet.ReadableSize(n.BytesReceived), joblet.ReadableSize(n.BytesSent),
-			term.FormatCount(n.ErrorsIn + n.ErrorsOut), term.FormatCount(n.DropsIn + n.DropsOut), term.Dash(strings.Join(n.IPs, " "), 1<<10),
+			table.Dash(n.Interface, table.MaxNameColumn), term.FormatRate(n.ReceiveRate), term.FormatRate(n.TransmitRate), joblet.ReadableSize(n.BytesReceived), joblet.ReadableSize(n.BytesSent),
+			term.FormatCount(n.ErrorsIn + n.ErrorsOut), term.FormatCount(n.DropsIn + n.DropsOut), table.Dash(strings.Join(n.IPs, " "), 1<<10),
 		})
 	}
 	p.table(rows, 6, 5, 4, 3)
@@ -170,7 +171,7 @@ func (p *metricsText) tables() {
 		rows = [][]string{{"DEVICE", "BUSY", "READS", "WRITES", "READ", "WRITTEN", "BUSY SINCE BOOT"}}
 		for _, d := range io.Disks {
 			rows = append(rows, []string{
-				term.Dash(d.Device, term.MaxNameColumn), term.FormatPercent(d.Utilization), term.FormatCount(d.Reads), term.FormatCount(d.Writes),
+				table.Dash(d.Device, table.MaxNameColumn), term.FormatPercent(d.Utilization), term.FormatCount(d.Reads), term.FormatCount(d.Writes),
 				joblet.ReadableSize(d.ReadBytes), joblet.ReadableSize(d.WriteBytes), term.FormatDuration(d.Time),
 			})
 		}
@@ -189,8 +190,8 @@ func (p *metricsText) processes(which string, all []client.ProcessInfo) {
 	rows := [][]string{{"PID", "PARENT", "NAME", "CPU%", "MEM%", "MEMORY", "STATE", "STARTED", "COMMAND"}}
 	for _, q := range all {
 		rows = append(rows, []string{
-			strconv.Itoa(q.PID), strconv.Itoa(q.PPID), term.Dash(q.Name, 16), strconv.FormatFloat(q.CPU, 'f', 1, 64), strconv.FormatFloat(q.Memory, 'f', 1, 64),
-			joblet.ReadableSize(q.Resident), term.Dash(q.State, 8), term.FormatTime(q.Started), joblet.Printable(q.Command),
+			strconv.Itoa(q.PID), strconv.Itoa(q.PPID), table.Dash(q.Name, 16), strconv.FormatFloat(q.CPU, 'f', 1, 64), strconv.FormatFloat(q.Memory, 'f', 1, 64),
+			joblet.ReadableSize(q.Resident), table.Dash(q.State, 8), term.FormatTime(q.Started), joblet.Printable(q.Command),
 		})
 	}
 	p.table(rows, 7, 1, 6, 5)

@@ -375,7 +375,7 @@ func (at *attachment) pass(ctx context.Context, sig syscall.Signal, again bool) 
 	case !waiting && at.term != nil && at.term.Press(sig): // Ctrl-C just before the job got the keys
 		return nil
 	case waiting:
-		at.app.Note("job %s does not run: canceling it", short)
+		at.app.Note("canceling job %s, which has not started", short)
 		at.canceled.Store(int32(sig))
 		_, err := c.Cancel(ctx, id)
 		if err != nil {

@@ -28,8 +28,8 @@ func TestPass(t *testing.T) {
 		asked   string
 		note    string
 	}{
-		{peer.IDA, true, false, syscall.SIGINT, "cancel aaaa", "rnx: job aaaaaaaa does not run: canceling it\n"},
-		{peer.IDB, true, false, syscall.SIGTERM, "cancel bbbb; stop bbbb with 15", "rnx: job bbbbbbbb does not run: canceling it\n"},
+		{peer.IDA, true, false, syscall.SIGINT, "cancel aaaa", "rnx: canceling job aaaaaaaa, which has not started\n"},
+		{peer.IDB, true, false, syscall.SIGTERM, "cancel bbbb; stop bbbb with 15", "rnx: canceling job bbbbbbbb, which has not started\n"},
 		{peer.IDA, false, false, syscall.SIGINT, "interrupt aaaa with 2", "rnx: sent SIGINT to job aaaaaaaa; Ctrl-C again within 2s kills it\n"},
 		{peer.IDA, false, true, syscall.SIGINT, "stop aaaa with 9", "rnx: killing job aaaaaaaa\n"},
 		{peer.IDA, false, false, syscall.SIGHUP, "interrupt aaaa with 1", "rnx: sent SIGHUP to job aaaaaaaa\n"},

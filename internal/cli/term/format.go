@@ -2,6 +2,8 @@ package term
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"strconv"
 	"time"
 
@@ -62,3 +64,36 @@ func FormatRate(v float64) string { return joblet.ReadableSize(int64(v)) + "/s" 
 
 // FormatCount shows a plain number.
 func FormatCount(n int64) string { return strconv.FormatInt(n, 10) }
+
+// Width returns the columns of the terminal that w is, or 0.
+func Width(w io.Writer) int {
+	width, _ := Size(w)
+	return width
+}
+
+// Colors reports whether w is a terminal that shows colors, and the environment does not
+// object to them: https://no-color.org.
+func Colors(w io.Writer) bool {
+	return IsTerminal(w) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
+// Color is the parameter of the escape sequence that sets a color (SGR).
+type Color int
+
+// The colors of text.
+const (
+	Red     Color = 31
+	Green   Color = 32
+	Yellow  Color = 33
+	Blue    Color = 34
+	Magenta Color = 35
+	Cyan    Color = 36
+)
+
+// Paint returns text in a color; 0: as it is.
+func (c Color) Paint(text string) string {
+	if c == 0 {
+		return text
+	}
+	return "\x1b[" + strconv.Itoa(int(c)) + "m" + text + "\x1b[m"
+}

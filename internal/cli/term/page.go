@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"golang.org/x/term"
+
+	"github.com/joblet/joblet/internal/table"
 )
 
 const (
@@ -75,7 +77,7 @@ func Fit(page string, width, height int) string {
 		}
 		line = strings.TrimSuffix(line, "\n")
 		if width > 0 {
-			line = Cut(line, width)
+			line = table.Cut(line, width)
 		}
 		b.WriteString(strings.TrimRight(line, " "))
 		b.WriteByte('\n')

@@ -28,17 +28,17 @@ func TestContain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	boxes, err := e.groups.own.Boxes()
-	if err != nil || len(boxes) != 1 {
-		t.Fatalf("boxes %q, %v", boxes, err)
+	sandboxes, err := e.groups.own.Sandboxes()
+	if err != nil || len(sandboxes) != 1 {
+		t.Fatalf("sandboxes %q, %v", sandboxes, err)
 	}
 	where, err := os.ReadFile("/proc/" + strconv.Itoa(cmd.Process.Pid) + "/cgroup")
-	if err != nil || !strings.Contains(string(where), boxes[0]) {
-		t.Errorf("it is in %s, %v, want %s", where, err, boxes[0])
+	if err != nil || !strings.Contains(string(where), sandboxes[0]) {
+		t.Errorf("it is in %s, %v, want %s", where, err, sandboxes[0])
 	}
 	for _, controller := range []string{"memory", "pids"} {
 		for line := range strings.Lines(string(where)) {
-			if f := strings.SplitN(line, ":", 3); len(f) == 3 && f[1] == controller && !strings.Contains(f[2], boxes[0]) {
+			if f := strings.SplitN(line, ":", 3); len(f) == 3 && f[1] == controller && !strings.Contains(f[2], sandboxes[0]) {
 				t.Errorf("%s: %s", controller, line)
 			}
 		}
@@ -53,15 +53,15 @@ func TestContain(t *testing.T) {
 	if err := <-ended; err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
 		t.Errorf("it ended: %v", err)
 	}
-	if boxes, err := e.groups.own.Boxes(); err != nil || len(boxes) != 0 {
-		t.Errorf("left: %q, %v", boxes, err)
+	if sandboxes, err := e.groups.own.Sandboxes(); err != nil || len(sandboxes) != 0 {
+		t.Errorf("left: %q, %v", sandboxes, err)
 	}
 
 	// A process that is not there leaves nothing.
 	if _, err := e.Contain(cmd.Process.Pid, joblet.Limits{MemoryBytes: 1 << 30}); err == nil {
 		t.Error("a process that has ended is contained")
 	}
-	if boxes, err := e.groups.own.Boxes(); err != nil || len(boxes) != 0 {
-		t.Errorf("left: %q, %v", boxes, err)
+	if sandboxes, err := e.groups.own.Sandboxes(); err != nil || len(sandboxes) != 0 {
+		t.Errorf("left: %q, %v", sandboxes, err)
 	}
 }

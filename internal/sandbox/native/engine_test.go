@@ -14,10 +14,10 @@ import (
 	"github.com/joblet/joblet/internal/testenv"
 )
 
-func openEngine(t testing.TB, spares int) *Engine {
+func openEngine(t testing.TB, warm int) *Engine {
 	t.Helper()
 	testenv.RequireRoot(t)
-	e, err := Open(Config{RunDir: t.TempDir(), Spares: spares})
+	e, err := Open(Config{RunDir: t.TempDir(), Warm: warm})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,10 +34,10 @@ func openEngine(t testing.TB, spares int) *Engine {
 	return e
 }
 
-// start runs a command in a box without a runtime.
-func start(t testing.TB, e *Engine, dir string, command string, args ...string) (*Box, *Process, error) {
+// start runs a command in a sandbox without a runtime.
+func start(t testing.TB, e *Engine, dir string, command string, args ...string) (*Sandbox, *Process, error) {
 	t.Helper()
-	box, err := e.Take(t.Context(), nil)
+	sb, err := e.Take(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,8 +49,8 @@ func start(t testing.TB, e *Engine, dir string, command string, args ...string) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := box.Start(run)
-	return box, p, err
+	p, err := sb.Start(run)
+	return sb, p, err
 }
 
 func planOf(v rootfs.View, dir, command string, args ...string) sandbox.Plan {
@@ -64,12 +64,12 @@ func planOf(v rootfs.View, dir, command string, args ...string) sandbox.Plan {
 func TestProcess(t *testing.T) {
 	e := openEngine(t, 0)
 	dir := t.TempDir()
-	box, p, err := start(t, e, dir, "sh", "-c", "echo $$; cat /proc/1/cmdline; exit 7")
+	sb, p, err := start(t, e, dir, "sh", "-c", "echo $$; cat /proc/1/cmdline; exit 7")
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := e.Release(box.ID, box.Leases); err != nil {
+	if err := e.Release(sb.ID, sb.Leases); err != nil {
 		t.Error(err)
 	}
 	if end, err := jobdir.ReadExit(dir, 1); err != nil || end.Code != 7 {
@@ -88,12 +88,12 @@ func TestProcess(t *testing.T) {
 func TestProcessNumbers(t *testing.T) {
 	e := openEngine(t, 0)
 	dir := t.TempDir()
-	box, p, err := start(t, e, dir, "bash", "-c", "sleep 9 & sleep 9 & echo $(jobs -p)")
+	sb, p, err := start(t, e, dir, "bash", "-c", "sleep 9 & sleep 9 & echo $(jobs -p)")
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if err := e.Release(box.ID, box.Leases); err != nil {
+	if err := e.Release(sb.ID, sb.Leases); err != nil {
 		t.Error(err)
 	}
 	if log, _ := os.ReadFile(filepath.Join(dir, "log")); string(log) != "2 3\n" {
@@ -101,20 +101,20 @@ func TestProcessNumbers(t *testing.T) {
 	}
 }
 
-// BenchmarkTrue is one job from the box to the exit record on disk, with the
-// box built before (spare) and in the way (cold).
+// BenchmarkTrue is one job from the sandbox to the exit record on disk, with the
+// sandbox built before (warm) and in the way (cold).
 func BenchmarkTrue(b *testing.B) {
-	for name, spares := range map[string]int{"cold": 0, "spare": 2} {
+	for name, warm := range map[string]int{"cold": 0, "warm": 2} {
 		b.Run(name, func(b *testing.B) {
-			e := openEngine(b, spares)
-			e.StartSpares()
+			e := openEngine(b, warm)
+			e.StartPool()
 			base := b.TempDir()
 			for i := 0; b.Loop(); i++ {
 				dir := filepath.Join(base, fmt.Sprint(i))
 				if err := os.Mkdir(dir, 0o700); err != nil {
 					b.Fatal(err)
 				}
-				box, p, err := start(b, e, dir, "/usr/bin/true")
+				sb, p, err := start(b, e, dir, "/usr/bin/true")
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -125,28 +125,28 @@ func BenchmarkTrue(b *testing.B) {
 					b.Fatal("the job did not end")
 				}
 				b.StopTimer()
-				if err := e.Release(box.ID, box.Leases); err != nil {
+				if err := e.Release(sb.ID, sb.Leases); err != nil {
 					b.Error(err)
 				}
-				for len(e.spares) < spares {
+				for len(e.warm) < warm {
 					time.Sleep(time.Millisecond)
 				}
-				time.Sleep(10 * time.Millisecond) // its shim goes on building when the box is in stock
+				time.Sleep(10 * time.Millisecond) // its shim goes on building when the sandbox is in stock
 				b.StartTimer()
 			}
 		})
 	}
 }
 
-// BenchmarkBox builds boxes and gives them up: what is done ahead of each job.
+// BenchmarkBox builds sandboxes and gives them up: what is done ahead of each job.
 func BenchmarkBox(b *testing.B) {
 	e := openEngine(b, 0)
 	for b.Loop() {
-		box, err := e.Take(b.Context(), nil)
+		sb, err := e.Take(b.Context(), nil)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if err := box.Discard(); err != nil {
+		if err := sb.Discard(); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -37,7 +37,7 @@ type Exec struct {
 }
 
 // ErrPaused says that one more process would not get to run either.
-var ErrPaused = joblet.Errorf(joblet.FailedPrecondition, "the job is paused: nothing can be started in it until it is resumed")
+var ErrPaused = joblet.Errorf(joblet.FailedPrecondition, "cannot start a process in a paused job: resume the job first")
 
 // joinTimeout bounds how long joining a job may take.
 const joinTimeout = time.Minute
@@ -84,7 +84,7 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			}
 			r, w, err := os.Pipe()
 			if err != nil {
-				return nil, fmt.Errorf("make a pipe: %w", err)
+				return nil, fmt.Errorf("cannot make a pipe: %w", err)
 			}
 			mine, job, mode := r, w, os.FileMode(protocol.OutputMode)
 			if i == 0 {
@@ -94,7 +94,7 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 			theirs = append(theirs, job)
 			// So that the process may open /dev/stdout, which leads to the pipe's inode.
 			if err := errors.Join(job.Chown(int(p.IDBase+uid), int(p.IDBase+gid)), job.Chmod(mode)); err != nil {
-				return nil, fmt.Errorf("give the process its pipe: %w", err)
+				return nil, fmt.Errorf("cannot give the process its pipe: %w", err)
 			}
 		}
 	}
@@ -106,7 +106,7 @@ func (e *Engine) Exec(ctx context.Context, p *Process, run *Run) (_ *Exec, err e
 	}
 	theirs = nil
 	config := protocol.Exec{Version: protocol.Version, PID: p.PID, IDBase: p.IDBase, IDCount: IDCount, Cgroup: p.group.Dirs, Run: run.process()}
-	// Whoever asked may go away while the job is joined.
+	// The caller may go away while the process joins the job.
 	deadline := time.Now().Add(joinTimeout)
 	_ = x.conn.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { _ = x.conn.SetDeadline(time.Unix(0, 1)) })
@@ -142,12 +142,12 @@ func find(pid int, base uint32) *os.Process {
 	return process
 }
 
-// guardEvery is how often it is looked at whether a process has ended without
-// its shim, stopped or stuck, taking note of it.
+// guardEvery is how often guard checks whether a process has ended and its shim,
+// which is stopped or waits in the kernel, takes no note of it.
 const guardEvery = 2 * time.Second
 
-// guard sees to it that the end of the process is known: it wakes its shim, and
-// if that is no use, ends it.
+// guard makes sure that the end of the process is known: it wakes the shim, and
+// if that is no use, kills it.
 func (x *Exec) guard() {
 	tick := time.NewTicker(guardEvery)
 	defer tick.Stop()
@@ -189,18 +189,18 @@ func (x *Exec) endLate() {
 // greet tells the shim what to run and hears that it does.
 func (x *Exec) greet(config protocol.Exec, terminal *os.File, wanted bool) error {
 	if err := protocol.WriteMessage(x.conn, protocol.Request{Exec: &config}); err != nil {
-		return fmt.Errorf("send the command to its shim: %w", err)
+		return fmt.Errorf("cannot send the command to its shim: %w", err)
 	}
 	var ev protocol.Event
 	switch err := protocol.ReadMessage(x.conn, &ev); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return joblet.Errorf(joblet.FailedPrecondition, "the job could not be joined within %v: perhaps it is stopped", joinTimeout)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot join the job within %v: perhaps it is stopped", joinTimeout)
 	case err != nil:
-		return joblet.Errorf(joblet.FailedPrecondition, "the job ended while it was joined: %w", err)
+		return joblet.Errorf(joblet.FailedPrecondition, "cannot join the job, which has ended: %w", err)
 	case ev.Failed != nil:
 		return &StartError{*ev.Failed}
 	case ev.Started == nil:
-		return errors.New("unexpected answer from the shim of a process")
+		return errors.New("cannot start the process: unexpected answer from its shim")
 	}
 	x.PID = ev.Started.PID
 	if !wanted {
@@ -267,8 +267,8 @@ func (x *Exec) CloseStdin() error {
 // take to come out.
 const terminalLast = time.Second
 
-// hungUpRetry is how often a terminal that nobody has open is looked at again: who
-// has closed it may open it again.
+// hungUpRetry is how often a terminal that no process has open is read again: a
+// process may open it again.
 const hungUpRetry = 100 * time.Millisecond
 
 // execPiece is how much of the output is read at once: with what is around it, it fits
@@ -318,7 +318,7 @@ func (x *Exec) Copy(f *os.File, emit func([]byte) error) error {
 		case errors.Is(err, io.EOF), errors.Is(err, unix.EIO), errors.Is(err, os.ErrClosed):
 			return nil
 		default:
-			return fmt.Errorf("read what the process writes: %w", err)
+			return fmt.Errorf("cannot read the output of the process: %w", err)
 		}
 	}
 }
@@ -378,10 +378,10 @@ func (e *Engine) startExecShim(p *Process, files []*os.File) (*os.Process, <-cha
 	path := "/proc/self/fd/" + strconv.Itoa(int(e.shim.Fd()))
 	proc, err := os.StartProcess(path, []string{ShimName, p.ID, "exec"}, attr)
 	if err != nil {
-		return nil, nil, fmt.Errorf("start the shim of the process: %w", err)
+		return nil, nil, fmt.Errorf("cannot start the shim of the process: %w", err)
 	}
 	gone := make(chan struct{})
-	go func() { // somebody must take its status; what it says comes over the connection
+	go func() { // a parent must take its status; what it says comes over the connection
 		defer close(gone)
 		_, _ = proc.Wait()
 	}()

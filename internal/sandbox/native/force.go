@@ -14,7 +14,7 @@ import (
 
 const (
 	// silence is how long a shim that should be at work may show no sign of it
-	// before it counts as stuck.
+	// before Force goes on without it.
 	silence = 2 * time.Second
 	// writingTime is the same for one that writes to disk what an ended job left:
 	// one fsync may take that long.
@@ -24,7 +24,7 @@ const (
 	wakeTime = 200 * time.Millisecond
 )
 
-// Wake lets a box's shim go on if it was stopped or frozen.
+// Wake lets a sandbox's shim go on if it was stopped or frozen.
 func (e *Engine) Wake(id string) {
 	group := e.groups.group(id)
 	_ = group.ThawShims() // it was not frozen, or is gone
@@ -33,7 +33,7 @@ func (e *Engine) Wake(id string) {
 	}
 }
 
-// shims returns the shims of a box's job and of its further processes.
+// shims returns the shims of a sandbox's job and of its further processes.
 func (e *Engine) shims(id string) []int {
 	group := e.groups.group(id)
 	if group.Shim == "" { // cgroup v1 alone has no place for it
@@ -51,15 +51,15 @@ func (e *Engine) shims(id string) []int {
 
 // Forced is what Force had to do.
 type Forced struct {
-	// Stuck: the shim has not written down how the job ended, and will not.
-	Stuck bool
+	// NoRecord: the shim has not written the exit record, and will not.
+	NoRecord bool
 	// Exit is the status of PID 1, if that had ended before; nil: it was killed
 	// with SIGKILL, or only the shim knows (Taken).
 	Exit  *unix.WaitStatus
 	Taken bool
 }
 
-// Force ends the job in a box, whose PID 1 is pid, from outside, because its
+// Force ends the job in a sandbox, whose PID 1 is pid, from outside, because its
 // shim has not done so in time. The shim may still write down the job's end,
 // and is waited for as long as it is seen to work; it has ended when over is
 // closed.
@@ -76,7 +76,7 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 	if err := group.KillJob(); err != nil {
 		return f, err
 	}
-	seen, at := look(shims), time.Now()
+	seen, at := observe(shims), time.Now()
 	for {
 		select {
 		case <-over:
@@ -85,9 +85,9 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 			return f, context.Cause(ctx)
 		case <-time.After(forceEvery):
 		}
-		now := look(shims)
+		now := observe(shims)
 		if now.alive == 0 {
-			f.Stuck = !isOver(over)
+			f.NoRecord = !isOver(over)
 			return f, nil
 		}
 		if now.work != seen.work {
@@ -101,12 +101,12 @@ func (e *Engine) Force(ctx context.Context, id string, pid int, over <-chan stru
 			break
 		}
 	}
-	f.Stuck = true
+	f.NoRecord = true
 	return f, nil
 }
 
-// KillShims kills a box's shims, and what may be left of its job. Release
-// would, but for shims that no cgroup of the box holds (cgroup v1).
+// KillShims kills a sandbox's shims, and what may be left of its job. Release
+// would, but for shims that no cgroup of the sandbox holds (cgroup v1).
 func (e *Engine) KillShims(id string) error {
 	err := e.groups.group(id).Kill()
 	for _, pid := range e.shims(id) {
@@ -139,24 +139,24 @@ func (p *Process) Stalled() bool {
 	if !taken && fields[0] != "Z" {
 		return false
 	}
-	at := look(p.engine.shims(p.ID))
+	at := observe(p.engine.shims(p.ID))
 	// One that has taken PID 1's status may well wait for a disk.
 	return at.alive > 0 && (at.stopped || at.waits && !taken)
 }
 
 // isStopped reports whether the job's shim, or that of one of its further
 // processes, is stopped: it would do later, or never, what it is asked for.
-func (p *Process) isStopped() bool { return look(p.engine.shims(p.ID)).stopped }
+func (p *Process) isStopped() bool { return observe(p.engine.shims(p.ID)).stopped }
 
-// sight is what is seen of processes at one moment.
-type sight struct {
+// activity is what processes do at one moment.
+type activity struct {
 	alive   int
 	work    uint64 // grows as they work
 	stopped bool   // one is stopped
 	waits   bool   // one waits in the kernel, where no signal reaches it
 }
 
-func look(pids []int) (s sight) {
+func observe(pids []int) (s activity) {
 	for _, pid := range pids {
 		fields := stat(pid)
 		if len(fields) < 13 || fields[0] == "Z" || fields[0] == "X" {

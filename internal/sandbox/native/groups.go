@@ -54,9 +54,9 @@ func openGroups(cfg Config) (_ *groups, err error) {
 	if g.sockets, err = makeSockets(cfg.RunDir, cfg.FormerRunDirs); err != nil {
 		return nil, err
 	}
-	boxes, err := g.own.Boxes() // of whatever state directory
+	sandboxes, err := g.own.Sandboxes() // of whatever state directory
 	if err == nil {
-		err = g.sockets.clear(boxes)
+		err = g.sockets.clear(sandboxes)
 	}
 	if err != nil {
 		return nil, errors.Join(err, g.sockets.close())
@@ -161,13 +161,13 @@ func (g *groups) Sweep(ctx context.Context, live map[string]sandbox.Lease) error
 }
 
 // foreign reports whether a sandbox was built for another state directory. Of those
-// without a tag nobody knows: they are of versions that had none.
+// without a tag it is unknown: they are of versions that had none.
 func (g *groups) foreign(id string) bool { return id[14] == '8' && id[24:] != g.tag }
 
-// list is Engine.Boxes.
+// list is Engine.Sandboxes.
 func (g *groups) list() (ids []string, foreign int, err error) {
 	for i, h := range append([]*cgroup.Hierarchy{g.own}, g.former...) {
-		found, err := h.Boxes()
+		found, err := h.Sandboxes()
 		if err != nil {
 			return nil, 0, err
 		}
@@ -194,7 +194,7 @@ func (g *groups) inUse(id string) bool {
 // usedRunDirs is Engine.UsedRunDirs.
 func (g *groups) usedRunDirs() (dirs []string) {
 	for i, h := range g.former {
-		found, err := h.Boxes()
+		found, err := h.Sandboxes()
 		if err != nil || slices.ContainsFunc(found, func(id string) bool { return !g.foreign(id) }) {
 			dirs = append(dirs, g.formerRunDirs[i])
 		}

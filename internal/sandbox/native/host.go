@@ -47,7 +47,7 @@ func worldWritable(proc string) (files []string, err error) {
 	return files, nil
 }
 
-// freezeProc returns what a box's /proc has read-only: procReadOnly, and the top of
+// freezeProc returns what a sandbox's /proc has read-only: procReadOnly, and the top of
 // whatever has a file that everybody may write to.
 func freezeProc(proc string, writable []string) []string {
 	names := slices.Clone(procReadOnly)

@@ -11,7 +11,7 @@ import (
 )
 
 // Subordinate ids. Each job has a range of its own, from the part of the 32-bit
-// space that nobody else uses: systemd's container range ends below it, and
+// space that nothing else uses: systemd's container range ends below it, and
 // ids from 2^31 on trouble some programs (systemd.io/UIDS-GIDS).
 const (
 	IDCount   = 65536

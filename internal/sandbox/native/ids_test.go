@@ -8,7 +8,7 @@ import (
 )
 
 // TestIDRanges: the ids of a job that was not found yet, or that is another daemon's, go
-// to no box, and are free again once the job's box is released.
+// to no sandbox, and are free again once the job's sandbox is released.
 func TestIDRanges(t *testing.T) {
 	t.Parallel()
 	ctx := context.Background()
@@ -37,7 +37,7 @@ func TestIDRanges(t *testing.T) {
 		}
 	}
 	if _, err := r.Claim(ctx, "new", nil); err == nil {
-		t.Error("got a range that another box held when it was released")
+		t.Error("got a range that another sandbox held when it was released")
 	}
 	for range 2 {
 		if err := r.Release(ctx, "old", held); err != nil {

@@ -141,7 +141,7 @@ func checkRlimit(name string, limit joblet.Rlimit) error {
 	if name == "nofile" {
 		data, err := os.ReadFile("/proc/sys/fs/nr_open")
 		if err != nil {
-			return fmt.Errorf("read the most descriptors of a process: %w", err)
+			return fmt.Errorf("cannot read the most descriptors of a process: %w", err)
 		}
 		if most, err := strconv.ParseUint(strings.TrimSpace(string(data)), 10, 64); err == nil && limit.Hard > most {
 			return joblet.Errorf(joblet.InvalidArgument, "--nofile %v: this host allows at most %d (fs.nr_open)", limit, most)
@@ -152,7 +152,7 @@ func checkRlimit(name string, limit joblet.Rlimit) error {
 	}
 	var have unix.Rlimit
 	if err := unix.Getrlimit(rlimits[name], &have); err != nil {
-		return fmt.Errorf("getrlimit %s: %w", name, err)
+		return fmt.Errorf("cannot read limit %s: %w", name, err)
 	}
 	if limit.Hard > have.Max && !mayRaise() {
 		return joblet.Errorf(joblet.FailedPrecondition, "--%s %v: this host does not allow the daemon to raise it above %v (it lacks CAP_SYS_RESOURCE)",
@@ -197,7 +197,7 @@ func (p *Process) Pause(ctx context.Context) error {
 // Resume lets them go on.
 func (p *Process) Resume() error {
 	if err := p.group.Thaw(); err != nil {
-		return fmt.Errorf("resume: %w", err)
+		return fmt.Errorf("cannot resume the job: %w", err)
 	}
 	return nil
 }

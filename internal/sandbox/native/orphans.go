@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// orphanPause is how long a child of ours that has ended may wait for whoever has
+// orphanPause is how long a child of ours that has ended may wait for the goroutine that has
 // started it, before it is looked at again.
 const orphanPause = 100 * time.Millisecond
 
@@ -47,7 +47,7 @@ func reapOrphans(ctx context.Context) {
 	}
 }
 
-// takeOrphans takes the statuses there are, up to one that somebody else waits
+// takeOrphans takes the statuses there are, up to one that another goroutine waits
 // for: then it returns false.
 func takeOrphans() bool {
 	for {

@@ -12,7 +12,7 @@ import (
 )
 
 // Run is a plan that this host can carry out: see Compile. What is not its security may
-// still change before Box.Start or Engine.Exec.
+// still change before Sandbox.Start or Engine.Exec.
 type Run struct {
 	sandbox.Plan
 	filter []byte // of system calls, as the kernel takes it

@@ -49,7 +49,7 @@ func (p *probe) Sweep(_ context.Context, live map[string]sandbox.Lease) error {
 }
 
 // startPlan is start with what change makes of the plan.
-func startPlan(t *testing.T, e *Engine, dir string, change func(*sandbox.Plan), command string, args ...string) (*Box, *Process, error) {
+func startPlan(t *testing.T, e *Engine, dir string, change func(*sandbox.Plan), command string, args ...string) (*Sandbox, *Process, error) {
 	t.Helper()
 	v, err := e.HostView()
 	if err != nil {
@@ -61,12 +61,12 @@ func startPlan(t *testing.T, e *Engine, dir string, change func(*sandbox.Plan), 
 	if err != nil {
 		t.Fatal(err)
 	}
-	box, err := e.Take(t.Context(), run)
+	sb, err := e.Take(t.Context(), run)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := box.Start(run)
-	return box, p, err
+	p, err := sb.Start(run)
+	return sb, p, err
 }
 
 // TestResource: a resource is claimed with the plan, attached to the built sandbox before
@@ -112,7 +112,7 @@ func TestResource(t *testing.T) {
 		return nil
 	}
 	dir := t.TempDir()
-	box, p, err := startPlan(t, e, dir, func(*sandbox.Plan) {}, "sh", "-c", "echo $PROBE")
+	sb, p, err := startPlan(t, e, dir, func(*sandbox.Plan) {}, "sh", "-c", "echo $PROBE")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,26 +120,26 @@ func TestResource(t *testing.T) {
 	if log, _ := os.ReadFile(filepath.Join(dir, "log")); string(log) != "attached\n" {
 		t.Errorf("log %q", log)
 	}
-	if err := box.Discard(); err != nil {
+	if err := sb.Discard(); err != nil {
 		t.Error(err)
 	}
-	lease := `{"of":"` + box.ID + `"}`
+	lease := `{"of":"` + sb.ID + `"}`
 	if want := []string{"claim for sh", "attach " + lease, "release " + lease}; !slices.Equal(r.asked, want) {
 		t.Errorf("asked %q, want %q", r.asked, want)
 	}
 
 	// A start that a resource fails leaves nothing.
 	r.attach = func(context.Context, sandbox.Attachment) error { return errors.New("no address is left") }
-	box, _, err = startPlan(t, e, t.TempDir(), func(*sandbox.Plan) {}, "true")
+	sb, _, err = startPlan(t, e, t.TempDir(), func(*sandbox.Plan) {}, "true")
 	if err == nil || !strings.Contains(err.Error(), "no address is left") {
 		t.Errorf("start: %v", err)
 	}
-	if err := box.Discard(); err != nil {
+	if err := sb.Discard(); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestSweep: a later daemon takes over the leases of live boxes and ends all others.
+// TestSweep: a later daemon takes over the leases of live sandboxes and ends all others.
 func TestSweep(t *testing.T) {
 	testenv.RequireRoot(t)
 	r := &probe{attach: func(context.Context, sandbox.Attachment) error { return nil }}
@@ -169,8 +169,8 @@ func TestSweep(t *testing.T) {
 		t.Error(err)
 	}
 	<-dead.Done()
-	if boxes, _, err := e.Boxes(); err != nil || !slices.Equal(boxes, []string{live.ID}) {
-		t.Errorf("left: %q, %v", boxes, err)
+	if sandboxes, _, err := e.Sandboxes(); err != nil || !slices.Equal(sandboxes, []string{live.ID}) {
+		t.Errorf("left: %q, %v", sandboxes, err)
 	}
 	if unix.Kill(p.PID, 0) != nil {
 		t.Error("the live one has ended")
@@ -189,7 +189,7 @@ func TestSweep(t *testing.T) {
 	}
 }
 
-// TestPlan: mounts are read-only, or as they say; a box with devices has a /dev of its
+// TestPlan: mounts are read-only, or as they say; a sandbox with devices has a /dev of its
 // own.
 func TestPlan(t *testing.T) {
 	e := openEngine(t, 0)
@@ -218,7 +218,7 @@ func TestPlan(t *testing.T) {
 		}
 		plan.Devices = []sandbox.Device{{Source: filepath.Join(src, "node"), Path: "/dev/accel/accel0"}}
 	}
-	box, p, err := startPlan(t, e, dir, change, "sh", "-c", `
+	sb, p, err := startPlan(t, e, dir, change, "sh", "-c", `
 		say() { echo "$1: $(shift; "$@" 2>&1 >/dev/null && echo yes || echo no)"; }
 		say ro touch /data/ro/x
 		say rw touch /data/rw/x
@@ -234,7 +234,7 @@ func TestPlan(t *testing.T) {
 		say own touch /dev/mine
 		say mknod mknod /dev/mem c 1 1
 		ls /dev; grep -c ' /dev ' /proc/mounts`)
-	defer box.Discard()
+	defer sb.Discard()
 	if err != nil {
 		if errno, ok := errors.AsType[syscall.Errno](err); ok && errno == unix.EINVAL && strings.Contains(err.Error(), "map the ids") {
 			t.Skipf("requires a file system with idmapped mounts at %s", src)
@@ -249,21 +249,7 @@ func TestPlan(t *testing.T) {
 	for _, want := range []string{
 		"ro: *no", "rw: yes", "mapped: yes", "nodev: *no", "dev: yes", "accel: yes", "null: yes", "shm: yes", "pts: yes", "links: yes", "masked: yes", "own: yes", "mknod: *no",
 	} {
-		name, is, _ := strings.Cut(want, ": ")
-		said := ""
-		for line := range strings.Lines(string(log)) {
-			if rest, ok := strings.CutPrefix(line, name+": "); ok {
-				said = strings.TrimSpace(rest)
-			}
-		}
-		if strings.HasPrefix(is, "*") {
-			// The reason comes before.
-			if said == "yes" || said == "" {
-				t.Errorf("%s: %q, want no", name, said)
-			}
-		} else if said != is {
-			t.Errorf("%s: %q, want %q", name, said, is)
-		}
+		checkAnswer(t, string(log), want)
 	}
 	if !strings.HasSuffix(string(log), "\n1\n") {
 		t.Errorf("there is more than one /dev: %s", log)
@@ -276,5 +262,26 @@ func TestPlan(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(src, "node")); err != nil {
 		t.Error(err)
+	}
+}
+
+// checkAnswer looks in a log for the last answer to a question; want is its name and
+// "yes", or "*no" for any answer but yes.
+func checkAnswer(t *testing.T, log, want string) {
+	t.Helper()
+	name, is, _ := strings.Cut(want, ": ")
+	said := ""
+	for line := range strings.Lines(log) {
+		if rest, ok := strings.CutPrefix(line, name+": "); ok {
+			said = strings.TrimSpace(rest)
+		}
+	}
+	if strings.HasPrefix(is, "*") {
+		// The reason comes before.
+		if said == "yes" || said == "" {
+			t.Errorf("%s: %q, want no", name, said)
+		}
+	} else if said != is {
+		t.Errorf("%s: %q, want %q", name, said, is)
 	}
 }

@@ -17,8 +17,8 @@ import (
 )
 
 // socketsName is the directory in the run directory that holds a socket for each
-// box, by which a later daemon finds its shim. Only root can enter it, so a
-// name in there is the shim's, and nobody else can keep it busy.
+// sandbox, by which a later daemon finds its shim. Only root can enter it, so a
+// name in there is the shim's, and no other process can keep it busy.
 const socketsName = "shims"
 
 // formerSocketsName is what earlier releases called it.
@@ -36,7 +36,7 @@ type sockets struct {
 func makeSockets(runDir string, former []string) (_ sockets, err error) {
 	path := filepath.Join(runDir, socketsName)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return sockets{}, fmt.Errorf("make the directory of the shims' sockets: %w", err)
+		return sockets{}, fmt.Errorf("cannot make the directory of the shims' sockets: %w", err)
 	}
 	s, err := openSockets(append([]string{runDir}, former...))
 	if err != nil {
@@ -47,7 +47,7 @@ func makeSockets(runDir string, former []string) (_ sockets, err error) {
 		return sockets{}, errors.Join(&os.PathError{Op: "stat", Path: path, Err: err}, s.close())
 	}
 	if st.Uid != uint32(os.Geteuid()) || st.Mode&0o077 != 0 {
-		return sockets{}, errors.Join(fmt.Errorf("%s belongs to uid %d and has mode %04o: it must be root's alone: remove it", path, st.Uid, st.Mode&0o7777), s.close())
+		return sockets{}, errors.Join(fmt.Errorf("cannot use %s, which belongs to uid %d and has mode %04o: it must belong to root with mode 0700; remove it", path, st.Uid, st.Mode&0o7777), s.close())
 	}
 	return s, nil
 }
@@ -96,7 +96,7 @@ func (s sockets) addr(id string) *unix.SockaddrUnix {
 	return &unix.SockaddrUnix{Name: "/proc/self/fd/" + strconv.Itoa(int(s.dir.Fd())) + "/" + id}
 }
 
-// listen makes a box's socket. Release removes it.
+// listen makes a sandbox's socket. Release removes it.
 func (s sockets) listen(id string) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -112,7 +112,7 @@ func (s sockets) listen(id string) (*os.File, error) {
 	return f, nil
 }
 
-// remove removes a box's socket; one that is gone is no error.
+// remove removes a sandbox's socket; one that is gone is no error.
 func (s sockets) remove(id string) error {
 	var errs []error
 	for _, d := range s.all() {
@@ -123,15 +123,15 @@ func (s sockets) remove(id string) error {
 	return errors.Join(errs...)
 }
 
-// clear removes the sockets of all but these boxes: a run directory on disk
-// survives a reboot, and the boxes do not.
-func (s sockets) clear(boxes []string) error {
+// clear removes the sockets of all but these sandboxes: a run directory on disk
+// survives a reboot, and the sandboxes do not.
+func (s sockets) clear(sandboxes []string) error {
 	entries, err := os.ReadDir(s.dir.Name())
 	if err != nil {
-		return fmt.Errorf("list the shims' sockets: %w", err)
+		return fmt.Errorf("cannot list the shims' sockets: %w", err)
 	}
-	keep := make(map[string]bool, len(boxes))
-	for _, id := range boxes {
+	keep := make(map[string]bool, len(sandboxes))
+	for _, id := range sandboxes {
 		keep[id] = true
 	}
 	for _, e := range entries {
@@ -144,10 +144,10 @@ func (s sockets) clear(boxes []string) error {
 	return nil
 }
 
-// errNoShim says that a box has no shim, or none any more.
-var errNoShim = fmt.Errorf("the box has no shim: %w", unix.ECONNREFUSED)
+// errNoShim says that a sandbox has no shim, or none any more.
+var errNoShim = fmt.Errorf("the sandbox has no shim: %w", unix.ECONNREFUSED)
 
-// dial makes one attempt to connect to a box's shim, without waiting. EAGAIN:
+// dial makes one attempt to connect to a sandbox's shim, without waiting. EAGAIN:
 // it is there, and as many connections wait for it already as may.
 func (s sockets) dial(id string) (fd int, err error) {
 	for _, d := range s.all() {
@@ -192,7 +192,7 @@ func dialAddr(addr unix.Sockaddr) (int, error) {
 // dialRetry is how often a shim with too many connections is tried again.
 const dialRetry = 20 * time.Millisecond
 
-// connect connects to a box's shim. The error is ECONNREFUSED when it has none,
+// connect connects to a sandbox's shim. The error is ECONNREFUSED when it has none,
 // and os.ErrDeadlineExceeded when that takes no connection in time.
 func (s sockets) connect(id string, deadline time.Time) (*os.File, error) {
 	for {
@@ -203,18 +203,18 @@ func (s sockets) connect(id string, deadline time.Time) (*os.File, error) {
 		case err != unix.EAGAIN:
 			return nil, os.NewSyscallError("connect", err)
 		case time.Now().After(deadline):
-			return nil, fmt.Errorf("connect to the job's shim: %w", os.ErrDeadlineExceeded)
+			return nil, fmt.Errorf("cannot connect to the job's shim: %w", os.ErrDeadlineExceeded)
 		}
 		time.Sleep(dialRetry)
 	}
 }
 
-// HasShim reports whether a box of a daemon with one of these run directories has a
+// HasShim reports whether a sandbox of a daemon with one of these run directories has a
 // shim, of which it asks nothing.
 func HasShim(runDirs []string, id string) bool {
 	s, err := openSockets(runDirs)
 	if err != nil {
-		return true // nobody knows: nothing may be removed
+		return true // unknown: nothing may be removed
 	}
 	defer s.close()
 	return s.hasShim(id)
@@ -231,7 +231,7 @@ func (s sockets) hasShim(id string) bool {
 // isShim reports whether a program is a shim, perhaps of an earlier release.
 func isShim(program string) bool { return program == ShimName || program == "joblet-monitor" }
 
-// shimOf returns the process that is a box's shim, or 0. It goes through all
+// shimOf returns the process that is a sandbox's shim, or 0. It goes through all
 // processes of the host.
 func shimOf(id string) int {
 	names, err := filepath.Glob("/proc/[0-9]*/cmdline")

@@ -44,33 +44,9 @@ func TestAdoptHostile(t *testing.T) {
 			}
 			defer e.groups.sockets.remove(id)
 			if test.talk == nil {
-				defer f.Close()
-				for {
-					fd, err := e.groups.sockets.dial(id)
-					if err == unix.EAGAIN {
-						break
-					} else if err != nil {
-						t.Fatal(err)
-					}
-					defer unix.Close(fd)
-				}
+				fillQueue(t, e, id, f)
 			} else {
-				l, err := net.FileListener(f)
-				f.Close()
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer l.Close()
-				go func() {
-					for {
-						c, err := l.Accept()
-						if err != nil {
-							return
-						}
-						defer c.Close()
-						test.talk(c)
-					}
-				}()
+				talkTo(t, f, test.talk)
 			}
 			began := time.Now()
 			_, err = e.Adopt(id, time.Time{})
@@ -100,6 +76,42 @@ func TestAdoptHostile(t *testing.T) {
 	if left, err := os.ReadDir(filepath.Join(e.cfg.RunDir, socketsName)); err != nil || len(left) > 0 {
 		t.Errorf("left: %v %v", left, err)
 	}
+}
+
+// fillQueue connects to a socket that nothing accepts from until its queue is full.
+func fillQueue(t *testing.T, e *Engine, id string, f *os.File) {
+	t.Helper()
+	t.Cleanup(func() { f.Close() })
+	for {
+		fd, err := e.groups.sockets.dial(id)
+		if err == unix.EAGAIN {
+			return
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+	}
+}
+
+// talkTo accepts connections to a socket until the end of the test.
+func talkTo(t *testing.T, f *os.File, talk func(net.Conn)) {
+	t.Helper()
+	l, err := net.FileListener(f)
+	f.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() { // ends with the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+			talk(c)
+		}
+	}()
 }
 
 // TestSocketsOfOthers: the directory must be root's alone.

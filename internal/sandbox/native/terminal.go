@@ -45,7 +45,7 @@ type Keyboard struct {
 func (p *Process) OpenKeyboard() (*Keyboard, error) {
 	c, err := p.engine.connect(p.ID, time.Time{})
 	if err != nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: %w", err)
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job's terminal: %w", err)
 	}
 	defer c.conn.Close()
 	if c.window == nil {
@@ -57,10 +57,10 @@ func (p *Process) OpenKeyboard() (*Keyboard, error) {
 		master, err = receiveTerminal(c.conn)
 	}
 	if err != nil {
-		return nil, joblet.Errorf(joblet.FailedPrecondition, "open the job's terminal: perhaps it has ended: %w", err)
+		return nil, joblet.Errorf(joblet.FailedPrecondition, "cannot open the job's terminal: %w; perhaps the job has ended", err)
 	}
 	k := &Keyboard{Window: *c.window, process: p, master: master, closed: make(chan struct{})}
-	go func() { // an ended job's terminal goes on to take what is typed, and nobody may keep it
+	go func() { // an ended job's terminal goes on to take what is typed, and no caller may keep it
 		select {
 		case <-p.done:
 			_ = k.master.Close()
@@ -134,7 +134,7 @@ func (k *Keyboard) Close() error {
 func receiveTerminal(conn *os.File) (*os.File, error) {
 	master, err := receiveDescriptor(conn, "terminal")
 	if err != nil {
-		return nil, fmt.Errorf("receive the terminal: %w", err)
+		return nil, fmt.Errorf("cannot receive the terminal: %w", err)
 	}
 	return master, nil
 }

@@ -13,10 +13,10 @@ import (
 )
 
 // BenchmarkWalls takes the walls away, by turns in one run: what a job's start, from
-// a ready box to the running command, takes at the median, and how much more
+// a ready sandbox to the running command, takes at the median, and how much more
 // each costs.
 func BenchmarkWalls(b *testing.B) {
-	const spares = 1
+	const warm = 1
 	walls := []struct {
 		name   string
 		change func(*protocol.Run)
@@ -28,17 +28,17 @@ func BenchmarkWalls(b *testing.B) {
 		{"log-denied", func(r *protocol.Run) { r.LogDenied = true }}, // one more
 		{"none", func(r *protocol.Run) { r.Filter, r.Landlock, r.Capabilities = nil, false, math.MaxUint64 }},
 	}
-	e := openEngine(b, spares)
-	e.StartSpares()
+	e := openEngine(b, warm)
+	e.StartPool()
 	base := b.TempDir()
 	times := make([][]float64, len(walls))
 	for n := 0; b.Loop(); n++ {
 		for i, wall := range walls {
-			for len(e.spares) < spares {
+			for len(e.warm) < warm {
 				time.Sleep(time.Millisecond)
 			}
-			time.Sleep(10 * time.Millisecond) // its shim goes on building when the box is in stock
-			box, err := e.Take(b.Context(), nil)
+			time.Sleep(10 * time.Millisecond) // its shim goes on building when the sandbox is in stock
+			sb, err := e.Take(b.Context(), nil)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -56,14 +56,14 @@ func BenchmarkWalls(b *testing.B) {
 			message := run.message()
 			wall.change(message)
 			began := time.Now()
-			p, err := box.start(message)
+			p, err := sb.start(message)
 			if err != nil {
 				b.Fatal(err)
 			}
 			times[i] = append(times[i], float64(time.Since(began).Microseconds()))
 			e.Refill()
 			<-p.Done()
-			if err := e.Release(box.ID, box.Leases); err != nil {
+			if err := e.Release(sb.ID, sb.Leases); err != nil {
 				b.Error(err)
 			}
 		}

@@ -8,7 +8,7 @@ import (
 
 // Landlock, a second wall behind the namespaces and the filter (landlock(7)). A
 // process that is under it, with whatever privileges, can change no mounts, make no
-// devices, trace nobody outside; and, from ABI 6 on, not connect to abstract sockets
+// devices, trace no process outside; and, from ABI 6 on, not connect to abstract sockets
 // there. What is outside begins where landlock_restrict_self was called: at the job.
 // A further process of the job (rnx job exec) comes later, and no process can be
 // put into a domain that exists: it is under the other walls alone, and signals are

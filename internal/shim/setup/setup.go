@@ -478,7 +478,7 @@ func limitResources(p *program, run *protocol.Run) {
 // dropPrivileges leaves the command the capabilities in run, none of them
 // ambient or inheritable, and no way to gain more.
 func dropPrivileges(p *program, run *protocol.Run) {
-	// A keyring of its own instead of the one of whoever started the daemon;
+	// A keyring of its own instead of the one of the user who started the daemon;
 	// ENOSYS where the kernel has no keys.
 	p.call("join a new session keyring", unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0).may(allowAll)
 	for c := range uintptr(maxCap + 1) {

@@ -49,7 +49,7 @@ func openTree(t protocol.Tree, attrs uint64, userns int) (int, error) {
 			return fd, nil
 		}
 		// The file system knows no idmapped mounts (EINVAL): the job sees the
-		// owners as nobody, and reads what everybody may read. What it writes would be
+		// owners as the user nobody, and reads what all users may read. What it writes would be
 		// nobody's too.
 		if t.Writable {
 			unix.Close(fd)

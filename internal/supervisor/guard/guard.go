@@ -103,7 +103,7 @@ func (g *Guard) Force(ctx context.Context, r Run, cause protocol.Cause, pid int,
 		g.Log.Error("cannot end a job through its cgroup", "job", rec.ID, "error", err)
 	}
 	fault.Point("force.killed")
-	if !forced.Stuck {
+	if !forced.NoRecord {
 		g.amend(rec, cause)
 		return ctx.Err() == nil
 	}

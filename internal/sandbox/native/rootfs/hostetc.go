@@ -39,7 +39,7 @@ import (
 // (etcDenied).
 
 // hostEtc are files of /etc, and directories with all that is in them. The elements are
-// patterns (path.Match). Those of hostEtcText are configuration, in which somebody may
+// patterns (path.Match). Those of hostEtcText are configuration, in which an administrator may
 // have written anything.
 var (
 	hostEtc = splitPatterns(
@@ -71,7 +71,7 @@ var etcDenied = []string{
 	// What tells this host from others.
 	"machine-id", "hostid", "hostname", "hosts", "resolv.conf", "mailname", "initiatorname*", "adjtime", "fstab", "mtab", "exports",
 	"ssl-cert-snakeoil*", "localhost.crt", "localhost.pem", "subuid*", "subgid*", "group", "nsswitch.conf", "host.conf",
-	// Copies, for which nobody keeps modes.
+	// Copies, whose modes no administrator keeps.
 	"*~", "*-", "*.bak", "*.old", "*.orig", "*.save", "*.swp", "*.dpkg-*", "*.ucf-*", "*.rpm*", "#*",
 }
 
@@ -416,7 +416,7 @@ func (c *hostEtcCopy) current() (hostParts, error) {
 	defer c.mu.Unlock()
 	if c.host.etc == "" || c.changed() {
 		if err := c.refresh(); err != nil {
-			return hostParts{}, fmt.Errorf("copy what jobs see of /etc: %w", err)
+			return hostParts{}, fmt.Errorf("cannot copy what jobs see of /etc: %w", err)
 		}
 	}
 	return c.host, nil

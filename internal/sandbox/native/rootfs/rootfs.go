@@ -34,11 +34,11 @@ func Open(dir string, unused bool, log *slog.Logger) (*Views, error) {
 	}
 	if unused {
 		if err := os.RemoveAll(dir); err != nil {
-			return nil, fmt.Errorf("remove old copies of /etc: %w", err)
+			return nil, fmt.Errorf("cannot remove old copies of /etc: %w", err)
 		}
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("make the run directory: %w", err)
+		return nil, fmt.Errorf("cannot make the run directory: %w", err)
 	}
 	return v, nil
 }

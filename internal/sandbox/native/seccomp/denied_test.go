@@ -92,7 +92,7 @@ func TestDeniedCalls(t *testing.T) {
 		{security: nested, call: "kcmp", want: joblet.DeniedCall{Errno: "EPERM", Remedy: joblet.RemedyAllow}},
 
 		{security: mine, call: "ptrace", want: joblet.DeniedCall{Errno: "EPERM", Remedy: joblet.RemedyDeny}},
-		{security: mine, call: "socket", args: args{unix.AF_INET, unix.SOCK_STREAM}, want: joblet.DeniedCall{Errno: "EPERM", Remedy: joblet.RemedyDeny}}, // whose arguments nobody has looked at
+		{security: mine, call: "socket", args: args{unix.AF_INET, unix.SOCK_STREAM}, want: joblet.DeniedCall{Errno: "EPERM", Remedy: joblet.RemedyDeny}}, // whose arguments the filter does not check
 		{security: mine, call: "mount", want: joblet.DeniedCall{Errno: "EPERM", Remedy: joblet.RemedyNested}},
 	}
 	for _, test := range tests {
@@ -122,7 +122,13 @@ func TestDeniedCalls(t *testing.T) {
 			t.Errorf("%+v, %s%v: %+v, want %+v", test.security, test.call, test.args, got, test.want)
 		}
 	}
+}
 
+// TestDeniedCallsSummary: kinds that read the same are counted together, the most frequent
+// first.
+func TestDeniedCallsSummary(t *testing.T) {
+	t.Parallel()
+	type args = [6]uint32
 	unshare := seccompCallNumber(t, runtime.GOARCH, "unshare")
 	perm := uint32(unix.EPERM)
 	got := DeniedCalls(joblet.Security{}, []protocol.Denied{

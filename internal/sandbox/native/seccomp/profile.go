@@ -90,7 +90,7 @@ func compile(s joblet.Security) (Filter, error) {
 			}
 		case changes[name] == seccompAllow:
 		case !slices.Contains(grantableCalls, name):
-			return nil, joblet.Errorf(joblet.InvalidArgument, "system call %s: no profile can allow it, as it acts on more than the job or hides from the filter what it does; what can be allowed beside a profile's own: %s", name, strings.Join(grantableCalls, ", "))
+			return nil, joblet.Errorf(joblet.InvalidArgument, "cannot allow system call %s: it acts on more than the job, or hides from the filter what it does; calls that can be added to a profile: %s", name, strings.Join(grantableCalls, ", "))
 		default:
 			changes[name] = seccompAllow
 		}
@@ -100,7 +100,7 @@ func compile(s joblet.Security) (Filter, error) {
 		case !known:
 			return nil, unknownCall(name)
 		case slices.Contains(startCalls, name):
-			return nil, joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied: no command could be started without it", name)
+			return nil, joblet.Errorf(joblet.InvalidArgument, "cannot deny system call %s: no command can start without it", name)
 		}
 		changes[name] = seccompEPERM
 	}
@@ -114,7 +114,7 @@ var startCalls = []string{"execve", "exit_group", "rt_sigprocmask", "faccessat",
 const sendCall = "sendmsg"
 
 func unknownCall(name string) error {
-	return joblet.Errorf(joblet.InvalidArgument, "system call %s: no such call is known", name)
+	return joblet.Errorf(joblet.InvalidArgument, "unknown system call %s", name)
 }
 
 // Compile returns the filter that s asks for. An error of kind InvalidArgument says which
@@ -123,7 +123,7 @@ func unknownCall(name string) error {
 func Compile(s joblet.Security) (Filter, error) {
 	if s.LogDenied {
 		if slices.Contains(s.DenyCalls, sendCall) {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "system call %s cannot be denied with --log-denied: no command could be started without it", sendCall)
+			return nil, joblet.Errorf(joblet.InvalidArgument, "cannot deny system call %s with --log-denied: no command can start without it", sendCall)
 		}
 		if err := canLogDenied(); err != nil {
 			return nil, err

@@ -116,7 +116,7 @@ const (
 )
 
 // seccompInetProtocols may be asked for with AF_INET and AF_INET6. Others (SCTP,
-// DCCP, SMC, L2TP) would have the kernel load a seldom used module for whoever
+// DCCP, SMC, L2TP) would have the kernel load a seldom used module for any user who
 // asks; CVE-2017-6074 was one.
 var seccompInetProtocols = []uint32{
 	unix.IPPROTO_IP, unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_MPTCP, // Go listens on MPTCP where it can
@@ -131,7 +131,7 @@ var seccompPlainProtocols = []uint32{unix.IPPROTO_IP, unix.IPPROTO_TCP, unix.IPP
 // line disciplines, which are kernel modules with a record (CVE-2017-2636).
 var seccompIoctls = []uint32{unix.TIOCSTI, unix.TIOCLINUX, unix.TIOCSETD}
 
-// seccompFcntls are refused. A lease makes whoever opens the file, another job or the
+// seccompFcntls are refused. A lease makes a process that opens the file, of another job or the
 // host's root, wait for up to fs.lease-break-time, and a job's root owns the files of its
 // runtime, which jobs share; a delegation (Linux 6.19) does so too. F_NOTIFY tells of
 // directories as inotify does, by signals. The error is that of a file system without
