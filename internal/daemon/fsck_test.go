@@ -13,6 +13,7 @@ import (
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/internal/fsck"
 	"github.com/joblet/joblet/internal/store"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // newFsck returns options for a state directory with one job, which is LOST and
@@ -61,6 +62,7 @@ func fsckRun(t *testing.T, o fsckOptions, want int) (stdout, stderr string) {
 
 func TestFsckStatus(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	o, leftover := newFsck(t)
 	short := filepath.Base(filepath.Dir(leftover))[:8]
 	out, _ := fsckRun(t, o, fsckLeft)
@@ -87,6 +89,7 @@ func TestFsckStatus(t *testing.T) {
 
 func TestFsckJSON(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	o, leftover := newFsck(t)
 	o.JSON = true
 	out, _ := fsckRun(t, o, fsckLeft)
@@ -107,6 +110,7 @@ func TestFsckJSON(t *testing.T) {
 // has a status of its own.
 func TestFsckLock(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	o, leftover := newFsck(t)
 	o.Fsck.Repair = true
 	if err := os.MkdirAll(o.RunDir, 0o755); err != nil {

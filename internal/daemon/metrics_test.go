@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestMetricsAddr(t *testing.T) {
@@ -55,6 +57,7 @@ func TestMetricsAddr(t *testing.T) {
 
 func TestMetricsListen(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	for _, addr := range []string{"127.0.0.1:0", "unix:" + filepath.Join(t.TempDir(), "m.sock")} {
 		o := DefaultOptions()
 		o.MetricsAddr = addr

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 func TestValidate(t *testing.T) {
@@ -34,6 +36,7 @@ func TestValidate(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	o := Options{RunDir: t.TempDir()}
 	first, err := o.lock(t.Context())
 	if err != nil {
@@ -65,6 +68,7 @@ func TestLock(t *testing.T) {
 
 func TestListen(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	path := filepath.Join(t.TempDir(), socketName)
 	for range 2 { // the second finds what the first left
 		l, err := listen(path, 0)

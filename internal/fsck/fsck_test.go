@@ -41,6 +41,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
+	testenv.RequireRoot(t)
 	dir := t.TempDir()
 	s := &site{t: t, cfg: Config{StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run")}}
 	s.check(os.MkdirAll(s.path("jobs"), 0o700))
