@@ -236,17 +236,7 @@ func TestGroup(t *testing.T) {
 	if frozen, err := g.Frozen(); !frozen {
 		t.Errorf("not frozen: %v", err)
 	}
-	less := limits
-	less.CPUPercent, less.MaxPIDs = 20, 5
-	if err := g.Update(limits, less, nil); err != nil {
-		t.Error(err)
-	}
-	if got := readFile(g, "pids", "pids.max"); got != "5" {
-		t.Errorf("pids.max is %s after the update, want 5", got)
-	}
-	if err := g.Update(less, joblet.Limits{CPUPercent: 20}, nil); err != nil {
-		t.Error(err)
-	}
+	checkUpdate(t, g, limits)
 	if err := g.Thaw(); err != nil {
 		t.Error(err)
 	}
@@ -300,6 +290,22 @@ func checkLimits(t *testing.T, g *Group) {
 		if n == 0 {
 			t.Errorf("nothing is limited by %s", controller)
 		}
+	}
+}
+
+// checkUpdate lowers the limits of a group, then takes most of them away.
+func checkUpdate(t *testing.T, g *Group, limits joblet.Limits) {
+	t.Helper()
+	less := limits
+	less.CPUPercent, less.MaxPIDs = 20, 5
+	if err := g.Update(limits, less, nil); err != nil {
+		t.Error(err)
+	}
+	if got := readFile(g, "pids", "pids.max"); got != "5" {
+		t.Errorf("pids.max is %s after the update, want 5", got)
+	}
+	if err := g.Update(less, joblet.Limits{CPUPercent: 20}, nil); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -23,11 +23,11 @@ const (
 	nodesAt  = 16              // asked at once
 )
 
-// nodeJSON is what is known of a node.
+// nodeJSON is a node as --json shows it.
 type nodeJSON struct {
 	Name      string    `json:"name"`
 	Address   string    `json:"address"`
-	NodeID    string    `json:"nodeId,omitempty"`
+	NodeID    string    `json:"node_id,omitempty"`
 	Default   bool      `json:"default"`
 	Status    string    `json:"status"` // ok, or why not
 	Reachable bool      `json:"reachable"`
@@ -98,7 +98,9 @@ func listNodes(ctx context.Context, a *app.App) error {
 	if a.JSON {
 		return nil
 	}
-	return table.Write(a.Out, term.Width(a.Out), rows)
+	const name, address, status, version, latency, jobs = 0, 1, 2, 3, 4, 5
+	t := table.Table{Rows: rows, Width: term.Width(a.Out), Drop: []int{latency, version, jobs}, Narrow: []int{name, address, status}}
+	return t.Write(a.Out)
 }
 
 // askNode connects to a node and asks it for its version, twice: the second time

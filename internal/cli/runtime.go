@@ -67,7 +67,9 @@ func newRuntimeListCommand(a *app.App) *cobra.Command {
 						joblet.Printable(rt.Name), table.Dash(rt.Version, table.MaxNameColumn), joblet.ReadableSize(rt.SizeBytes), localTime(rt.BuiltAt), joblet.Printable(text),
 					})
 				}
-				return table.Write(a.Out, term.Width(a.Out), rows)
+				const name, version, built = 0, 1, 3
+				t := table.Table{Rows: rows, Width: term.Width(a.Out), Drop: []int{built}, Narrow: []int{name, version}}
+				return t.Write(a.Out)
 			})
 		},
 	}
@@ -86,7 +88,7 @@ func newInfoCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "info NAME",
 		Short:             "Show details of a runtime",
-		Long:              "Show all that is known of a runtime. With --json also its recipe and every package in it." + app.ExitStatusHelp,
+		Long:              "Show details of a runtime. With --json also its recipe and every package in it." + app.ExitStatusHelp,
 		Args:              app.ExactlyOne("runtime"),
 		ValidArgsFunction: a.CompleteRuntimes,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -17,37 +17,6 @@ import (
 	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
-// release is native.Release of the job's latest box, unless that belongs to the job of
-// which this one is a copy.
-func (x *executor) release(j *entry) error {
-	x.table.mu.Lock()
-	box, leases, apart := j.rec.Box, outcome.LeasesOf(j.rec), j.elsewhere
-	j.elsewhere = "" // this daemon makes its next box
-	x.table.mu.Unlock()
-	if apart != "" && x.where.Copied {
-		return nil
-	}
-	return x.engine.Release(box, leases)
-}
-
-// releaseEvery is the pause before the release of a box is tried again, which a process
-// does not leave, because it waits in the kernel for a disk, for example.
-const releaseEvery = 10 * time.Second
-
-// releaseLater reports whether it succeeded before the daemon stops.
-func (x *executor) releaseLater(rec store.Record) bool {
-	for {
-		select {
-		case <-x.ctx.Done():
-			return false // the next daemon does it
-		case <-time.After(releaseEvery):
-		}
-		if x.engine.Release(rec.Box, outcome.LeasesOf(rec)) == nil {
-			return true
-		}
-	}
-}
-
 // ending is the end of a run on its way through endSteps.
 type ending struct {
 	j       *entry
@@ -199,6 +168,37 @@ func (x *executor) leaveRun(e *ending) bool {
 	x.records.Tidy(e.rec.ID)
 	x.waitlist.finish(e.j, e.rec)
 	return true
+}
+
+// release is native.Release of the job's latest box, unless that belongs to the job of
+// which this one is a copy.
+func (x *executor) release(j *entry) error {
+	x.table.mu.Lock()
+	box, leases, apart := j.rec.Box, outcome.LeasesOf(j.rec), j.elsewhere
+	j.elsewhere = "" // this daemon makes its next box
+	x.table.mu.Unlock()
+	if apart != "" && x.where.Copied {
+		return nil
+	}
+	return x.engine.Release(box, leases)
+}
+
+// releaseEvery is the pause before the release of a box is tried again, which a process
+// does not leave, because it waits in the kernel for a disk, for example.
+const releaseEvery = 10 * time.Second
+
+// releaseLater reports whether it succeeded before the daemon stops.
+func (x *executor) releaseLater(rec store.Record) bool {
+	for {
+		select {
+		case <-x.ctx.Done():
+			return false // the next daemon does it
+		case <-time.After(releaseEvery):
+		}
+		if x.engine.Release(rec.Box, outcome.LeasesOf(rec)) == nil {
+			return true
+		}
+	}
 }
 
 // sendStop asks the job's shim to end the run, and records that before: an end in between

@@ -16,44 +16,6 @@ import (
 	"github.com/joblet/joblet/internal/supervisor/sampling"
 )
 
-// persist makes a job's record durable, however long that takes, as on a full disk.
-// Until then the truth is in memory and in the job's directory. It reports whether it
-// succeeded before the daemon stops.
-func (t *table) persist(j *entry, save func() error) bool {
-	for tries := 1; ; tries++ {
-		err := save()
-		if records.Written(err) {
-			t.setSaveError(j, nil)
-			return true
-		}
-		if tries == persistTold {
-			t.setSaveError(j, err)
-		}
-		t.log.Error("cannot record the state of a job; the daemon tries again", "job", t.snapshot(j).job.ID, "error", err)
-		select {
-		case <-t.ctx.Done():
-			return false
-		case <-time.After(min(time.Duration(tries)*persistEvery, time.Second)):
-		}
-	}
-}
-
-const (
-	// persistEvery is the first pause between two tries.
-	persistEvery = 100 * time.Millisecond
-	// persistTold is after how many tries clients that wait for the end receive the error.
-	persistTold = 4
-)
-
-func (t *table) setSaveError(j *entry, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if j.saveErr != err {
-		j.saveErr = err
-		t.changed(j)
-	}
-}
-
 // entry is a job that has not ended, or whose end is not in the database yet. table.mu
 // protects it.
 type entry struct {
@@ -151,6 +113,15 @@ func (t *table) snapshot(j *entry) snapshot {
 	return v
 }
 
+// unrecorded returns why the end of a job that has ended cannot be recorded; nil: it
+// can, or the job has not ended.
+func (v snapshot) unrecorded() error {
+	if v.saveErr == nil || !v.starting && !v.job.State.Final() {
+		return nil
+	}
+	return joblet.Errorf(joblet.KindOf(v.saveErr), "cannot record the end of job %s yet: %w", joblet.ShortID(v.job.ID), v.saveErr)
+}
+
 // await waits until done accepts a job's snapshot, and returns that.
 func (t *table) await(ctx context.Context, j *entry, done func(snapshot) bool) (snapshot, error) {
 	var changes *events.Subscription
@@ -207,4 +178,42 @@ func (t *table) awaitRun(ctx context.Context, j *entry, done func(snapshot) bool
 		err = native.ErrSilent
 	}
 	return v, err
+}
+
+// persist makes a job's record durable, however long that takes, as on a full disk.
+// Until then the truth is in memory and in the job's directory. It reports whether it
+// succeeded before the daemon stops.
+func (t *table) persist(j *entry, save func() error) bool {
+	for tries := 1; ; tries++ {
+		err := save()
+		if records.Written(err) {
+			t.setSaveError(j, nil)
+			return true
+		}
+		if tries == persistTold {
+			t.setSaveError(j, err)
+		}
+		t.log.Error("cannot record the state of a job; the daemon tries again", "job", t.snapshot(j).job.ID, "error", err)
+		select {
+		case <-t.ctx.Done():
+			return false
+		case <-time.After(min(time.Duration(tries)*persistEvery, time.Second)):
+		}
+	}
+}
+
+const (
+	// persistEvery is the first pause between two tries.
+	persistEvery = 100 * time.Millisecond
+	// persistTold is after how many tries clients that wait for the end receive the error.
+	persistTold = 4
+)
+
+func (t *table) setSaveError(j *entry, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if j.saveErr != err {
+		j.saveErr = err
+		t.changed(j)
+	}
 }

@@ -186,6 +186,8 @@ func (x *executor) runIn(box *native.Sandbox, run *native.Run, rec store.Record)
 // commandError is a failure because of the job's command.
 type commandError struct{ error }
 
+func (e *commandError) Unwrap() error { return e.error }
+
 // running marks the job's command as running.
 func (x *executor) running(j *entry, proc *native.Process) joblet.Job {
 	started := events.Event{Kind: events.Started, Job: j.item.ID}
@@ -271,6 +273,8 @@ func (x *executor) launch(j *entry) {
 
 // transientError is a failure of the host, which may pass.
 type transientError struct{ error }
+
+func (e *transientError) Unwrap() error { return e.error }
 
 func (x *executor) tryLaunch(j *entry) (*native.Sandbox, error) {
 	x.table.mu.Lock()
@@ -381,7 +385,3 @@ func (x *executor) adoptLater(j *entry) {
 		return
 	}
 }
-
-func (e *transientError) Unwrap() error { return e.error }
-
-func (e *commandError) Unwrap() error { return e.error }

@@ -248,12 +248,3 @@ func (s *Supervisor) Configure(cfg Config) {
 	s.planner.Configure(cfg.settings())
 	s.table.events.Publish(events.Event{Kind: events.Freed})
 }
-
-// unrecorded returns why the end of a job that has ended cannot be recorded; nil: it
-// can, or the job has not ended.
-func (v snapshot) unrecorded() error {
-	if v.saveErr == nil || !v.starting && !v.job.State.Final() {
-		return nil
-	}
-	return joblet.Errorf(joblet.KindOf(v.saveErr), "cannot record the end of job %s yet: %w", joblet.ShortID(v.job.ID), v.saveErr)
-}

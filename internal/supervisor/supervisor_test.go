@@ -71,6 +71,69 @@ func (tr *transitions) note(id string, from, to joblet.State) {
 	tr.all[id] = append(seen, from, to)
 }
 
+// crowd is the jobs that several users share.
+type crowd struct {
+	mu       sync.Mutex
+	accepted []string
+	deleted  map[string]bool
+}
+
+// anyJob returns one of the latest jobs.
+func (c *crowd) anyJob(r *rand.Rand) string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.accepted) == 0 {
+		return "none"
+	}
+	return c.accepted[max(0, len(c.accepted)-1-r.IntN(8))]
+}
+
+// step does one random thing to a job.
+func (c *crowd) step(t *testing.T, s *Supervisor, r *rand.Rand) {
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var err error
+	switch r.IntN(10) {
+	case 0:
+		id := c.anyJob(r)
+		if r.IntN(2) == 0 { // one that surely has not ended by itself
+			job, err := s.Submit(ctx, joblet.Spec{Command: "sleep", Args: []string{"100"}, Retries: r.IntN(2), Priority: 10}, "test", nil)
+			if err != nil {
+				t.Error(err)
+			}
+			id = job.ID
+			eventually(func() bool {
+				job, err := s.Job(ctx, id)
+				return err != nil || job.State == joblet.Running
+			})
+		}
+		_, err = s.Stop(ctx, id, joblet.StopOptions{Grace: time.Duration(r.IntN(3)) * 10 * time.Millisecond})
+	case 1:
+		_, err = s.Cancel(ctx, c.anyJob(r))
+	case 2:
+		err = s.Signal(ctx, c.anyJob(r), 9, false)
+	case 3:
+		id := c.anyJob(r)
+		if err = s.Delete(ctx, id); err == nil {
+			c.mu.Lock()
+			c.deleted[id] = true
+			c.mu.Unlock()
+		}
+	default:
+		var job joblet.Job
+		if job, err = s.Submit(ctx, randomSpec(r, c.anyJob(r)), "test", nil); err == nil {
+			c.mu.Lock()
+			c.accepted = append(c.accepted, job.ID)
+			c.mu.Unlock()
+		}
+	}
+	switch kind := joblet.KindOf(err); {
+	case err == nil, kind == joblet.NotFound, kind == joblet.FailedPrecondition, kind == joblet.CommandNotFound:
+	default:
+		t.Errorf("%v (%v)", err, kind)
+	}
+}
+
 // TestTransitions lets several users do random things at once to a daemon that
 // is closed and opened again meanwhile, and looks at every change of every job.
 func TestTransitions(t *testing.T) {
@@ -78,9 +141,7 @@ func TestTransitions(t *testing.T) {
 	t.Logf("seed %d", seed)
 	dir := t.TempDir()
 	tr := &transitions{all: map[string][]joblet.State{}}
-	var mu sync.Mutex
-	var accepted []string
-	deleted := map[string]bool{}
+	c := crowd{deleted: map[string]bool{}}
 	const lives, users, steps = 4, 4, 25
 	for life := range lives {
 		s := open(t, dir, func(c *Config) { c.MaxConcurrent = 3 })
@@ -91,57 +152,8 @@ func TestTransitions(t *testing.T) {
 		for user := range users {
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(seed, uint64(life*users+user)))
-				anyJob := func() string {
-					mu.Lock()
-					defer mu.Unlock()
-					if len(accepted) == 0 {
-						return "none"
-					}
-					return accepted[max(0, len(accepted)-1-r.IntN(8))]
-				}
 				for range steps {
-					ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-					var err error
-					switch r.IntN(10) {
-					case 0:
-						id := anyJob()
-						if r.IntN(2) == 0 { // one that surely has not ended by itself
-							job, err := s.Submit(ctx, joblet.Spec{Command: "sleep", Args: []string{"100"}, Retries: r.IntN(2), Priority: 10}, "test", nil)
-							if err != nil {
-								t.Error(err)
-							}
-							id = job.ID
-							eventually(func() bool {
-								job, err := s.Job(ctx, id)
-								return err != nil || job.State == joblet.Running
-							})
-						}
-						_, err = s.Stop(ctx, id, joblet.StopOptions{Grace: time.Duration(r.IntN(3)) * 10 * time.Millisecond})
-					case 1:
-						_, err = s.Cancel(ctx, anyJob())
-					case 2:
-						err = s.Signal(ctx, anyJob(), 9, false)
-					case 3:
-						id := anyJob()
-						if err = s.Delete(ctx, id); err == nil {
-							mu.Lock()
-							deleted[id] = true
-							mu.Unlock()
-						}
-					default:
-						var job joblet.Job
-						if job, err = s.Submit(ctx, randomSpec(r, anyJob()), "test", nil); err == nil {
-							mu.Lock()
-							accepted = append(accepted, job.ID)
-							mu.Unlock()
-						}
-					}
-					switch kind := joblet.KindOf(err); {
-					case err == nil, kind == joblet.NotFound, kind == joblet.FailedPrecondition, kind == joblet.CommandNotFound:
-					default:
-						t.Errorf("%v (%v)", err, kind)
-					}
-					cancel()
+					c.step(t, s, r)
 				}
 			})
 		}
@@ -150,11 +162,11 @@ func TestTransitions(t *testing.T) {
 			closing(t, s) // with jobs in every state
 			continue
 		}
-		for _, id := range accepted {
+		for _, id := range c.accepted {
 			ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 			job, err := s.Wait(ctx, id)
 			cancel()
-			if deleted[id] && joblet.KindOf(err) == joblet.NotFound {
+			if c.deleted[id] && joblet.KindOf(err) == joblet.NotFound {
 				continue
 			}
 			if err != nil || !job.State.Final() || job.Attempt > job.Spec.Retries+1 || len(job.Past) != max(0, job.Attempt-1) && job.State != joblet.Stopped {
@@ -182,7 +194,7 @@ func TestTransitions(t *testing.T) {
 	for _, states := range tr.all {
 		kinds[states[len(states)-1]]++
 	}
-	t.Logf("%d jobs, by their last state: %v", len(accepted), kinds)
+	t.Logf("%d jobs, by their last state: %v", len(c.accepted), kinds)
 	for _, want := range []joblet.State{joblet.Completed, joblet.Failed, joblet.Stopped, joblet.Canceled, joblet.TimedOut} {
 		if kinds[want] == 0 {
 			t.Errorf("no job ended as %v: the test does too little", want)

@@ -623,7 +623,7 @@ func TestLifeQueue(t *testing.T) {
 	time.Sleep(200 * time.Millisecond) // rnx has heard that, too
 	_ = interrupted.Process.Signal(syscall.SIGINT)
 	_ = interrupted.Wait()
-	if interrupted.ProcessState.ExitCode() != 130 || !strings.Contains(said.String(), "canceling it") {
+	if interrupted.ProcessState.ExitCode() != 130 || !strings.Contains(said.String(), "canceling job") {
 		t.Errorf("status %d, said %q", interrupted.ProcessState.ExitCode(), said.String())
 	}
 	d.ends(t, "interrupted", joblet.Canceled)

@@ -6,229 +6,197 @@ import (
 	"github.com/joblet/joblet/client"
 )
 
-// metricsJSON is a sample as --json shows it, in the groups and with the names
-// that existing programs read.
+// metricsJSON is a sample as --json shows it. Fields that the messages of the API have
+// have the same names here.
 type metricsJSON struct {
 	Timestamp     time.Time       `json:"timestamp,omitzero"`
 	Available     *bool           `json:"available,omitempty"`
-	HostInfo      *hostJSON       `json:"hostInfo,omitempty"`
-	CPUInfo       *cpuJSON        `json:"cpuInfo,omitempty"`
-	MemoryInfo    *memoryJSON     `json:"memoryInfo,omitempty"`
-	DisksInfo     *disksJSON      `json:"disksInfo,omitempty"`
-	NetworkInfo   *networksJSON   `json:"networkInfo,omitempty"`
-	IOInfo        *ioJSON         `json:"ioInfo,omitempty"`
-	ProcessesInfo *processesJSON  `json:"processesInfo,omitempty"`
-	ServerVersion *client.Version `json:"serverVersion,omitempty"`
+	Host          *hostJSON       `json:"host,omitempty"`
+	CPU           *cpuJSON        `json:"cpu,omitempty"`
+	Memory        *memoryJSON     `json:"memory,omitempty"`
+	Disks         []diskJSON      `json:"disks,omitempty"`
+	Networks      []networkJSON   `json:"networks,omitempty"`
+	IO            *ioJSON         `json:"io,omitempty"`
+	Processes     *processesJSON  `json:"processes,omitempty"`
+	Cloud         *cloudJSON      `json:"cloud,omitempty"`
+	ServerVersion *client.Version `json:"server_version,omitempty"`
 }
 
 type hostJSON struct {
-	Hostname       string            `json:"hostname"`
-	Platform       string            `json:"platform"`
-	Arch           string            `json:"arch"`
-	Release        string            `json:"release"` // the kernel's
-	BootTime       time.Time         `json:"bootTime,omitzero"`
-	Uptime         int64             `json:"uptime"` // seconds
-	NodeID         string            `json:"nodeId,omitempty"`
-	ServerIPs      []string          `json:"serverIps"`
-	MACAddresses   []string          `json:"macAddresses"`
-	CloudProvider  string            `json:"cloudProvider,omitempty"`
+	Hostname      string    `json:"hostname"`
+	OS            string    `json:"os"`
+	KernelVersion string    `json:"kernel_version"`
+	Architecture  string    `json:"architecture"`
+	BootTime      time.Time `json:"boot_time,omitzero"`
+	Uptime        int64     `json:"uptime"` // seconds
+	NodeID        string    `json:"node_id,omitempty"`
+	ServerIPs     []string  `json:"server_ips"`
+	MACAddresses  []string  `json:"mac_addresses"`
+}
+
+type cloudJSON struct {
+	Provider       string            `json:"provider,omitempty"`
 	Region         string            `json:"region,omitempty"`
 	Zone           string            `json:"zone,omitempty"`
-	InstanceID     string            `json:"instanceId,omitempty"`
-	InstanceType   string            `json:"instanceType,omitempty"`
-	HypervisorType string            `json:"hypervisorType,omitempty"`
-	CloudMetadata  map[string]string `json:"cloudMetadata,omitempty"`
+	InstanceID     string            `json:"instance_id,omitempty"`
+	InstanceType   string            `json:"instance_type,omitempty"`
+	HypervisorType string            `json:"hypervisor_type,omitempty"`
+	Metadata       map[string]string `json:"metadata,omitempty"`
 }
 
 // Times are seconds since boot.
 type cpuJSON struct {
 	Cores        int       `json:"cores"`
-	Usage        float64   `json:"usage"` // from 0 to 1
-	UsagePercent float64   `json:"usagePercent"`
-	PerCoreUsage []float64 `json:"perCoreUsage"` // percent
-	LoadAverage  []float64 `json:"loadAverage"`
-	UserTime     float64   `json:"userTime"`
-	SystemTime   float64   `json:"systemTime"`
-	IdleTime     float64   `json:"idleTime"`
-	IOWaitTime   float64   `json:"ioWaitTime"`
-	StealTime    float64   `json:"stealTime"`
+	UsagePercent float64   `json:"usage_percent"`
+	UserTime     float64   `json:"user_time"`
+	SystemTime   float64   `json:"system_time"`
+	IdleTime     float64   `json:"idle_time"`
+	IOWaitTime   float64   `json:"io_wait_time"`
+	StealTime    float64   `json:"steal_time"`
+	LoadAverage  []float64 `json:"load_average"`
+	PerCoreUsage []float64 `json:"per_core_usage"` // percent
 }
 
-// Sizes are bytes.
 type memoryJSON struct {
-	Total     int64    `json:"total"`
-	Used      int64    `json:"used"`
-	Free      int64    `json:"free"`
-	Available int64    `json:"available"`
-	Percent   float64  `json:"percent"`
-	Cached    int64    `json:"cached"`
-	Buffers   int64    `json:"buffers"`
-	Swap      swapJSON `json:"swap"`
-}
-
-type swapJSON struct {
-	Total   int64   `json:"total"`
-	Used    int64   `json:"used"`
-	Free    int64   `json:"free"`
-	Percent float64 `json:"percent"`
-}
-
-type disksJSON struct {
-	Disks      []diskJSON `json:"disks"`
-	TotalSpace int64      `json:"totalSpace"`
-	UsedSpace  int64      `json:"usedSpace"`
+	TotalBytes     int64   `json:"total_bytes"`
+	UsedBytes      int64   `json:"used_bytes"`
+	FreeBytes      int64   `json:"free_bytes"`
+	AvailableBytes int64   `json:"available_bytes"`
+	UsagePercent   float64 `json:"usage_percent"`
+	CachedBytes    int64   `json:"cached_bytes"`
+	BufferedBytes  int64   `json:"buffered_bytes"`
+	SwapTotal      int64   `json:"swap_total"` // bytes
+	SwapUsed       int64   `json:"swap_used"`
+	SwapFree       int64   `json:"swap_free"`
 }
 
 type diskJSON struct {
-	Name          string  `json:"name"`
-	MountPoint    string  `json:"mountpoint"`
-	FileSystem    string  `json:"filesystem"`
-	Size          int64   `json:"size"`
-	Used          int64   `json:"used"`
-	Available     int64   `json:"available"`
-	Percent       float64 `json:"percent"`
-	Inodes        int64   `json:"inodes"`
-	InodesUsed    int64   `json:"inodesUsed"`
-	InodesFree    int64   `json:"inodesFree"`
-	InodesPercent float64 `json:"inodesPercent"`
-}
-
-type networksJSON struct {
-	Interfaces   []networkJSON `json:"interfaces"`
-	TotalRxBytes int64         `json:"totalRxBytes"`
-	TotalTxBytes int64         `json:"totalTxBytes"`
+	Device             string  `json:"device"`
+	MountPoint         string  `json:"mount_point"`
+	FileSystem         string  `json:"filesystem"`
+	TotalBytes         int64   `json:"total_bytes"`
+	UsedBytes          int64   `json:"used_bytes"`
+	FreeBytes          int64   `json:"free_bytes"`
+	UsagePercent       float64 `json:"usage_percent"`
+	InodesTotal        int64   `json:"inodes_total"`
+	InodesUsed         int64   `json:"inodes_used"`
+	InodesFree         int64   `json:"inodes_free"`
+	InodesUsagePercent float64 `json:"inodes_usage_percent"`
 }
 
 type networkJSON struct {
-	Name        string   `json:"name"`
-	IPAddresses []string `json:"ipAddresses"`
-	MACAddress  string   `json:"macAddress,omitempty"`
-	RxBytes     int64    `json:"rxBytes"`
-	TxBytes     int64    `json:"txBytes"`
-	RxPackets   int64    `json:"rxPackets"`
-	TxPackets   int64    `json:"txPackets"`
-	RxErrors    int64    `json:"rxErrors"`
-	TxErrors    int64    `json:"txErrors"`
-	RxDrops     int64    `json:"rxDrops"`
-	TxDrops     int64    `json:"txDrops"`
-	RxRate      float64  `json:"rxRate"` // bytes in a second
-	TxRate      float64  `json:"txRate"`
+	Interface       string   `json:"interface"`
+	BytesReceived   int64    `json:"bytes_received"`
+	BytesSent       int64    `json:"bytes_sent"`
+	PacketsReceived int64    `json:"packets_received"`
+	PacketsSent     int64    `json:"packets_sent"`
+	ErrorsIn        int64    `json:"errors_in"`
+	ErrorsOut       int64    `json:"errors_out"`
+	DropsIn         int64    `json:"drops_in"`
+	DropsOut        int64    `json:"drops_out"`
+	ReceiveRate     float64  `json:"receive_rate"` // bytes per second
+	TransmitRate    float64  `json:"transmit_rate"`
+	IPAddresses     []string `json:"ip_addresses"`
+	MACAddress      string   `json:"mac_address,omitempty"`
 }
 
 type ioJSON struct {
-	Reads      int64        `json:"reads"`
-	Writes     int64        `json:"writes"`
-	ReadBytes  int64        `json:"readBytes"`
-	WriteBytes int64        `json:"writeBytes"`
-	ReadRate   float64      `json:"readRate"` // bytes in a second
-	WriteRate  float64      `json:"writeRate"`
-	Disks      []diskIOJSON `json:"disks"`
+	TotalReads  int64        `json:"total_reads"`
+	TotalWrites int64        `json:"total_writes"`
+	ReadBytes   int64        `json:"read_bytes"`
+	WriteBytes  int64        `json:"write_bytes"`
+	ReadRate    float64      `json:"read_rate"` // bytes per second
+	WriteRate   float64      `json:"write_rate"`
+	DiskIO      []diskIOJSON `json:"disk_io"`
 }
 
 // Times are milliseconds.
 type diskIOJSON struct {
-	Device      string  `json:"device"`
-	Reads       int64   `json:"reads"`
-	Writes      int64   `json:"writes"`
-	ReadBytes   int64   `json:"readBytes"`
-	WriteBytes  int64   `json:"writeBytes"`
-	ReadTime    int64   `json:"readTime"`
-	WriteTime   int64   `json:"writeTime"`
-	IOTime      int64   `json:"ioTime"`
-	Utilization float64 `json:"utilization"` // percent
+	Device          string  `json:"device"`
+	ReadsCompleted  int64   `json:"reads_completed"`
+	WritesCompleted int64   `json:"writes_completed"`
+	ReadBytes       int64   `json:"read_bytes"`
+	WriteBytes      int64   `json:"write_bytes"`
+	ReadTime        int64   `json:"read_time"`
+	WriteTime       int64   `json:"write_time"`
+	IOTime          int64   `json:"io_time"`
+	Utilization     float64 `json:"utilization"` // percent
 }
 
 type processesJSON struct {
-	Processes         []processJSON `json:"processes"` // the busiest
-	TopByMemory       []processJSON `json:"topByMemory"`
-	TotalProcesses    int           `json:"totalProcesses"`
-	RunningProcesses  int           `json:"runningProcesses"`
-	SleepingProcesses int           `json:"sleepingProcesses"`
-	StoppedProcesses  int           `json:"stoppedProcesses"`
-	ZombieProcesses   int           `json:"zombieProcesses"`
-	TotalThreads      int           `json:"totalThreads"`
+	TotalProcesses    int           `json:"total_processes"`
+	RunningProcesses  int           `json:"running_processes"`
+	SleepingProcesses int           `json:"sleeping_processes"`
+	StoppedProcesses  int           `json:"stopped_processes"`
+	ZombieProcesses   int           `json:"zombie_processes"`
+	TotalThreads      int           `json:"total_threads"`
+	TopByCPU          []processJSON `json:"top_by_cpu"`
+	TopByMemory       []processJSON `json:"top_by_memory"`
 }
 
 type processJSON struct {
-	PID         int       `json:"pid"`
-	PPID        int       `json:"ppid"`
-	Name        string    `json:"name"`
-	Command     string    `json:"command"`
-	CPU         float64   `json:"cpu"`    // percent of all cores
-	Memory      float64   `json:"memory"` // percent
-	MemoryBytes int64     `json:"memoryBytes"`
-	Status      string    `json:"status"`
-	StartTime   time.Time `json:"startTime,omitzero"`
+	PID           int       `json:"pid"`
+	PPID          int       `json:"ppid"`
+	Name          string    `json:"name"`
+	Command       string    `json:"command"`
+	CPUPercent    float64   `json:"cpu_percent"` // of all cores
+	MemoryPercent float64   `json:"memory_percent"`
+	MemoryBytes   int64     `json:"memory_bytes"`
+	Status        string    `json:"status"`
+	StartTime     time.Time `json:"start_time,omitzero"`
 }
 
 func newMetricsJSON(m client.HostMetrics) metricsJSON {
 	out := metricsJSON{Timestamp: m.Time}
 	if h := m.Host; h != nil {
-		out.HostInfo = &hostJSON{
-			Hostname: h.Hostname, Platform: h.OS, Arch: h.Architecture, Release: h.KernelVersion, BootTime: h.BootTime,
+		out.Host = &hostJSON{
+			Hostname: h.Hostname, OS: h.OS, KernelVersion: h.KernelVersion, Architecture: h.Architecture, BootTime: h.BootTime,
 			Uptime: int64(h.Uptime / time.Second), NodeID: h.NodeID, ServerIPs: list(h.IPs), MACAddresses: list(h.MACs),
 		}
-		if c := m.Cloud; c != nil {
-			v := out.HostInfo
-			v.CloudProvider, v.Region, v.Zone, v.InstanceID = c.Provider, c.Region, c.Zone, c.InstanceID
-			v.InstanceType, v.HypervisorType, v.CloudMetadata = c.InstanceType, c.HypervisorType, c.Metadata
-		}
+	}
+	if c := m.Cloud; c != nil {
+		out.Cloud = &cloudJSON{c.Provider, c.Region, c.Zone, c.InstanceID, c.InstanceType, c.HypervisorType, c.Metadata}
 	}
 	if c := m.CPU; c != nil {
-		out.CPUInfo = &cpuJSON{
-			Cores: c.Cores, Usage: c.Usage / 100, UsagePercent: c.Usage, PerCoreUsage: list(c.PerCore), LoadAverage: list(c.Load),
+		out.CPU = &cpuJSON{
+			Cores: c.Cores, UsagePercent: c.Usage, PerCoreUsage: list(c.PerCore), LoadAverage: list(c.Load),
 			UserTime: c.User.Seconds(), SystemTime: c.System.Seconds(), IdleTime: c.Idle.Seconds(),
 			IOWaitTime: c.IOWait.Seconds(), StealTime: c.Steal.Seconds(),
 		}
 	}
 	if y := m.Memory; y != nil {
-		out.MemoryInfo = &memoryJSON{
-			Total: y.Total, Used: y.Used, Free: y.Free, Available: y.Available, Percent: y.Usage, Cached: y.Cached, Buffers: y.Buffered,
-			Swap: swapJSON{Total: y.SwapTotal, Used: y.SwapUsed, Free: y.SwapFree},
-		}
-		if y.SwapTotal > 0 {
-			out.MemoryInfo.Swap.Percent = 100 * float64(y.SwapUsed) / float64(y.SwapTotal)
-		}
-	}
-	if len(m.Disks) > 0 {
-		out.DisksInfo = &disksJSON{}
+		out.Memory = &memoryJSON{y.Total, y.Used, y.Free, y.Available, y.Usage, y.Cached, y.Buffered, y.SwapTotal, y.SwapUsed, y.SwapFree}
 	}
 	for _, d := range m.Disks {
-		out.DisksInfo.TotalSpace += d.Total
-		out.DisksInfo.UsedSpace += d.Used
-		out.DisksInfo.Disks = append(out.DisksInfo.Disks, diskJSON{
+		out.Disks = append(out.Disks, diskJSON{
 			d.Device, d.MountPoint, d.FileSystem, d.Total, d.Used, d.Free, d.Usage, d.Inodes, d.InodesUsed, d.InodesFree, d.InodesUsage,
 		})
 	}
-	if len(m.Networks) > 0 {
-		out.NetworkInfo = &networksJSON{}
-	}
 	for _, n := range m.Networks {
-		out.NetworkInfo.TotalRxBytes += n.BytesReceived
-		out.NetworkInfo.TotalTxBytes += n.BytesSent
-		out.NetworkInfo.Interfaces = append(out.NetworkInfo.Interfaces, networkJSON{
-			Name: n.Interface, IPAddresses: list(n.IPs), MACAddress: n.MAC, RxBytes: n.BytesReceived, TxBytes: n.BytesSent,
-			RxPackets: n.PacketsReceived, TxPackets: n.PacketsSent, RxErrors: n.ErrorsIn, TxErrors: n.ErrorsOut,
-			RxDrops: n.DropsIn, TxDrops: n.DropsOut, RxRate: n.ReceiveRate, TxRate: n.TransmitRate,
+		out.Networks = append(out.Networks, networkJSON{
+			Interface: n.Interface, BytesReceived: n.BytesReceived, BytesSent: n.BytesSent,
+			PacketsReceived: n.PacketsReceived, PacketsSent: n.PacketsSent, ErrorsIn: n.ErrorsIn, ErrorsOut: n.ErrorsOut,
+			DropsIn: n.DropsIn, DropsOut: n.DropsOut, ReceiveRate: n.ReceiveRate, TransmitRate: n.TransmitRate,
+			IPAddresses: list(n.IPs), MACAddress: n.MAC,
 		})
 	}
 	if o := m.IO; o != nil {
-		out.IOInfo = &ioJSON{o.Reads, o.Writes, o.ReadBytes, o.WriteBytes, o.ReadRate, o.WriteRate, []diskIOJSON{}}
+		out.IO = &ioJSON{o.Reads, o.Writes, o.ReadBytes, o.WriteBytes, o.ReadRate, o.WriteRate, []diskIOJSON{}}
 		for _, d := range o.Disks {
-			out.IOInfo.Disks = append(out.IOInfo.Disks, diskIOJSON{
+			out.IO.DiskIO = append(out.IO.DiskIO, diskIOJSON{
 				d.Device, d.Reads, d.Writes, d.ReadBytes, d.WriteBytes, d.ReadTime.Milliseconds(), d.WriteTime.Milliseconds(), d.Time.Milliseconds(), d.Utilization,
 			})
 		}
 	}
 	if s := m.Processes; s != nil {
-		out.ProcessesInfo = &processesJSON{
-			processList(s.ByCPU), processList(s.ByMemory), s.Total, s.Running, s.Sleeping, s.Stopped, s.Zombies, s.Threads,
+		out.Processes = &processesJSON{
+			s.Total, s.Running, s.Sleeping, s.Stopped, s.Zombies, s.Threads, processList(s.ByCPU), processList(s.ByMemory),
 		}
 	}
 	return out
 }
 
-// list makes an empty JSON array of nothing.
+// list returns all, or an empty list for nil, which JSON shows as [].
 func list[T any](all []T) []T {
 	if all == nil {
 		return []T{}

@@ -48,7 +48,7 @@ func newMonitorStatusCommand(a *app.App) *cobra.Command {
 	return &cobra.Command{
 		Use:               "status",
 		Short:             "Show details of the host",
-		Long:              "Show all that is known of the host, once. With --json it is one object." + usageHelp + app.ExitStatusHelp,
+		Long:              "Show details of the host, once. With --json it is one object." + usageHelp + app.ExitStatusHelp,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -111,7 +111,7 @@ one block after another. With --json each line is an object.` + filterHelp + `
 
 Exit status: 0 after Ctrl-C, or 1 when something failed.`,
 		Example: `  rnx monitor watch --compact
-  rnx monitor watch --json --filter=cpu | jq .cpuInfo.usagePercent`,
+  rnx monitor watch --json --filter=cpu | jq .cpu.usage_percent`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

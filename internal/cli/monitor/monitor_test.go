@@ -131,32 +131,29 @@ func rnxAt(t *testing.T, host string, args ...string) (status int, stdout, stder
 
 const recordedJSON = `{
 	"timestamp": "2026-01-02T03:04:05Z",
-	"hostInfo": {"hostname": "web\u001b[31m1", "platform": "linux", "arch": "amd64", "release": "6.18.4", "bootTime": "2026-01-01T00:00:00Z", "uptime": 97445,
-		"nodeId": "0b9c", "serverIps": ["10.0.0.2", "2001:db8::2"], "macAddresses": ["02:00:00:00:00:01"], "cloudProvider": "AWS", "region": "r1", "zone": "z1",
-		"instanceId": "i-0abc", "instanceType": "m5.large", "hypervisorType": "kvm", "cloudMetadata": {"vendor": "v"}},
-	"cpuInfo": {"cores": 2, "usage": 0.4025, "usagePercent": 40.25, "perCoreUsage": [75, 5.5], "loadAverage": [0.5, 0.25, 0.125],
-		"userTime": 11.5, "systemTime": 62, "idleTime": 7200, "ioWaitTime": 3, "stealTime": 1},
-	"memoryInfo": {"total": 17179869184, "used": 4294967296, "free": 2147483648, "available": 12884901888, "percent": 25, "cached": 6442450944, "buffers": 524288000,
-		"swap": {"total": 4294967296, "used": 1073741824, "free": 3221225472, "percent": 25}},
-	"disksInfo": {"disks": [
-		{"name": "/dev/vda1", "mountpoint": "/", "filesystem": "ext4", "size": 107374182400, "used": 64424509440, "available": 37580963840, "percent": 63.2,
-			"inodes": 1000, "inodesUsed": 250, "inodesFree": 750, "inodesPercent": 25},
-		{"name": "/dev/vdb", "mountpoint": "/srv/\u202edata", "filesystem": "xfs", "size": 1099511627776, "used": 1073741824, "available": 1098437885952, "percent": 0.1,
-			"inodes": 0, "inodesUsed": 0, "inodesFree": 0, "inodesPercent": 0}],
-		"totalSpace": 1206885810176, "usedSpace": 65498251264},
-	"networkInfo": {"interfaces": [
-		{"name": "eth0", "ipAddresses": ["10.0.0.2"], "macAddress": "02:00:00:00:00:01", "rxBytes": 5242880, "txBytes": 4194304, "rxPackets": 20, "txPackets": 40,
-			"rxErrors": 1, "txErrors": 3, "rxDrops": 2, "txDrops": 5, "rxRate": 2048, "txRate": 1000.5},
-		{"name": "ifb0", "ipAddresses": [], "rxBytes": 0, "txBytes": 0, "rxPackets": 0, "txPackets": 0, "rxErrors": 0, "txErrors": 0, "rxDrops": 0, "txDrops": 0,
-			"rxRate": 0, "txRate": 0}],
-		"totalRxBytes": 5242880, "totalTxBytes": 4194304},
-	"ioInfo": {"reads": 111, "writes": 202, "readBytes": 3145728, "writeBytes": 4194304, "readRate": 1048576, "writeRate": 512,
-		"disks": [{"device": "vda", "reads": 111, "writes": 202, "readBytes": 3145728, "writeBytes": 4194304, "readTime": 70, "writeTime": 90, "ioTime": 1500, "utilization": 50}]},
-	"processesInfo": {"processes": [
-		{"pid": 300, "ppid": 1, "name": "bad\u001b]0;x\u0007", "command": "COMMAND", "cpu": 33.3, "memory": 0.6, "memoryBytes": 104857600, "status": "R", "startTime": "2026-01-02T01:00:00Z"},
-		{"pid": 2, "ppid": 0, "name": "kthreadd", "command": "[kthreadd]", "cpu": 0, "memory": 0, "memoryBytes": 0, "status": "S"}],
-		"topByMemory": [{"pid": 301, "ppid": 300, "name": "big", "command": "big", "cpu": 0, "memory": 50, "memoryBytes": 8589934592, "status": "S"}],
-		"totalProcesses": 7, "runningProcesses": 1, "sleepingProcesses": 2, "stoppedProcesses": 3, "zombieProcesses": 4, "totalThreads": 9}
+	"host": {"hostname": "web\u001b[31m1", "os": "linux", "architecture": "amd64", "kernel_version": "6.18.4", "boot_time": "2026-01-01T00:00:00Z", "uptime": 97445,
+		"node_id": "0b9c", "server_ips": ["10.0.0.2", "2001:db8::2"], "mac_addresses": ["02:00:00:00:00:01"]},
+	"cloud": {"provider": "AWS", "region": "r1", "zone": "z1", "instance_id": "i-0abc", "instance_type": "m5.large", "hypervisor_type": "kvm", "metadata": {"vendor": "v"}},
+	"cpu": {"cores": 2, "usage_percent": 40.25, "per_core_usage": [75, 5.5], "load_average": [0.5, 0.25, 0.125],
+		"user_time": 11.5, "system_time": 62, "idle_time": 7200, "io_wait_time": 3, "steal_time": 1},
+	"memory": {"total_bytes": 17179869184, "used_bytes": 4294967296, "free_bytes": 2147483648, "available_bytes": 12884901888, "usage_percent": 25, "cached_bytes": 6442450944, "buffered_bytes": 524288000,
+		"swap_total": 4294967296, "swap_used": 1073741824, "swap_free": 3221225472},
+	"disks": [
+		{"device": "/dev/vda1", "mount_point": "/", "filesystem": "ext4", "total_bytes": 107374182400, "used_bytes": 64424509440, "free_bytes": 37580963840, "usage_percent": 63.2, "inodes_total": 1000, "inodes_used": 250, "inodes_free": 750, "inodes_usage_percent": 25},
+		{"device": "/dev/vdb", "mount_point": "/srv/\u202edata", "filesystem": "xfs", "total_bytes": 1099511627776, "used_bytes": 1073741824, "free_bytes": 1098437885952, "usage_percent": 0.1, "inodes_total": 0, "inodes_used": 0, "inodes_free": 0, "inodes_usage_percent": 0}],
+	"networks": [
+		{"interface": "eth0", "ip_addresses": ["10.0.0.2"], "mac_address": "02:00:00:00:00:01", "bytes_received": 5242880, "bytes_sent": 4194304, "packets_received": 20, "packets_sent": 40,
+			"errors_in": 1, "errors_out": 3, "drops_in": 2, "drops_out": 5, "receive_rate": 2048, "transmit_rate": 1000.5},
+		{"interface": "ifb0", "ip_addresses": [], "bytes_received": 0, "bytes_sent": 0, "packets_received": 0, "packets_sent": 0,
+			"errors_in": 0, "errors_out": 0, "drops_in": 0, "drops_out": 0, "receive_rate": 0, "transmit_rate": 0}],
+	"io": {"total_reads": 111, "total_writes": 202, "read_bytes": 3145728, "write_bytes": 4194304, "read_rate": 1048576, "write_rate": 512,
+		"disk_io": [{"device": "vda", "reads_completed": 111, "writes_completed": 202, "read_bytes": 3145728, "write_bytes": 4194304, "read_time": 70, "write_time": 90, "io_time": 1500, "utilization": 50}]},
+	"processes": {
+		"top_by_cpu": [
+			{"pid": 300, "ppid": 1, "name": "bad\u001b]0;x\u0007", "command": "", "cpu_percent": 33.3, "memory_percent": 0.6, "memory_bytes": 104857600, "status": "R", "start_time": "2026-01-02T01:00:00Z"},
+			{"pid": 2, "ppid": 0, "name": "kthreadd", "command": "[kthreadd]", "cpu_percent": 0, "memory_percent": 0, "memory_bytes": 0, "status": "S"}],
+		"top_by_memory": [{"pid": 301, "ppid": 300, "name": "big", "command": "big", "cpu_percent": 0, "memory_percent": 50, "memory_bytes": 8589934592, "status": "S"}],
+		"total_processes": 7, "running_processes": 1, "sleeping_processes": 2, "stopped_processes": 3, "zombie_processes": 4, "total_threads": 9}
 }`
 
 func TestMonitorJSON(t *testing.T) {
@@ -171,7 +168,7 @@ func TestMonitorJSON(t *testing.T) {
 	}
 	want := decode(recordedJSON)
 	command := recordedMetrics().GetProcesses().GetTopByCpu()[0].GetCommand()
-	want["processesInfo"].(map[string]any)["processes"].([]any)[0].(map[string]any)["command"] = command
+	want["processes"].(map[string]any)["top_by_cpu"].([]any)[0].(map[string]any)["command"] = command
 
 	status, stdout, stderr := rnxAt(t, host, "monitor", "top", "--json", "--filter=cpu,memory", "--filter", "io")
 	if got := decode(stdout); status != 0 || stderr != "" || strings.Count(stdout, "\n") != 1 || !reflect.DeepEqual(got, want) {
@@ -189,7 +186,7 @@ func TestMonitorJSON(t *testing.T) {
 		t.Errorf("watch asked for %v", r)
 	}
 	want["available"] = true
-	want["serverVersion"] = map[string]any{"version": "1.2.3", "go": "go1.26", "platform": "linux/amd64"}
+	want["server_version"] = map[string]any{"version": "1.2.3", "go": "go1.26", "platform": "linux/amd64"}
 	status, stdout, stderr = rnxAt(t, host, "--json", "monitor", "status")
 	if got := decode(stdout); status != 0 || stderr != "" || !reflect.DeepEqual(got, want) {
 		t.Errorf("status: %d, %q\ngot  %v\nwant %v", status, stderr, got, want)

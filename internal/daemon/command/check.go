@@ -11,13 +11,14 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 
 	"github.com/joblet/joblet/internal/daemon"
 	"github.com/joblet/joblet/internal/hostcheck"
+	"github.com/joblet/joblet/internal/table"
 )
 
 // checkOptions are the flags of joblet check.
@@ -89,16 +90,17 @@ func (o checkOptions) run(ctx context.Context, stdout io.Writer) error {
 
 // printFindings prints the table, and below it how to mend what lacks.
 func printFindings(w io.Writer, found []hostcheck.Finding) error {
-	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(out, "FEATURE\tSTATUS\tFOUND\tWITHOUT IT")
+	rows := [][]string{{"FEATURE", "STATUS", "FOUND", "WITHOUT IT"}}
 	lack := 0
 	for _, f := range found {
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\n", f.Feature, f.Status, cmp.Or(f.Found, "-"), f.Cost)
+		rows = append(rows, []string{f.Feature, string(f.Status), cmp.Or(f.Found, "-"), f.Cost})
 		if f.Mend != "" {
 			lack++
 		}
 	}
-	if err := out.Flush(); err != nil {
+	const feature, foundColumn = 0, 2
+	t := table.Table{Rows: rows, Width: terminalWidth(w), Narrow: []int{feature, foundColumn}, Wrap: true}
+	if err := t.Write(w); err != nil {
 		return err
 	}
 	if lack > 0 {
@@ -111,4 +113,17 @@ func printFindings(w io.Writer, found []hostcheck.Finding) error {
 	}
 	_, err := fmt.Fprintf(w, "\n%d features, %d lacking\n", len(found), lack)
 	return err
+}
+
+// terminalWidth returns the columns of the terminal that w is, or 0.
+func terminalWidth(w io.Writer) int {
+	f, ok := w.(*os.File)
+	if !ok {
+		return 0
+	}
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
 }
