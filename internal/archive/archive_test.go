@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 var generous = Limits{Bytes: 1 << 20, Entries: 10_000}
@@ -251,6 +252,7 @@ func TestRoundTrip(t *testing.T) {
 // TestTimes carries times of modification through all steps.
 func TestTimes(t *testing.T) {
 	t.Parallel()
+	testenv.RequireRoot(t)
 	dir := t.TempDir()
 	want := map[string]time.Time{
 		"f":            time.Date(2021, 3, 4, 5, 6, 7, 123456789, time.UTC),
@@ -695,6 +697,7 @@ func TestSelect(t *testing.T) {
 // outside; nor does a link lead there, of what is unpacked for anything but a job. An archive is given by its bytes, or, since chance finds
 // no checksums, by lines "dNAME", "fNAME", "lNAME>TARGET" and "hNAME>TARGET".
 func FuzzCheck(f *testing.F) {
+	testenv.RequireRoot(f)
 	f.Add(tarOf(f, dirOf("d"), fileOf("d/f", "12345"), linkOf("d/l", "../d/f")), "")
 	f.Add(tarOf(f, fileOf(strings.Repeat("long/", 60)+"x", "x")), "")
 	f.Add(tarOf(f, fileOf("\xff", "x"), fileOf("ü", "x"), linkOf("x", "\xfe")), "")

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/joblet/joblet"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 const secret = "the host's secret"
@@ -299,6 +300,7 @@ func TestUnpackEscapes(t *testing.T) {
 // TestUnpackUmask: modes are the archive's without what the umask takes away, also of
 // directories that the user himself cannot write to, or whose entry comes late.
 func TestUnpackUmask(t *testing.T) { // not parallel: the umask is the process's
+	testenv.RequireRoot(t)
 	dirWith := func(name string, mode int64) tar.Header {
 		return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: mode}
 	}
