@@ -114,8 +114,8 @@ func TestEmbed(t *testing.T) {
 	}
 	for want, n := range map[string]Node{
 		"node at a: ca: none.pem contains no PEM": {Address: "a", CA: "none.pem", Cert: pem, Key: pem},
-		"has no key":                           {Address: "a", CA: pem, Cert: pem},
-		"no such file":                         {Address: "a", CA: "gone.pem", Cert: pem, Key: pem},
+		"has no key":   {Address: "a", CA: pem, Cert: pem},
+		"no such file": {Address: "a", CA: "gone.pem", Cert: pem, Key: pem},
 	} {
 		if _, err := n.Embed(dir); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)

@@ -168,9 +168,9 @@ func TestActivated(t *testing.T) {
 	for want, files := range map[string][]*os.File{
 		"none": nil,
 		"error: cannot serve on the socket that systemd passed: it passed 2 sockets": {own, other},
-		"it is " + dir + "/other.sock":                                       {other},
-		"it is not a listening unix socket: set ListenStream=":               {tcpFile},
-		"passed: it is not a listening":                                      {file},
+		"it is " + dir + "/other.sock":                         {other},
+		"it is not a listening unix socket: set ListenStream=": {tcpFile},
+		"passed: it is not a listening":                        {file},
 	} {
 		cmd, out := child(files...)
 		if err := cmd.Run(); err != nil || !strings.Contains(out.String(), want) {
