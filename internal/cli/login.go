@@ -58,7 +58,7 @@ func login(ctx context.Context, a *app.App, file string, opt loginOptions) error
 	}
 	text, err := io.ReadAll(io.LimitReader(in, maxBundle))
 	if err != nil {
-		return fmt.Errorf("read the bundle: %w", err)
+		return fmt.Errorf("cannot read the bundle: %w", err)
 	}
 	conf, err := client.ParseConfig(text)
 	if err != nil {

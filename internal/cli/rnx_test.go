@@ -56,7 +56,7 @@ func TestUsageErrors(t *testing.T) {
 		{"network ls", 1, `rnx: unknown command "rnx network"; jobs have no networks`},
 		{"start x", 1, `rnx: unknown command "rnx start"; "rnx job run" starts a new job, "rnx job rerun" runs one again`},
 		{"monitor top --format={{.CPU}}", 1, `rnx: --format: "rnx monitor top" takes no template`},
-		{"ps --format=jsn", 1, `rnx: --format: "jsn" is neither json nor a template`},
+		{"ps --format=jsn", 1, `rnx: --format: "jsn" is not a valid format: use json, or a template`},
 		{"ps --format={{.UUID}} --json", 1, `{"error":"--format and --json exclude each other"`},
 		{"run --memory=5 true", 125, `rnx: --memory: "5": give a size with a unit, such as 512m`},
 		{"run -m 64m --cpus=1.5 true", 125, `rnx: no daemon answers`},
@@ -65,7 +65,7 @@ func TestUsageErrors(t *testing.T) {
 		{"job run --label==a true", 125, `rnx: --label: label is empty`},
 		{"job run --env-file=/nonexistent/x true", 125, `rnx: --env-file: open /nonexistent/x: no such file`},
 		{"job run --secret-env-file=/nonexistent/x true", 125, `rnx: --secret-env-file: open`},
-		{"job run --retry-on=0 --retry=1 true", 125, `rnx: --retry-on: "0": give exit statuses from 1 to 255`},
+		{"job run --retry-on=0 --retry=1 true", 125, `rnx: --retry-on: "0" is not a list of exit statuses: use numbers from 1 to 255`},
 		{"job run --retry-delay=1s true", 125, `rnx: --retry-delay and --retry-on need --retry=N`},
 		{"job run --retry=101 true", 125, `rnx: retries 101: must be between`},
 		{"job run --overlap=skip true", 125, `rnx: overlap skip: requires a repeating job`},
@@ -122,7 +122,7 @@ func TestUsageErrors(t *testing.T) {
 		{"job log a b", 1, `rnx: 2 arguments given, but the command takes one job`},
 		{"job log --tail=-1 a", 1, `rnx: --tail -1: must not be negative`},
 		{"job stop", 1, `rnx: no job given; "rnx job list" shows the jobs; in a script, "xargs -r rnx job stop" accepts`},
-		{"runtime build /nonexistent/x.yaml", 1, `rnx: read recipe: open /nonexistent/x.yaml: no such file`},
+		{"runtime build /nonexistent/x.yaml", 1, `rnx: cannot read the recipe: open /nonexistent/x.yaml: no such file`},
 	} {
 		status, stdout, stderr := execute(t, strings.Fields(tt.args)...)
 		if status != tt.status || stdout != "" || !strings.HasPrefix(stderr, tt.want) || strings.Count(stderr, "\n") != 1 {

@@ -241,14 +241,14 @@ func readRecipe(name string, stdin io.Reader) (string, error) {
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return "", fmt.Errorf("read recipe: %w", err)
+			return "", fmt.Errorf("cannot read the recipe: %w", err)
 		}
 		defer f.Close()
 		r = f
 	}
 	text, err := io.ReadAll(io.LimitReader(r, maxRecipe+1))
 	if err != nil {
-		return "", fmt.Errorf("read recipe: %w", err)
+		return "", fmt.Errorf("cannot read the recipe: %w", err)
 	}
 	if len(text) > maxRecipe {
 		return "", joblet.Errorf(joblet.InvalidArgument, "recipe %s is longer than %s", name, joblet.ReadableSize(maxRecipe))

@@ -187,7 +187,7 @@ func TestExec(t *testing.T) {
 		}
 		d.kill(t)
 		_ = cmd.Wait()
-		if cmd.ProcessState.ExitCode() != 125 || !strings.Contains(stderr.String(), "lost the daemon") {
+		if cmd.ProcessState.ExitCode() != 125 || !strings.Contains(stderr.String(), "lost the connection to the daemon") {
 			t.Errorf("status %d: %s", cmd.ProcessState.ExitCode(), stderr.String())
 		}
 		if err := d.start(); err != nil {
@@ -437,7 +437,7 @@ func TestExecTerminal(t *testing.T) {
 	s.line("rnx job shell box")
 	s.wait(`root@\S+:/work#\z`)
 	d.kill(t)
-	s.wait(`lost the daemon`)
+	s.wait(`lost the connection to the daemon`)
 	s.status(125)
 	if err := d.start(); err != nil {
 		t.Fatal(err)

@@ -62,7 +62,7 @@ func TestRemoteTerminal(t *testing.T) {
 
 	// The daemon dies and another takes its place.
 	r.kill(t)
-	s.wait(`lost the daemon`)
+	s.wait(`lost the connection to the daemon`)
 	if err := r.start(); err != nil {
 		t.Fatal(err)
 	}

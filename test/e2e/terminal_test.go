@@ -460,7 +460,7 @@ func TestTerminalRestored(t *testing.T) {
 		if err := syscall.Kill(s.child(), sig); err != nil {
 			t.Fatal(err)
 		}
-		s.wait(`goes on: see "rnx job attach`)
+		s.wait(`continues: see "rnx job attach`)
 		check(sig.String())
 		stop(id)
 	}
@@ -479,7 +479,7 @@ func TestTerminalRestored(t *testing.T) {
 	begin("bash --norc")
 	s.wait(`bash-5\S*#\z`)
 	d.kill(t)
-	s.wait(`lost the daemon`)
+	s.wait(`lost the connection to the daemon`)
 	if err := d.start(); err != nil {
 		t.Fatal(err)
 	}
@@ -498,9 +498,9 @@ func TestTerminalRestored(t *testing.T) {
 	}
 	// The daemon dies, and none comes.
 	d.kill(t)
-	s.wait(`(?s)lost the daemon.*still-42.*lost the daemon`)
+	s.wait(`(?s)lost the connection to the daemon.*still-42.*lost the connection to the daemon`)
 	s.keys("C-c")
-	s.wait(`ended by Ctrl-C; job \S+ goes on`)
+	s.wait(`ended by Ctrl-C; job \S+ continues`)
 	s.status(130)
 	check("the daemon was killed")
 	if err := d.start(); err != nil {
@@ -512,7 +512,7 @@ func TestTerminalRestored(t *testing.T) {
 	s.wait(`(?s)still-42.*bash-5\S*#\z`)
 	// The same without a key: after a while.
 	d.kill(t)
-	s.wait(`goes on: see`)
+	s.wait(`continues: see`)
 	check("the daemon was gone for long")
 	if err := d.start(); err != nil {
 		t.Fatal(err)
@@ -795,7 +795,7 @@ func TestTerminalNetworkCut(t *testing.T) {
 	s.line("rnx job run bash --norc")
 	s.wait(`bash-5\S*#\z`)
 	way.cut()
-	s.wait(`lost the daemon`)
+	s.wait(`lost the connection to the daemon`)
 	way.mend(t)
 	// It comes back by itself, at the place where it was.
 	if !eventually(patience, func() bool {
@@ -806,7 +806,7 @@ func TestTerminalNetworkCut(t *testing.T) {
 		t.Fatalf("the terminal does not come back:\n%s", s.text())
 	}
 	way.cut()
-	s.wait(`(?s)goes on: see "rnx job attach.*here\$\z`) // and the shell reads again
+	s.wait(`(?s)continues: see "rnx job attach.*here\$\z`) // and the shell reads again
 	if after := s.modes(); after != before {
 		t.Errorf("terminal modes: %q, were %q", after, before)
 	}

@@ -143,7 +143,7 @@ func (f *formatFlag) Set(s string) error {
 	case s == "" || strings.Contains(s, "{{"):
 		f.Template = s
 	default:
-		return fmt.Errorf("%.40q is neither json nor a template such as {{.Name}}", s)
+		return fmt.Errorf("%.40q is not a valid format: use json, or a template such as {{.Name}}", s)
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func TestWarnOfKey(t *testing.T) {
 		}
 		want := ""
 		if tt.want != "" {
-			want = fmt.Sprintf("rnx: others may read %s, which holds your key: chmod go-rwx\n", filepath.Join(dir, tt.want))
+			want = fmt.Sprintf("rnx: %s holds your key, and other users may read it: chmod go-rwx %[1]s\n", filepath.Join(dir, tt.want))
 		}
 		if errOut.String() != want {
 			t.Errorf("%+v: got %q", tt, errOut.String())

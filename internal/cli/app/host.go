@@ -47,7 +47,7 @@ func (a *App) target() (target, error) {
 		return a.Here(), nil
 	case errors.Is(err, fs.ErrNotExist):
 		if host != "" {
-			err = fmt.Errorf("%s wants to see a certificate: %w", host, err)
+			err = fmt.Errorf("cannot connect to %s, which requires a client certificate: %w", host, err)
 		}
 		return target{}, joblet.Errorf(joblet.NotFound, "%w: get a bundle (joblet pki issue) and import it with rnx login", err)
 	case err != nil:
@@ -73,7 +73,7 @@ func (a *App) WarnOfKey(path string) {
 	}
 	if st, err := os.Stat(path); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
 		a.warned = true
-		a.Note("others may read %s, which holds your key: chmod go-rwx", path)
+		a.Note("%s holds your key, and other users may read it: chmod go-rwx %[1]s", path)
 	}
 }
 

@@ -36,11 +36,11 @@ func startDaemon(ctx context.Context, host string) (*client.Client, error) {
 	}
 	lock, err := os.OpenFile(filepath.Join(runDir(), "start.lock"), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open start lock: %w", err)
+		return nil, fmt.Errorf("cannot open the start lock: %w", err)
 	}
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("take start lock: %w", err)
+		return nil, fmt.Errorf("cannot take the start lock: %w", err)
 	}
 	c, err := client.Dial(ctx, host)
 	if err == nil || !silent(err) {
@@ -83,17 +83,17 @@ func daemonProgram() (string, error) {
 func openDaemonLog() (*os.File, error) {
 	dir := cmp.Or(os.Getenv("JOBLET_STATE_DIR"), "/var/lib/joblet")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("create state directory: %w", err)
+		return nil, fmt.Errorf("cannot create the state directory: %w", err)
 	}
 	name := filepath.Join(dir, "joblet.log")
 	if st, err := os.Lstat(name); err == nil && st.Size() > maxDaemonLog {
 		if err := os.Rename(name, name+".1"); err != nil {
-			return nil, fmt.Errorf("set daemon log aside: %w", err)
+			return nil, fmt.Errorf("cannot rename the old daemon log: %w", err)
 		}
 	}
 	f, err := os.OpenFile(name, os.O_WRONLY|os.O_APPEND|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open daemon log: %w", err)
+		return nil, fmt.Errorf("cannot open the daemon log: %w", err)
 	}
 	return f, nil
 }
@@ -133,6 +133,6 @@ func spawnDaemon(ctx context.Context, program string, log *os.File) error {
 		_ = cmd.Process.Release()
 		return fmt.Errorf("it was not ready after %v", startTimeout)
 	default:
-		return fmt.Errorf("it ended without a word: %w", cmp.Or(cmd.Wait(), err))
+		return fmt.Errorf("it exited without an error message: %w", cmp.Or(cmd.Wait(), err))
 	}
 }

@@ -68,7 +68,7 @@ func parseStatuses(s string) ([]int, error) {
 			last, err = strconv.ParseUint(high, 10, 8)
 		}
 		if err != nil || first == 0 || last < first {
-			return nil, joblet.Errorf(joblet.InvalidArgument, "%.40q: give exit statuses from 1 to 255, such as 1,3,100-110, or \"lost\"", part)
+			return nil, joblet.Errorf(joblet.InvalidArgument, "%.40q is not a list of exit statuses: use numbers from 1 to 255, such as 1,3,100-110, or \"lost\"", part)
 		}
 		for status := first; status <= last; status++ {
 			all = append(all, int(status))

@@ -49,7 +49,7 @@ func readProfile(name string) (joblet.Security, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, joblet.MaxProfileSize+1))
 	if err != nil {
-		return joblet.Security{}, fmt.Errorf("read it: %w", err)
+		return joblet.Security{}, fmt.Errorf("cannot read it: %w", err)
 	}
 	return joblet.ParseProfile(string(text))
 }

@@ -119,7 +119,7 @@ func showMetrics(ctx context.Context, a *app.App, c *client.Client, ref string, 
 	}
 	n, err := show(c.Metrics(ctx, job.ID, opt.since, opt.until, opt.limit))
 	if n == 0 && err == nil {
-		a.Note("no samples of job %s: it has not run then, or not for long enough", joblet.ShortID(job.ID))
+		a.Note("no samples of job %s: it did not run in that time, or not for long enough", joblet.ShortID(job.ID))
 	}
 	return err
 }

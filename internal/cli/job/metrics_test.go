@@ -159,7 +159,7 @@ func TestMetrics(t *testing.T) {
 		{[]string{"--since=2026-01-02", "--until=2026-01-02T00:01", peer.IDA}, header + row, "", fmt.Sprintf("history aaaa %d %d 0", since.UnixNano(), since.Add(time.Minute).UnixNano())},
 		{[]string{peer.IDB}, header + row, "", "stream bbbb 1000; history bbbb 0 0 0"},
 		{[]string{peer.IDC}, header + row, "", "history cccc 0 0 0"},
-		{[]string{idD}, "", "rnx: no samples of job dddddddd: it has not run then, or not for long enough\n", "history dddd 0 0 0"},
+		{[]string{idD}, "", "rnx: no samples of job dddddddd: it did not run in that time, or not for long enough\n", "history dddd 0 0 0"},
 		{[]string{"--json", idD}, "", "", "history dddd 0 0 0"},
 	} {
 		w := serveWatched(t)

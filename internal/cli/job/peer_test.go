@@ -188,8 +188,8 @@ func TestDownload(t *testing.T) {
 	}{
 		{"x", "out/a.txt", 0, "out/ out/a.txt=out/a.txt", ""},
 		{"fails", "top.txt", 3, "top.txt=top.txt", ""},
-		{"x", "nope", 125, "", "rnx: download from job aaaaaaaa: nothing matches"},
-		{"fails", "nope", 3, "", "rnx: download from job aaaaaaaa: nothing matches"},
+		{"x", "nope", 125, "", "rnx: cannot download from job aaaaaaaa: nothing matches"},
+		{"fails", "nope", 3, "", "rnx: cannot download from job aaaaaaaa: nothing matches"},
 	} {
 		p := servePeer(t)
 		dir := filepath.Join(t.TempDir(), "to", "here")

@@ -95,7 +95,7 @@ func (at *attachment) run(ctx context.Context, fetch FetchFunc, begin func(conte
 	job, err := at.follow(begin(ctx))
 	for err != nil && at.lost(err) {
 		if job, err = at.reattach(ctx, err); err != nil {
-			err = fmt.Errorf("lost the daemon: %w", err)
+			err = fmt.Errorf("lost the connection to the daemon: %w", err)
 			break
 		}
 	}
@@ -153,7 +153,7 @@ func (at *attachment) endsEarly(ctx context.Context, err error) (end error, yes 
 	case err != nil && at.id == "" && !at.guest:
 		return Unanswered(err), true
 	case err != nil && at.id != "" && joblet.KindOf(err) != joblet.NotFound:
-		return fmt.Errorf("%w; job %s goes on: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), at.again()), true
+		return fmt.Errorf("%w; job %s continues: see \"rnx job %s %[2]s\"", err, joblet.ShortID(at.id), at.again()), true
 	case err != nil:
 		return err, true
 	}
@@ -192,7 +192,7 @@ func (at *attachment) follow(events eventSeq) (joblet.Job, error) {
 			return e.Job, nil
 		}
 	}
-	return joblet.Job{}, joblet.Errorf(joblet.Internal, "the job's output ended without a word on the job")
+	return joblet.Job{}, joblet.Errorf(joblet.Internal, "the output of the job ended before the daemon reported its state")
 }
 
 // meet takes note of what the daemon says of the job.
@@ -240,7 +240,7 @@ func (at *attachment) lost(err error) bool {
 func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, error) {
 	if at.in != nil && at.in.stdin != nil && !at.in.keep && !at.in.ended.Load() && !at.inputLost {
 		at.inputLost = true
-		at.app.Note("lost the daemon: the rest of the input does not reach job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
+		at.app.Note("lost the connection to the daemon: the rest of the input does not reach job %s, which waits for it and does not see its end", joblet.ShortID(at.id))
 	}
 	at.sayLost()
 	var tries search
@@ -274,7 +274,7 @@ func (at *attachment) reattach(ctx context.Context, err error) (joblet.Job, erro
 // sayLost tells the user of a terminal, in which nothing else shows it.
 func (at *attachment) sayLost() {
 	if at.term != nil && at.term.IsRaw() {
-		fmt.Fprintf(at.term, "\r\nrnx: lost the daemon; looking for it (Ctrl-C gives up)\r\n")
+		fmt.Fprintf(at.term, "\r\nrnx: lost the connection to the daemon; reconnecting (Ctrl-C gives up)\r\n")
 	}
 }
 
@@ -284,7 +284,7 @@ func (at *attachment) abandon(ctx context.Context, cause error) error {
 	if at.id != "" {
 		_, err := at.conn().Stop(ctx, at.id, joblet.StopOptions{Signal: flags.SIGKILL})
 		if err != nil && joblet.KindOf(err) != joblet.FailedPrecondition {
-			return fmt.Errorf("stop job %s: %w", at.id, err)
+			return fmt.Errorf("cannot stop job %s: %w", at.id, err)
 		}
 	}
 	return pipeVerdict(&writeError{cause})
@@ -355,7 +355,7 @@ func (at *attachment) endedBy(what string, sig syscall.Signal) error {
 	if at.id == "" {
 		return &app.ExitError{Status: 128 + int(sig), Err: fmt.Errorf("ended by %s", what)}
 	}
-	return &app.ExitError{Status: 128 + int(sig), Err: fmt.Errorf("ended by %s; job %s goes on: see \"rnx job %s %[2]s\"", what, joblet.ShortID(at.id), at.again())}
+	return &app.ExitError{Status: 128 + int(sig), Err: fmt.Errorf("ended by %s; job %s continues: see \"rnx job %s %[2]s\"", what, joblet.ShortID(at.id), at.again())}
 }
 
 // again names the command that comes back to the job.

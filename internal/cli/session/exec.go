@@ -66,7 +66,7 @@ func (e *execution) run(ctx context.Context, c *client.Client, ref string) error
 	case ctx.Err() != nil && context.Cause(ctx) != nil:
 		return context.Cause(ctx)
 	case joblet.KindOf(err) == joblet.Unavailable:
-		return fmt.Errorf("lost the daemon, and the process with it: %w", err)
+		return fmt.Errorf("lost the connection to the daemon, and the process with it: %w", err)
 	}
 	return pipeVerdict(err)
 }

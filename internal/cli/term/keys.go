@@ -23,7 +23,7 @@ func PressedKeys(in io.Reader) (keys <-chan byte, restore func(), err error) {
 	}
 	before, err := term.MakeRaw(int(f.Fd()))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read keys from the terminal: %w", err)
+		return nil, nil, fmt.Errorf("cannot read keys from the terminal: %w", err)
 	}
 	pressed := make(chan byte)
 	go func() { // ends with the process: nothing interrupts a read from a terminal

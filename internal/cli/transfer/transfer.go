@@ -87,7 +87,7 @@ func Copy(ctx context.Context, a *app.App, c *client.Client, from Source, to str
 	}
 	stats, err := unpackAs(r, from, to)
 	if err != nil {
-		return fmt.Errorf("copy to %s: %w", to, err)
+		return fmt.Errorf("cannot copy to %s: %w", to, err)
 	}
 	noteLeftOut(a, "copy", stats)
 	if a.JSON {
@@ -311,7 +311,7 @@ func (d *Download) Fetch(ctx context.Context, a *app.App, c *client.Client, id s
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("download from job %s: %w", joblet.ShortID(id), err)
+		return fmt.Errorf("cannot download from job %s: %w", joblet.ShortID(id), err)
 	}
 	return nil
 }
