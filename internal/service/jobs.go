@@ -207,18 +207,19 @@ func (s *Jobs) Follow(ctx context.Context, c Caller, ref string, opt joblet.LogO
 
 // Show returns a job with what it has taken up to now.
 func (s *Jobs) Show(ctx context.Context, c Caller, ref string) (joblet.Job, error) {
-	return s.act(ctx, c, ShowJob, ref, "", s.sup.Measured)
+	return s.act(ctx, c, ShowJob, ref, "", (*supervisor.Supervisor).Measured)
 }
 
 // Wait returns a job once it has ended.
 func (s *Jobs) Wait(ctx context.Context, c Caller, ref string) (joblet.Job, error) {
-	return s.act(ctx, c, WaitJob, ref, "", s.sup.Wait)
+	return s.act(ctx, c, WaitJob, ref, "", (*supervisor.Supervisor).Wait)
 }
 
-// act does an operation on one job that returns it.
-func (s *Jobs) act(ctx context.Context, c Caller, op Operation, ref, detail string, act func(ctx context.Context, id string) (joblet.Job, error)) (job joblet.Job, err error) {
+// act does an operation on one job that returns it. It takes method expressions: a method
+// value would look into the supervisor before the caller is known.
+func (s *Jobs) act(ctx context.Context, c Caller, op Operation, ref, detail string, act func(sup *supervisor.Supervisor, ctx context.Context, id string) (joblet.Job, error)) (job joblet.Job, err error) {
 	err = s.onJob(ctx, c, op, ref, Subject{Detail: detail}, func(ctx context.Context, _ *call, id string) error {
-		job, err = act(ctx, id)
+		job, err = act(s.sup, ctx, id)
 		return err
 	})
 	return job, err
@@ -275,14 +276,14 @@ func (s *Jobs) Files(ctx context.Context, c Caller, ref string, patterns []strin
 
 // Stop ends a job. It returns it once it has ended, or after some seconds as it is then.
 func (s *Jobs) Stop(ctx context.Context, c Caller, ref string, opt joblet.StopOptions) (joblet.Job, error) {
-	return s.act(ctx, c, StopJob, ref, stopDetail(opt), func(ctx context.Context, id string) (joblet.Job, error) {
-		return s.sup.StopWithin(ctx, id, opt, stopAnswer)
+	return s.act(ctx, c, StopJob, ref, stopDetail(opt), func(sup *supervisor.Supervisor, ctx context.Context, id string) (joblet.Job, error) {
+		return sup.StopWithin(ctx, id, opt, stopAnswer)
 	})
 }
 
 // Cancel ends a job that waits.
 func (s *Jobs) Cancel(ctx context.Context, c Caller, ref string) (joblet.Job, error) {
-	return s.act(ctx, c, CancelJob, ref, "", s.sup.Cancel)
+	return s.act(ctx, c, CancelJob, ref, "", (*supervisor.Supervisor).Cancel)
 }
 
 // Signal sends a signal, by its Linux number, to a job.
@@ -294,18 +295,18 @@ func (s *Jobs) Signal(ctx context.Context, c Caller, ref string, signal int, def
 
 // Pause freezes a job that runs.
 func (s *Jobs) Pause(ctx context.Context, c Caller, ref string) (joblet.Job, error) {
-	return s.act(ctx, c, PauseJob, ref, "", s.sup.Pause)
+	return s.act(ctx, c, PauseJob, ref, "", (*supervisor.Supervisor).Pause)
 }
 
 // Resume is the reverse of Pause.
 func (s *Jobs) Resume(ctx context.Context, c Caller, ref string) (joblet.Job, error) {
-	return s.act(ctx, c, ResumeJob, ref, "", s.sup.Resume)
+	return s.act(ctx, c, ResumeJob, ref, "", (*supervisor.Supervisor).Resume)
 }
 
 // Update changes the limits of a job.
 func (s *Jobs) Update(ctx context.Context, c Caller, ref string, l joblet.Limits) (joblet.Job, error) {
-	return s.act(ctx, c, UpdateJob, ref, limitsDetail(l), func(ctx context.Context, id string) (joblet.Job, error) {
-		return s.sup.Update(ctx, id, l)
+	return s.act(ctx, c, UpdateJob, ref, limitsDetail(l), func(sup *supervisor.Supervisor, ctx context.Context, id string) (joblet.Job, error) {
+		return sup.Update(ctx, id, l)
 	})
 }
 

@@ -479,7 +479,7 @@ func TestStartNotUndone(t *testing.T) {
 				}
 			}
 			s.table.mu.Unlock()
-			if _, err := s.Submit(t.Context(), joblet.Spec{Command: "no-such-command"}, "test", nil); joblet.KindOf(err) != test.want || !strings.Contains(err.Error(), "cleanup also failed: delete the record") {
+			if _, err := s.Submit(t.Context(), joblet.Spec{Command: "no-such-command"}, "test", nil); joblet.KindOf(err) != test.want || !strings.Contains(err.Error(), "cleanup also failed: cannot delete the record") {
 				t.Errorf("the submission: %v", err)
 			}
 			if job, err := s.Job(t.Context(), id); err != nil || job.State != joblet.Failed {
