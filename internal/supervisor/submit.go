@@ -201,9 +201,9 @@ func (s *submitter) plan(ctx context.Context, rec *store.Record) error {
 		case err != nil:
 			return joblet.Errorf(joblet.KindOf(err), "cannot depend on job %.80s: %w", ref, err)
 		case job.Spec.Repeats():
-			return joblet.Errorf(joblet.InvalidArgument, "depends on %s: that job repeats and never completes", joblet.ShortID(job.ID))
+			return joblet.Errorf(joblet.InvalidArgument, "cannot depend on job %s: that job repeats and never completes", joblet.ShortID(job.ID))
 		case job.State.Final() && job.State != joblet.Completed:
-			return joblet.Errorf(joblet.FailedPrecondition, "depends on %s: that job is %v and will not complete", joblet.ShortID(job.ID), job.State)
+			return joblet.Errorf(joblet.FailedPrecondition, "cannot depend on job %s: that job is %v and will not complete", joblet.ShortID(job.ID), job.State)
 		}
 		spec.DependsOn[i] = job.ID
 	}

@@ -66,7 +66,7 @@ func TestManyArguments(t *testing.T) {
 	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	d.says(t, 125, ``, `rnx: .*arguments and environment take \d+ bytes, .*: at most \d+ are possible; .*\n`, "job", "run", "--env-file="+file, "true")
+	d.says(t, 125, ``, `rnx: .*arguments and environment take \d+ bytes .*: at most \d+ are possible; .*\n`, "job", "run", "--env-file="+file, "true")
 }
 
 // TestLongNames: of a long name a message shows the ends, and what is wrong with it.

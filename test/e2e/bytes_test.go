@@ -166,7 +166,7 @@ func TestBytes(t *testing.T) {
 			t.Errorf("%q", out)
 		}
 		for _, flag := range []string{"-e", "-s"} {
-			d.says(t, 125, ``, `rnx: --(secret-)?env: .*names that begin with JOBLET_ are Joblet's own.*\n`, "job", "run", flag, "JOBLET_JOB_ID=1", "true")
+			d.says(t, 125, ``, `rnx: --(secret-)?env: .*names that begin with JOBLET_ are reserved.*\n`, "job", "run", flag, "JOBLET_JOB_ID=1", "true")
 			d.says(t, 125, ``, `rnx: --(secret-)?env: environment variable without a name\n`, "job", "run", flag, "=1", "true")
 		}
 	})

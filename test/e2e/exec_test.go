@@ -42,7 +42,7 @@ func TestExec(t *testing.T) {
 			{[]string{"box", "sh", "-c", "kill -TERM $$"}, 143, ""},
 			{[]string{"box", "no-such-command"}, 127, "command not found"},
 			{[]string{"box", "/usr"}, 126, "permission denied"},
-			{[]string{"-w", "/etc/passwd", "box", "true"}, 125, "workdir"},
+			{[]string{"-w", "/etc/passwd", "box", "true"}, 125, "working directory /etc/passwd: not a directory"},
 			{[]string{"-w", "../x", "box", "true"}, 125, "workdir"},
 			{[]string{"-e", "JOBLET_A=2", "box", "true"}, 125, "environment variable"},
 			{[]string{"nope", "true"}, 125, "nope"},
@@ -543,7 +543,7 @@ time.sleep(600)`))
 	if !eventually(patience, func() bool { return strings.HasPrefix(d.stdout(t, full), "full") }) {
 		t.Fatalf("%v", d.rnx(t.Context(), "job", "log", full))
 	}
-	if r := d.rnx(t.Context(), "job", "exec", full, "true"); r.status != 125 || !strings.Contains(r.stderr, "as many processes as it may have") {
+	if r := d.rnx(t.Context(), "job", "exec", full, "true"); r.status != 125 || !strings.Contains(r.stderr, "has reached its limit of processes") {
 		t.Errorf("%v", r)
 	}
 }

@@ -136,7 +136,7 @@ func TestFilesRefused(t *testing.T) {
 		{"--upload-dir=" + large, `rnx: .*x".*too large: at most 1073741824 bytes are possible in all.*; leave files out with --exclude or .jobletignore\n`},
 		{"--exclude=x", `rnx: --exclude: nothing is uploaded; .*\n`},
 		{"--upload=/no/such", `rnx: --upload: .*no such file.*\n`},
-		{"--upload=/", `rnx: --upload /: it has no name .*\n`},
+		{"--upload=/", `rnx: --upload /: it has no name; --upload-dir .*\n`},
 		{"--upload-dir=/etc/passwd", `rnx: --upload-dir: /etc/passwd is not a directory\n`},
 		{"--upload-dir=", `rnx: --upload-dir: .*\n`},
 	} {

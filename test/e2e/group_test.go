@@ -210,7 +210,7 @@ func TestGroupNames(t *testing.T) {
 	says(root, 1, short(cron), "job", "cancel", "tick")
 	says(alice, 0, "", "job", "cancel", "tick")
 	says(bob, 0, "SCHEDULED", "job", "status", his)
-	says(root, 1, "several owners", "job", "cancel", "tick")
+	says(root, 1, "several other owners", "job", "cancel", "tick")
 	says(bob, 0, "", "job", "cancel", "tick")
 
 	// Nobody else has it: then it is the other's, if the caller may.

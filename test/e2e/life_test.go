@@ -272,7 +272,7 @@ func TestLifeZones(t *testing.T) {
 			}
 		}
 	}
-	d.says(t, 125, ``, `rnx: schedule ".*": "CET-1CEST,M3.5.0" is neither .* POSIX time zone: .* a comma and a day must be; give one as .*\n`,
+	d.says(t, 125, ``, `rnx: schedule ".*": "CET-1CEST,M3.5.0" is not a time zone, and not a POSIX time zone either: it ends where a comma and a day is expected; use for example .*\n`,
 		"job", "run", "--schedule=CRON_TZ=CET-1CEST,M3.5.0 @daily", "true")
 }
 
@@ -318,7 +318,7 @@ func TestLifeOverlap(t *testing.T) {
 	hourly := fmt.Sprintf("--schedule=%d * * * *", now.Add(30*time.Minute).Minute())
 	skip := d.detach(t, hourly, "sleep", "600")
 	queue := d.detach(t, hourly, "--overlap=queue", "sleep", "600")
-	d.says(t, 125, ``, `rnx: overlap skip: only a job that repeats .*\n`, "job", "run", "--overlap=skip", "true")
+	d.says(t, 125, ``, `rnx: overlap skip: requires a repeating job .*\n`, "job", "run", "--overlap=skip", "true")
 	due := func(ago time.Duration) {
 		d.kill(t)
 		for _, id := range []string{skip, queue} {
@@ -724,7 +724,7 @@ func TestLifeIdempotencyKey(t *testing.T) {
 		t.Errorf("directories %v %v", dirs, err)
 	}
 	d.says(t, 125, ``, `rnx: idempotency key k 1 belongs to job `+joblet.ShortID(id)+`, which is another: .*\n`, "job", "run", "--idempotency-key=k 1", "echo", "other")
-	d.says(t, 125, ``, `rnx: idempotency key joblet:.* are the daemon's own\n`, "job", "run", "--idempotency-key=joblet:x", "true")
+	d.says(t, 125, ``, `rnx: invalid idempotency key joblet:x: .* are reserved for the daemon\n`, "job", "run", "--idempotency-key=joblet:x", "true")
 	d.kill(t)
 	d.restart(t)
 	if again := d.detach(t, args...); again != id {
@@ -1031,7 +1031,7 @@ func TestLifePrune(t *testing.T) {
 	}
 	d.says(t, 0, `\{"deleted_count":1,"freed_bytes":\d+\}\n`, ``, "job", "prune", "--older-than=1s", "--json")
 	left(waits, runs)
-	d.says(t, 0, "0 jobs deleted, 2 have not ended\n", ``, "job", "delete-all")
+	d.says(t, 0, "0 jobs deleted, 2 skipped as they have not ended\n", ``, "job", "delete-all")
 	d.says(t, 1, ``, `rnx: job \S+ is RUNNING: stop it first .*\n`, "job", "delete", runs)
 	d.says(t, 1, ``, `rnx: job \S+ is SCHEDULED: .*\n`, "job", "delete", waits)
 }

@@ -105,7 +105,7 @@ func TestLostRetry(t *testing.T) {
 			d.says(t, 0, `(?s).*"retry_on":\[75\],"retry_on_lost":true.*`, ``, "job", "status", "--json", id)
 		}
 		d.says(t, 125, ``, `rnx: --retry-on: "lots" is not a list of exit statuses: .* or "lost"\n`, "job", "run", "--retry=1", "--retry-on=lots", "true")
-		d.says(t, 125, ``, `rnx: .*add --retry=N\n`, "job", "run", "--retry-on=lost", "true")
+		d.says(t, 125, ``, `rnx: .* need --retry=N\n`, "job", "run", "--retry-on=lost", "true")
 	})
 }
 

@@ -318,7 +318,7 @@ func TestMetricsRefused(t *testing.T) {
 	defer l.Close()
 	for want, addr := range map[string]string{
 		"another program listens there": l.Addr().String(),
-		"pass --metrics-remote":         "0.0.0.0:0",
+		"add --metrics-remote":          "0.0.0.0:0",
 		"must be HOST:PORT":             "9090",
 	} {
 		dir := t.TempDir()

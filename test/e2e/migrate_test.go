@@ -74,8 +74,9 @@ preferences:
 	mustOK(t, r.as(t, "public", "--node=viewer", "job", "list"), "the viewer's list")
 	for line := range strings.Lines(mustOK(t, r.as(t, "public", "nodes", "--json"), "nodes")) {
 		var n struct {
-			Name, Address, NodeID, Status string
-			Default, Reachable            bool
+			Name, Address, Status string
+			NodeID                string `json:"node_id"`
+			Default, Reachable    bool
 		}
 		if err := json.Unmarshal([]byte(line), &n); err != nil || n.Default != (n.Name == "production") || !n.Reachable || n.Address != r.address || len(n.NodeID) != 36 {
 			t.Errorf("%s: %v", line, err)

@@ -246,7 +246,7 @@ func TestMigratingTables(t *testing.T) {
 				cmd := exec.Command(binDir+"/joblet", "config", "check", config)
 				cmd.Env = append(os.Environ(), name+"=")
 				out, err := cmd.CombinedOutput()
-				if unknown := bytes.Contains(out, []byte(name+" is unknown")); err != nil || unknown == slices.Contains(spans(r.here), name) {
+				if unknown := bytes.Contains(out, []byte("unknown environment variable "+name)); err != nil || unknown == slices.Contains(spans(r.here), name) {
 					t.Errorf("%s: %v %s", name, err, out)
 				}
 			}

@@ -189,7 +189,7 @@ func TestProcesses(t *testing.T) {
 	for _, command := range []string{"tree", "top"} {
 		d.says(t, 1, "", fmt.Sprintf("rnx: job %.8s has ended: STOPPED\n", id), "job", command, id)
 		d.says(t, 1, "", fmt.Sprintf("rnx: job %.8s does not run: it is SCHEDULED\n", waits), "job", command, waits)
-		d.says(t, 1, "", "rnx: no job none: see `rnx job list`\n", "job", command, "none")
+		d.says(t, 1, "", "rnx: no job none: see rnx job list\n", "job", command, "none")
 	}
 }
 

@@ -254,7 +254,7 @@ func TestRemoteOwners(t *testing.T) {
 	mustOK(t, r.as(t, "bob", "job", "delete-all"), "delete it again")
 	mustOK(t, r.as(t, "eye", "job", "status", id), "a reader's status")
 	mustFail(t, r.as(t, "eye", "job", "stop", id), "cert:eye has the role reader, and this call requires developer")
-	mustFail(t, r.as(t, "eye", "job", "run", "true"), "needs developer")
+	mustFail(t, r.as(t, "eye", "job", "run", "true"), "requires developer")
 
 	mustOK(t, r.as(t, "alice", "job", "run", "true"), "a job that ends")
 	if deleted, skipped, err := bob.DeleteAll(t.Context()); deleted != 0 || skipped != 0 || err != nil {
@@ -359,7 +359,7 @@ func TestForeignDependency(t *testing.T) {
 	id = completed()
 	own := run("alice", "--schedule=+1000h", "--depends-on="+id, "true")
 	for _, name := range []string{"alice", "mona", "admin"} {
-		mustFail(t, r.as(t, name, "job", "delete", id), "depends on, which has not run yet")
+		mustFail(t, r.as(t, name, "job", "delete", id), "depends on it and has not run yet")
 	}
 	mustOK(t, r.as(t, "alice", "job", "cancel", own), "cancel")
 	mustOK(t, r.as(t, "alice", "job", "delete", id), "delete")
@@ -493,7 +493,7 @@ func TestRemoteSecurity(t *testing.T) {
 	if err := os.WriteFile(profile, []byte("allow io_uring_setup io_uring_enter\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	const refused = "system call io_uring_setup: a job that may make it takes the role admin"
+	const refused = "system call io_uring_setup requires the role admin"
 	run := []string{"job", "run", "--security=" + profile}
 	for _, name := range []string{"bob", "mona"} {
 		mustFail(t, r.as(t, name, append(run, "true")...), refused)
@@ -620,8 +620,8 @@ func TestRemoteErrors(t *testing.T) {
 	}) {
 		t.Errorf("revoked: %v", r.as(t, "gone", "job", "list"))
 	}
-	mustFail(t, r.as(t, "alice", "--host=127.0.0.1:1", "job", "list"), "no daemon answers at 127.0.0.1:1: connect to the daemon: dial tcp 127.0.0.1:1: connect: connection refused")
-	mustFail(t, r.as(t, "alice", "--node=nope", "job", "list"), `no node "nope" in `)
+	mustFail(t, r.as(t, "alice", "--host=127.0.0.1:1", "job", "list"), "no daemon answers at 127.0.0.1:1: cannot connect to the daemon: dial tcp 127.0.0.1:1: connect: connection refused")
+	mustFail(t, r.as(t, "alice", "--node=nope", "job", "list"), `unknown node "nope": `)
 	mustFail(t, r.as(t, "nobody", "job", "list"), "rnx login")
 	if out := r.as(t, "wrong-ca", "nodes"); out.status != 0 || !strings.Contains(out.stdout, "authority") {
 		t.Errorf("nodes: %v", out)
@@ -697,7 +697,7 @@ func TestRemoteExpired(t *testing.T) {
 	if err := os.WriteFile(r.bundle("late"), text, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	mustFail(t, r.as(t, "late", "job", "list"), `the certificate of "late" `+when+": ask for another (joblet pki rotate)")
+	mustFail(t, r.as(t, "late", "job", "list"), `the certificate of "late" `+when+": get a new one (joblet pki rotate)")
 	if res := r.as(t, "late", "nodes"); res.status != 0 || !strings.Contains(res.stdout, when) {
 		t.Errorf("nodes: %v", res)
 	}

@@ -117,7 +117,7 @@ def main(address, ca, cert, key):
         expect(grpc.StatusCode.NOT_FOUND, jobs.RunJob, pb.RunJobRequest(command="true", runtime="nope"))
         expect(grpc.StatusCode.FAILED_PRECONDITION, jobs.CancelJob, pb.CancelJobRequest(uuid=run.job_uuid))
         denied = expect(grpc.StatusCode.PERMISSION_DENIED, api.RuntimeServiceStub(channel).RemoveRuntime, pb.RemoveRuntimeRequest(runtime="x"))
-        assert "needs admin" in denied, denied
+        assert "requires admin" in denied, denied
 
         # The host, and metrics.
         host = api.MonitoringServiceStub(channel).GetSystemStatus(pb.EmptyRequest())
