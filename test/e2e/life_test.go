@@ -440,7 +440,7 @@ func TestLifeDependsOn(t *testing.T) {
 	d.says(t, 125, ``, `rnx: cannot depend on job \S+: that job is FAILED and will not complete\n`, "job", "run", "--depends-on="+fails, "true")
 	d.says(t, 0, "at once\n", ``, "job", "run", "--depends-on="+a, "echo", "at once")
 	cron := d.detach(t, "--schedule=@yearly", "true")
-	d.says(t, 125, ``, `rnx: depends on \S+: that job repeats and never completes\n`, "job", "run", "--depends-on="+cron, "true")
+	d.says(t, 125, ``, `rnx: cannot depend on job \S+: that job repeats and never completes\n`, "job", "run", "--depends-on="+cron, "true")
 
 	// What a job waits for cannot be deleted, ended or not.
 	blocker := d.detach(t, "sleep", "60")
