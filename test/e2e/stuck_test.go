@@ -17,6 +17,7 @@ import (
 
 	"github.com/joblet/joblet"
 	"github.com/joblet/joblet/client"
+	"github.com/joblet/joblet/internal/testenv"
 )
 
 // endTime is how long it may take to end a job whose shim does nothing.
@@ -188,12 +189,17 @@ func TestExecStuck(t *testing.T) {
 	id, _, _ := d.sleeper(t)
 	for _, ends := range []bool{false, true} {
 		nap := fmt.Sprint(time.Now().UnixNano() / 1000)
-		cmd := d.command(t.Context(), "job", "exec", id, "sleep", nap)
+		cmd := d.command(t.Context(), "job", "exec", id, "sh", "-c", "echo on; exec sleep "+nap)
+		var out testenv.Output
+		cmd.Stdout = &out
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		process := 0
 		if !eventually(patience, func() bool {
+			if out.String() == "" { // the daemon has not heard from the shim
+				return false
+			}
 			names := hostProcesses("sleep\x00" + nap + "\x00")
 			if len(names) == 1 {
 				fmt.Sscan(names[0], &process)
