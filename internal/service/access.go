@@ -218,8 +218,8 @@ func (r *ruledCalls) check(may func(Caller, access, string) bool) (ended []error
 }
 
 // shown returns a job that passed a filter as the caller may see it in a list: another
-// owner's job, without permission to read it, in outline. A filter by what an outline
-// does not show passes none of these (ok is false): it would tell.
+// owner's job, without permission to read it, as a summary. A filter by a field that the
+// summary hides matches none of these jobs (ok is false): a match would reveal the field.
 func (p *policy) shown(c Caller, f joblet.Filter, job joblet.Job) (_ joblet.Job, ok bool) {
 	if p.may(c, reads, job.Owner) {
 		return job, true

@@ -12,7 +12,7 @@ import (
 	"github.com/joblet/joblet/internal/shim/setup"
 )
 
-const maxConns = 64 // of which most last for a moment
+const maxConns = 64 // most are short-lived
 
 // conn is a connection to a daemon.
 type conn struct{ fd int }

@@ -94,8 +94,8 @@ func (x *executor) concludeEnd(e *ending) bool {
 	}
 	rec.Usage = rec.Usage.Max(seen)
 	e.run = rec.Job
-	// Whatever ended it. Without its secrets it would be another job. The run of the job
-	// of which this one is a copy goes on.
+	// However it ended. Without its secrets it would be another job. A copy of a state
+	// directory does not retry: the run of the original job continues.
 	e.again = outcome.Retries(rec.Job) && !asked && !secrets.Masked(rec.Spec.SecretEnv) &&
 		!(e.run.State == joblet.Lost && j.elsewhere != "" && x.where.Copied)
 	if e.again {

@@ -334,7 +334,7 @@ func TestEndStays(t *testing.T) {
 		}()
 		inTime, over := false, false
 		for !inTime && !over {
-			s.table.mu.Lock() // whoever cancels it needs this too, before and after
+			s.table.mu.Lock() // cancel takes it too, before and after
 			rec, err := s.records.Get(t.Context(), job.ID)
 			if err != nil {
 				t.Fatal(err)

@@ -38,7 +38,7 @@ const (
 	maxGrowth   = 100 << 20
 	unreadAll   = 1000
 	unreadShort = 250 // of calls whose answers are short, or as those of another method
-	unreadFew   = 50  // of calls each of which has a process of its own
+	unreadFew   = 50  // of calls that start a process each
 
 	// callEvery is how often another client calls: it need not take a processor for itself.
 	callEvery = 100 * time.Millisecond

@@ -108,7 +108,7 @@ func (d *daemon) hostileOnce(t *testing.T, args ...string) (job joblet.Job, out 
 	t.Logf("%d answers, median %v, worst %v", len(answers), answers[len(answers)/2], answers[len(answers)-1])
 	control()
 	stdout, stderr := d.output(t, id)
-	return job, stdout + stderr, answers[len(answers)-1-len(answers)/50], limit // one in fifty may be somebody else's fault
+	return job, stdout + stderr, answers[len(answers)-1-len(answers)/50], limit // one in fifty may be late because of other load
 }
 
 // needs skips a test of a limit that this host cannot enforce, which another

@@ -17,7 +17,7 @@ import (
 )
 
 // socketsName is the directory in the run directory that holds a socket for each
-// sandbox, by which a later daemon finds its shim. Only root can enter it, so a
+// sandbox, so that a later daemon finds its shim. Only root can enter it, so a
 // name in there is the shim's, and no other process can keep it busy.
 const socketsName = "shims"
 

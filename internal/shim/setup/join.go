@@ -181,7 +181,7 @@ func becomeUser(p *program, x *protocol.Exec) {
 	setIDs(p, x.IDBase+x.Run.UID, x.IDBase+x.Run.GID)
 }
 
-// sibling makes a child of the caller's parent, which goes on in the caller's
+// sibling makes a child of the caller's parent, which continues in the caller's
 // place.
 //
 //go:norace

@@ -152,7 +152,7 @@ func (r *Records) CatchUp(ctx context.Context, rec *store.Record, box string) er
 		rec.Spec.SecretEnv = secrets
 		// Its latest run is concluded as one that ended while no daemon ran.
 		rec.State, rec.Exit, rec.Reason, rec.Ended = joblet.Running, nil, "", time.Time{}
-		rec.Box, rec.IDBase, rec.Leases = joblet.NewID(), 0, nil // of which there is no shim
+		rec.Box, rec.IDBase, rec.Leases = joblet.NewID(), 0, nil // no shim has this id
 		if known && f.Attempt == rec.Attempt {
 			rec.Box = f.Box
 			rec.Leases, rec.IDBase = outcome.Held(f)
